@@ -1,0 +1,1 @@
+"""A functional JAX/Flax library for machine-learning tasks; see README.md."""

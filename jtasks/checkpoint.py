@@ -1,0 +1,259 @@
+"""The only door to Orbax: save without holding the loop, restore strictly, import parameters.
+
+A checkpoint is a folder `STEP/`. It is written as `saving-STEP/`, gets the checksums of its files
+(Orbax reads a flipped byte without a word) and is renamed last, so a folder with a number for a name
+is whole, and one whose files do not match its checksums has been damaged since.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jtasks.errors import CheckpointError
+
+CHECKSUMS = "checksums.json"
+# Orbax writes this mark after its own rename; it says nothing about the content.
+UNCHECKED = {CHECKSUMS, "commit_success.txt"}
+
+
+class Checkpoints:
+    """Saves the states of one run under `folder`; one save is under way at a time."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder.absolute()  # Orbax refuses relative paths
+        self._checkpointer: Any = None
+        self._thread: threading.Thread | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def save(self, state: Any) -> None:
+        """Copy the state to the host, then write it in the background.
+
+        Raises:
+          CheckpointError: the previous save failed, or this one cannot begin.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if self._checkpointer is None:
+            self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        step = int(state.step)
+        partial = self.folder / f"saving-{step}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            self._checkpointer.save(partial, args=ocp.args.StandardSave(leaves(state)), force=True)
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {error}") from error
+        self._thread = threading.Thread(target=self._commit, args=(partial, step), name="commit", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Wait for the save under way; raises CheckpointError if it failed."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {error}") from error
+
+    def close(self) -> None:
+        """Wait, and let Orbax end its threads."""
+        try:
+            self.wait()
+        finally:
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Delete the finished checkpoints of other steps."""
+        if jax.process_index() == 0:
+            for step in saved_steps(self.folder):
+                if step not in steps:
+                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def _commit(self, partial: pathlib.Path, step: int) -> None:
+        try:
+            self._checkpointer.wait_until_finished()
+            if jax.process_index() == 0:
+                (partial / CHECKSUMS).write_text(json.dumps(checksums(partial), indent=1))
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
+                partial.rename(self.folder / str(step))
+        except BaseException as error:  # raised in the loop, by wait()
+            self._error = error
+
+
+def saved_steps(folder: pathlib.Path) -> list[int]:
+    """The steps that have a finished checkpoint, ascending."""
+    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
+
+
+def clear_unfinished(folder: pathlib.Path) -> None:
+    """Delete what a killed process left half-written."""
+    for path in folder.glob("saving-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def newest(folder: pathlib.Path, warn: Callable[[str], None]) -> int | None:
+    """The newest undamaged checkpoint's step; None where there is no checkpoint at all.
+
+    Raises:
+      CheckpointError: there are checkpoints, and each is damaged.
+    """
+    steps = saved_steps(folder)
+    found = []
+    for step in reversed(steps):
+        problems = damage(folder / str(step))
+        if not problems:
+            return step
+        found.append(f"checkpoint {folder / str(step)} is damaged: {'; '.join(problems)}")
+        warn(found[-1])
+    if steps:
+        raise CheckpointError(
+            "\n".join(found) + f"\nno undamaged checkpoint is left in {folder}: restore one from a copy, or"
+            " move the folder away to start afresh"
+        )
+    return None
+
+
+def checksums(folder: pathlib.Path) -> dict[str, str]:
+    """SHA-256 of each file below the folder, by relative path."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in UNCHECKED)
+    result = {}
+    for path in files:
+        with path.open("rb") as file:
+            result[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return result
+
+
+def damage(folder: pathlib.Path) -> list[str]:
+    """What differs from the checksums written when it was saved; empty when nothing does."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_text())
+    except (OSError, ValueError) as error:
+        return [f"{CHECKSUMS} cannot be read ({error})"]
+    try:
+        found = checksums(folder)
+    except OSError as error:
+        return [str(error)]
+    missing = [f"{name} is missing" for name in expected if name not in found]
+    return missing + [f"{name} has changed" for name in expected if name in found and found[name] != expected[name]]
+
+
+def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
+    """The state saved in `folder`, with the structure, shapes, types and shardings of `like`.
+
+    With `only` (a prefix of paths such as "params/") just that part of the checkpoint has to fit.
+
+    Raises:
+      CheckpointError: leaves are missing, extra, or of another shape or type; all are listed.
+    """
+    wanted = leaves(like)
+    saved = {name: leaf for name, leaf in _saved_leaves(folder).items() if name.startswith(only)}
+    problems = [f"missing: {name} {_describe(wanted[name])}" for name in wanted if name not in saved]
+    problems += [f"not in this run: {name} {_describe(saved[name])}" for name in saved if name not in wanted]
+    problems += [
+        f"{name} is {_describe(saved[name])}, expected {_describe(wanted[name])}"
+        for name in wanted
+        if name in saved and _describe(saved[name]) != _describe(wanted[name])
+    ]
+    if problems:
+        raise CheckpointError(
+            f"checkpoint {folder} does not fit this config:\n  " + "\n  ".join(problems) + "\nuse another workdir, or"
+            " config.init_from to take over the parameters that fit"
+        )
+    arrays = _read(folder, wanted)
+    paths, structure = jax.tree_util.tree_flatten_with_path(like)
+    return structure.unflatten([arrays.get(_name(path), leaf) for path, leaf in paths])
+
+
+def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tuple[Any, dict[str, list[str]]]:
+    """Take from a checkpoint whatever parameters fit by name and shape.
+
+    Args:
+      source: a workdir, its `checkpoints` folder, or one `checkpoints/STEP`.
+      params: the parameters as initialised; leaves that do not fit stay as they are.
+
+    Returns:
+      The parameters, and the names that were `taken`, `left` as initialised, and `unused` of the checkpoint.
+    """
+    folder = _checkpoint_folder(pathlib.Path(source).absolute(), warn)
+    saved = _saved_leaves(folder)
+    prefix = "average/" if any(name.startswith("average/") for name in saved) else "params/"
+    saved = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
+    wanted = leaves(params)
+    taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}
+    if not taken:
+        raise CheckpointError(
+            f"no parameter of config.init_from={source} fits: it has {_some(saved)}; wanted {_some(wanted)}"
+        )
+    arrays = {n.removeprefix(prefix): a for n, a in _read(folder, {prefix + n: a for n, a in taken.items()}).items()}
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    report = {
+        "taken": list(taken),
+        "left": [f"{n} {_describe(leaf)}" for n, leaf in wanted.items() if n not in taken],
+        "unused": [f"{n} {_describe(leaf)}" for n, leaf in saved.items() if n not in taken],
+    }
+    return structure.unflatten([arrays.get(_name(path), leaf) for path, leaf in paths]), report
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """Leaves by their "/"-joined path; empty arrays, which Orbax refuses, are left out."""
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf.size}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _checkpoint_folder(source: pathlib.Path, warn: Callable[[str], None]) -> pathlib.Path:
+    if source.name.isdigit() and source.is_dir():
+        if problems := damage(source):
+            raise CheckpointError(f"checkpoint {source} is damaged: {'; '.join(problems)}")
+        return source
+    for folder in (source / "checkpoints", source):
+        step = newest(folder, warn)
+        if step is not None:
+            return folder / str(step)
+    raise CheckpointError(f"no checkpoint in config.init_from={source}: give a workdir of a run, or checkpoints/STEP")
+
+
+def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        return dict(checkpointer.metadata(folder).item_metadata.tree)
+
+
+def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Read just the `wanted` leaves, each onto its own sharding."""
+    import orbax.checkpoint as ocp
+
+    wanted = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None)) for n, a in wanted.items()}
+    arguments = ocp.args.PyTreeRestore(
+        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder, args=arguments)
+
+
+def _describe(leaf: Any) -> str:
+    return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

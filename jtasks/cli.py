@@ -1,0 +1,133 @@
+"""The command line; see `python main.py --help`."""
+
+import argparse
+import contextlib
+import json
+import os
+import pathlib
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
+
+HELP = """\
+modes:
+  train    train, going on from whatever DIR holds; evaluates `valid` on the way, `valid` and `test` at the end
+  eval     metrics of the newest checkpoint on one split
+  predict  outputs of the newest checkpoint on one split, into DIR/predictions-SPLIT.jsonl
+  show     pictures and texts of the newest checkpoint, into DIR/show/
+
+Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4
+
+exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
+(run the same command again)
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    from jtasks import errors, signals
+
+    try:
+        result = _run(sys.argv[1:] if arguments is None else arguments)
+        print(json.dumps(result), flush=True)
+        return EXIT_DONE
+    except errors.ConfigError as error:
+        return _fail(EXIT_USAGE, str(error))
+    except (errors.DataError, errors.CheckpointError, errors.TrainingError) as error:
+        return _fail(EXIT_FAILED, str(error))
+    except signals.Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        return _fail(130, "interrupted before there was anything to save")
+    except Exception as error:
+        code = _fail(EXIT_FAILED, f"{type(error).__name__}: {error}")
+        traceback.print_exc()
+        return code
+
+
+def _fail(code: int, text: str) -> int:
+    print(f"error: {text}", file=sys.stderr, flush=True)
+    return code
+
+
+def _run(arguments: Sequence[str]) -> dict[str, Any]:
+    flags, overrides = _parser().parse_known_args(arguments)
+    from jtasks import errors
+
+    if unknown := [o for o in overrides if not o.startswith("--config.") or "=" not in o]:
+        raise errors.ConfigError(
+            f"unknown argument {unknown[0]}: fields of the config are set as --config.NAME=VALUE (see --help)"
+        )
+    workdir = pathlib.Path(flags.workdir).expanduser()
+    _quiet()
+    _compilation_cache()
+    from jtasks import config as configs
+
+    config = configs.load(flags.config, overrides)
+    if flags.mode == "train":
+        _writable(workdir)
+        from jtasks.train import train
+
+        return train(config, workdir)
+    if flags.mode == "eval":
+        from jtasks import evaluate
+
+        return evaluate.run(config, workdir, flags.split)
+    from jtasks import predict
+
+    if flags.mode == "predict":
+        return {"predictions": str(predict.run(config, workdir, flags.split))}
+    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split)]}
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jtasks",
+        description="Train, evaluate and look at a machine-learning task.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE.py[:PRESET]", help="a file that defines get_config")
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder: log, checkpoints, pictures")
+    parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show"))
+    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
+    return parser
+
+
+def _writable(workdir: pathlib.Path) -> None:
+    from jtasks.errors import ConfigError
+
+    probe = workdir / ".writable"
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except FileExistsError:
+        raise ConfigError(f"--workdir={workdir} is a file: give a folder, which need not exist yet") from None
+    except OSError as error:
+        raise ConfigError(f"--workdir={workdir} cannot be written to ({error.strerror}): give another folder") from None
+
+
+def _quiet() -> None:
+    """Keep libraries' chatter off the terminal; their warnings stay."""
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _compilation_cache() -> None:
+    """Compiled programs are kept in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jtasks" / "compiled"
+        with contextlib.suppress(OSError):  # without a writable cache folder, programs are compiled anew
+            cache.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

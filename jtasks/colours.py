@@ -1,0 +1,112 @@
+"""Pixels as colour tokens: a palette fitted by k-means, the nearest colour, and back (Chen et al. 2020, 3.1)."""
+
+import os
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks.data import pipeline
+from jtasks.data.files import data_folder
+from jtasks.data.pipeline import Examples
+from jtasks.errors import DataError
+
+Palette = tuple[tuple[float, ...], ...]
+
+
+def fit(images: np.ndarray, colours: int, seed: int = 0, pixels: int = 2_000_000) -> np.ndarray:
+    """A palette [colours, c] float32 with little squared distance to the pixels of images [n, h, w, c], dark to light.
+
+    Fitted to a random sample of `pixels`.
+    """
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    flat = images.reshape(-1, images.shape[-1])
+    if len(flat) > pixels:
+        flat = flat[np.random.default_rng(seed).integers(0, len(flat), pixels)]
+    distinct, counts = np.unique(flat, axis=0, return_counts=True)
+    if len(distinct) < colours:
+        raise DataError(f"config.data.colours={colours}, but the images hold only {len(distinct)} different colours")
+    if len(distinct) <= 1024:  # grey levels: few enough for exact iterations over all of them
+        means = KMeans(colours, random_state=seed, n_init=20)
+    else:
+        means = MiniBatchKMeans(colours, random_state=seed, n_init=3, batch_size=16_384, max_iter=20)
+    means.fit(distinct.astype(np.float32), sample_weight=counts.astype(np.float32))
+    centres = means.cluster_centers_.astype(np.float32)
+    return centres[np.lexsort([*centres.T, centres.sum(1)])]
+
+
+def levels(images: np.ndarray) -> np.ndarray:
+    """The palette [colours, 1] of grey images taken as they are: all levels from 0 to the highest."""
+    if images.shape[-1] != 1:
+        raise DataError("config.data.colours=0 takes grey levels as they are, but these images have colour")
+    return np.arange(int(images.max()) + 1, dtype=np.float32)[:, None]
+
+
+def prepare(examples: Examples, options: Any, seed: int) -> None:
+    """Fit the palette that `options` (config.data) ask for to training images, unless it is there already."""
+    path = palette_path(options, seed)
+    if options.palette or path.exists():
+        return
+    n = pipeline.size(examples)
+    rows = np.sort(pipeline.permutation(seed, 0, n)[:10_000])
+    images = pipeline.fetch(examples, rows, None)["image"]
+    palette = fit(images, options.colours, seed) if options.colours else levels(images)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}-{os.getpid()}.npy")
+    np.save(partial, palette)
+    partial.replace(path)
+
+
+def data_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
+    """The palette, and what a model's sizes follow from: number of colours, image shape (h, w), positions."""
+    h, w, channels = pipeline.example(examples, 0)["image"].shape
+    palette = load(palette_path(options, seed), channels)
+    return {"palette": palette, "colours": len(palette), "shape": (h, w), "positions": h * w}
+
+
+def palette_path(options: Any, seed: int) -> pathlib.Path:
+    """The palette file that config.data names, or the place beside the data of a fitted one."""
+    if options.palette:
+        return pathlib.Path(options.palette)
+    source = re.sub(r"\W+", "-", options.name)
+    return data_folder(options.dir) / "palettes" / f"{source}-{options.size or 'full'}-{options.colours}-seed{seed}.npy"
+
+
+def load(path: pathlib.Path, channels: int) -> Palette:
+    """Read a palette [colours, channels] in pixel units from a .npy file, as a hashable tuple.
+
+    Raises:
+      DataError: absent, not a .npy file, or of another shape.
+    """
+    try:
+        palette = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"palette {path} cannot be read ({error}): expected a .npy file [colours, {channels}]") from None
+    if palette.ndim != 2 or palette.shape[1] != channels or not np.isfinite(palette).all():
+        raise DataError(f"palette {path} has shape {list(palette.shape)}: expected finite [colours, {channels}]")
+    return tuple(tuple(float(x) for x in colour) for colour in palette)
+
+
+def nearest(images: jax.Array, palette: Palette) -> jax.Array:
+    """Index of the nearest colour of each pixel in raster order: [b, h, w, c] -> [b, h * w] int32."""
+    pixels = images.reshape(images.shape[0], -1, images.shape[-1]).astype(jnp.float32)
+    # Channel by channel and not as a matrix product, which accelerators would round.
+    distance = sum(
+        jnp.square(pixels[..., c, None] - jnp.asarray(levels)[None, None])
+        for c, levels in enumerate(np.asarray(palette, np.float32).T)
+    )
+    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
+
+
+def pictures(tokens: np.ndarray, palette: Palette, shape: Sequence[int]) -> np.ndarray:
+    """uint8 images [..., h, w, c] of tokens [..., h * w]; a palette that ends below 128 is stretched to 255."""
+    colours = np.asarray(palette, np.float32)
+    if colours.max() < 128:
+        colours = colours * (255 / max(colours.max(), 1))
+    images = np.rint(colours).clip(0, 255).astype(np.uint8)[tokens]
+    return images.reshape(*tokens.shape[:-1], *shape, colours.shape[1])

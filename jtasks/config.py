@@ -1,0 +1,212 @@
+"""Configs: defaults of the common fields, presets, command-line overrides, and the frozen result."""
+
+import difflib
+import inspect
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import ml_collections
+from absl import flags
+from ml_collections import config_flags
+from ml_collections.config_dict import placeholder
+
+from jtasks import optim, task
+from jtasks.errors import ConfigError
+
+Config = ml_collections.FrozenConfigDict
+
+
+def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
+    """The fields that every config has, with their default values."""
+    return ml_collections.ConfigDict(
+        {
+            "task": "",  # dotted module name, or the path of a .py file
+            "seed": 0,
+            "steps": 0,  # optimizer steps; or give epochs
+            "epochs": 0.0,
+            "batch_size": 64,  # examples a step, over all devices and microbatches
+            "accumulate": 1,  # microbatches a step
+            "eval_every": 0,  # steps; 0: only at the end
+            "save_every": 1000,  # steps; 0: only at the end
+            "log_every": 50,
+            "keep": 2,  # newest checkpoints kept
+            "best": "",  # the checkpoint with the lowest (or "-split/name": highest) metric is kept too
+            "show_count": 8,  # examples that show_fn pictures at each evaluation; 0: none
+            "precision": "float32",  # of the computation: float32 or bfloat16; parameters stay float32
+            "ema": 0.0,  # decay of a moving average of the parameters, used to evaluate; 0: none
+            "max_bad_steps": 10,  # stop after so many non-finite steps in a row
+            "init_from": "",  # a workdir or checkpoint to take parameters from, as far as they fit
+            "data": {
+                "dir": placeholder(str),  # None: $JTASKS_DATA, else the user's cache folder
+                "threads": 16,  # that read ahead, where data is not in memory
+                "workers": 0,  # processes that do so instead
+            },
+            "model": {},
+            "optim": {**optim.defaults(), "name": optimizer, **optim.arguments(optimizer)},
+            "mesh": {"data": -1},
+        }
+    )
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Read `FILE.py[:PRESET]`, fill in the defaults and apply `--config.a.b=value` overrides.
+
+    Raises:
+      ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
+    """
+    user = _read(path)
+    name = user.get("optim", {}).get("name", "adamw")
+    for override in overrides:
+        if override.startswith("--config.optim.name="):
+            name = override.partition("=")[2]
+    config = defaults(name)
+    for field in user:
+        near = difflib.get_close_matches(field, config, n=1, cutoff=0.8)
+        if field not in config and near:
+            raise ConfigError(f"unknown field config.{field} in {path}, did you mean {near[0]}?")
+    _merge(config, user, "config")
+    _override(config, overrides)
+    _validate(config)
+    return Config(config)
+
+
+def fill(config: Config, module: ModuleType) -> Config:
+    """The config with the placeholders (None) of `config.model` filled from the task's `data_args`."""
+    if not hasattr(module, "data_args"):
+        return config
+    full = ml_collections.ConfigDict(config)
+    with full.unlocked():
+        for name, value in module.data_args(config).items():
+            if full.model.get(name) is None:
+                full.model[name] = value
+    return Config(full)
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Plain JSON data; tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def fields(config: Mapping[str, Any], prefix: str = "config") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of all leaves."""
+    for name, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict):
+            yield from fields(value, f"{prefix}.{name}")
+        else:
+            yield f"{prefix}.{name}", value
+
+
+def _read(path: str) -> ml_collections.ConfigDict:
+    file, _, preset = path.partition(":")
+    if not pathlib.Path(file).is_file():
+        here = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+        near = difflib.get_close_matches(file, here, n=1)
+        raise ConfigError(f"no config file {file}" + (f", did you mean {near[0]}?" if near else ""))
+    module = task.load_file(file)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise ConfigError(f"{file} has no get_config(): a config file defines it and returns a ConfigDict")
+    if preset and not inspect.signature(get_config).parameters:
+        raise ConfigError(f"{file} has no presets: get_config takes no argument, but {preset!r} was asked for")
+    try:
+        config = get_config(preset) if preset else get_config()
+    except Exception as error:
+        named = f" for preset {preset!r}" if preset else ""
+        raise ConfigError(f"{file}: get_config failed{named}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
+    return config
+
+
+def _merge(config: ml_collections.ConfigDict, user: ml_collections.ConfigDict, prefix: str) -> None:
+    """Lay the user's values over the defaults; values keep the defaults' types."""
+    with config.unlocked():
+        for name in user:
+            value, name_here = user.get_ref(name), f"{prefix}.{name}"
+            if name not in config:
+                if prefix == "config.optim":
+                    raise ConfigError(_unknown(name_here, config))
+                config[name] = value
+            elif isinstance(config[name], ml_collections.ConfigDict):
+                if not isinstance(user[name], ml_collections.ConfigDict):
+                    raise ConfigError(f"{name_here} must be a dict of fields, not {user[name]!r}")
+                _merge(config[name], user[name], name_here)
+            elif user[name] is not None:
+                config[name] = _typed(user[name], config.get_type(name), name_here)
+
+
+def _typed(value: Any, kind: type, name: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    flexible = {"config.optim.warmup"}  # steps as an int, or a fraction as a float
+    if kind is type(None) or isinstance(value, kind) and isinstance(value, bool) == (kind is bool) or name in flexible:
+        return value
+    raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({value!r})")
+
+
+def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        name = override.partition("=")[0].removeprefix("--")
+        *parents, last = name.split(".")[1:]
+        node = config
+        for depth, parent in enumerate(parents):
+            if parent not in node or not isinstance(node[parent], ml_collections.ConfigDict):
+                raise ConfigError(_unknown(".".join(["config", *parents[: depth + 1]]), node))
+            node = node[parent]
+        if last not in node:
+            raise ConfigError(_unknown(name, node))
+        if name == "config.optim.warmup":
+            with config.unlocked():
+                config.optim.warmup = _number(override)
+            continue
+        if isinstance(node[last], ml_collections.ConfigDict):
+            raise ConfigError(f"{name} is a dict of fields: set one of {name}.{{{','.join(node[last])}}}")
+    rest = [o for o in overrides if not o.startswith("--config.optim.warmup")]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
+    try:
+        values(["", *rest])
+    except (flags.Error, ValueError, TypeError) as error:
+        raise ConfigError(f"wrong value on the command line: {error}") from error
+
+
+def _number(override: str) -> int | float:
+    text = override.partition("=")[2]
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigError(f"{override}: expected a number of steps, or a fraction of them") from None
+
+
+def _unknown(name: str, node: ml_collections.ConfigDict) -> str:
+    near = difflib.get_close_matches(name.rpartition(".")[2], list(node), n=1, cutoff=0.5)
+    parent = name.rpartition(".")[0]
+    return f"unknown field {name}, " + (
+        f"did you mean {parent}.{near[0]}?" if near else f"{parent} has {', '.join(node) or 'no fields'}"
+    )
+
+
+def _validate(config: ml_collections.ConfigDict) -> None:
+    if not config.task:
+        raise ConfigError("config.task is empty: give a task module such as jtasks.tasks.igpt, or a .py file")
+    if config.steps <= 0 and config.epochs <= 0:
+        raise ConfigError("config.steps is 0 and so is config.epochs: give one of them")
+    if config.steps > 0 and config.epochs > 0:
+        raise ConfigError(f"config.steps={config.steps} and config.epochs={config.epochs}: give one of them, not both")
+    for name in ("batch_size", "accumulate", "log_every", "max_bad_steps", "keep"):
+        if config[name] < 1:
+            raise ConfigError(f"config.{name} must be at least 1, not {config[name]}")
+    for name in ("eval_every", "save_every"):
+        if config[name] < 0:
+            raise ConfigError(f"config.{name} must be 0 (only at the end) or more, not {config[name]}")
+    if config.precision not in ("float32", "bfloat16"):
+        raise ConfigError(f"config.precision must be float32 or bfloat16, not {config.precision!r}")
+    if not 0 <= config.ema < 1:
+        raise ConfigError(f"config.ema must be in [0, 1), not {config.ema}")

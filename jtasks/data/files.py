@@ -1,0 +1,199 @@
+"""Find, download and read files of data, trusting none of them.
+
+A file is either whole or absent: downloads are checked by hash and renamed into place, archives are
+read in memory and never unpacked, pickles are read without running what they ask for.
+"""
+
+import io
+import os
+import pathlib
+import pickle
+import posixpath
+import sys
+import tarfile
+import zlib
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jtasks.errors import DataError
+
+
+def data_folder(folder: str | None) -> pathlib.Path:
+    """The folder of data: `folder` (config.data.dir), else $JTASKS_DATA, else the user's cache folder.
+
+    It need not exist: a download makes it.
+    """
+    chosen = folder or os.environ.get("JTASKS_DATA")
+    if chosen:
+        return pathlib.Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return pathlib.Path(cache).expanduser() / "jtasks"
+
+
+def find(names: Iterable[str], folders: Iterable[pathlib.Path]) -> pathlib.Path | None:
+    """The first of `names` in the first of `folders` that has any, or None."""
+    names = tuple(names)
+    paths = (folder / name for folder in folders for name in names)
+    return next((path for path in paths if path.exists()), None)
+
+
+def fetch(
+    name: str,
+    known_hash: str,
+    mirrors: Sequence[str],
+    folder: pathlib.Path,
+    looked_for: Sequence[str] = (),
+    searched: Sequence[pathlib.Path] = (),
+) -> pathlib.Path:
+    """Download `name` from the first of `mirrors` that serves it intact, and return its path in `folder`.
+
+    The bytes go to a temporary file that takes its name only when their hash is right, so processes
+    that fetch at once each rename a whole file over an equal one, and a failure leaves nothing behind.
+
+    Args:
+      name: the file's name, both behind the mirror's address and in `folder`.
+      known_hash: such as `md5:f68b...`.
+      mirrors: addresses that end in a slash, tried in order.
+      folder: where the file goes; made if absent.
+      looked_for: the names that would have made the download needless, for the message.
+      searched: the folders where they were looked for, for the message.
+
+    Raises:
+      DataError: if no mirror served the file, with what each answered and the ways out.
+    """
+    failures = []
+    for mirror in mirrors:
+        try:
+            return _download(mirror + name, known_hash, folder, name)
+        except (OSError, ValueError) as error:  # requests raises subclasses of OSError, pooch ValueError for a hash
+            failures.append(f"{mirror}{name}: {type(error).__name__}: {' '.join(str(error).split())}")
+    lines = [
+        f"cannot find or download {name}",
+        f"  looked for: {', '.join(looked_for or [name])}",
+        f"  in: {', '.join(str(path) for path in searched or [folder])}",
+        *(f"  tried: {failure}" for failure in failures),
+        f"  what to do: put the file into {folder}, or set config.data.dir or $JTASKS_DATA to the folder that "
+        "holds it, or check the network and run the same command again",
+    ]
+    raise DataError("\n".join(lines))
+
+
+def _download(url: str, known_hash: str, folder: pathlib.Path, name: str) -> pathlib.Path:
+    """One attempt at one address."""
+    import pooch  # type: ignore[import-untyped]
+
+    pooch.get_logger().setLevel("ERROR")
+    if sys.stderr.isatty():
+        print(f"downloading {url} to {folder}", file=sys.stderr)
+    downloader = pooch.HTTPDownloader(chunk_size=1 << 20, timeout=30)
+    path = pathlib.Path(pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=downloader))
+    path.chmod(0o644)  # temporary files are private, but a folder of data is often shared
+    return path
+
+
+def read(path: pathlib.Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+      DataError: if it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
+
+
+def read_members(archive: pathlib.Path, wanted: Collection[str]) -> dict[str, bytes]:
+    """The bytes of the `wanted` members of a tar archive of any compression, by name.
+
+    Raises:
+      DataError: if the archive is corrupt, lacks one of them, or has a member that leaves its folder.
+    """
+    found = {}
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                _check_member(archive, member)
+                name = posixpath.normpath(member.name)
+                stream = tar.extractfile(member) if name in wanted else None
+                if stream is not None:
+                    found[name] = stream.read()
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        raise DataError(
+            f"{archive} is truncated or corrupt ({error}); delete it and run again to download it anew"
+        ) from error
+    absent = sorted(set(wanted) - set(found))
+    if absent:
+        raise DataError(f"{archive} lacks {', '.join(absent)}; is it another archive under this name?")
+    return found
+
+
+def _check_member(archive: pathlib.Path, member: tarfile.TarInfo) -> None:
+    """Refuse what could point outside the folder that an archive stands for, even though nothing is unpacked."""
+    path = pathlib.PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{archive}: member {member.name!r} leaves the archive's folder; get the official archive")
+    if not (member.isfile() or member.isdir()):
+        raise DataError(f"{archive}: member {member.name!r} is a link or a device; get the official archive")
+
+
+def load_pickle(data: bytes, where: str) -> Any:
+    """A pickle of plain Python values and numpy arrays, as Python 2 or 3 wrote it; strings of Python 2 are bytes.
+
+    Args:
+      data: the pickle.
+      where: names the file in errors.
+
+    Raises:
+      DataError: if it is corrupt, or asks for anything else, which might run code.
+    """
+    try:
+        return _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
+    except pickle.UnpicklingError as error:
+        raise DataError(f"{where}: {error}") from error
+    except Exception as error:  # damaged bytes can fail anywhere in the unpickler
+        raise DataError(
+            f"{where} is truncated or corrupt ({type(error).__name__}: {error}); delete it and get the official one"
+        ) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Rebuilds arrays by the functions below, under the names that numpy 1 and 2 gave them, and nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = {
+            "multiarray._reconstruct": _empty_array,
+            "numeric._frombuffer": _array_from_buffer,
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": _dtype,
+            "_codecs.encode": _latin1,
+        }
+        place = f"{module}.{name}"
+        short = place.removeprefix("numpy.core.").removeprefix("numpy._core.")
+        if short not in allowed:
+            raise pickle.UnpicklingError(
+                f"the pickle asks for {place}, which arrays do not need and which might run code; "
+                "get the official file, whose pickles hold only arrays, lists and strings"
+            )
+        return allowed[short]
+
+
+def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> np.ndarray:
+    """An array for the unpickler to fill by `__setstate__`."""
+    return np.ndarray((0,), np.uint8)
+
+
+def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
+def _dtype(kind: str | bytes, align: object = False, copy: object = False) -> np.dtype:
+    """A dtype without its flags, which old pickles hold as integers that numpy now warns about."""
+    return np.dtype(kind.decode() if isinstance(kind, bytes) else kind)
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Protocol 2 of Python 3 spells bytes as encoded text."""
+    return text.encode("latin1")

@@ -1,0 +1,137 @@
+"""Labelled images by the name of their data set."""
+
+import difflib
+import functools
+import pathlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+
+from jtasks.data import cifar10, digits, mnist, pictures, tfds
+from jtasks.data.examples import Examples, fit
+from jtasks.data.files import data_folder
+from jtasks.errors import ConfigError
+
+Data = dict[str, np.ndarray] | Examples
+
+NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "tfds:NAME")
+SPLITS = ("train", "valid", "test")
+
+
+def images(
+    name: str,
+    split: str,
+    *,
+    folder: str | None = None,
+    seed: int = 0,
+    valid: float = 0.1,
+    size: int | None = None,
+) -> Data | None:
+    """The examples of one split of a data set of labelled images.
+
+    Data without a valid split of its own gives up the share `valid` of train, chosen by `seed`;
+    90/10 is that of Chen et al. 2020, "Generative Pretraining from Pixels".
+
+    Args:
+      name: `mnist`, `cifar10`, `digits`, `folder:PATH` or `tfds:NAME`.
+      split: `train`, `valid` or `test`.
+      folder: the folder of data (config.data.dir); None takes $JTASKS_DATA or the user's cache folder.
+      seed: decides which examples of train become valid, and nothing else.
+      valid: the share of train that becomes valid, in [0, 1); 0 gives none.
+      size: scale and crop every image around its centre to this width and height.
+
+    Returns:
+      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:` and `tfds:` a picklable sequence
+      of {"image": uint8 [h, w, c], "label": int32 []}; None for a split that the data lacks.
+
+    Raises:
+      ConfigError: if an argument is none of the above.
+      DataError: if the data is absent and cannot be fetched, or is corrupt.
+    """
+    _check_arguments(split, seed, valid, size)
+    read, _ = _source(name, folder)
+    own = None if split == "test" else read("valid")
+    if split == "test" or (split == "train" and own is not None):
+        data = read(split)
+    else:
+        data = own if own is not None else _part(read("train"), split, seed, valid)
+    return _fitted(data, size)
+
+
+def class_names(name: str, *, folder: str | None = None) -> tuple[str, ...]:
+    """The names of the classes of a data set, in the order of their labels.
+
+    Raises:
+      ConfigError: if there is no data set of that name.
+      DataError: if the names lie with the data and that is absent.
+    """
+    return _source(name, folder)[1]()
+
+
+def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
+    """The sorted rows of train or valid when `count` examples are parted by `seed`.
+
+    The raw stream of a bit generator never changes between versions of numpy, while that of
+    `Generator.permutation` may (NEP 19), and then a resumed run would train on its own valid examples.
+    """
+    order = np.argsort(np.random.Philox(seed).random_raw(count), kind="stable")
+    held = min(round(count * valid), count - 1)
+    return np.sort(order[:held] if split == "valid" else order[held:])
+
+
+def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None], Callable[[], tuple[str, ...]]]:
+    """How to read a split of the named data set, and how to list its classes."""
+    root = data_folder(folder)
+    kind, _, rest = name.partition(":")
+    if name == "mnist":
+        return functools.partial(mnist.read, root), lambda: mnist.CLASSES
+    if name == "cifar10":
+        return functools.partial(cifar10.read, root), lambda: cifar10.CLASSES
+    if name == "digits":
+        return digits.read, lambda: digits.CLASSES
+    if kind == "folder" and rest:
+        splits, classes = pictures.read(rest, root)
+        return splits.get, lambda: classes
+    if kind == "tfds" and rest:
+        folders: list[pathlib.Path | None] = [root] if folder else [root, None]
+        builder = tfds.prepared(rest, folders)
+        return functools.partial(tfds.read, rest, builder), lambda: tfds.classes(builder)
+    raise ConfigError(f"unknown data set {name!r} for config.data.name{_nearest(name, NAMES)}")
+
+
+def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None:
+    """The share of train that `split` gets."""
+    if data is None:
+        return None
+    count = len(data) if isinstance(data, Examples) else len(data["label"])
+    rows = split_rows(count, split, seed, valid)
+    if not len(rows):
+        return None
+    return data.take(rows) if isinstance(data, Examples) else {key: value[rows] for key, value in data.items()}
+
+
+def _fitted(data: Data | None, size: int | None) -> Data | None:
+    if data is None or size is None:
+        return data
+    if isinstance(data, Examples):
+        return data.fitted(size)
+    return {**data, "image": np.stack([fit(image, size) for image in data["image"]])}
+
+
+def _check_arguments(split: str, seed: int, valid: float, size: int | None) -> None:
+    if split not in SPLITS:
+        raise ConfigError(f"unknown split {split!r}{_nearest(split, SPLITS)}")
+    if not 0 <= valid < 1:
+        raise ConfigError(f"the share of train that becomes valid is {valid}; expected at least 0 and less than 1")
+    if seed < 0:
+        raise ConfigError(f"the seed that parts train and valid is {seed}; expected 0 or more")
+    if size is not None and size < 1:
+        raise ConfigError(f"the size of images is {size}; expected 1 or more, or None to leave them as they are")
+
+
+def _nearest(word: str, choices: Iterable[str]) -> str:
+    """The end of a message about an unknown word: all the right ones, and the nearest of them."""
+    kinds = {choice.partition(":")[0]: choice for choice in choices}
+    near = difflib.get_close_matches(word.partition(":")[0], kinds, n=1, cutoff=0.5)
+    hint = f", did you mean {kinds[near[0]]!r}?" if near else ""
+    return f"; expected one of {', '.join(kinds.values())}{hint}"

@@ -1,0 +1,232 @@
+"""Batches as a pure function of (seed, step), so the state of the data is the step number alone."""
+
+import dataclasses
+import functools
+import queue
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+
+from jtasks import sharding as shardings
+from jtasks.errors import ConfigError, DataError
+
+Arrays = Mapping[str, np.ndarray]
+Examples = Arrays | Sequence[Mapping[str, Any]]
+Collate = Callable[[list[Mapping[str, Any]]], Mapping[str, Any]]
+
+
+def size(examples: Examples) -> int:
+    """Number of examples; arrays of unequal length are an error."""
+    if not isinstance(examples, Mapping):
+        return len(examples)
+    lengths = {name: len(array) for name, array in examples.items()}
+    if not lengths or len(set(lengths.values())) > 1:
+        raise DataError(f"dataset() returned arrays of unequal lengths: {lengths}; all need the same [n, ...]")
+    return next(iter(lengths.values()))
+
+
+def example(examples: Examples, index: int) -> Mapping[str, Any]:
+    """One example as a dict, from either kind of dataset."""
+    if isinstance(examples, Mapping):
+        return {name: array[index] for name, array in examples.items()}
+    return examples[index]
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The order of the examples in one epoch."""
+    order = np.random.default_rng([seed, epoch]).permutation(n)
+    order.flags.writeable = False  # the cache hands out the same array again
+    return order
+
+
+def order(seed: int, n: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(epoch, example) at `positions` of the endless stream that strings the epochs' permutations together."""
+    epochs, offsets = np.divmod(positions, n)
+    indices = np.empty_like(positions)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        indices[here] = permutation(seed, int(epoch), n)[offsets[here]]
+    return epochs, indices
+
+
+def example_seeds(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    """uint32 hashes of (run seed, epoch, example): the same however batches are cut and devices arranged.
+
+    Three rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014).
+    """
+    state = np.full(indices.shape, seed, np.uint64)
+    for part in (np.zeros_like(indices), epochs, indices):
+        state = (state ^ part.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state ^= state >> np.uint64(31)
+    return (state >> np.uint64(32)).astype(np.uint32)
+
+
+def fetch(examples: Examples, indices: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
+    """The examples at `indices` as one batch of arrays that a device can hold."""
+    if isinstance(examples, Mapping) and collate is None:
+        return _numeric({name: array[indices] for name, array in examples.items()})
+    return stack([read(examples, int(i)) for i in indices], collate)
+
+
+def read(examples: Examples, index: int) -> Mapping[str, Any]:
+    """One example; an error says which."""
+    try:
+        return example(examples, index)
+    except DataError:
+        raise
+    except Exception as error:
+        raise DataError(f"example {index} of the dataset cannot be read: {type(error).__name__}: {error}") from error
+
+
+def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, np.ndarray]:
+    """One batch from example dicts, by `collate` or by stacking each entry."""
+    if collate is not None:
+        return _numeric(collate(rows))
+    try:
+        return _numeric({name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]})
+    except (ValueError, KeyError) as error:
+        raise DataError(f"examples cannot be stacked into a batch ({error}); give the task a collate_fn") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Which example stands at each position of an endless stream of rows, `batch_size` of them a step."""
+
+    n: int
+    seed: int
+    batch_size: int
+    shuffle: bool  # train: a permutation an epoch; else each example once, in order, then padding
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Example indices, and the entries that the library adds to a batch: `mask` and `seed`."""
+        if self.shuffle:
+            epochs, indices = order(self.seed, self.n, positions)
+        else:
+            epochs, indices = np.zeros_like(positions), np.minimum(positions, self.n - 1)
+        mask = np.ones(len(positions)) if self.shuffle else positions < self.n
+        return indices, {"mask": mask.astype(np.float32), "seed": example_seeds(self.seed, epochs, indices)}
+
+
+def batch_at(examples: Examples, plan: Plan, step: int, collate: Collate | None = None) -> dict[str, np.ndarray]:
+    """The whole batch of one step: arrays [batch_size, ...] with `mask` and `seed`."""
+    return _rows(examples, plan, step * plan.batch_size + np.arange(plan.batch_size), collate)
+
+
+def batches(
+    examples: Examples,
+    plan: Plan,
+    steps: range,
+    sharding: NamedSharding,
+    *,
+    collate: Collate | None = None,
+    threads: int = 16,
+    workers: int = 0,
+) -> Iterator[dict[str, jax.Array]]:
+    """The batches of `steps` on the devices; each process reads the rows that its devices hold.
+
+    The next batches are read and sent while one is in use. Arrays in memory are cut with one fancy
+    index; a sequence is read by `threads`, or by `workers` processes.
+    """
+    rows = shardings.local_rows(sharding, plan.batch_size)
+    if isinstance(examples, Mapping) and collate is None:
+        arrays = (_rows(examples, plan, step * plan.batch_size + rows, None) for step in steps)
+    else:
+        arrays = _read_ahead(_Stream(examples, plan, steps, rows), len(rows), collate, threads, workers)
+    return prefetch(shardings.put(batch, sharding, rows, plan.batch_size) for batch in arrays)
+
+
+def prefetch(batches: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+    """Draw from `batches` in a thread, up to `depth` ahead; errors are raised where they are awaited."""
+    filled: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
+    closed = threading.Event()
+
+    def offer(item: tuple[Any, BaseException | None]) -> bool:
+        while not closed.is_set():
+            try:
+                filled.put(item, timeout=0.1)
+                return True
+            except queue.Full:
+                pass
+        return False
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                if not offer((batch, None)):
+                    return
+            offer((None, StopIteration()))
+        except BaseException as error:
+            offer((None, error))
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            batch, error = filled.get()
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield batch
+    finally:
+        closed.set()
+        thread.join()
+
+
+class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
+    """The rows that one process reads over some steps, one by one; picklable, for grain's workers."""
+
+    def __init__(self, examples: Examples, plan: Plan, steps: range, rows: np.ndarray):
+        self.examples, self.plan, self.steps, self.rows = examples, plan, steps, rows
+
+    def __len__(self) -> int:
+        return len(self.steps) * len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        step, row = divmod(int(i), len(self.rows))
+        indices, entries = self.plan.at(np.array([self.steps[step] * self.plan.batch_size + self.rows[row]]))
+        return read(self.examples, int(indices[0])), {name: value[0] for name, value in entries.items()}
+
+
+def _read_ahead(
+    stream: _Stream, batch_size: int, collate: Collate | None, threads: int, workers: int
+) -> Iterator[dict[str, np.ndarray]]:
+    import grain
+
+    def batch(rows: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, np.ndarray]:
+        entries = {name: np.stack([added[name] for _, added in rows]) for name in rows[0][1]}
+        return _merged(stack([row for row, _ in rows], collate), entries)
+
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
+    dataset = grain.MapDataset.source(stream).to_iter_dataset(options).batch(batch_size, batch_fn=batch)
+    if workers:
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+    yield from dataset
+
+
+def _rows(examples: Examples, plan: Plan, positions: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
+    indices, entries = plan.at(positions)
+    return _merged(fetch(examples, indices, collate), entries)
+
+
+def _merged(batch: dict[str, np.ndarray], entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if taken := set(entries) & set(batch):
+        raise ConfigError(f"the dataset's entries {sorted(taken)} have names that the library adds; rename them")
+    return batch | entries
+
+
+def _numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What a device can hold, in JAX's types; text stays on the host, for score_fn and show_fn."""
+    arrays = {name: np.asarray(value) for name, value in batch.items()}
+    return {
+        name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+        for name, array in arrays.items()
+        if array.dtype.kind in "biufc" or array.dtype == jax.numpy.bfloat16
+    }

@@ -1,0 +1,87 @@
+"""TensorFlow Datasets that were prepared as ArrayRecord, read without TensorFlow: the one door to TFDS."""
+
+import functools
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jtasks.data.examples import Examples
+from jtasks.errors import DataError
+
+SPLITS = {"train": "train", "valid": "validation", "test": "test"}
+
+
+def prepared(name: str, folders: Sequence[pathlib.Path | None]) -> Any:
+    """The builder of a prepared data set of labelled images, such as `mnist` or `oxford_flowers102:2.1.1`.
+
+    Only prepared files are looked at: nothing is generated and the network is not asked.
+
+    Args:
+      name: as TFDS spells it, with its config and version if they matter.
+      folders: TFDS data folders in the order to search; None is TFDS's own default.
+
+    Raises:
+      DataError: if TFDS is not installed, or the data is not there, or is not of labelled images.
+    """
+    try:
+        import tensorflow_datasets
+    except ImportError as error:
+        raise DataError(f"tfds:{name} needs tensorflow-datasets: pip install 'jtasks[tfds]' ({error})") from error
+    for folder in folders:
+        try:
+            found = tensorflow_datasets.core.read_only_builder.builder_from_files(name, data_dir=folder)
+        except ValueError:  # not found
+            continue
+        _check_features(found, name)
+        return found
+    places = ", ".join(str(folder or "~/tensorflow_datasets") for folder in folders)
+    raise DataError(f"tfds:{name} is not prepared in {places}; {_ways_out(name, folders[0])}")
+
+
+def read(name: str, builder: Any, split: str) -> Examples | None:
+    """The examples of one split, or None if the data set lacks it.
+
+    Raises:
+      DataError: if the data was prepared in a format without random access.
+    """
+    if SPLITS[split] not in builder.info.splits:
+        return None
+    try:
+        source = builder.as_data_source(SPLITS[split])
+    except NotImplementedError as error:
+        form = builder.info.file_format.value
+        raise DataError(
+            f"tfds:{name} in {builder.data_dir} is prepared as {form}, which has no random access; "
+            + _ways_out(name, pathlib.Path(builder.data_dir))
+        ) from error
+    return Examples(f"tfds:{name}", functools.partial(_record, source), np.arange(len(source)))
+
+
+def classes(builder: Any) -> tuple[str, ...]:
+    """The names of the labels, in their order."""
+    return tuple(builder.info.features["label"].names)
+
+
+def _check_features(builder: Any, name: str) -> None:
+    features = builder.info.features
+    missing = {"image", "label"} - set(features)
+    if missing:
+        raise DataError(f"tfds:{name} has the features {sorted(features)}; expected image and label")
+    if features["image"].np_dtype != np.uint8:
+        raise DataError(f"tfds:{name} has images of {features['image'].np_dtype}; expected uint8")
+
+
+def _ways_out(name: str, folder: pathlib.Path | None) -> str:
+    where = f" --data_dir={folder}" if folder else ""
+    return (
+        "prepare it once, on any machine, with `pip install tensorflow tensorflow-datasets` and "
+        f"`tfds build {name} --file_format=array_record{where}`, or set config.data.dir or $JTASKS_DATA "
+        "to the TFDS folder that holds it"
+    )
+
+
+def _record(source: Any, index: int) -> tuple[np.ndarray, int]:
+    example = source[index]
+    return np.asarray(example["image"]), int(example["label"])

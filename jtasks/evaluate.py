@@ -1,0 +1,61 @@
+"""Exact evaluation: sums and counts over every example once, padding masked out."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jtasks import metrics, predict, sharding
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.job import Job, prepare
+from jtasks.task import losses
+
+Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
+
+# Batches whose sums stay on the device before the host reads them; bounds the work dispatched ahead.
+AHEAD = 16
+
+
+def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
+    """A function (params, examples) -> metrics that compiles once; `poll` is called between batches and may raise."""
+    replicated = sharding.replicated(job.mesh)
+    step = jax.jit(lambda params, batch: job.task.eval_fn(params, batch, job.config), out_shardings=replicated)
+
+    def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
+        plan = job.plan(examples, shuffle=False)
+        steps = range(-(-plan.n // plan.batch_size))
+        sums: dict[str, metrics.Mean] = {}
+        pending: list[Any] = []
+        options = {"collate": job.collate, "threads": job.config.data.threads, "workers": job.config.data.workers}
+        for batch in pipeline.batches(examples, plan, steps, sharding.batched(job.mesh), **options):
+            poll()
+            pending.append(step(params, batch))
+            if len(pending) == AHEAD:
+                sums = metrics.summed([sums, *jax.device_get(pending)])
+                pending.clear()
+        sums = metrics.summed([sums, *jax.device_get(pending)])
+        return metrics.values(sums, losses(job.task))
+
+    return evaluate
+
+
+def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline.Examples) -> dict[str, float]:
+    """What the task's score_fn says of its predictions over a whole split; {} if it has none."""
+    if not hasattr(job.task, "score_fn"):
+        return {}
+    rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
+    scored = job.task.score_fn(rows, predictor(params, examples), job.config)
+    return {name: float(value) for name, value in scored.items()}
+
+
+def run(config: Config, workdir: pathlib.Path, split: str) -> dict[str, float]:
+    """Evaluate the newest checkpoint of a workdir on one split; keys are `split/metric`."""
+    job = prepare(config)
+    examples = job.required(split)
+    step, params = job.restored(workdir, examples)
+    found = make(job)(params, examples)
+    if hasattr(job.task, "score_fn"):
+        found |= scores(job, predict.make(job), params, examples)
+    return {"step": step, **{f"{split}/{name}": value for name, value in found.items()}}

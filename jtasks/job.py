@@ -1,0 +1,99 @@
+"""What every mode starts from: the task, its prepared data, the filled config, the mesh."""
+
+import pathlib
+import sys
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jtasks import config as configs
+from jtasks import checkpoint, sharding, task
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.errors import CheckpointError, ConfigError, DataError
+
+SPLITS = ("train", "valid", "test")
+
+
+class Job(NamedTuple):
+    """A task with its config on a mesh."""
+
+    task: ModuleType
+    config: Config
+    mesh: Mesh
+
+    @property
+    def collate(self) -> pipeline.Collate | None:
+        """The task's collate_fn as a function of the examples alone."""
+        function = getattr(self.task, "collate_fn", None)
+        return function and (lambda examples: function(examples, self.config))
+
+    def examples(self, split: str) -> pipeline.Examples | None:
+        """The task's dataset for one split, None where it has none.
+
+        Raises:
+          DataError: it is empty, or its arrays have unequal lengths.
+        """
+        examples = self.task.dataset(split, self.config)
+        if examples is not None and pipeline.size(examples) == 0:
+            raise DataError(f"the {split} split is empty; a split that does not exist must be None")
+        return examples
+
+    def required(self, split: str) -> pipeline.Examples:
+        """The same for a split that must be there."""
+        examples = self.examples(split)
+        if examples is None:
+            raise DataError(f"task {self.config.task} has no {split} split")
+        return examples
+
+    def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.Plan:
+        """The order of the examples; an evaluation's batches are rounded up to what the devices can divide."""
+        batch_size, parts = self.config.batch_size, self.mesh.shape["data"] * (self.config.accumulate if shuffle else 1)
+        if shuffle and batch_size % parts:
+            raise ConfigError(
+                f"config.batch_size={batch_size} must be divisible by {parts}: {self.mesh.shape['data']} devices times"
+                f" config.accumulate={self.config.accumulate} microbatches; try {-(-batch_size // parts) * parts}"
+            )
+        return pipeline.Plan(pipeline.size(examples), self.config.seed, -(-batch_size // parts) * parts, shuffle)
+
+    def batch_at(self, examples: pipeline.Examples, plan: pipeline.Plan, step: int) -> dict[str, jax.Array]:
+        """The batch of one step on the devices."""
+        batched = sharding.batched(self.mesh)
+        rows = sharding.local_rows(batched, plan.batch_size)
+        batch = pipeline.batch_at(examples, plan, step, self.collate)
+        return sharding.put({name: x[rows] for name, x in batch.items()}, batched, rows, plan.batch_size)
+
+    def restored(self, workdir: pathlib.Path, examples: pipeline.Examples) -> tuple[int, Any]:
+        """Step and parameters of a workdir's newest checkpoint; the averaged ones where config.ema is set.
+
+        Raises:
+          CheckpointError: there is none, or it does not fit the config.
+        """
+        folder = workdir / "checkpoints"
+        step = checkpoint.newest(folder, lambda text: print(f"WARNING: {text}", file=sys.stderr))
+        if step is None:
+            raise CheckpointError(f"no checkpoint in {folder}: train first, with the same --config and --workdir")
+        plan = pipeline.Plan(pipeline.size(examples), 0, self.mesh.shape["data"], shuffle=False)
+        batch = self.batch_at(examples, plan, 0)
+        shapes = jax.eval_shape(lambda b: self.task.init(jax.random.key(0), b, self.config), batch)
+        replicated = sharding.replicated(self.mesh)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
+        name = "average" if self.config.ema else "params"
+        return step, checkpoint.restore(folder / str(step), {name: like}, only=f"{name}/")[name]
+
+
+def prepare(config: Config) -> Job:
+    """Load the task, prepare its data and fill the config's placeholders."""
+    module = task.load(config.task)
+    mesh = sharding.make_mesh(config.mesh)
+    if hasattr(module, "prepare"):
+        module.prepare(config)
+    return Job(module, configs.fill(config, module), mesh)
+
+
+def total_steps(config: Config, n: int) -> int:
+    """The steps of the run: as given, or from the epochs over `n` examples."""
+    return config.steps or int(np.ceil(config.epochs * n / config.batch_size))

@@ -1,0 +1,312 @@
+"""What a person and a script see of a run: messages, the progress bar, metrics.jsonl and TensorBoard.
+
+Everything a person reads goes to stderr; stdout belongs to the result.
+"""
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+_RESERVED = ("step", "split", "wall")
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them, so strings
+
+
+def number(value: float) -> str:
+    """Returns `value` for people: four significant digits, very small and large ones in exponent form.
+
+    >>> [number(x) for x in (1.48213, 5210.4, 1e-5, 3, 0, float("nan"))]
+    ['1.482', '5,210', '1e-05', '3', '0', 'nan']
+    """
+    size = abs(value)
+    if math.isfinite(value) and size and not 1e-3 <= size < 1e9:
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
+    return f"{value:,.0f}" if 999.95 <= size < 1e9 else f"{value:.4g}"
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the whole records of a metrics.jsonl, the newest of each (step, split); [] if there is no file.
+
+    Torn and foreign lines are skipped. The strings "nan", "inf" and "-inf" become floats again.
+    """
+    found: dict[Any, dict[str, Any]] = {}
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:  # behind the last newline: torn
+        record = _parse(line)
+        if record is not None:
+            found.pop((record["step"], record["split"]), None)
+            found[record["step"], record["split"]] = record
+    return list(found.values())
+
+
+class Log:
+    """The voice of one run, and its memory of what was measured. Use it as a context manager.
+
+    Constructing it cleans `workdir/metrics.jsonl`, atomically: lines of steps after `start`, torn lines, and the
+    older of two lines for one step and split go. A line is `{"step", "split", "wall", ...metrics}`, wall in seconds
+    since the epoch, non-finite values as "nan", "inf" and "-inf"; metrics of those three names are left out.
+    If a file cannot be written, no method raises: the first time it warns, and training goes on.
+
+    `start` is the step that the run resumes from (0: fresh), `steps` that at which it ends; `batch_size` is the
+    examples a step, over all devices. `writer` is False on
+    all processes but one: no output, no file changed. `has`, `last` and `values` answer there too if the folder
+    is shared, but a decision that all processes must share belongs to the writer.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        *,
+        start: int,
+        steps: int,
+        batch_size: int,
+        writer: bool = True,
+    ):
+        self._workdir, self._path = workdir, workdir / "metrics.jsonl"
+        self._start, self._steps, self._batch_size, self._writer = start, steps, batch_size, writer
+        self._flops: float | None = None
+        self._peak: float | None = None
+        self._begin: tuple[float, int] | None = None  # when, and at which step, the interval being timed began
+        self._drawn = self._flushed = 0.0
+        self._bar: Any = None
+        self._board: Any = None
+        self._warned = False
+        self._seen: set[tuple[int, str]] = set()
+        self._evaluations: dict[int, dict[str, float]] = {}
+        with self._guard():
+            if writer:
+                workdir.mkdir(parents=True, exist_ok=True)
+                _rewrite(self._path, lambda record: record["step"] <= start)
+            for record in read(self._path):
+                if record["step"] <= start:
+                    self._remember(record)
+
+    def set_rates(self, flops: float, peak: float | None) -> None:
+        """Operations a step and peak operations a second, of all devices together: so `train` can give `mfu`."""
+        self._flops, self._peak = flops, peak
+
+    def __enter__(self) -> "Log":
+        stream = sys.stderr if self._writer else None
+        if stream and not stream.closed and stream.isatty() and os.environ.get("TERM") != "dumb":
+            self._bar = _bar(self._start, self._steps)
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        bar, board, self._bar, self._board = self._bar, self._board, None, None
+        for finish in (bar and bar.stop, board and board.close):
+            with self._guard():
+                if finish:
+                    finish()
+
+    def message(self, text: str, style: str = "") -> None:
+        """Prints `text`, whatever it holds, as it is; `style` is a rich style for the terminal."""
+        if not self._writer or sys.stderr is None:  # print(file=None) would go to stdout
+            return
+        with contextlib.suppress(OSError, ValueError):  # the reader went away
+            if self._bar is None:
+                print(text, file=sys.stderr, flush=True)
+            else:
+                from rich.text import Text
+
+                self._bar.console.print(Text(text, style), soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Prints `text` so that nobody misses it."""
+        self.message(f"WARNING: {text}", style="bold red")
+
+    def advance(self, step: int) -> None:
+        """Says that `step` is done. Cheap: call it after each; it redraws the bar at most ten times a second."""
+        now = time.perf_counter()
+        self._begin = self._begin or (now, step)  # the first step compiles, so timing starts behind it
+        if self._bar is not None and now - self._drawn >= 0.1:
+            self._drawn = now
+            self._draw(step)
+
+    @contextlib.contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leaves the time inside out of the step time: for evaluating and saving. Do not call `train` inside."""
+        entered, begin = time.perf_counter(), self._begin
+        try:
+            yield
+        finally:
+            self._begin = begin and (begin[0] + time.perf_counter() - entered, begin[1])
+
+    def train(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
+        """Records training metrics; call it when the results of `step` are there, not merely under way.
+
+        Returns `metrics` with `examples_per_second`, `seconds_per_step` and, where flops and peak are known, `mfu`:
+        means since the last call. They are absent where no step was timed, as at the first, which compiles.
+        """
+        rates, speed, left = self._rates(step), "", ""
+        if rates:
+            speed = f"{number(rates['examples_per_second'])} examples/s"
+            speed += f"  mfu {rates['mfu']:.1%}" if "mfu" in rates else ""
+            remaining = datetime.timedelta(seconds=round((self._steps - step) * rates["seconds_per_step"]))
+            left = f"{str(remaining).removeprefix('0:')} left"
+        if self._bar is None:
+            values = [f"{name} {number(value)}" for name, value in metrics.items()]
+            self.message("  ".join(part for part in (f"step {step}/{self._steps}", *values, speed, left) if part))
+        else:
+            self._draw(step, loss=f"loss {number(metrics.get('loss', math.nan))}", speed=speed, left=left)
+        return self._record(step, "train", metrics | rates)
+
+    def evaluation(self, step: int, split: str, metrics: dict[str, float], seconds: float) -> None:
+        """Records and prints the metrics of a split, which took `seconds`; an older record of the two is replaced."""
+        values = " ".join(f"{name} {number(value)}" for name, value in metrics.items())
+        self.message(f"{split} at {step}: {values} ({seconds:.1f} s)")
+        self._record(step, split, metrics)
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Shows a uint8 image `[h, w]` or `[h, w, c]` in TensorBoard."""
+        from tensorboardX import summary
+
+        self._event(step, summary.image(name, image, dataformats="HW" if image.ndim == 2 else "HWC"))
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Shows a text in TensorBoard."""
+        from tensorboardX import summary
+
+        self._event(step, summary.text(name, text))
+
+    def has(self, step: int, split: str) -> bool:
+        """Whether there is a record of this step and split."""
+        return (step, split) in self._seen
+
+    def last(self) -> dict[str, float]:
+        """Returns the newest evaluated step as `{"step": 200, "valid/loss": 1.5, ...}`; {} before the first."""
+        step = max(self._evaluations, default=0)
+        return {"step": step, **self._evaluations[step]} if self._evaluations else {}
+
+    def values(self, metric: str) -> dict[int, float]:
+        """Returns `{step: value}` of an evaluation metric such as "valid/loss", over all steps that have it."""
+        return {step: found[metric] for step, found in sorted(self._evaluations.items()) if metric in found}
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        step, split = record["step"], record["split"]
+        self._seen.add((step, split))
+        if split != "train":
+            found = {k: v for k, v in self._evaluations.get(step, {}).items() if not k.startswith(f"{split}/")}
+            values = {k: v for k, v in record.items() if k not in _RESERVED and isinstance(v, int | float)}
+            self._evaluations[step] = found | {f"{split}/{name}": value for name, value in values.items()}
+
+    def _rates(self, step: int) -> dict[str, float]:
+        begin, self._begin = self._begin, (time.perf_counter(), step)
+        if begin is None or step <= begin[1]:
+            return {}
+        seconds = max(self._begin[0] - begin[0], 1e-9) / (step - begin[1])
+        rates = {"examples_per_second": self._batch_size / seconds, "seconds_per_step": seconds}
+        return rates | ({"mfu": self._flops / seconds / self._peak} if self._flops and self._peak else {})
+
+    def _record(self, step: int, split: str, metrics: dict[str, float]) -> dict[str, float]:
+        known = self.has(step, split)
+        metrics = {name: float(value) for name, value in metrics.items() if name not in _RESERVED}
+        record = {"step": step, "split": split, "wall": round(time.time(), 3), **metrics}
+        self._remember(record)
+        if self._writer:
+            from tensorboardX.proto.summary_pb2 import Summary
+
+            with self._guard():
+                if known:
+                    _rewrite(self._path, lambda old: (old["step"], old["split"]) != (step, split))
+                _append(self._path, _line(record))
+            values = [Summary.Value(tag=f"{split}/{name}", simple_value=value) for name, value in metrics.items()]
+            self._event(step, Summary(value=values))
+        return metrics
+
+    def _event(self, step: int, summary: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+
+        if not self._writer or self._warned:  # after an error its file may end in half a record: leave it alone
+            return
+        with self._guard():
+            self._board = self._board or _board(self._workdir / "tensorboard", self._start)
+            self._board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            if time.perf_counter() - self._flushed > 10:
+                self._flushed = time.perf_counter()
+                self._board.flush()
+
+    def _draw(self, step: int, **fields: str) -> None:
+        with contextlib.suppress(OSError):  # the terminal was closed
+            self._bar.update(self._bar.task_ids[0], completed=step, refresh=True, **fields)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                self.warn(f"metrics are being lost: cannot write to {self._workdir} ({error}); training goes on")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
+        return None
+    return {k: _NON_FINITE.get(v, v) if k != "split" and isinstance(v, str) else v for k, v in record.items()}
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
+    return json.dumps(safe).encode() + b"\n"
+
+
+def _rewrite(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Leaves only the whole records that `keep` accepts, in one atomic replacement if anything changes."""
+    kept = b"".join(_line(record) for record in read(path) if keep(record))
+    if path.exists() and kept != path.read_bytes():
+        temporary = path.with_name(f"{path.name}.tmp")
+        with temporary.open("wb") as file:
+            file.write(kept)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+def _append(path: pathlib.Path, line: bytes) -> None:
+    """Appends the whole line or, on a full disk, nothing: half a line would spoil the next one too."""
+    with path.open("ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(line) != len(line):
+            file.truncate(size)
+            raise OSError(f"no room for a line in {path}")
+
+
+def _board(folder: pathlib.Path, start: int) -> Any:
+    """Returns a writer of a TensorBoard file that hides what older files say of steps after `start`.
+
+    tensorboardX's SummaryWriter writes on a thread that an OSError ends, after which its full queue blocks the caller
+    for ever. The errors of the writer beneath it, used here, reach the caller.
+    """
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+    folder.mkdir(exist_ok=True)
+    board = EventsWriter(str(folder / "events"), f".{time.time_ns()}")  # unique: a run may restart within a second
+    board.write_event(Event(wall_time=time.time(), step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+    return board
+
+
+def _bar(start: int, steps: int) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    fields = ("completed}/{task.total", "fields[loss]", "fields[speed]", "fields[left]")
+    columns = (BarColumn(bar_width=None), *(TextColumn(f"{{task.{field}}}", markup=False) for field in fields))
+    stdout = sys.stdout is not None and sys.stdout.isatty()  # what goes to a file or pipe must stay on stdout
+    # Without a thread, which could hold a lock at a fork or die unseen: the loop draws.
+    bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, redirect_stdout=stdout)
+    bar.add_task("train", total=steps, completed=start, loss="", speed="", left="")
+    return bar

@@ -1,0 +1,65 @@
+"""Metrics are sums and counts until they are printed, so no split of a batch changes them."""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Mean(NamedTuple):
+    """A weighted mean kept as its two sums; a pytree that merges by addition.
+
+    >>> first, second = Mean.of(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])), Mean.of(jnp.array([8.0]))
+    >>> float(first.merge(second).value)
+    4.0
+    """
+
+    total: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Mean":
+        """Sum `values` [b, ...] where `mask` says so.
+
+        `mask` has the leading dimensions of `values` ([b], or [b, t] for per-token masks) and holds
+        weights, mostly 0 and 1; None counts every value. Sums are float32. A value under a zero weight
+        is dropped, even a NaN.
+        """
+        values = jnp.asarray(values, jnp.float32)
+        weights = jnp.ones(values.shape, jnp.float32) if mask is None else jnp.asarray(mask, jnp.float32)
+        if values.shape[: weights.ndim] != weights.shape:
+            raise ValueError(f"mask {weights.shape} must have the leading dimensions of values {values.shape}")
+        weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)), values.shape)
+        return cls(jnp.sum(jnp.where(weights == 0, 0.0, values * weights)), jnp.sum(weights))
+
+    @property
+    def value(self) -> jax.Array:
+        """total / count, and 0 for an empty mean."""
+        return self.total / jnp.where(self.count == 0, 1.0, self.count)
+
+    def merge(self, other: "Mean") -> "Mean":
+        """The mean over both sets of values."""
+        return Mean(self.total + other.total, self.count + other.count)
+
+
+def scaled(mean: Mean, coefficient: float) -> Mean:
+    """Fold a coefficient into the total, as a term of a loss needs it."""
+    return Mean(mean.total * coefficient, mean.count)
+
+
+def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
+    """Add up metrics that are already on the host, in float64, where counts stay exact up to 2**53."""
+    sums: dict[str, Mean] = {}
+    for metrics in batches:
+        for name, (total, count) in metrics.items():
+            mean = Mean(np.float64(total), np.float64(count))
+            sums[name] = sums[name].merge(mean) if name in sums else mean
+    return sums
+
+
+def values(means: Mapping[str, Mean], losses: tuple[str, ...]) -> dict[str, float]:
+    """Means as plain numbers, with `loss` (the sum of the terms' means) first."""
+    numbers = {name: float(total / count) if count else 0.0 for name, (total, count) in means.items()}
+    return {"loss": sum(numbers[name] for name in losses), **{k: v for k, v in numbers.items() if k != "loss"}}

@@ -1,0 +1,302 @@
+"""Optimizers and schedules from `config.optim`; masks over parameters from regular expressions on their paths.
+
+    config.optim = dict(name="adamw", lr=3e-4, b2=0.95, schedule="cosine", warmup=0.05, weight_decay=0.1)
+
+`name` is that of an optax alias (or of `optax.contrib`: muon, ...) and any scalar argument of the alias is a further
+field. Parameters are named by their "/"-joined paths, such as `blocks/mlp/up/kernel`.
+"""
+
+import difflib
+import inspect
+import math
+import re
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+
+from jtasks.errors import ConfigError
+
+
+def defaults() -> dict[str, Any]:
+    """Return the fields that every `config.optim` has, with their default values.
+
+    >>> defaults()["name"], defaults()["schedule"]
+    ('adamw', 'constant')
+    """
+    return {
+        "name": "adamw",
+        "lr": 1e-3,  # the peak, reached at the last update of the warm-up
+        "schedule": "constant",  # or linear, cosine, rsqrt, polynomial
+        "warmup": 0,  # updates; a float in [0, 1) is a fraction of the schedule's total
+        "end_lr": 0.0,  # absolute end value of linear, cosine and polynomial
+        "power": 1.0,  # of polynomial
+        "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: those of the run
+        "weight_decay": 0.0,
+        "decay": ".*",  # regex (re.search) of the parameters that weight decay touches
+        "freeze": "",  # regex of the parameters that stay as they are; "" freezes none
+        "clip": 0.0,  # largest global norm of the gradient; 0: no clipping
+    }
+
+
+def arguments(name: str) -> dict[str, Any]:
+    """Return the further fields of `config.optim` for optimizer `name`: optax's scalar arguments and their defaults.
+
+    Left out are those that other fields set (learning rate, weight decay), masks, dtypes and functions; and rmsprop's
+    `decay` (0.9), whose name is taken by the regex of weight decay.
+
+    Raises:
+      ConfigError: there is no such optimizer.
+
+    >>> arguments("lion")
+    {'b1': 0.9, 'b2': 0.99}
+    """
+    settled = re.compile(r"^learning_rate$|weight_decay|mask|dtype|dimension_numbers|^base_optimizer$|^decay$")
+    known = _factories()
+    _require(known, name, f"optimizer config.optim.name={name!r}")
+    values = {field: parameter.default for field, parameter in inspect.signature(known[name]).parameters.items()}
+    scalars = {field: value for field, value in values.items() if isinstance(value, bool | int | float | str | None)}
+    return {field: value for field, value in scalars.items() if not settled.search(field)}
+
+
+def schedule(optim: Any, steps: int) -> optax.Schedule:
+    """Return the learning rate as a jittable function of the 0-based count of updates, float32.
+
+    The factor of the linear warm-up is (count + 1) / warmup while count < warmup, so no update is wasted on a rate of
+    0 and the last update of the warm-up runs at `lr`. From there, with `total` updates in all:
+
+    - constant: lr
+    - linear, cosine: from lr at count = warmup to end_lr at count = total, end_lr afterwards
+    - polynomial: end_lr + (lr - end_lr) * (1 - (count - warmup) / (total - warmup)) ** power, then end_lr; it is the
+      PolynomialDecayScheduler of HetSeq and fairseq
+    - rsqrt: lr * sqrt(max(warmup, 1) / (count + 1)) (Vaswani et al. 2017, arXiv:1706.03762)
+
+    Args:
+      optim: `config.optim`, a ConfigDict or a mapping; absent fields have their default values.
+      steps: updates in the run, the schedule's total unless `optim.decay_steps` says otherwise.
+
+    Raises:
+      ConfigError: an unknown or negative field, an unknown schedule, or a warm-up longer than the schedule.
+
+    >>> rate = schedule({"lr": 1.0, "schedule": "linear", "warmup": 2}, steps=4)
+    >>> [float(rate(count)) for count in range(5)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    fields = _fields(optim)
+    name, peak, end, power = (fields[field] for field in ("schedule", "lr", "end_lr", "power"))
+    warmup, total = _spans(fields, steps)
+    held = max(warmup, 1)
+    # Python's numbers are weakly typed, so everything stays in float32.
+    decays: dict[str, Callable[[jax.Array, jax.Array], Any]] = {
+        "constant": lambda count, left: peak,
+        "linear": lambda count, left: end + (peak - end) * left,
+        "cosine": lambda count, left: end + (peak - end) * 0.5 * (1 - jnp.cos(jnp.pi * left)),
+        "polynomial": lambda count, left: end + (peak - end) * left**power,
+        "rsqrt": lambda count, left: peak * jnp.sqrt(held / jnp.maximum(count + 1, held)),
+    }
+    _require(decays, name, f"schedule config.optim.schedule={name!r}")
+    if not power:
+        raise ConfigError("config.optim.power=0 should be above 0; for no decay set config.optim.schedule='constant'")
+
+    def rate(count: Any) -> jax.Array:
+        count = jnp.asarray(count, jnp.float32)
+        left = jnp.clip((total - count) / max(total - warmup, 1), 0, 1)
+        return jnp.minimum((count + 1) / held, 1) * decays[name](count, left)
+
+    return rate
+
+
+def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Return the gradient transformation for `params`, and its learning-rate schedule.
+
+    In order: the global norm of the trainable gradients is clipped, then comes the optimizer. Weight decay goes
+    through the optimizer's own argument where it has one: decoupled and multiplied by the learning rate for adamw,
+    lion, lamb, muon and others (Loshchilov & Hutter, arXiv:1711.05101), and here for adafactor too, whose optax form
+    would forget the learning rate. Elsewhere, as for sgd, adam and rmsprop, `weight_decay * params` is added to the
+    clipped gradient, which is L2 regularisation (adadelta and lars do that by themselves). Frozen parameters get
+    updates of 0 and hold no state.
+
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) orthogonalises the hidden layers' matrices: parameters whose
+    path ends in `kernel`, of shape `[in, out]` or, stacked by scan, `[depth, in, out]` (each layer on its own). All
+    else is on its Adam part: embeddings, biases, norms, convolutions and the output layer, known by a module name that
+    ends in `head`. The field `adam_learning_rate` is that part's peak rate; its default is `lr`.
+
+    Args:
+      optim: `config.optim`, a ConfigDict or a mapping; absent fields have their default values.
+      steps: updates in the run.
+      params: nested dict of arrays or of `jax.ShapeDtypeStruct`; only paths and ranks are used.
+
+    Raises:
+      ConfigError: as `schedule`; an unknown optimizer; a regex that matches nothing; or nothing left to train.
+
+    >>> params = {"dense": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    >>> transformation, rate = optimizer({"name": "sgd", "lr": 0.5, "freeze": "bias"}, 10, params)
+    >>> updates, _ = transformation.update(params, transformation.init(params), params)
+    >>> print(updates["dense"]["kernel"], updates["dense"]["bias"])
+    [[-0.5 -0.5]
+     [-0.5 -0.5]] [0. 0.]
+    """
+    fields, rate, train = _fields(optim), schedule(optim, steps), trainable(optim, params)
+    transformation = _unfrozen(fields, rate, params, train)
+    if fields["clip"]:
+        transformation = optax.chain(optax.clip_by_global_norm(fields["clip"]), transformation)
+    if fields["freeze"]:
+        labels = jax.tree.map(lambda leaf: "trainable" if leaf else "frozen", train)
+        transformation = optax.partition({"trainable": transformation, "frozen": optax.set_to_zero()}, labels)
+    return transformation, rate
+
+
+def paths(params: Any) -> list[str]:
+    """Return the "/"-joined path of each parameter, in the order of `jax.tree.leaves`.
+
+    >>> paths({"dense": {"kernel": 1, "bias": 2}})
+    ['dense/bias', 'dense/kernel']
+    """
+    return [_path(keys) for keys, _ in jax.tree.leaves_with_path(params)]
+
+
+def matching(regex: str, params: Any) -> Any:
+    """Return a tree of bools shaped as `params`: does `re.search` find `regex` in the parameter's path?
+
+    >>> matching("kernel$", {"dense": {"kernel": 1, "bias": 2}})
+    {'dense': {'bias': False, 'kernel': True}}
+    """
+    return jax.tree.map_with_path(lambda keys, _: re.search(regex, _path(keys)) is not None, params)
+
+
+def trainable(optim: Any, params: Any) -> Any:
+    """Return a tree of bools shaped as `params`: False where `optim.freeze` holds a parameter fixed.
+
+    Raises:
+      ConfigError: the regex is malformed, matches no parameter, or matches all of them.
+
+    >>> trainable({"freeze": "^encoder/"}, {"encoder": {"kernel": 1}, "head": {"kernel": 2}})
+    {'encoder': {'kernel': False}, 'head': {'kernel': True}}
+    """
+    regex = _fields(optim)["freeze"]
+    if not regex:
+        return jax.tree.map(lambda _: True, params)
+    train = jax.tree.map(lambda frozen: not frozen, _matching("freeze", regex, params))
+    if not any(jax.tree.leaves(train)):
+        raise ConfigError(f"config.optim.freeze={regex!r} matches every parameter: nothing is left to train")
+    return train
+
+
+def _path(keys: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _matching(field: str, regex: str, params: Any) -> Any:
+    try:
+        mask = matching(regex, params)
+    except re.error as error:
+        raise ConfigError(f"config.optim.{field}={regex!r} is not a regular expression: {error}") from error
+    if not regex or not any(jax.tree.leaves(mask)):
+        some = ", ".join(paths(params)[:8])
+        raise ConfigError(f"config.optim.{field}={regex!r} matches no parameter; their paths are such as {some}")
+    return mask
+
+
+def _require(known: Collection[str], name: str, what: str) -> None:
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known)
+        hint = f", did you mean {' or '.join(close)}?" if close else ";"
+        raise ConfigError(f"unknown {what}{hint} available: {', '.join(sorted(known))}")
+
+
+def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
+    """Return optax's optimizers by name: all that each needs is a learning rate, which may be a schedule."""
+    # lbfgs, momo and sophia need the loss inside the update, rprop and sm3 take no schedule, schedule_free evaluates
+    # other parameters than it trains, and optax has deprecated the next two as they stand.
+    unsuited = re.compile(
+        r"_.*|scale_by_.*|lbfgs|momo|momo_adam|sophia|rprop|sm3|schedule_free.*|noisy_sgd|optimistic_adam"
+    )
+    found: dict[str, Callable[..., optax.GradientTransformation]] = {}
+    for name, function in {**vars(optax.contrib), **vars(optax)}.items():
+        if inspect.isfunction(function) and not unsuited.fullmatch(name):
+            parameters = inspect.signature(function).parameters
+            required = {field for field, parameter in parameters.items() if parameter.default is parameter.empty}
+            if "learning_rate" in parameters and required <= {"learning_rate"}:
+                found[name] = function
+    return found
+
+
+def _fields(optim: Any) -> dict[str, Any]:
+    """Return all common fields and the given further ones, checked."""
+    given = optim.to_dict() if hasattr(optim, "to_dict") else dict(optim)
+    fields = defaults() | given
+    known = defaults() | arguments(fields["name"])
+    for field in given:
+        _require(known, field, f"field config.optim.{field}")
+    for field in ("lr", "warmup", "end_lr", "power", "decay_steps", "weight_decay", "clip"):
+        value = fields[field]
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(f"config.optim.{field}={value!r} should be a number of at least 0")
+    return fields
+
+
+def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
+    """Return the updates of the warm-up and of the whole schedule."""
+    warmup, total = fields["warmup"], fields["decay_steps"] or steps
+    if isinstance(warmup, float):
+        if warmup >= 1:
+            raise ConfigError(f"config.optim.warmup={warmup} should be a whole number of updates or a fraction below 1")
+        warmup = round(warmup * total)
+    if warmup > total:
+        raise ConfigError(f"config.optim.warmup={warmup} is longer than the schedule of {total} updates; lower it")
+    return warmup, total
+
+
+def _unfrozen(fields: dict[str, Any], rate: optax.Schedule, params: Any, train: Any) -> optax.GradientTransformation:
+    """Return the named optimizer with its weight decay, before clipping and freezing."""
+    name, decay = fields["name"], fields["weight_decay"]
+    factory = _factories()[name]
+    given = {field: fields[field] for field in arguments(name) if field in fields}
+    mask = _matching("decay", fields["decay"], params)
+    if name == "muon":
+        return _muon(rate, fields, given, mask, params)
+    accepted = inspect.signature(factory).parameters
+    if "weight_decay" in accepted:
+        given["weight_decay"] = decay  # also when it is 0, since optax's own default may not be
+    if not decay:
+        return factory(rate, **given)
+    if "weight_decay_rate" in accepted:
+        given["weight_decay_rate"] = lambda count: decay * rate(count)
+    elif "weight_decay" not in accepted:
+        return optax.chain(optax.add_decayed_weights(decay, mask), factory(rate, **given))
+    masks = [field for field in ("mask", "weight_decay_mask") if field in accepted]
+    if not masks and not all(jax.tree.leaves(jax.tree.map(lambda hit, used: hit or not used, mask, train))):
+        raise ConfigError(
+            f"{name} decays all trainable parameters or none, but config.optim.decay={fields['decay']!r} selects some; "
+            "set it to '.*', weight_decay to 0, or take another optimizer"
+        )
+    return factory(rate, **given, **dict.fromkeys(masks, mask))
+
+
+def _muon(
+    rate: optax.Schedule, fields: dict[str, Any], given: dict[str, Any], mask: Any, params: Any
+) -> optax.GradientTransformation:
+    decay, peak = fields["weight_decay"], fields["lr"]
+    adam_peak = given.pop("adam_learning_rate", None)
+    # The same schedule at another height; optax would take the number for a constant rate.
+    ratio = 1.0 if adam_peak is None or not peak else adam_peak / peak
+    hidden = jax.tree.map(
+        lambda kernel, leaf: kernel and leaf.ndim in (2, 3), matching(r"(^|(?<!head)/)kernel$", params), params
+    )
+    last_two = optax.contrib.MuonDimensionNumbers(-2, -1)  # axes before them are batch axes to optax
+    transformation = optax.contrib.muon(
+        rate,
+        weight_decay=decay,
+        weight_decay_mask=mask,
+        adam_learning_rate=lambda count: ratio * rate(count),
+        muon_weight_dimension_numbers=jax.tree.map(lambda leaf: last_two if leaf else None, hidden),
+        **given,
+    )
+    if not decay:
+        return transformation
+    # optax's decay of the Adam part has no mask, so that of the parameters in our mask comes after it.
+    rest = jax.tree.map(lambda hit, matrix: hit and not matrix, mask, hidden)
+    return optax.chain(transformation, optax.add_decayed_weights(lambda count: -decay * ratio * rate(count), rest))

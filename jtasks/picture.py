@@ -1,0 +1,31 @@
+"""Grids of small pictures for people to look at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[tuple[str, int]] = (), least: int = 64) -> np.ndarray:
+    """Rows of equal-sized uint8 images [h, w, 1 or 3] as one uint8 image [H, W, 3], enlarged to `least` pixels a side.
+
+    Args:
+      titles: (text, columns) pairs written above the columns from left to right.
+    """
+    from PIL import Image, ImageDraw
+
+    h, w, _ = rows[0][0].shape
+    scale = max(1, -(-least // max(h, w)))
+    gap, header = 4, 16 if titles else 0
+    columns = max(len(row) for row in rows)
+    size = (gap + columns * (w * scale + gap), header + gap + len(rows) * (h * scale + gap))
+    canvas = Image.new("RGB", size, "white")
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row):
+            picture = Image.fromarray(np.broadcast_to(image, (h, w, 3)).astype(np.uint8))
+            corner = (gap + j * (w * scale + gap), header + gap + i * (h * scale + gap))
+            canvas.paste(picture.resize((w * scale, h * scale), Image.Resampling.NEAREST), corner)
+    draw, column = ImageDraw.Draw(canvas), 0
+    for text, span in titles:
+        draw.text((gap + column * (w * scale + gap), 3), text, fill="black")
+        column += span
+    return np.asarray(canvas)

@@ -1,0 +1,99 @@
+"""predict_fn over a split, and show_fn's pictures and texts in files."""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks import sharding
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.errors import ConfigError
+from jtasks.job import Job, prepare
+
+Predict = Callable[[Any, pipeline.Examples], list[Any]]
+
+
+def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
+    """A function (params, examples) -> one output tree an example, in order; compiles once."""
+    if not hasattr(job.task, "predict_fn"):
+        raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
+    rng = jax.random.key(job.config.seed)
+    step = jax.jit(
+        lambda params, batch: job.task.predict_fn(params, batch, rng, job.config),
+        out_shardings=sharding.replicated(job.mesh),
+    )
+
+    def predict(params: Any, examples: pipeline.Examples) -> list[Any]:
+        plan = job.plan(examples, shuffle=False)
+        steps = range(-(-plan.n // plan.batch_size))
+        outputs: list[Any] = []
+        for batch in pipeline.batches(examples, plan, steps, sharding.batched(job.mesh), collate=job.collate):
+            poll()
+            rows = jax.device_get(step(params, batch))
+            outputs += [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(plan.batch_size)]
+        return outputs[: plan.n]
+
+    return predict
+
+
+def first(examples: pipeline.Examples, count: int) -> list[Any]:
+    """The first `count` examples, as a list of dicts."""
+    return [pipeline.read(examples, i) for i in range(min(count, pipeline.size(examples)))]
+
+
+def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
+    """The pictures and texts that the task's show_fn makes of the first `config.show_count` examples."""
+    rows = first(examples, job.config.show_count)
+    return job.task.show_fn(rows, predict(params, rows), job.config)
+
+
+def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
+    """Write each as folder/NAME-SUFFIX.png or .txt."""
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, content in shown.items():
+        path = folder / f"{name}-{suffix}.{'txt' if isinstance(content, str) else 'png'}"
+        if isinstance(content, str):
+            path.write_text(content + "\n")
+        else:
+            Image.fromarray(content).save(path)
+        paths.append(path)
+    return paths
+
+
+def run(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
+    """Write predictions-SPLIT.jsonl from the newest checkpoint: `{"index", ...outputs}`, one example a line."""
+    job = prepare(config)
+    examples = job.required(split)
+    _, params = job.restored(workdir, examples)
+    outputs = make(job)(params, examples)
+    path = workdir / f"predictions-{split}.jsonl"
+    partial = path.with_suffix(".jsonl.tmp")
+    with partial.open("w") as file:
+        for index, output in enumerate(outputs):
+            file.write(json.dumps({"index": index, **_plain(output)}) + "\n")
+    partial.replace(path)
+    return path
+
+
+def run_show(config: Config, workdir: pathlib.Path, split: str) -> list[pathlib.Path]:
+    """Write show_fn's pictures and texts of the newest checkpoint to DIR/show/."""
+    job = prepare(config)
+    if not hasattr(job.task, "show_fn"):
+        raise ConfigError(f"task {config.task} has no show_fn(examples, outputs, config)")
+    examples = job.required(split)
+    step, params = job.restored(workdir, examples)
+    shown = show(job, make(job), params, examples)
+    return write_shown(shown, workdir / "show", f"{split}-{step}")
+
+
+def _plain(output: Any) -> dict[str, Any]:
+    """An output tree as JSON data, whatever its kind."""
+    tree = jax.tree.map(lambda x: np.asarray(x).tolist(), output)
+    return tree if isinstance(tree, dict) else {"output": tree}

@@ -1,0 +1,154 @@
+"""What a run says of itself before its first step: task, data, parameters, devices, cost, files."""
+
+import collections
+import math
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+Facts = list[tuple[str, str]]
+Rows = list[tuple[str, str, str, str]]  # name, shape or number of arrays, count, trained or frozen
+
+
+def show(
+    *,
+    task: str,
+    config_name: str,
+    workdir: pathlib.Path,
+    data: dict[str, int | None],
+    params: Any,
+    trainable: Any,
+    flops: float | None,
+    steps: int,
+    start: int,
+    batch_size: int,
+    accumulate: int,
+    precision: str,
+    devices: Sequence[jax.Device],
+    mesh_shape: dict[str, int],
+) -> None:
+    """Prints the summary to stderr: tables on a terminal, plain lines in a log file.
+
+    `data` holds the examples of each split, None for one that the task lacks; `params` is a nested dict of arrays or
+    of `jax.ShapeDtypeStruct`, `trainable` the same of bools; `flops` and `batch_size` are those of a step over all
+    devices and `accumulate` microbatches; `start` is the step that the run resumes from, 0 for a fresh one.
+    """
+    splits = [f"{split} {size:,}" for split, size in data.items() if size is not None]
+    microbatches = f" in {accumulate} microbatches" if accumulate > 1 else ""
+    facts = [
+        ("task", task),
+        ("config", config_name),
+        ("data", ", ".join(splits) or "none"),
+        ("batch", f"{batch_size:,} examples{microbatches}, {precision}"),
+        ("steps", _length(data.get("train"), batch_size, start, steps)),
+        ("FLOPs a step", humanise(flops) if flops else "unknown"),
+        ("devices", _devices(devices)),
+        ("mesh", " x ".join(f"{axis} {size}" for axis, size in mesh_shape.items()) or "none"),
+        ("files", f"{workdir}{os.sep}"),
+    ]
+    rows = parameters(params, trainable)
+    if sys.stderr is not None and sys.stderr.isatty():
+        _tables(facts, rows)
+    elif sys.stderr is not None:
+        print(plain(facts, rows), file=sys.stderr, flush=True)
+
+
+def plain(facts: Facts, rows: Rows) -> str:
+    """Returns facts and parameter rows as aligned lines, without any drawing.
+
+    >>> print(plain([("task", "mnist"), ("batch", "8")], [("dense", "[2, 3]", "6", "trained")]))
+    task   mnist
+    batch  8
+    parameters
+      dense  [2, 3]  6  trained
+    """
+    first = max(len(name) for name, _ in facts)
+    name, shape, count, _ = (max(len(cell) for cell in column) for column in zip(*rows, strict=True))
+    lines = [f"{fact:{first}}  {value}" for fact, value in facts]
+    table = [f"  {row[0]:{name}}  {row[1]:{shape}}  {row[2]:>{count}}  {row[3]}" for row in rows]
+    return "\n".join([*lines, "parameters", *table])
+
+
+def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
+    """Returns at most `limit` rows of parameters, and one of totals.
+
+    Numbered siblings are merged (`layer_*`) and deep paths cut only as far as `limit` asks for it.
+
+    >>> params = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")} for i in range(3)}
+    >>> parameters(params, jax.tree.map(lambda _: True, params), limit=2)
+    [('layer_*/kernel', '3 x [4, 8]', '96', 'trained'), ('total', '3 arrays', '96', 'trained')]
+    """
+    arrays = jax.tree_util.tree_leaves_with_path(params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays]
+    flags = jax.tree.leaves(trainable)
+    leaves = [(name, array.shape, bool(flag)) for name, (_, array), flag in zip(names, arrays, flags, strict=True)]
+    _, _, count, state = _row("total", leaves)
+    rows = [_row(name, group) for name, group in _grouped(leaves, limit).items()]
+    return [*rows, ("total", f"{len(leaves)} arrays", count, state)]
+
+
+def humanise(value: float) -> str:
+    """Returns a large number with a metric prefix.
+
+    >>> humanise(1.2345e12), humanise(950)
+    ('1.23 T', '950')
+    """
+    power = min(int(math.log10(value) // 3), 6) if value >= 1000 else 0
+    return f"{value / 1000**power:.3g} {' kMGTPE'[power]}".strip()
+
+
+def _grouped(leaves: list[Any], limit: int) -> dict[str, list[Any]]:
+    for depth in range(max((name.count("/") + 1 for name, *_ in leaves), default=1), 0, -1):
+        for digits in ("", r"\d+"):
+            groups = collections.defaultdict(list)
+            for leaf in leaves:
+                path = "/".join(leaf[0].split("/")[:depth])
+                groups[re.sub(digits, "*", path) if digits else path].append(leaf)
+            if len(groups) <= limit:
+                return groups
+    names = list(groups)
+    rest = [leaf for name in names[limit - 1 :] for leaf in groups[name]]
+    return {name: groups[name] for name in names[: limit - 1]} | {f"... {len(names) - limit + 1} more": rest}
+
+
+def _row(name: str, leaves: list[Any]) -> tuple[str, str, str, str]:
+    shapes = {shape for _, shape, _ in leaves}
+    many = f"{len(leaves)} x " if len(leaves) > 1 else ""
+    shape = f"{many}{list(*shapes)}" if len(shapes) == 1 else f"{len(leaves)} arrays"
+    total = sum(math.prod(shape) for _, shape, _ in leaves)
+    trained = sum(math.prod(shape) for _, shape, flag in leaves if flag)
+    state = "trained" if trained == total else f"{trained:,} trained" if trained else "frozen"
+    return name, shape, f"{total:,}", state
+
+
+def _length(train: int | None, batch_size: int, start: int, steps: int) -> str:
+    resumed = f"{start:,} to " if start else ""
+    epochs = f" ({steps * batch_size / train:.4g} epochs of {train / batch_size:.4g} steps)" if train else ""
+    return f"{resumed}{steps:,}{epochs}"
+
+
+def _devices(devices: Sequence[jax.Device]) -> str:
+    kinds = collections.Counter(device.device_kind for device in devices)
+    hosts = len({device.process_index for device in devices})
+    return ", ".join(f"{size} x {kind}" for kind, size in kinds.items()) + (f" on {hosts} hosts" if hosts > 1 else "")
+
+
+def _tables(facts: Facts, rows: Rows) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(stderr=True)
+    overview = Table.grid(padding=(0, 2))
+    for name, value in facts:
+        overview.add_row(Text(name, "bold"), Text(value))  # Text: a path may look like markup
+    table = Table("parameters", "shape", "count", "")
+    table.columns[2].justify = "right"
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(overview, table)

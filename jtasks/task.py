@@ -1,0 +1,119 @@
+"""The contract: a task is a module of pure functions.
+
+Required: `dataset(split, config)`, `init(rng, batch, config)`, `loss_fn(params, batch, rng, config)`,
+`eval_fn(params, batch, config)`. Optional: `prepare(config)`, `data_args(config)`,
+`collate_fn(examples, config)`, `predict_fn(params, batch, rng, config)`,
+`score_fn(examples, outputs, config)`, `show_fn(examples, outputs, config)`, and the constants `LOSSES`
+(names in the metrics whose means add up to the loss) and `MIXES_EXAMPLES`.
+"""
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+from types import ModuleType
+
+from jtasks.errors import ConfigError
+
+REQUIRED = {
+    "dataset": ("split", "config"),
+    "init": ("rng", "batch", "config"),
+    "loss_fn": ("params", "batch", "rng", "config"),
+    "eval_fn": ("params", "batch", "config"),
+}
+OPTIONAL = {
+    "prepare": ("config",),
+    "data_args": ("config",),
+    "collate_fn": ("examples", "config"),
+    "predict_fn": ("params", "batch", "rng", "config"),
+    "score_fn": ("examples", "outputs", "config"),
+    "show_fn": ("examples", "outputs", "config"),
+}
+
+
+def load(name: str) -> ModuleType:
+    """Import a task by dotted module name or by the path of a .py file, and check its functions.
+
+    Raises:
+      ConfigError: no such module or file, an error while it was imported, a required function is
+        missing, or a function takes other arguments than the contract says.
+    """
+    module = load_file(name) if name.endswith(".py") else _import(name)
+    _validate(module, name)
+    return module
+
+
+def losses(task: ModuleType) -> tuple[str, ...]:
+    """Names of the metrics whose means add up to the loss."""
+    return tuple(getattr(task, "LOSSES", ("loss",)))
+
+
+def load_file(path: str) -> ModuleType:
+    """Execute a .py file as a module; the same file is executed once a process."""
+    file = pathlib.Path(path).resolve()
+    if not file.is_file():
+        raise ConfigError(f"no such file: {file}")
+    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before execution, as the import system does: dataclasses and pickle look it up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise ConfigError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (name + ".").startswith(error.name + "."):
+            raise ConfigError(f"task {name!r} cannot be imported: {error}") from error
+        shipped = sorted(p.stem for p in (pathlib.Path(__file__).parent / "tasks").glob("[a-z]*.py"))
+        near = difflib.get_close_matches(name.rpartition(".")[2], shipped, n=1)
+        hint = f"did you mean jtasks.tasks.{near[0]}?" if near else f"tasks here: jtasks.tasks.{{{','.join(shipped)}}};"
+        raise ConfigError(f"no task module {name!r}: {hint} or give the path of a .py file") from error
+    except Exception as error:
+        raise ConfigError(f"task {name!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _where(error: Exception, file: pathlib.Path) -> str:
+    """The file and line at fault, as far as the error tells."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
+    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
+    return f"{file}, line {lines[-1]}" if lines else str(file)
+
+
+def _validate(module: ModuleType, name: str) -> None:
+    missing = [f"{f}({', '.join(arguments)})" for f, arguments in REQUIRED.items() if not hasattr(module, f)]
+    if missing:
+        raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
+    for function, arguments in (REQUIRED | OPTIONAL).items():
+        _validate_function(getattr(module, function, None), function, arguments, name)
+    terms = losses(module)
+    if not terms or not all(isinstance(term, str) for term in terms) or isinstance(module.__dict__.get("LOSSES"), str):
+        raise ConfigError(f'task {name}: LOSSES must be a tuple of metric names such as ("loss",), not {terms!r}')
+
+
+def _validate_function(function: object, name: str, arguments: tuple[str, ...], task: str) -> None:
+    if function is None:
+        return
+    if not callable(function):
+        raise ConfigError(f"task {task}: {name} must be a function, not {type(function).__name__}")
+    signature = inspect.signature(function)
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        raise ConfigError(
+            f"task {task}: {name}{signature} must take ({', '.join(arguments)}); see jtasks/task.py"
+        ) from None

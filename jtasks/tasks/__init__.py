@@ -1,0 +1,1 @@
+"""The shipped tasks, one a file; no task imports another."""

@@ -1,0 +1,129 @@
+"""Generative pre-training on pixels, iGPT (Chen et al. 2020): predict each pixel's colour from those before.
+
+Images become sequences of colour tokens in raster order: `prepare` fits a palette by k-means beside
+the data (or the config names a palette file, or grey levels are taken as they are), and the nearest
+colour is found on the device.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtasks import augment, colours, data, decode, models, picture
+from jtasks.config import Config
+from jtasks.metrics import Mean, scaled
+
+Batch = dict[str, jax.Array]
+
+
+def dataset(split: str, config: Config) -> Any:
+    """Images uint8 [n, h, w, c] and labels [n]."""
+    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=config.data.size)
+
+
+def prepare(config: Config) -> None:
+    """Fit the palette on the training images, once; it is stored beside the data."""
+    colours.prepare(dataset("train", config), config.data, config.seed)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """The palette, and what the model's sizes follow from: colours, image shape, positions."""
+    return colours.data_args(dataset("train", config), config.data, config.seed)
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the GPT."""
+    return _model(config).init(rng, _inputs(_tokens(batch, config), config))["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Nats a pixel on augmented images."""
+    pixels = augment.crop_and_flip(batch["image"], batch["seed"], pad=config.data.crop, mirror=config.data.flip)
+    metrics = _metrics(params, batch | {"image": pixels}, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["loss"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """`loss` in nats and `bits` in bits, both a pixel token."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Complete images from their top half: colour tokens [b, samples, h * w]."""
+    model, sampling = _model(config), config.sample
+    tokens = _tokens(batch, config)
+    b, length = tokens.shape
+    rows, columns = config.model.shape
+    given = round(rows * sampling.given) * columns
+    prompt = _inputs(tokens, config)[:, : given + 1]
+
+    logits, cache = model.apply({"params": params}, prompt, model.cache(b, length), 0, method="decode")
+    # Each image's prompt was read once; its samples go on from copies of the cache.
+    logits = jnp.repeat(logits, sampling.count, axis=0)
+    cache = jax.tree.map(lambda x: jnp.repeat(x, sampling.count, axis=1), cache)
+    keys = jax.vmap(lambda key: jax.random.split(key, sampling.count))(augment.keys(batch["seed"])).reshape(-1)
+
+    def step(state: Any, token: jax.Array) -> tuple[jax.Array, Any]:
+        cache, position = state
+        logits, cache = model.apply({"params": params}, token[:, None], cache, position, method="decode")
+        return logits, (cache, position + 1)
+
+    drawn = decode.sample(
+        step,
+        (cache, jnp.asarray(given + 1)),
+        logits,
+        keys,
+        length - given,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+    ).reshape(b, sampling.count, length - given)
+    prefix = jnp.broadcast_to(tokens[:, None, :given], (b, sampling.count, given))
+    return {"tokens": jnp.concatenate([prefix, drawn], axis=2)}
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray]:
+    """A grid with a row an image: the given half, samples, and the original."""
+    palette, shape = config.model.palette, config.model.shape
+    given = round(shape[0] * config.sample.given)
+    rows = []
+    for example, output in zip(examples, outputs, strict=True):
+        original = np.asarray(colours.nearest(example["image"][None], palette))[0]
+        original = colours.pictures(original, palette, shape)
+        half = original.copy()
+        half[given:] = 160
+        rows.append([half, *colours.pictures(np.asarray(output["tokens"]), palette, shape), original])
+    return {"completions": picture.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
+
+
+def _model(config: Config) -> models.GPT:
+    model = config.model
+    return models.GPT(
+        vocab=model.colours + 1,  # and the start token
+        outputs=model.colours,
+        positions=model.positions,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        dropout=model.dropout,
+        remat=model.remat,
+        dtype=jnp.dtype(config.precision),
+    )
+
+
+def _tokens(batch: Batch, config: Config) -> jax.Array:
+    return colours.nearest(batch["image"], config.model.palette)
+
+
+def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
+    return models.shifted(tokens, config.model.colours)
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    tokens = _tokens(batch, config)
+    logits = _model(config).apply({"params": params}, _inputs(tokens, config), **options)
+    nats = Mean.of(optax.softmax_cross_entropy_with_integer_labels(logits, tokens), batch["mask"])
+    return {"loss": nats, "bits": scaled(nats, 1 / np.log(2))}

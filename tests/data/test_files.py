@@ -1,0 +1,219 @@
+"""Claims about finding, downloading and reading files."""
+
+import concurrent.futures
+import hashlib
+import http.server
+import io
+import os
+import pathlib
+import pickle
+import socket
+import tarfile
+import threading
+
+import numpy as np
+import pytest
+
+from jtasks.data import files
+from jtasks.errors import DataError
+
+BODY = b"an archive of bytes" * 1000
+HASH = "md5:" + hashlib.md5(BODY).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves /good/ whole, /short/ cut off in the body, /wrong/ altered, and 404 for the rest."""
+
+    daemon_threads = False  # so that closing waits for them
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        place = self.path.split("/")[1]
+        if place not in ("good", "short", "wrong"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(BODY)))
+        self.end_headers()
+        self.wfile.write({"good": BODY, "short": BODY[:5000], "wrong": BODY[::-1]}[place])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with Server(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}/"
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with socket.socket() as bound:  # bound but not listening: nobody else gets the port, and it refuses
+        bound.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+
+
+def everything(folder: pathlib.Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def test_data_folder_prefers_the_config_then_the_variable_then_the_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("JTASKS_DATA", "/variable")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert files.data_folder("/config") == pathlib.Path("/config")
+    assert files.data_folder(None) == pathlib.Path("/variable")
+    monkeypatch.delenv("JTASKS_DATA")
+    assert files.data_folder(None) == pathlib.Path("/cache/jtasks")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert files.data_folder(None) == tmp_path / ".cache" / "jtasks"
+    assert files.data_folder("~/data") == tmp_path / "data"
+
+
+def test_find_prefers_earlier_folders_then_earlier_names(tmp_path):
+    for place in ("one/b", "two/a", "two/b"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        (tmp_path / place).touch()
+    assert files.find("ab", (tmp_path / "one", tmp_path / "two")) == tmp_path / "one" / "b"
+    assert files.find("ab", [tmp_path / "two"]) == tmp_path / "two" / "a"
+    assert files.find("c", [tmp_path / "two"]) is None
+
+
+def test_fetch_brings_the_file_readable_and_says_nothing_on_stdout(server, tmp_path, capfd):
+    path = files.fetch("x.bin", HASH, [server + "good/"], tmp_path / "new" / "folder")
+    assert path.read_bytes() == BODY
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert everything(tmp_path) == [os.path.join("new", "folder", "x.bin")]
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("place", ["wrong", "short", "absent"])
+def test_a_failed_download_leaves_nothing_behind_and_says_why(server, tmp_path, place):
+    with pytest.raises(DataError) as caught:
+        files.fetch("x.bin", HASH, [f"{server}{place}/"], tmp_path, ("x", "x.bin"), (tmp_path, tmp_path / "sub"))
+    assert everything(tmp_path) == []
+    message = str(caught.value)
+    reason = {"wrong": "hash", "short": "incomplete", "absent": "404"}[place]
+    assert reason in message.lower()
+    for part in ("looked for: x, x.bin", f"in: {tmp_path}, {tmp_path / 'sub'}", f"{server}{place}/x.bin"):
+        assert part in message
+    for way_out in (f"put the file into {tmp_path}", "config.data.dir", "$JTASKS_DATA", "network"):
+        assert way_out in message
+
+
+def test_a_refused_connection_is_a_data_error(refused, tmp_path):
+    with pytest.raises(DataError, match="refused"):
+        files.fetch("x.bin", HASH, [refused], tmp_path)
+    assert everything(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_made_is_a_data_error(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="cannot find or download x.bin"):
+        files.fetch("x.bin", HASH, [server + "good/"], tmp_path / "file" / "folder")
+
+
+def test_mirrors_are_tried_in_order_until_one_serves_the_right_bytes(server, refused, tmp_path):
+    mirrors = [refused, server + "absent/", server + "short/", server + "wrong/", server + "good/"]
+    assert files.fetch("x.bin", HASH, mirrors, tmp_path).read_bytes() == BODY
+    assert everything(tmp_path) == ["x.bin"]
+
+
+def test_fetches_at_once_all_get_the_whole_file(server, tmp_path):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        tasks = [pool.submit(files.fetch, "x.bin", HASH, [server + "good/"], tmp_path) for _ in range(8)]
+    assert {task.result().read_bytes() for task in tasks} == {BODY}
+    assert everything(tmp_path) == ["x.bin"]
+
+
+def archive(path: pathlib.Path, members: list[tuple[tarfile.TarInfo, bytes]]) -> pathlib.Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for info, data in members:
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_members_are_read_by_name_in_whatever_order_and_spelling(tmp_path):
+    members = [(tarfile.TarInfo("./d/b"), b"B"), (tarfile.TarInfo("d/a"), b"A"), (tarfile.TarInfo("d/c"), b"C")]
+    assert files.read_members(archive(tmp_path / "x.tar.gz", members), ["d/a", "d/b"]) == {"d/a": b"A", "d/b": b"B"}
+    assert everything(tmp_path) == ["x.tar.gz"]
+
+
+@pytest.mark.parametrize("name", ["../evil", "d/../../evil", "/etc/evil"])
+def test_members_outside_the_folder_are_refused(tmp_path, name):
+    path = archive(tmp_path / "x.tar.gz", [(tarfile.TarInfo("d/a"), b"A"), (tarfile.TarInfo(name), b"evil")])
+    with pytest.raises(DataError) as caught:
+        files.read_members(path, ["d/a"])
+    assert str(path) in str(caught.value)
+    assert repr(name) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(tmp_path, kind):
+    info = tarfile.TarInfo("d/a")
+    info.type, info.linkname = kind, "/etc/passwd"
+    with pytest.raises(DataError, match="'d/a' is a link or a device"):
+        files.read_members(archive(tmp_path / "x.tar.gz", [(info, b"")]), ["d/a"])
+
+
+def test_a_damaged_or_incomplete_archive_is_named(tmp_path):
+    noise = np.random.default_rng(0).bytes(100_000)
+    path = archive(tmp_path / "x.tar.gz", [(tarfile.TarInfo("d/a"), noise)])
+    with pytest.raises(DataError, match=r"x\.tar\.gz lacks d/b"):
+        files.read_members(path, ["d/a", "d/b"])
+    whole = path.read_bytes()
+    for damaged in (whole[:50_000], whole[:50_000] + b"\0" * 100 + whole[50_100:], b"", b"<html>"):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"x\.tar\.gz is truncated or corrupt"):
+            files.read_members(path, ["d/a"])
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_lists_and_strings_are_unpickled(protocol, order):
+    array = np.asarray(np.arange(12, dtype=np.uint8).reshape(3, 4), order=order)
+    loaded = files.load_pickle(pickle.dumps({"data": array, b"labels": [1, 2], "n": b""}, protocol), "x")
+    np.testing.assert_array_equal(loaded["data"], array)
+    assert (loaded[b"labels"], loaded["n"]) == ([1, 2], b"")
+
+
+def test_numpy_1_names_are_understood():
+    data = pickle.dumps(np.arange(3), 2)
+    assert b"numpy._core" in data
+    loaded = files.load_pickle(data.replace(b"numpy._core", b"numpy.core"), "x")
+    np.testing.assert_array_equal(loaded, [0, 1, 2])
+
+
+class Evil:
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("function", [os.system, eval, np.fromfile, getattr, np.save])
+def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path, protocol, function):
+    target = tmp_path / "ran"
+    data = pickle.dumps({"data": Evil(function, f"touch {target}")}, protocol)
+    with pytest.raises(DataError) as caught:
+        files.load_pickle(data, "cifar/data_batch_1")
+    assert "cifar/data_batch_1" in str(caught.value)
+    assert f".{function.__name__}" in str(caught.value)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>", pickle.dumps(np.arange(100))[:-20], b"\x80\x02R."])
+def test_a_damaged_pickle_is_a_data_error(data):
+    with pytest.raises(DataError, match="some/place"):
+        files.load_pickle(data, "some/place")

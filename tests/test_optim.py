@@ -1,0 +1,379 @@
+"""Claims about jtasks.optim, against closed forms, numpy and optax itself applied layer by layer."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jtasks import optim
+from jtasks.errors import ConfigError
+
+LISTED = ["adam", "adamw", "adadelta", "sgd", "lion", "adafactor", "lamb", "muon"]
+OTHERS = ["rmsprop", "radam", "adabelief", "adan", "lars", "novograd", "yogi"]
+
+
+def make_params():
+    """An embedding, a stack of 3 scanned layers, a dense layer and a head of the same shape (fewer compilations)."""
+    shapes = {
+        "embed": {"embedding": (6, 4)},
+        "blocks": {"kernel": (3, 3, 4), "bias": (3, 4)},
+        "dense": {"kernel": (5, 4), "bias": (4,)},
+        "head": {"kernel": (5, 4), "bias": (4,)},
+    }
+    random = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda shape: random.normal(size=shape).astype(np.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def make_grads(params):
+    return jax.tree.map(lambda leaf: np.cos(3 * leaf) + 0.5 * leaf, params)
+
+
+def first_updates(fields, params, grads, steps=10):
+    transformation, _ = optim.optimizer(fields, steps, params)
+    return transformation.update(grads, transformation.init(params), params)[0]
+
+
+def by_path(tree):
+    return dict(zip(optim.paths(tree), jax.tree.leaves(tree), strict=True))
+
+
+def fairseq_polynomial(updates, lr, end, power, warmup, total):
+    """The published formula after the warm-up, in Python's doubles."""
+    if updates >= total:
+        return end
+    return (1 - (updates - warmup) / (total - warmup)) ** power * (lr - end) + end
+
+
+# Schedules
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    total=st.integers(2, 500),
+    part=st.floats(0, 0.99),
+    lr=st.floats(1e-4, 1),
+    end=st.floats(0, 0.1),
+    power=st.floats(0.5, 3),
+    extra=st.integers(0, 50),
+)
+def test_every_schedule_equals_its_closed_form(total, part, lr, end, power, extra):
+    warmup = int(part * total)
+    fields = {"lr": lr, "end_lr": end, "power": power, "warmup": warmup}
+    after = {
+        "constant": lambda t: lr,
+        "linear": lambda t: float(np.interp(t, [warmup, total], [lr, end])),
+        "cosine": lambda t: end + (lr - end) * math.cos(math.pi / 2 * min((t - warmup) / (total - warmup), 1)) ** 2,
+        "polynomial": lambda t: fairseq_polynomial(t, lr, end, power, warmup, total),
+        "rsqrt": lambda t: lr * math.sqrt(max(warmup, 1)) / math.sqrt(t + 1),
+    }
+    counts = sorted(
+        {0, warmup // 2, max(warmup - 1, 0), warmup, (warmup + total) // 2, total - 1, total, total + extra}
+    )
+    for name, value in after.items():
+        rate = optim.schedule(fields | {"schedule": name}, total)
+        expected = [lr * (t + 1) / warmup if t < warmup else value(t) for t in counts]
+        np.testing.assert_allclose([rate(t) for t in counts], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_a_schedule_is_jittable_and_float32():
+    for name in ("constant", "linear", "cosine", "polynomial", "rsqrt"):
+        rate = optim.schedule({"schedule": name, "warmup": 3, "lr": 1}, 10)
+        inside = jax.jit(rate)(jnp.int32(7))
+        assert inside.dtype == rate(7).dtype == jnp.float32
+        np.testing.assert_allclose(inside, rate(7), rtol=1e-6)
+
+
+def test_the_first_update_is_not_wasted_and_the_last_of_the_warmup_runs_at_the_peak():
+    rate = optim.schedule({"lr": 0.4, "warmup": 4, "schedule": "cosine"}, 100)
+    np.testing.assert_allclose([rate(t) for t in range(4)], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "polynomial", "rsqrt"])
+def test_a_fractional_warmup_is_that_part_of_the_total(name):
+    fields = {"schedule": name, "decay_steps": 50}
+    fraction, whole = (optim.schedule(fields | {"warmup": warmup}, 1000) for warmup in (0.1, 5))
+    counts = range(0, 60, 3)
+    assert [float(fraction(t)) for t in counts] == [float(whole(t)) for t in counts]
+    assert float(whole(4)) == pytest.approx(1e-3)
+
+
+def test_decay_steps_replace_the_length_of_the_run():
+    rate = optim.schedule({"schedule": "linear", "decay_steps": 10, "end_lr": 1e-5}, 100)
+    np.testing.assert_allclose([rate(10), rate(50)], [1e-5, 1e-5], rtol=1e-5)
+
+
+def test_a_warmup_as_long_as_the_schedule_is_all_warmup():
+    rate = optim.schedule({"schedule": "linear", "lr": 1.0, "warmup": 4}, 4)
+    assert [float(rate(t)) for t in range(5)] == [0.25, 0.5, 0.75, 1.0, 0.0]
+
+
+# Optimizers
+
+
+@pytest.mark.parametrize("name", LISTED + OTHERS)
+def test_optimizers_reduce_a_quadratic(name):
+    params = {"dense": make_params()["dense"]}
+    lr = {"adadelta": 10.0, "lars": 1.0}.get(name, 0.02)
+    transformation, _ = optim.optimizer({"name": name, "lr": lr, "clip": 1.0}, 30, params)
+
+    def loss_fn(params):
+        return sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+    @jax.jit
+    def step(carry, _):
+        params, state = carry
+        updates, state = transformation.update(jax.grad(loss_fn)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    initial = (jax.tree.map(jnp.asarray, params), transformation.init(params))
+    (trained, _), _ = jax.lax.scan(step, initial, length=30)
+    assert float(loss_fn(trained)) < 0.98 * float(loss_fn(params))
+
+
+def test_arguments_reach_the_optimizer_and_common_fields_are_not_among_them():
+    assert optim.arguments("adamw") == {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "eps_root": 0.0, "nesterov": False}
+    assert {"momentum", "centered"} < set(optim.arguments("rmsprop"))
+    for name in LISTED + OTHERS:
+        assert not set(optim.arguments(name)) & set(optim.defaults())
+    params = make_params()
+    grads = make_grads(params)
+    transformation, _ = optim.optimizer({"name": "sgd", "lr": 0.1, "momentum": 0.5}, 10, params)
+    _, state = transformation.update(grads, transformation.init(params), params)
+    updates, _ = transformation.update(grads, state, params)
+    jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -0.1 * 1.5 * g, rtol=1e-5), updates, grads)
+
+
+def test_a_frozen_config_dict_a_dict_and_all_defaults_written_out_mean_the_same():
+    params = make_params()
+    fields = {"name": "lion", "lr": 0.1, "b1": 0.8, "weight_decay": 0.01}
+    config = ml_collections.FrozenConfigDict(optim.defaults() | optim.arguments("lion") | fields)
+    same = jax.tree.map(
+        np.array_equal,
+        first_updates(config, params, make_grads(params)),
+        first_updates(fields, params, make_grads(params)),
+    )
+    assert all(jax.tree.leaves(same))
+
+
+def test_the_schedule_drives_the_updates():
+    params = make_params()
+    grads = make_grads(params)
+    fields = {"name": "sgd", "lr": 0.1, "warmup": 2, "schedule": "linear"}
+    transformation, rate = optim.optimizer(fields, 4, params)
+    state = transformation.init(params)
+    for count in range(4):
+        updates, state = transformation.update(grads, state, params)
+        expected = -float(rate(count)) * grads["dense"]["kernel"]
+        np.testing.assert_allclose(updates["dense"]["kernel"], expected, rtol=1e-5)
+
+
+# Weight decay
+
+
+def test_adamw_decay_is_decoupled():
+    params = make_params()
+    grads = make_grads(params)
+    updates = first_updates({"lr": 0.1, "weight_decay": 0.3, "decay": "kernel$"}, params, grads)
+    for path, update in by_path(updates).items():
+        p, g = by_path(params)[path], by_path(grads)[path]
+        adam = g / (np.sqrt(g * g) + 1e-8)  # with bias correction, the first moments are g and g**2
+        expected = -0.1 * (adam + (0.3 * p if path.endswith("kernel") else 0))
+        np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+def test_sgd_decay_is_l2_added_to_the_clipped_gradient():
+    params = make_params()
+    grads = make_grads(params)
+    norm = math.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
+    updates = first_updates({"name": "sgd", "lr": 0.1, "weight_decay": 0.3, "clip": 0.5}, params, grads)
+    for path, update in by_path(updates).items():
+        expected = -0.1 * (by_path(grads)[path] * 0.5 / norm + 0.3 * by_path(params)[path])
+        np.testing.assert_allclose(update, expected, rtol=1e-4, atol=1e-6, err_msg=path)
+
+
+@pytest.mark.parametrize("name", [*LISTED, "rmsprop", "lars", "adamaxw"])
+def test_decay_touches_only_matched_parameters(name):
+    params = make_params()
+    grads = make_grads(params)
+    plain = by_path(first_updates({"name": name, "lr": 0.1}, params, grads))
+    # Decay strong enough to turn signs round: the first update of adam is the sign of what it is given.
+    decayed = by_path(first_updates({"name": name, "lr": 0.1, "weight_decay": 9.0, "decay": "^dense/"}, params, grads))
+    different = {path for path in plain if not np.allclose(plain[path], decayed[path], rtol=1e-6, atol=0)}
+    assert different == {"dense/bias", "dense/kernel"}
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "muon"])
+def test_decoupled_decay_is_the_learning_rate_times_weight_decay_times_the_parameter(name):
+    params = make_params()
+    grads = make_grads(params)
+    fields = {"name": name, "lr": 0.1, "warmup": 4}  # the first rate is 0.025
+    plain = first_updates(fields, params, grads)
+    decayed = first_updates(fields | {"weight_decay": 0.4}, params, grads)
+    difference = jax.tree.map(np.subtract, decayed, plain)
+    jax.tree.map(lambda d, p: np.testing.assert_allclose(d, -0.01 * p, rtol=1e-3, atol=1e-6), difference, params)
+
+
+@pytest.mark.parametrize("name", [*LISTED, "adamaxw", "novograd"])
+def test_no_decay_when_it_is_0_whatever_optax_defaults_to(name):
+    params = make_params()
+    updates = first_updates({"name": name, "lr": 0.1}, params, jax.tree.map(np.zeros_like, params))
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(updates))
+
+
+def test_an_optimizer_that_cannot_decay_a_part_says_so():
+    params = make_params()
+    fields = {"name": "novograd", "weight_decay": 0.1}
+    optim.optimizer(fields, 10, params)
+    optim.optimizer(fields | {"freeze": "^(?!dense)", "decay": "^dense"}, 10, params)
+    with pytest.raises(ConfigError, match=r"novograd decays all .* config\.optim\.decay='kernel'"):
+        optim.optimizer(fields | {"decay": "kernel"}, 10, params)
+
+
+# Freezing and clipping
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_frozen_parameters_get_updates_of_0_and_no_state(name):
+    params = make_params()
+    fields = {"name": name, "lr": 0.1, "freeze": "^(embed|blocks)/", "weight_decay": 0.1, "clip": 1.0}
+    transformation, _ = optim.optimizer(fields, 10, params)
+    state = transformation.init(params)
+    updates, _ = jax.jit(transformation.update)(make_grads(params), state, params)
+    for path, update in by_path(updates).items():
+        assert np.any(update) != path.startswith(("embed", "blocks")), path
+    frozen_shapes = {(6, 4), (3, 3, 4), (3, 4)}
+    assert not frozen_shapes & {leaf.shape for leaf in jax.tree.leaves(state)}
+    assert not [path for path in optim.paths(state) if "embed" in path or "blocks" in path]
+
+
+def test_freezing_leaves_the_updates_of_the_others_as_they_were():
+    params = make_params()
+    fields = {"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "decay": "kernel"}
+    free = by_path(first_updates(fields, params, make_grads(params)))
+    frozen = by_path(first_updates(fields | {"freeze": "embed"}, params, make_grads(params)))
+    for path in free:
+        if path != "embed/embedding":
+            np.testing.assert_array_equal(free[path], frozen[path])
+
+
+def test_the_clipped_norm_is_that_of_trainable_gradients():
+    params = make_params()
+    grads = make_grads(params)
+    grads["embed"]["embedding"] = grads["embed"]["embedding"] * 1e6
+    updates = first_updates({"name": "sgd", "lr": 1.0, "clip": 0.5, "freeze": "^embed"}, params, grads)
+    assert float(optax.tree.norm(updates)) == pytest.approx(0.5, rel=1e-5)
+    small = jax.tree.map(lambda g: 1e-3 * g, grads) | {"embed": grads["embed"]}
+    untouched = first_updates({"name": "sgd", "lr": 1.0, "clip": 0.5, "freeze": "^embed"}, params, small)
+    np.testing.assert_allclose(untouched["dense"]["kernel"], -small["dense"]["kernel"], rtol=1e-6)
+
+
+# Muon
+
+
+@pytest.mark.parametrize("freeze", ["", "^dense/"])
+def test_muon_on_a_stack_is_muon_on_each_layer(freeze):
+    params = make_params()
+    grads = make_grads(params)
+    fields = {"name": "muon", "lr": 0.1, "weight_decay": 0.2, "freeze": freeze}
+    stacked = first_updates(fields, params, grads)["blocks"]["kernel"]
+    for layer in range(3):
+        kernel, gradient = params["blocks"]["kernel"][layer], grads["blocks"]["kernel"][layer]
+        alone = optax.contrib.muon(0.1, weight_decay=0.2)
+        expected, _ = alone.update({"w": gradient}, alone.init({"w": kernel}), {"w": kernel})
+        np.testing.assert_allclose(stacked[layer], expected["w"], rtol=1e-3, atol=1e-5)
+
+
+def test_muon_takes_hidden_kernels_and_leaves_the_rest_to_adam():
+    params = make_params()
+    grads = make_grads(params)
+    updates = by_path(first_updates({"name": "muon", "lr": 0.1, "adam_learning_rate": 0.05}, params, grads))
+    adam = by_path(first_updates({"name": "adam", "lr": 0.05, "nesterov": True}, params, grads))
+    same = {path for path in updates if np.allclose(updates[path], adam[path], rtol=1e-4)}
+    assert set(updates) - same == {"blocks/kernel", "dense/kernel"}
+    singular = np.linalg.svd(updates["dense/kernel"], compute_uv=False)
+    assert np.all((singular > 0.06) & (singular < 0.13))  # lr times roughly 1, by Newton-Schulz
+
+
+def test_the_adam_rate_of_muon_follows_the_schedule():
+    params = make_params()
+    fields = {"name": "muon", "lr": 0.1, "warmup": 4}
+    grads = make_grads(params)
+    low, high = (first_updates(fields | {"adam_learning_rate": lr}, params, grads) for lr in (0.02, 0.04))
+    np.testing.assert_allclose(high["head"]["kernel"], 2 * low["head"]["kernel"], rtol=1e-5)
+    adam = first_updates({"name": "adam", "nesterov": True, "lr": 0.02, "warmup": 4}, params, grads)
+    np.testing.assert_allclose(low["head"]["bias"], adam["head"]["bias"], rtol=1e-4)
+
+
+# Masks and shapes
+
+
+def test_paths_and_masks_follow_the_order_of_the_leaves():
+    params = make_params()
+    assert optim.paths(params)[:3] == ["blocks/bias", "blocks/kernel", "dense/bias"]
+    assert by_path(optim.matching("^dense|bias$", params)) == {
+        path: path.startswith("dense") or path.endswith("bias") for path in optim.paths(params)
+    }
+    assert all(jax.tree.leaves(optim.trainable({}, params)))
+    assert optim.trainable({"freeze": "kernel"}, params)["head"] == {"kernel": False, "bias": True}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_shapes_are_enough_to_make_an_optimizer(name):
+    params = make_params()
+    shapes = jax.eval_shape(lambda: params)
+    fields = {"name": name, "weight_decay": 0.1, "decay": "kernel", "freeze": "^embed"}
+    transformation, _ = optim.optimizer(fields, 10, shapes)
+    abstract = jax.eval_shape(transformation.init, shapes)
+    concrete = transformation.init(params)
+    assert jax.tree.map(jnp.shape, abstract) == jax.tree.map(jnp.shape, concrete)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adamm"}, r"unknown optimizer config\.optim\.name='adamm', did you mean .*adam.*available: .*muon"),
+        ({"name": "lbfgs"}, r"unknown optimizer config\.optim\.name='lbfgs'.*available"),
+        ({"widht": 1}, r"unknown field config\.optim\.widht; available: .*weight_decay"),
+        ({"wieght_decay": 1}, r"unknown field config\.optim\.wieght_decay, did you mean weight_decay"),
+        ({"name": "sgd", "b2": 0.9}, r"unknown field config\.optim\.b2.*available: .*momentum"),
+        ({"schedule": "cosin"}, r"config\.optim\.schedule='cosin', did you mean cosine\?.*rsqrt"),
+        ({"warmup": 11}, r"config\.optim\.warmup=11 is longer than the schedule of 10"),
+        ({"warmup": 6, "decay_steps": 5}, r"config\.optim\.warmup=6 is longer than the schedule of 5"),
+        ({"warmup": 5.0}, r"config\.optim\.warmup=5\.0 should be a whole number"),
+        ({"warmup": -0.1}, r"config\.optim\.warmup=-0\.1 should be a number of at least 0"),
+        ({"lr": -1.0}, r"config\.optim\.lr=-1\.0 should be"),
+        ({"lr": "fast"}, r"config\.optim\.lr='fast' should be a number"),
+        ({"end_lr": math.nan}, r"config\.optim\.end_lr=nan"),
+        ({"power": 0, "schedule": "polynomial"}, r"config\.optim\.power=0 should be above 0"),
+        ({"decay_steps": -1}, r"config\.optim\.decay_steps=-1"),
+        ({"weight_decay": -0.1}, r"config\.optim\.weight_decay=-0\.1"),
+        ({"clip": -1}, r"config\.optim\.clip=-1"),
+        ({"freeze": "."}, r"config\.optim\.freeze='\.' matches every parameter"),
+        ({"freeze": "encoder"}, r"config\.optim\.freeze='encoder' matches no parameter.*dense/kernel"),
+        ({"decay": "weight$"}, r"config\.optim\.decay='weight\$' matches no parameter.*dense/kernel"),
+        ({"decay": ""}, r"config\.optim\.decay=''"),
+        ({"freeze": "("}, r"config\.optim\.freeze='\(' is not a regular expression"),
+    ],
+)
+def test_mistakes_are_named(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        optim.optimizer(fields, 10, make_params())
+
+
+@pytest.mark.parametrize("lr", [0, 0.0])
+def test_a_rate_of_0_changes_nothing(lr):
+    params = make_params()
+    for name in ("adamw", "muon"):
+        updates = first_updates({"name": name, "lr": lr, "weight_decay": 0.1}, params, make_grads(params))
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
