@@ -1,6 +1,6 @@
 """iGPT on scikit-learn's bundled 8x8 digits: 17 grey levels taken as they are, nothing to download.
 
-  python main.py --config=configs/igpt_digits.py --workdir=runs/digits
+python main.py --config=configs/igpt_digits.py --workdir=runs/digits
 """
 
 import ml_collections
@@ -25,6 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
         shape=placeholder(tuple),
         positions=placeholder(int),
     )
-    config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=25, weight_decay=0.01, decay="kernel$", b2=0.95)
+    config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.08, b2=0.95)
+    config.optim.update(weight_decay=0.01, decay="kernel$")
     config.sample = dict(count=4, given=0.5, temperature=1.0, top_k=0, top_p=1.0)
     return config

@@ -177,7 +177,7 @@ def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
         )
     arrays = _read(folder, wanted)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    return structure.unflatten([arrays.get(_name(path), leaf) for path, leaf in paths])
+    return jax.tree.unflatten(structure, [arrays.get(_name(path), leaf) for path, leaf in paths])
 
 
 def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tuple[Any, dict[str, list[str]]]:
@@ -207,7 +207,7 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
         "left": [f"{n} {_describe(leaf)}" for n, leaf in wanted.items() if n not in taken],
         "unused": [f"{n} {_describe(leaf)}" for n, leaf in saved.items() if n not in taken],
     }
-    return structure.unflatten([arrays.get(_name(path), leaf) for path, leaf in paths]), report
+    return jax.tree.unflatten(structure, [arrays.get(_name(path), leaf) for path, leaf in paths]), report
 
 
 def leaves(tree: Any) -> dict[str, Any]:
@@ -242,9 +242,9 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Arra
     """Read just the `wanted` leaves, each onto its own sharding."""
     import orbax.checkpoint as ocp
 
-    wanted = {n: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=getattr(a, "sharding", None)) for n, a in wanted.items()}
+    like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in wanted.items()}
     arguments = ocp.args.PyTreeRestore(
-        wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         return checkpointer.restore(folder, args=arguments)

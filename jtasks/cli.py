@@ -125,8 +125,10 @@ def _compilation_cache() -> None:
     """Compiled programs are kept in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
-        cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jtasks" / "compiled"
+    from jtasks.data.files import cache_folder
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = cache_folder() / "compiled"
         with contextlib.suppress(OSError):  # without a writable cache folder, programs are compiled anew
             cache.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtasks.data import pipeline
-from jtasks.data.files import data_folder
+from jtasks.data.files import cache_folder, data_folder
 from jtasks.data.pipeline import Examples
 from jtasks.errors import DataError
 
@@ -49,17 +49,22 @@ def levels(images: np.ndarray) -> np.ndarray:
 
 def prepare(examples: Examples, options: Any, seed: int) -> None:
     """Fit the palette that `options` (config.data) ask for to training images, unless it is there already."""
-    path = palette_path(options, seed)
-    if options.palette or path.exists():
+    if palette_path(options, seed).exists() or options.palette:
         return
     n = pipeline.size(examples)
     rows = np.sort(pipeline.permutation(seed, 0, n)[:10_000])
     images = pipeline.fetch(examples, rows, None)["image"]
     palette = fit(images, options.colours, seed) if options.colours else levels(images)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}-{os.getpid()}.npy")
-    np.save(partial, palette)
-    partial.replace(path)
+    for path in _places(options, seed):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f".{path.stem}-{os.getpid()}.npy")
+            np.save(partial, palette)
+            partial.replace(path)
+            return
+        except OSError as error:  # a read-only folder of shared data
+            reason = error
+    raise DataError(f"the palette cannot be stored beside the data or in the user's cache folder: {reason}")
 
 
 def data_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
@@ -73,8 +78,14 @@ def palette_path(options: Any, seed: int) -> pathlib.Path:
     """The palette file that config.data names, or the place beside the data of a fitted one."""
     if options.palette:
         return pathlib.Path(options.palette)
+    places = _places(options, seed)
+    return next((path for path in places if path.exists()), places[0])
+
+
+def _places(options: Any, seed: int) -> list[pathlib.Path]:
     source = re.sub(r"\W+", "-", options.name)
-    return data_folder(options.dir) / "palettes" / f"{source}-{options.size or 'full'}-{options.colours}-seed{seed}.npy"
+    name = f"{source}-{options.size or 'full'}-{options.colours}-seed{seed}.npy"
+    return [folder / "palettes" / name for folder in (data_folder(options.dir), cache_folder())]
 
 
 def load(path: pathlib.Path, channels: int) -> Palette:
@@ -86,7 +97,7 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     try:
         palette = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"palette {path} cannot be read ({error}): expected a .npy file [colours, {channels}]") from None
+        raise DataError(f"palette {path} cannot be read ({error}): expected .npy [colours, {channels}]") from None
     if palette.ndim != 2 or palette.shape[1] != channels or not np.isfinite(palette).all():
         raise DataError(f"palette {path} has shape {list(palette.shape)}: expected finite [colours, {channels}]")
     return tuple(tuple(float(x) for x in colour) for colour in palette)

@@ -6,7 +6,7 @@ import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 from absl import flags
@@ -16,7 +16,10 @@ from ml_collections.config_dict import placeholder
 from jtasks import optim, task
 from jtasks.errors import ConfigError
 
-Config = ml_collections.FrozenConfigDict
+if TYPE_CHECKING:  # ml_collections has no types of its own
+    Config = Any
+else:
+    Config = ml_collections.FrozenConfigDict
 
 
 def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
@@ -68,6 +71,9 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
         if field not in config and near:
             raise ConfigError(f"unknown field config.{field} in {path}, did you mean {near[0]}?")
     _merge(config, user, "config")
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if any(o.startswith(f"--config.{given}=") for o in overrides):
+            config[other] = type(config[other])(0)  # the command line's length of the run replaces the file's
     _override(config, overrides)
     _validate(config)
     return Config(config)
@@ -141,8 +147,8 @@ def _merge(config: ml_collections.ConfigDict, user: ml_collections.ConfigDict, p
 def _typed(value: Any, kind: type, name: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    flexible = {"config.optim.warmup"}  # steps as an int, or a fraction as a float
-    if kind is type(None) or isinstance(value, kind) and isinstance(value, bool) == (kind is bool) or name in flexible:
+    flexible = kind is type(None) or name == "config.optim.warmup"  # steps as an int, or a fraction as a float
+    if flexible or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
         return value
     raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({value!r})")
 

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtasks import config as configs
 from jtasks import checkpoint, sharding, task
+from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import CheckpointError, ConfigError, DataError

@@ -1,14 +1,17 @@
 """Metrics are sums and counts until they are printed, so no split of a batch changes them."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 
-class Mean(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mean:
     """A weighted mean kept as its two sums; a pytree that merges by addition.
 
     >>> first, second = Mean.of(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])), Mean.of(jnp.array([8.0]))
@@ -16,8 +19,8 @@ class Mean(NamedTuple):
     4.0
     """
 
-    total: jax.Array
-    count: jax.Array
+    total: Any  # an array or a number
+    count: Any
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Mean":
@@ -53,13 +56,13 @@ def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
     """Add up metrics that are already on the host, in float64, where counts stay exact up to 2**53."""
     sums: dict[str, Mean] = {}
     for metrics in batches:
-        for name, (total, count) in metrics.items():
-            mean = Mean(np.float64(total), np.float64(count))
+        for name, mean in metrics.items():
+            mean = Mean(np.float64(mean.total), np.float64(mean.count))
             sums[name] = sums[name].merge(mean) if name in sums else mean
     return sums
 
 
 def values(means: Mapping[str, Mean], losses: tuple[str, ...]) -> dict[str, float]:
     """Means as plain numbers, with `loss` (the sum of the terms' means) first."""
-    numbers = {name: float(total / count) if count else 0.0 for name, (total, count) in means.items()}
+    numbers = {name: float(mean.total / mean.count) if mean.count else 0.0 for name, mean in means.items()}
     return {"loss": sum(numbers[name] for name in losses), **{k: v for k, v in numbers.items() if k != "loss"}}

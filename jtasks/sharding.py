@@ -1,6 +1,7 @@
 """Where arrays live: a mesh from `config.mesh`, and arrays put on it."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,7 +49,7 @@ def put(batch: Mapping[str, np.ndarray], sharding: NamedSharding, rows: np.ndarr
         return jax.device_put(dict(batch), sharding)
 
     def place(array: np.ndarray) -> jax.Array:
-        def block(index: tuple[slice, ...]) -> np.ndarray:
+        def block(index: Any) -> np.ndarray:
             start, stop, _ = index[0].indices(size)
             return array[slice(*np.searchsorted(rows, (start, stop)))]
 

@@ -79,10 +79,10 @@ def make(
         if state.average is not None:
             average = optax.incremental_update(params, state.average, 1 - config.ema)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        new = (params, opt_state, average)
-        kept = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, (state.params, state.opt_state, state.average))
+        new = State(state.step + 1, params, opt_state, average, bad_steps)
+        old = state._replace(step=new.step, bad_steps=bad_steps)
         report = Report(metrics, norm, jnp.asarray(schedule(state.step), jnp.float32), bad_steps)
-        return State(state.step + 1, *kept, bad_steps), report
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), report
 
     return step
 

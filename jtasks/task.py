@@ -63,11 +63,15 @@ def load_file(path: str) -> ModuleType:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before execution, as the import system does: dataclasses and pickle look it up
+    beside = str(file.parent.parent)
+    sys.path.insert(0, beside)  # a config may build on its neighbours: from configs import igpt_cifar
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise ConfigError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(beside)
     return module
 
 

@@ -189,7 +189,10 @@ class _Run:
             for path in predict.write_shown(shown, self.workdir / "show", f"{split}-{step}"):
                 self.log.message(f"wrote {path}")
             for name, content in shown.items():
-                (self.log.text if isinstance(content, str) else self.log.image)(step, f"{split}/{name}", content)
+                if isinstance(content, str):
+                    self.log.text(step, f"{split}/{name}", content)
+                else:
+                    self.log.image(step, f"{split}/{name}", content)
 
     def save(self, state: State, step: int) -> None:
         """Begin to save, and delete what need not be kept. At the last step, wait until it is done."""

@@ -295,7 +295,8 @@ def test_the_rate_leaves_out_the_first_step_and_pauses(tmp_path, monkeypatch):
     def wait(seconds):
         now[0] += seconds
 
-    with log(tmp_path, flops=6e9, peak=1e12) as run:
+    with log(tmp_path) as run:
+        run.set_rates(6e9, 1e12)
         wait(60)  # compiling
         run.advance(1)
         assert run.train(1, {"loss": 1.0}) == {"loss": 1.0}

@@ -26,8 +26,11 @@ def data_folder(folder: str | None) -> pathlib.Path:
     It need not exist: a download makes it.
     """
     chosen = folder or os.environ.get("JTASKS_DATA")
-    if chosen:
-        return pathlib.Path(chosen).expanduser()
+    return pathlib.Path(chosen).expanduser() if chosen else cache_folder()
+
+
+def cache_folder() -> pathlib.Path:
+    """The folder for what can be made again: `jtasks` in $XDG_CACHE_HOME or ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(cache).expanduser() / "jtasks"
 
@@ -82,7 +85,7 @@ def fetch(
 
 def _download(url: str, known_hash: str, folder: pathlib.Path, name: str) -> pathlib.Path:
     """One attempt at one address."""
-    import pooch  # type: ignore[import-untyped]
+    import pooch
 
     pooch.get_logger().setLevel("ERROR")
     if sys.stderr.isatty():
@@ -120,6 +123,8 @@ def read_members(archive: pathlib.Path, wanted: Collection[str]) -> dict[str, by
                 stream = tar.extractfile(member) if name in wanted else None
                 if stream is not None:
                     found[name] = stream.read()
+            while tar.fileobj and tar.fileobj.read(1 << 20):
+                pass  # a checksum is at the very end, behind the members
     except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
         raise DataError(
             f"{archive} is truncated or corrupt ({error}); delete it and run again to download it anew"

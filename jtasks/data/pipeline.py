@@ -136,7 +136,8 @@ def batches(
     """
     rows = shardings.local_rows(sharding, plan.batch_size)
     if isinstance(examples, Mapping) and collate is None:
-        arrays = (_rows(examples, plan, step * plan.batch_size + rows, None) for step in steps)
+        positions = (step * plan.batch_size + rows for step in steps)
+        arrays: Iterator[dict[str, np.ndarray]] = (_rows(examples, plan, p, None) for p in positions)
     else:
         arrays = _read_ahead(_Stream(examples, plan, steps, rows), len(rows), collate, threads, workers)
     return prefetch(shardings.put(batch, sharding, rows, plan.batch_size) for batch in arrays)

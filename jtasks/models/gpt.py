@@ -64,7 +64,7 @@ class GPT(nn.Module):
         return self.head(hidden).astype(jnp.float32)
 
     def decode(self, tokens: jax.Array, cache: Cache, position: Any) -> tuple[jax.Array, Cache]:
-        """Logits of the id after the last of `tokens` [b, t], which stand at `position` and on; float32 [b, outputs]."""
+        """Logits [b, outputs] float32 of the id after the last of `tokens` [b, t], which stand at `position` and on."""
         hidden, cache, _ = self._encode(tokens, cache, position, True)
         return self.head(hidden[:, -1]).astype(jnp.float32), cache
 

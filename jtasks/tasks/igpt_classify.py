@@ -76,7 +76,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     }
 
 
-def _model(config: Config) -> models.GPT:
+def _model(config: Config) -> Any:
     model = config.model
     return models.GPT(
         vocab=model.colours + 1,  # and the start token

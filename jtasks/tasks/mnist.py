@@ -57,7 +57,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     return {"images": picture.grid([[example["image"] for example in examples]]), "labels": "\n".join(lines)}
 
 
-def _model(config: Config) -> models.ConvNet:
+def _model(config: Config) -> Any:
     return models.ConvNet(config.model.classes, dropout=config.model.dropout, dtype=jnp.dtype(config.precision))
 
 

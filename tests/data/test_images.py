@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import hashlib
 import http.server
 import io
 import json
@@ -44,9 +45,9 @@ def test_an_unknown_name_is_answered_with_the_nearest(name, near):
 
 
 def test_wrong_arguments_are_config_errors():
-    with pytest.raises(ConfigError, match="unknown split 'validation'.*did you mean 'valid'"):
+    with pytest.raises(ConfigError, match=r"unknown split 'validation'.*did you mean 'valid'"):
         images("digits", "validation")
-    with pytest.raises(ConfigError, match="unknown split 'xyzzy'; expected one of train, valid, test$"):
+    with pytest.raises(ConfigError, match=r"unknown split 'xyzzy'; expected one of train, valid, test$"):
         images("digits", "xyzzy")
     for arguments in ({"valid": 1.0}, {"valid": -0.1}, {"valid": float("nan")}, {"seed": -1}, {"size": 0}):
         with pytest.raises(ConfigError, match="expected"):
@@ -209,17 +210,32 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def test_absent_mnist_is_downloaded_once(tmp_path, shared, refused):
-    handler = functools.partial(Quiet, directory=shared / "data" / "mnist")
+@pytest.fixture
+def mnist_server(tmp_path_factory, monkeypatch):
+    """Serves the fakes, compressed, as if they were the official files."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    folder = tmp_path_factory.mktemp("served")
+    for name, array in mnist_files().items():
+        data = gzip.compress(idx(array))
+        (folder / f"{name}.gz").write_bytes(data)
+        monkeypatch.setitem(mnist.HASHES, name, "md5:" + hashlib.md5(data).hexdigest())
+    handler = functools.partial(Quiet, directory=folder)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        first = mnist.read(tmp_path, "test", [f"http://127.0.0.1:{server.server_port}/"])
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def test_absent_mnist_is_downloaded_once(tmp_path, mnist_server, refused):
+    first = mnist.read(tmp_path, "test", [mnist_server])
     second = mnist.read(tmp_path, "test", [refused])
-    np.testing.assert_array_equal(first["label"], second["label"])
-    assert sorted(path.name for path in tmp_path.rglob("*.gz")) == [f"{IMAGES}.gz", f"{LABELS}.gz"]
+    np.testing.assert_array_equal(first["image"], second["image"])
+    np.testing.assert_array_equal(first["label"], mnist_files()[LABELS])
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == [f"{IMAGES}.gz", f"{LABELS}.gz"]
 
 
 def test_the_real_mnist(shared):
@@ -429,7 +445,7 @@ def test_a_relative_folder_is_looked_for_here_and_then_in_the_folder_of_data(pet
     assert len(images("folder:pets", "train", folder=str(tmp_path), valid=0)) == 20
     monkeypatch.chdir(tmp_path)
     assert len(images("folder:pets", "train", folder="/nowhere", valid=0)) == 20
-    with pytest.raises(DataError, match="no folder of pictures at .*/cats or /nowhere/cats; expected"):
+    with pytest.raises(DataError, match=r"no folder of pictures at .*/cats or /nowhere/cats; expected"):
         images("folder:cats", "train", folder="/nowhere")
 
 
@@ -480,7 +496,7 @@ def test_a_corrupt_picture_is_named_with_its_index(pets, damage):
     Image.effect_noise((64, 64), 50).save(path)
     path.write_bytes(damage(path.read_bytes()))
     data = images(f"folder:{pets}", "train", valid=0)
-    with pytest.raises(DataError, match=rf"example 7 of folder:.*cat/7\.png"):
+    with pytest.raises(DataError, match=r"example 7 of folder:.*cat/7\.png"):
         data[7]
     assert data[8]["label"] == 0
 
@@ -507,25 +523,30 @@ def as_png(value: int) -> io.BytesIO:
 
 @pytest.fixture(scope="session")
 def tfds_folder(tmp_path_factory):
-    """A small data set, prepared as ArrayRecord without TensorFlow: PNG bytes need no encoding."""
+    """Two small data sets, prepared as ArrayRecord without TensorFlow: PNG bytes need no encoding."""
     tfds = pytest.importorskip("tensorflow_datasets")
 
     class TinyPets(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
+        SPLITS = {"train": range(20), "test": range(20, 25)}  # noqa: RUF012
 
         def _info(self):
             features = {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=["cat", "dog"])}
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(0, 20), "test": self._generate_examples(20, 25)}
+            return {split: self._generate_examples(numbers) for split, numbers in self.SPLITS.items()}
 
-        def _generate_examples(self, start, stop):
-            for i in range(start, stop):
+        def _generate_examples(self, numbers):
+            for i in numbers:
                 yield i, {"image": as_png(i), "label": i % 2}
 
+    class TinyFlowers(TinyPets):
+        SPLITS = {"train": range(20), "validation": range(30, 33)}  # noqa: RUF012
+
     folder = tmp_path_factory.mktemp("tfds")
-    TinyPets(data_dir=folder, file_format="array_record").download_and_prepare()
+    for builder in (TinyPets, TinyFlowers):
+        builder(data_dir=folder, file_format="array_record").download_and_prepare()
     return folder
 
 
@@ -543,13 +564,19 @@ def test_prepared_tfds_data_is_read_without_tensorflow(tfds_folder, name):
     assert "tensorflow" not in sys.modules
 
 
-def test_the_validation_split_of_tfds_is_valid(tmp_path):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    with tfds.testing.mock_data(num_examples=7):
-        data = images("tfds:oxford_flowers102", "valid", folder=str(tmp_path))
-        assert len(data) == 7
-        assert len(images("tfds:oxford_flowers102", "train", folder=str(tmp_path))) == 7
-    assert data[0]["image"].ndim == 3
+def test_the_validation_split_of_tfds_is_valid_and_train_stays_whole(tfds_folder):
+    arguments = {"name": "tfds:tiny_flowers", "folder": str(tfds_folder)}
+    assert sorted(reds(images(split="valid", valid=0, **arguments))) == [30, 31, 32]
+    assert sorted(reds(images(split="train", **arguments))) == list(range(20))
+    assert images(split="test", **arguments) is None
+
+
+def test_tfds_has_a_default_folder_which_is_searched_last(tfds_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("JTASKS_DATA", str(tmp_path))
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", str(tfds_folder))
+    assert len(images("tfds:tiny_pets", "test")) == 5
+    with pytest.raises(DataError, match="is not prepared in"):
+        images("tfds:tiny_pets", "test", folder=str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["mnist", "tiny_pets:2.0.0", "no_such_thing"])
@@ -567,7 +594,9 @@ def test_tfds_data_without_random_access_says_so(tfds_folder, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"fileFormat": "tfrecord"}))
     for record in path.parent.glob("*array_record*"):
         record.rename(str(record).replace("array_record", "tfrecord"))
-    with pytest.raises(DataError, match="prepared as tfrecord, which has no random access.*--file_format=array_record"):
+    with pytest.raises(
+        DataError, match=r"prepared as tfrecord, which has no random access.*--file_format=array_record"
+    ):
         images("tfds:tiny_pets", "train", folder=str(tmp_path))
 
 

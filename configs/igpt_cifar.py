@@ -1,0 +1,49 @@
+"""iGPT on CIFAR-10: generative pre-training on 32x32 pixels (Chen et al. 2020).
+
+  python main.py --config=configs/igpt_cifar.py[:PRESET] --workdir=runs/igpt_cifar
+
+| preset | width | layers | heads | colours | parameters | from |
+|---|---|---|---|---|---|---|
+| `xxs` | 16 | 8 | 2 | 16 | 43 thousand | the default of Lightning-Transformers |
+| `xs` (default) | 256 | 8 | 8 | 512 | 6.8 million | here: an hour on one GPU |
+| `s` | 512 | 24 | 8 | 512 | 76 million | the paper |
+| `m` | 1024 | 36 | 8 | 512 | 455 million | the paper |
+| `l` | 1536 | 48 | 16 | 512 | 1.4 billion | the paper |
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+# width, layers, heads, colours, steps, batch size, learning rate
+PRESETS = {
+    "xxs": (16, 8, 2, 16, 20_000, 64, 3e-3),
+    "xs": (256, 8, 8, 512, 20_000, 128, 1e-3),
+    "s": (512, 24, 8, 512, 100_000, 128, 1e-3),
+    "m": (1024, 36, 8, 512, 200_000, 128, 3e-4),
+    "l": (1536, 48, 16, 512, 200_000, 128, 1e-4),
+}
+
+
+def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
+    width, depth, heads, colours, steps, batch_size, lr = PRESETS[preset]
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.igpt"
+    config.steps, config.batch_size = steps, batch_size
+    config.eval_every, config.save_every, config.log_every = 1000, 250, 25
+    config.best = "valid/loss"
+    config.data = dict(name="cifar10", size=placeholder(int), palette="", colours=colours, crop=4, flip=True)
+    config.model = dict(
+        width=width,
+        depth=depth,
+        heads=heads,
+        dropout=0.0,
+        remat=depth > 8,
+        palette=placeholder(tuple),
+        colours=placeholder(int),
+        shape=placeholder(tuple),
+        positions=placeholder(int),
+    )
+    config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.0125, b2=0.95)
+    config.optim.update(weight_decay=0.01, decay="kernel$")
+    config.sample = dict(count=4, given=0.5, temperature=1.0, top_k=0, top_p=1.0)
+    return config

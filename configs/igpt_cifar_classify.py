@@ -1,0 +1,24 @@
+r"""Fine-tune an iGPT to classify CIFAR-10, with the joint loss: class + pixels (Chen et al. 2020, 3.3).
+
+  python main.py --config=configs/igpt_cifar_classify.py[:PRESET] --workdir=runs/classify \
+    --config.init_from=runs/igpt_cifar
+
+The preset is that of the pre-training run; without --config.init_from it trains from scratch.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+from configs import igpt_cifar
+
+
+def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
+    config = igpt_cifar.get_config(preset)
+    config.task = "jtasks.tasks.igpt_classify"
+    config.steps = 10_000
+    config.best = "-valid/accuracy"
+    config.generation = 1.0  # weight of the pixels' term beside the classes'
+    config.model.classes = placeholder(int)
+    config.model.layer = -1  # whose features are classified: 0 ... layers - 1, or -1 for the last's output
+    config.optim.lr = config.optim.lr / 3
+    return config

@@ -1,0 +1,19 @@
+"""Linear probe on a pre-trained iGPT: its features of one layer classify CIFAR-10, the backbone frozen.
+
+  python main.py --config=configs/igpt_cifar_probe.py[:PRESET] --workdir=runs/probe --config.init_from=runs/igpt_cifar
+
+Features from the middle of the network are the best (Chen et al. 2020, figure 2): try --config.model.layer=N.
+"""
+
+import ml_collections
+
+from configs import igpt_cifar_classify
+
+
+def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
+    config = igpt_cifar_classify.get_config(preset)
+    config.steps, config.batch_size = 5_000, 128
+    config.generation = 0.0
+    config.model.layer = config.model.depth // 2
+    config.optim = dict(name="adamw", lr=1e-2, schedule="cosine", warmup=0.02, freeze="^(?!classifier)")
+    return config
