@@ -1,8 +1,6 @@
 """Train, evaluate and look at a task: python main.py --config=configs/NAME.py --workdir=DIR."""
 
-import sys
-
 from jtasks.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

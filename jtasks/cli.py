@@ -10,7 +10,9 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-EXIT_DONE, EXIT_FAILED, EXIT_USAGE, EXIT_STOPPED = 0, 1, 2, 75
+from jtasks.signals import EXIT_STOPPED
+
+EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 HELP = """\
 modes:
@@ -26,12 +28,23 @@ exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped b
 """
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> None:
+    """Run the command of this process and exit."""
+    code = run(sys.argv[1:])
+    if code == EXIT_STOPPED:  # threads that wait for data that never comes must not hold up the end
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     from jtasks import errors, signals
 
     try:
-        result = _run(sys.argv[1:] if arguments is None else arguments)
+        result = _run(arguments)
         print(json.dumps(result), flush=True)
         return EXIT_DONE
     except errors.ConfigError as error:
@@ -69,7 +82,6 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
 
     config = configs.load(flags.config, overrides)
     if flags.mode == "train":
-        _writable(workdir)
         from jtasks.train import train
 
         return train(config, workdir)
@@ -97,20 +109,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show"))
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
     return parser
-
-
-def _writable(workdir: pathlib.Path) -> None:
-    from jtasks.errors import ConfigError
-
-    probe = workdir / ".writable"
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
-        probe.unlink()
-    except FileExistsError:
-        raise ConfigError(f"--workdir={workdir} is a file: give a folder, which need not exist yet") from None
-    except OSError as error:
-        raise ConfigError(f"--workdir={workdir} cannot be written to ({error.strerror}): give another folder") from None
 
 
 def _quiet() -> None:

@@ -1,5 +1,6 @@
 """Configs: defaults of the common fields, presets, command-line overrides, and the frozen result."""
 
+import ast
 import difflib
 import inspect
 import json
@@ -46,6 +47,7 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
                 "dir": placeholder(str),  # None: $JTASKS_DATA, else the user's cache folder
                 "threads": 16,  # that read ahead, where data is not in memory
                 "workers": 0,  # processes that do so instead
+                "skip_bad": 0,  # examples that may be replaced by others because they cannot be read
             },
             "model": {},
             "optim": {**optim.defaults(), "name": optimizer, **optim.arguments(optimizer)},
@@ -61,7 +63,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
       ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
     """
     user = _read(path)
-    name = user.get("optim", {}).get("name", "adamw")
+    optimizer = user.get("optim", {})
+    if not isinstance(optimizer, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"config.optim must be a dict of fields, not {optimizer!r}")
+    name = optimizer.get("name", "adamw")
     for override in overrides:
         if override.startswith("--config.optim.name="):
             name = override.partition("=")[2]
@@ -131,7 +136,9 @@ def _merge(config: ml_collections.ConfigDict, user: ml_collections.ConfigDict, p
     """Lay the user's values over the defaults; values keep the defaults' types."""
     with config.unlocked():
         for name in user:
-            value, name_here = user.get_ref(name), f"{prefix}.{name}"
+            # The reference keeps a placeholder's type; a plain None has none.
+            value = None if user.get_type(name) is type(None) else user.get_ref(name)
+            name_here = f"{prefix}.{name}"
             if name not in config:
                 if prefix == "config.optim":
                     raise ConfigError(_unknown(name_here, config))
@@ -147,13 +154,13 @@ def _merge(config: ml_collections.ConfigDict, user: ml_collections.ConfigDict, p
 def _typed(value: Any, kind: type, name: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    flexible = kind is type(None) or name == "config.optim.warmup"  # steps as an int, or a fraction as a float
-    if flexible or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
+    if kind is type(None) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
         return value
     raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({value!r})")
 
 
 def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
+    rest = []
     for override in overrides:
         name = override.partition("=")[0].removeprefix("--")
         *parents, last = name.split(".")[1:]
@@ -164,13 +171,13 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
             node = node[parent]
         if last not in node:
             raise ConfigError(_unknown(name, node))
-        if name == "config.optim.warmup":
-            with config.unlocked():
-                config.optim.warmup = _number(override)
-            continue
         if isinstance(node[last], ml_collections.ConfigDict):
             raise ConfigError(f"{name} is a dict of fields: set one of {name}.{{{','.join(node[last])}}}")
-    rest = [o for o in overrides if not o.startswith("--config.optim.warmup")]
+        if node.get_type(last) is type(None):  # such as sgd's momentum: a number, or none
+            with config.unlocked():
+                node[last] = _literal(override, number=parents == ["optim"])
+        else:
+            rest.append(override)
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
     try:
@@ -179,16 +186,15 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
         raise ConfigError(f"wrong value on the command line: {error}") from error
 
 
-def _number(override: str) -> int | float:
+def _literal(override: str, *, number: bool) -> Any:
     text = override.partition("=")[2]
     try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{override}: expected a number of steps, or a fraction of them") from None
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    if number and not isinstance(value, int | float | None):
+        raise ConfigError(f"{override}: expected a number or None")
+    return value
 
 
 def _unknown(name: str, node: ml_collections.ConfigDict) -> str:

@@ -28,8 +28,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
         steps = range(-(-plan.n // plan.batch_size))
         sums: dict[str, metrics.Mean] = {}
         pending: list[Any] = []
-        options = {"collate": job.collate, "threads": job.config.data.threads, "workers": job.config.data.workers}
-        for batch in pipeline.batches(examples, plan, steps, sharding.batched(job.mesh), **options):
+        for batch in job.batches(examples, plan, steps, poll):
             poll()
             pending.append(step(params, batch))
             if len(pending) == AHEAD:

@@ -1,7 +1,7 @@
 """What every mode starts from: the task, its prepared data, the filled config, the mesh."""
 
 import pathlib
-import sys
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import CheckpointError, ConfigError, DataError
+from jtasks.log import warn
 
 SPLITS = ("train", "valid", "test")
 
@@ -40,6 +41,8 @@ class Job(NamedTuple):
         examples = self.task.dataset(split, self.config)
         if examples is not None and pipeline.size(examples) == 0:
             raise DataError(f"the {split} split is empty; a split that does not exist must be None")
+        if self.config.data.skip_bad and isinstance(examples, Sequence):
+            return pipeline.Tolerant(examples, self.config.data.skip_bad, warn)
         return examples
 
     def required(self, split: str) -> pipeline.Examples:
@@ -66,6 +69,25 @@ class Job(NamedTuple):
         batch = pipeline.batch_at(examples, plan, step, self.collate)
         return sharding.put({name: x[rows] for name, x in batch.items()}, batched, rows, plan.batch_size)
 
+    def batches(
+        self,
+        examples: pipeline.Examples,
+        plan: pipeline.Plan,
+        steps: range,
+        poll: Callable[[], None] = lambda: None,
+    ) -> Iterator[dict[str, jax.Array]]:
+        """The batches of `steps` on the devices, read ahead; `poll` is called while one is awaited and may raise."""
+        return pipeline.batches(
+            examples,
+            plan,
+            steps,
+            sharding.batched(self.mesh),
+            collate=self.collate,
+            threads=self.config.data.threads,
+            workers=self.config.data.workers,
+            poll=poll,
+        )
+
     def restored(self, workdir: pathlib.Path, examples: pipeline.Examples) -> tuple[int, Any]:
         """Step and parameters of a workdir's newest checkpoint; the averaged ones where config.ema is set.
 
@@ -73,7 +95,7 @@ class Job(NamedTuple):
           CheckpointError: there is none, or it does not fit the config.
         """
         folder = workdir / "checkpoints"
-        step = checkpoint.newest(folder, lambda text: print(f"WARNING: {text}", file=sys.stderr))
+        step = checkpoint.newest(folder, warn)
         if step is None:
             raise CheckpointError(f"no checkpoint in {folder}: train first, with the same --config and --workdir")
         plan = pipeline.Plan(pipeline.size(examples), 0, self.mesh.shape["data"], shuffle=False)

@@ -20,6 +20,19 @@ _RESERVED = ("step", "split", "wall")
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them, so strings
 
 
+def say(text: str) -> None:
+    """Prints `text` to stderr, on the first of the run's processes."""
+    import jax
+
+    if jax.process_index() == 0:
+        print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """Says `text` so that nobody misses it."""
+    say(f"WARNING: {text}")
+
+
 def number(value: float) -> str:
     """Returns `value` for people: four significant digits, very small and large ones in exponent form.
 

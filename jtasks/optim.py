@@ -31,7 +31,7 @@ def defaults() -> dict[str, Any]:
         "name": "adamw",
         "lr": 1e-3,  # the peak, reached at the last update of the warm-up
         "schedule": "constant",  # or linear, cosine, rsqrt, polynomial
-        "warmup": 0,  # updates; a float in [0, 1) is a fraction of the schedule's total
+        "warmup": 0.0,  # updates; below 1: a fraction of the schedule's total
         "end_lr": 0.0,  # absolute end value of linear, cosine and polynomial
         "power": 1.0,  # of polynomial
         "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: those of the run
@@ -240,11 +240,10 @@ def _fields(optim: Any) -> dict[str, Any]:
 
 def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
     """Return the updates of the warm-up and of the whole schedule."""
-    warmup, total = fields["warmup"], fields["decay_steps"] or steps
-    if isinstance(warmup, float):
-        if warmup >= 1:
-            raise ConfigError(f"config.optim.warmup={warmup} should be a whole number of updates or a fraction below 1")
-        warmup = round(warmup * total)
+    given, total = fields["warmup"], fields["decay_steps"] or steps
+    if given >= 1 and given != int(given):
+        raise ConfigError(f"config.optim.warmup={given} should be a whole number of updates or a fraction below 1")
+    warmup = int(given) if given >= 1 else round(given * total)
     if warmup > total:
         raise ConfigError(f"config.optim.warmup={warmup} is longer than the schedule of {total} updates; lower it")
     return warmup, total

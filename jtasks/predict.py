@@ -31,7 +31,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
         plan = job.plan(examples, shuffle=False)
         steps = range(-(-plan.n // plan.batch_size))
         outputs: list[Any] = []
-        for batch in pipeline.batches(examples, plan, steps, sharding.batched(job.mesh), collate=job.collate):
+        for batch in job.batches(examples, plan, steps, poll):
             poll()
             rows = jax.device_get(step(params, batch))
             outputs += [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(plan.batch_size)]

@@ -1,36 +1,108 @@
-"""SIGTERM and SIGINT ask the loop to save and end; a second one ends at once."""
+"""SIGTERM and SIGINT ask the loop to save and end with exit code 75; a second one ends it at once."""
 
+import contextlib
 import os
 import signal
+import socket
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL: run the same command again
+GRACE_SECONDS = 5.0
+
 
 class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and the same command goes on
-    """The run was asked to stop and has saved its state; exit code 75."""
+    """The run was asked to stop and has saved its state."""
 
 
 class Stop:
-    """While entered, notes the first SIGTERM or SIGINT; the next one kills the process as if never caught."""
+    """While entered, notes a SIGTERM or SIGINT, for the loop to see between steps.
+
+    The loop may be long away: compiling, or waiting for data. Python runs signal handlers in the main
+    thread and only once that is back from compiled code, so another thread listens as well. If the loop
+    does not answer within the grace time and what it is doing may be left (`rescue`), that thread saves
+    in its place and ends the process.
+    """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
+        self._rescue: Callable[[], None] | None = None
+        self._lock = threading.Lock()
+        self._claimed = False
         self._previous: dict[signal.Signals, Any] = {}
+        self._sockets: tuple[socket.socket, ...] = ()
+        self._wakeup = -1
 
     def __enter__(self) -> "Stop":
-        if threading.current_thread() is threading.main_thread():  # elsewhere Python refuses handlers
-            self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses handlers
+            return self
+        reader, writer = self._sockets = socket.socketpair()
+        writer.setblocking(False)
+        self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._sockets:
+            signal.set_wakeup_fd(self._wakeup)
+            self._sockets[1].close()  # the listener reads the end and returns
+
+    @contextlib.contextmanager
+    def rescue(self, save: Callable[[], None]) -> Iterator[None]:
+        """While inside, the process may be ended from outside the main thread, after calling `save`."""
+        with self._lock:
+            outer, self._rescue = self._rescue, save
+        try:
+            yield
+        finally:
+            with self._lock:  # held while a rescue is under way: then the process ends here
+                self._rescue = outer
+
+    def claim(self) -> None:
+        """Called by the loop before it saves and ends; from here on no rescue begins."""
+        with self._lock:
+            self._claimed = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.requested is not None:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
         self.requested = signal.Signals(number)
+
+    def _listen(self, reader: socket.socket) -> None:
+        count = 0
+        with reader:
+            while data := reader.recv(1):
+                if data[0] not in self.SIGNALS:
+                    continue
+                count += 1
+                if count > 1:
+                    _end(f"second {signal.Signals(data[0]).name}: ending at once", 128 + data[0])
+                self.requested = signal.Signals(data[0])
+                threading.Thread(target=self._await_answer, name="rescue", daemon=True).start()
+
+    def _await_answer(self) -> None:
+        deadline = time.monotonic() + GRACE_SECONDS
+        while True:
+            time.sleep(0.05)
+            with self._lock:
+                if self._claimed:
+                    return
+                if self._rescue is not None and time.monotonic() >= deadline:
+                    try:
+                        self._rescue()
+                    except Exception as error:
+                        _end(f"error: the state could not be saved: {error}", 1)
+                    _end("stopped; the same command goes on from the newest checkpoint", EXIT_STOPPED)
+
+
+def _end(text: str, code: int) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
+    os._exit(code)

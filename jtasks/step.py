@@ -5,6 +5,7 @@ count differently (masks, padding, tokens). So the counts of the whole batch com
 microbatch's vector-Jacobian product of its totals with cotangents 1/count, summed up, is the gradient.
 """
 
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -71,7 +72,7 @@ def make(
             loss_fn, tasks.losses(task), state.params, batch, rng, microbatches=config.accumulate
         )
         gradient = jax.tree.map(lambda g, train: g if train else jnp.zeros_like(g), gradient, trainable)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(metrics[k].total) for k in tasks.losses(task)]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -122,6 +123,21 @@ def exact_gradient(
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
     (gradient, metrics), _ = jax.lax.scan(add, zeros, (parts, indices))
     return gradient, metrics
+
+
+def non_finite(task: ModuleType, config: Config, params: Params, batch: Batch, step: int) -> list[str]:
+    """Names of the metrics and the leaves of the gradient that are not finite on the batch of a step (0-based)."""
+
+    @jax.jit
+    def finite(params: Params, batch: Batch, rng: jax.Array) -> Any:
+        loss_fn = functools.partial(task.loss_fn, config=config)
+        gradient, metrics = exact_gradient(loss_fn, tasks.losses(task), params, batch, rng)
+        totals = {name: mean.total for name, mean in metrics.items()}
+        return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), {"metrics": totals, "gradient": gradient})
+
+    found = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
 
 
 def _counts(metrics: Metrics) -> Metrics:

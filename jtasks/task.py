@@ -104,8 +104,8 @@ def _validate(module: ModuleType, name: str) -> None:
         raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
     for function, arguments in (REQUIRED | OPTIONAL).items():
         _validate_function(getattr(module, function, None), function, arguments, name)
-    terms = losses(module)
-    if not terms or not all(isinstance(term, str) for term in terms) or isinstance(module.__dict__.get("LOSSES"), str):
+    terms = getattr(module, "LOSSES", ("loss",))
+    if not isinstance(terms, tuple | list) or not terms or not all(isinstance(term, str) for term in terms):
         raise ConfigError(f'task {name}: LOSSES must be a tuple of metric names such as ("loss",), not {terms!r}')
 
 

@@ -85,6 +85,30 @@ def read(examples: Examples, index: int) -> Mapping[str, Any]:
         raise DataError(f"example {index} of the dataset cannot be read: {type(error).__name__}: {error}") from error
 
 
+class Tolerant(Sequence[Mapping[str, Any]]):
+    """Examples of which up to `limit` may be unreadable: each of those is replaced by another, always the same."""
+
+    def __init__(self, examples: Sequence[Mapping[str, Any]], limit: int, report: Callable[[str], None]):
+        self.examples, self.limit, self.report = examples, limit, report
+        self.bad: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        tried = index
+        while True:
+            try:
+                return read(self.examples, tried)
+            except DataError as error:
+                if tried not in self.bad:
+                    self.bad.add(tried)
+                    if len(self.bad) > self.limit:
+                        raise DataError(f"{error}\nmore than config.data.skip_bad={self.limit} are bad") from error
+                    self.report(f"{error}; replaced by another ({len(self.bad)} of at most {self.limit})")
+                tried = int(example_seeds(0, np.array([len(self)]), np.array([tried]))[0]) % len(self)
+
+
 def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, np.ndarray]:
     """One batch from example dicts, by `collate` or by stacking each entry."""
     if collate is not None:
@@ -128,11 +152,13 @@ def batches(
     collate: Collate | None = None,
     threads: int = 16,
     workers: int = 0,
+    poll: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, jax.Array]]:
     """The batches of `steps` on the devices; each process reads the rows that its devices hold.
 
     The next batches are read and sent while one is in use. Arrays in memory are cut with one fancy
-    index; a sequence is read by `threads`, or by `workers` processes.
+    index; a sequence is read by `threads`, or by `workers` processes. While a batch is awaited `poll`
+    is called a few times a second; it may raise.
     """
     rows = shardings.local_rows(sharding, plan.batch_size)
     if isinstance(examples, Mapping) and collate is None:
@@ -140,10 +166,10 @@ def batches(
         arrays: Iterator[dict[str, np.ndarray]] = (_rows(examples, plan, p, None) for p in positions)
     else:
         arrays = _read_ahead(_Stream(examples, plan, steps, rows), len(rows), collate, threads, workers)
-    return prefetch(shardings.put(batch, sharding, rows, plan.batch_size) for batch in arrays)
+    return prefetch((shardings.put(batch, sharding, rows, plan.batch_size) for batch in arrays), poll=poll)
 
 
-def prefetch(batches: Iterator[Any], depth: int = 2) -> Iterator[Any]:
+def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = lambda: None) -> Iterator[Any]:
     """Draw from `batches` in a thread, up to `depth` ahead; errors are raised where they are awaited."""
     filled: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
@@ -170,7 +196,11 @@ def prefetch(batches: Iterator[Any], depth: int = 2) -> Iterator[Any]:
     thread.start()
     try:
         while True:
-            batch, error = filled.get()
+            try:
+                batch, error = filled.get(timeout=0.2)
+            except queue.Empty:
+                poll()
+                continue
             if isinstance(error, StopIteration):
                 return
             if error is not None:
@@ -178,7 +208,7 @@ def prefetch(batches: Iterator[Any], depth: int = 2) -> Iterator[Any]:
             yield batch
     finally:
         closed.set()
-        thread.join()
+        thread.join(timeout=1)  # a read that hangs must not hold up the end of the run
 
 
 class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
@@ -208,6 +238,10 @@ def _read_ahead(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
     dataset = grain.MapDataset.source(stream).to_iter_dataset(options).batch(batch_size, batch_fn=batch)
     if workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads absl's flags; a program without them has none to parse
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     yield from dataset
 

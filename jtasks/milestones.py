@@ -1,0 +1,190 @@
+"""What happens between steps: logging, evaluation, saving, stopping."""
+
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks import checkpoint, evaluate, metrics, predict
+from jtasks.data import pipeline
+from jtasks.errors import CheckpointError, ConfigError, TrainingError
+from jtasks.job import Job
+from jtasks.log import Log
+from jtasks.signals import Stop, Stopped
+from jtasks.step import Report, State, non_finite
+from jtasks.task import losses
+
+
+def due(step: int, every: int) -> bool:
+    """Whether `step` is one of every `every`; 0 means never."""
+    return every > 0 and step % every == 0
+
+
+class Milestones:
+    """The host's side of the loop; between `reach` and the next step it holds the newest state."""
+
+    def __init__(
+        self,
+        job: Job,
+        workdir: pathlib.Path,
+        splits: dict[str, Any],
+        plan: pipeline.Plan,
+        steps: int,
+        log: Log,
+        checkpoints: checkpoint.Checkpoints,
+        stop: Stop,
+    ):
+        self.job, self.workdir, self.splits, self.plan, self.steps = job, workdir, splits, plan, steps
+        self.log, self.checkpoints, self.stop = log, checkpoints, stop
+        self.evaluate = evaluate.make(job, self.poll)
+        self.predict = predict.make(job, self.poll) if hasattr(job.task, "predict_fn") else None
+        self.state: State | None = None
+        self.step = self.saved = 0
+        self.save_error: CheckpointError | None = None
+
+    def saves(self, step: int) -> bool:
+        """Whether the state after `step` is to be saved."""
+        return step == self.steps or due(step, self.job.config.save_every)
+
+    def reach(self, state: State, step: int) -> None:
+        """Evaluate and save if `step` asks for it, and end here if a signal came.
+
+        Evaluation comes first: a checkpoint vouches for every record up to its step.
+
+        Raises:
+          Stopped: after saving.
+        """
+        self.state, self.step = state, step
+        if self.stop.requested:
+            self.poll()
+        last = step == self.steps
+        if step and (last or due(step, self.job.config.eval_every)):
+            with self.log.pause(), self.stop.rescue(self._save_and_wait):
+                self._evaluate(state, step, ("valid", "test") if last else ("valid",))
+        if step and self.saves(step):
+            with self.log.pause():
+                self.save()
+
+    def poll(self) -> None:
+        """Save and end, if a signal came; called wherever the loop waits.
+
+        Raises:
+          Stopped: after saving.
+        """
+        if not self.stop.requested:
+            return
+        self.stop.claim()
+        self.log.message(f"{self.stop.requested.name}: saving step {self.step}")
+        self._save_and_wait()
+        raise Stopped(f"stopped at step {self.step} of {self.steps}; the same command goes on from there")
+
+    def save(self) -> None:
+        """Begin to save, and delete what need not be kept. A save that fails is told, and training goes on."""
+        assert self.state is not None
+        self._settle()
+        if self.step in (self.saved, 0):
+            return
+        try:
+            self.checkpoints.save(self.state)
+            self.saved, self.save_error = self.step, None
+        except CheckpointError as error:
+            self._failed(error)
+        self._prune()
+
+    def finish(self) -> None:
+        """Wait for the last save.
+
+        Raises:
+          CheckpointError: the newest state that was to be saved is not.
+        """
+        self._settle()
+        if self.save_error is not None:
+            raise self.save_error
+        self._prune()
+
+    def log_reports(self, state: State, step: int, reports: list[Report]) -> None:
+        """Add up the metrics of the steps since the last call; this waits for the device.
+
+        Raises:
+          TrainingError: `max_bad_steps` steps in a row were not finite.
+        """
+        fetched: list[Report] = jax.device_get(reports)
+        sums = metrics.summed(report.metrics for report in fetched if report.bad_steps == 0)
+        skipped = sum(report.bad_steps > 0 for report in fetched)
+        found = metrics.values(sums, losses(self.job.task)) if sums else {}
+        found |= {"gradient_norm": float(fetched[-1].gradient_norm), "lr": float(fetched[-1].learning_rate)}
+        self.log.train(step, found | ({"skipped": float(skipped)} if skipped else {}))
+        for at, report in enumerate(fetched, step - len(fetched) + 1):
+            if report.bad_steps >= self.job.config.max_bad_steps:
+                raise TrainingError(self._diagnosis(state, at, int(report.bad_steps)))
+
+    def _diagnosis(self, state: State, step: int, bad_steps: int) -> str:
+        positions = (step - 1) * self.plan.batch_size + np.arange(self.plan.batch_size)
+        batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)
+        names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1)
+        found = "not finite with the parameters now: " + (", ".join(names[:8]) or "nothing")
+        return (
+            f"the loss or the gradient was not finite in {bad_steps} steps in a row, the last of them step {step}\n"
+            f"  {found}{f' and {len(names) - 8} more' if len(names) > 8 else ''}\n"
+            f"  examples of step {step}: {self.plan.at(positions)[0].tolist()}\n"
+            f"--mode=check --config.check.step={step} replays that batch;"
+            " a smaller config.optim.lr, a config.optim.clip or a longer warm-up may help"
+        )
+
+    def _evaluate(self, state: State, step: int, names: tuple[str, ...]) -> None:
+        """Evaluate what metrics.jsonl does not hold yet, and show examples."""
+        job = self.job
+        for split in names:
+            examples = self.splits[split]
+            if examples is None or self.log.has(step, split):
+                continue
+            begun = time.perf_counter()
+            found = self.evaluate(state.eval_params, examples)
+            if step == self.steps and self.predict is not None:
+                found |= evaluate.scores(job, self.predict, state.eval_params, examples)
+            if self.predict is not None and job.config.show_count and hasattr(job.task, "show_fn"):
+                self._show(predict.show(job, self.predict, state.eval_params, examples), split, step)
+            best, _, metric = job.config.best.lstrip("-").partition("/")
+            if best == split and metric not in found:
+                raise ConfigError(f"config.best={job.config.best}: the metrics of {split} are {', '.join(found)}")
+            self.log.evaluation(step, split, found, time.perf_counter() - begun)
+
+    def _show(self, shown: dict[str, np.ndarray | str], split: str, step: int) -> None:
+        if jax.process_index():
+            return
+        try:
+            for path in predict.write_shown(shown, self.workdir / "show", f"{split}-{step}"):
+                self.log.message(f"wrote {path}")
+        except OSError as error:
+            self.log.warn(f"pictures of step {step} are lost: {error}")
+        for name, content in shown.items():
+            if isinstance(content, str):
+                self.log.text(step, f"{split}/{name}", content)
+            else:
+                self.log.image(step, f"{split}/{name}", content)
+
+    def _save_and_wait(self) -> None:
+        self.save()
+        self.finish()
+
+    def _settle(self) -> None:
+        """Wait for the save under way, and note whether it failed."""
+        try:
+            self.checkpoints.wait()
+        except CheckpointError as error:
+            self._failed(error)
+
+    def _failed(self, error: CheckpointError) -> None:
+        self.saved, self.save_error = 0, error
+        self.log.warn(f"{error}; training goes on, and the newest good checkpoint stays")
+
+    def _prune(self) -> None:
+        """Keep the newest checkpoints and the best by `config.best`."""
+        config, steps = self.job.config, checkpoint.saved_steps(self.workdir / "checkpoints")
+        keep = set(steps[-config.keep :])
+        values = {step: value for step, value in self.log.values(config.best.lstrip("-")).items() if step in steps}
+        if config.best and values:
+            keep.add((max if config.best.startswith("-") else min)(values, key=lambda step: values[step]))
+        self.checkpoints.keep(keep)
