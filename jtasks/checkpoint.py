@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jtasks.errors import CheckpointError
 
@@ -177,7 +178,17 @@ def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
         )
     arrays = _read(folder, wanted)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    return jax.tree.unflatten(structure, [arrays.get(_name(path), leaf) for path, leaf in paths])
+    found = [arrays[_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in paths]
+    return jax.tree.unflatten(structure, found)
+
+
+def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    """All arrays of a checkpoint by their "/"-joined path, in host memory, for tools that look at or compare them."""
+    import orbax.checkpoint as ocp
+
+    like = dict.fromkeys(_saved_leaves(folder), ocp.RestoreArgs(restore_type=np.ndarray))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=like))
 
 
 def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tuple[Any, dict[str, list[str]]]:
@@ -235,7 +246,7 @@ def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        return dict(checkpointer.metadata(folder).item_metadata.tree)
+        return dict(checkpointer.metadata(folder.absolute()).item_metadata.tree)
 
 
 def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -247,7 +258,7 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Arra
         like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        return checkpointer.restore(folder, args=arguments)
+        return checkpointer.restore(folder.absolute(), args=arguments)
 
 
 def _describe(leaf: Any) -> str:

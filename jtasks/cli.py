@@ -30,6 +30,7 @@ exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped b
 
 def main() -> None:
     """Run the command of this process and exit."""
+    _use_huge_pages()
     code = run(sys.argv[1:])
     if code == EXIT_STOPPED:  # threads that wait for data that never comes must not hold up the end
         with contextlib.suppress(OSError, ValueError):
@@ -109,6 +110,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show"))
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
     return parser
+
+
+def _use_huge_pages() -> None:
+    """Start this process anew with glibc asking for huge pages, which it reads from the environment at the start only.
+
+    XLA's CPU backend allocates its scratch memory anew for each step, and with pages of 4 KiB the kernel
+    can take longer to clear them than XLA to compute: benchmarks/README.md has the figures.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def _quiet() -> None:

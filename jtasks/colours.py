@@ -94,12 +94,13 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     Raises:
       DataError: absent, not a .npy file, or of another shape.
     """
+    expected = f"expected .npy of finite numbers [colours, {channels}]"
     try:
-        palette = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"palette {path} cannot be read ({error}): expected .npy [colours, {channels}]") from None
-    if palette.ndim != 2 or palette.shape[1] != channels or not np.isfinite(palette).all():
-        raise DataError(f"palette {path} has shape {list(palette.shape)}: expected finite [colours, {channels}]")
+        palette = np.asarray(np.load(path, allow_pickle=False), np.float32)
+    except (OSError, ValueError, TypeError, EOFError) as error:
+        raise DataError(f"palette {path} cannot be read ({error}): {expected}") from None
+    if palette.ndim != 2 or palette.shape[1] != channels or not len(palette) or not np.isfinite(palette).all():
+        raise DataError(f"palette {path} has shape {list(palette.shape)}, or values that are not finite: {expected}")
     return tuple(tuple(float(x) for x in colour) for colour in palette)
 
 

@@ -1,6 +1,8 @@
 """Every test runs on eight fake CPU devices, with rank promotion an error."""
 
+import os
 import pathlib
+import tempfile
 
 import jax
 import pytest
@@ -8,6 +10,10 @@ import pytest
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Tests leave the user's cache alone; one compilation cache serves the runs of a whole session.
+CACHE = tempfile.TemporaryDirectory(prefix="jtasks-tests-")
+os.environ.update(XDG_CACHE_HOME=CACHE.name, JTASKS_DATA=f"{CACHE.name}/data")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

@@ -350,7 +350,7 @@ def test_shapes_are_enough_to_make_an_optimizer(name):
         ({"schedule": "cosin"}, r"config\.optim\.schedule='cosin', did you mean cosine\?.*rsqrt"),
         ({"warmup": 11}, r"config\.optim\.warmup=11 is longer than the schedule of 10"),
         ({"warmup": 6, "decay_steps": 5}, r"config\.optim\.warmup=6 is longer than the schedule of 5"),
-        ({"warmup": 5.0}, r"config\.optim\.warmup=5\.0 should be a whole number"),
+        ({"warmup": 5.5}, r"config\.optim\.warmup=5\.5 should be a whole number"),
         ({"warmup": -0.1}, r"config\.optim\.warmup=-0\.1 should be a number of at least 0"),
         ({"lr": -1.0}, r"config\.optim\.lr=-1\.0 should be"),
         ({"lr": "fast"}, r"config\.optim\.lr='fast' should be a number"),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,7 +98,7 @@ class Tolerant(Sequence[Mapping[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         tried = index
-        while True:
+        for attempt in itertools.count(1):
             try:
                 return read(self.examples, tried)
             except DataError as error:
@@ -106,7 +107,7 @@ class Tolerant(Sequence[Mapping[str, Any]]):
                     if len(self.bad) > self.limit:
                         raise DataError(f"{error}\nmore than config.data.skip_bad={self.limit} are bad") from error
                     self.report(f"{error}; replaced by another ({len(self.bad)} of at most {self.limit})")
-                tried = int(example_seeds(0, np.array([len(self)]), np.array([tried]))[0]) % len(self)
+                tried = int(example_seeds(0, np.array([attempt]), np.array([index]))[0]) % len(self)
 
 
 def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, np.ndarray]:

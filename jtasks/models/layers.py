@@ -34,7 +34,7 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     b, h, t, d = query.shape
     positions = jnp.arange(t)
     if t <= 2 * QUERY_CHUNK:
-        return attention(query, key, value, (positions <= positions[:, None])[None, None])
+        return attention(query, key, value, (positions[None] <= positions[:, None])[None, None])
     chunks = -(-t // QUERY_CHUNK)
     padded = jnp.pad(query, ((0, 0), (0, 0), (0, chunks * QUERY_CHUNK - t), (0, 0)))
     padded = jnp.moveaxis(padded.reshape(b, h, chunks, QUERY_CHUNK, d), 2, 0)
@@ -42,7 +42,7 @@ def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.
     @jax.checkpoint
     def chunk(start: jax.Array, queries: jax.Array) -> jax.Array:
         rows = start + jnp.arange(QUERY_CHUNK)
-        return attention(queries, key, value, (positions <= rows[:, None])[None, None])
+        return attention(queries, key, value, (positions[None] <= rows[:, None])[None, None])
 
     _, outputs = jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (jnp.arange(chunks) * QUERY_CHUNK, padded))
     return jnp.moveaxis(outputs, 0, 2).reshape(b, h, chunks * QUERY_CHUNK, d)[:, :, :t]
@@ -76,7 +76,7 @@ class Attention(nn.Module):
                 "value": jax.lax.dynamic_update_slice_in_dim(cache["value"], value, position, axis=2),
             }
             rows = position + jnp.arange(t)
-            seen = jnp.arange(cache["key"].shape[2]) <= rows[:, None]
+            seen = jnp.arange(cache["key"].shape[2])[None] <= rows[:, None]
             mixed = attention(query, cache["key"], cache["value"], seen[None, None])
         else:
             mixed = (causal_attention if self.causal else attention)(query, key, value)

@@ -1,0 +1,285 @@
+"""Do the functions have the contract's shape? Each is called once, abstractly where that is enough."""
+
+import contextlib
+import difflib
+import inspect
+import io
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks import config as configs
+from jtasks import sharding
+from jtasks import task as tasks
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.job import SPLITS, Job
+from jtasks.metrics import Mean
+from jtasks.testing.result import CONTRACT, some
+from jtasks.testing.subject import Subject, Tree, key, mesh_of, name, pick, require, small, variables
+
+CONSTANTS = ("LOSSES", "MIXES_EXAMPLES")
+NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_fn", "show": "show_fn"}
+
+
+def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
+    """The task made ready for the other checks, and what was found; Fault where its shape is wrong."""
+    name = task if isinstance(task, str) else task.__name__
+    module = tasks.load(task) if isinstance(task, str) else task
+    tasks._validate(module, name)
+    for function, arguments in (tasks.REQUIRED | tasks.OPTIONAL).items():
+        _ordered(module, function, arguments)
+    before = variables(module)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        job = _prepared(module, small(config))
+        examples = _datasets(job)
+        _collated(job, examples)
+        made = Subject(job, examples, None, before)
+        made.params = _params(made)
+        _losses(made)
+        _evaluation(made)
+        _predictions(made)
+    notes = _misspelt(module)
+    if printed.getvalue().strip():
+        line = printed.getvalue().strip().splitlines()[0][:60]
+        notes.append(f"the task prints to stdout ({line!r}), which belongs to the result; use jax.debug.print or stderr")
+    found = ", ".join(f for f in CONTRACT if hasattr(module, f))
+    return made, "; ".join([found, *(f"NOTE: {note}" for note in notes)])
+
+
+def _ordered(module: ModuleType, function: str, arguments: tuple[str, ...]) -> None:
+    if not hasattr(module, function):
+        return
+    given = list(inspect.signature(getattr(module, function)).parameters)[: len(arguments)]
+    wanted = f"{function}({', '.join(arguments)})"
+    swapped = [g for g, a in zip(given, arguments, strict=False) if g != a and g in arguments]
+    require(
+        not swapped,
+        f"{function}({', '.join(given)}) takes its arguments in another order",
+        f"write it as {wanted}: the library passes them by position",
+    )
+    jitted = function in ("init", "loss_fn", "eval_fn", "predict_fn")
+    require(
+        not jitted or "config" in inspect.signature(getattr(module, function)).parameters,
+        f"{function}({', '.join(given)}) has no argument named config",
+        f"write it as {wanted}, so that jax.jit({function}, static_argnames='config') works",
+    )
+
+
+def _misspelt(module: ModuleType) -> list[str]:
+    notes = []
+    for given, member in vars(module).items():
+        own = inspect.isfunction(member) and member.__module__ == module.__name__
+        known = CONTRACT if own else CONSTANTS if given.isupper() and not inspect.ismodule(member) else ()
+        if given in known or given.startswith("_"):
+            continue
+        near = NICKNAMES.get(given) if own else None
+        near = near or next(iter(difflib.get_close_matches(given, known, n=1, cutoff=0.8)), None)
+        if near and not hasattr(module, near):
+            notes.append(f"{given} is not of the contract, did you mean {near}?")
+    return notes
+
+
+def _prepared(module: ModuleType, config: Config) -> Job:
+    if hasattr(module, "prepare"):
+        module.prepare(config)
+    if hasattr(module, "data_args"):
+        found = module.data_args(config)
+        require(
+            isinstance(found, dict) and all(isinstance(k, str) for k in found),
+            f"data_args returned {_kind(found)}",
+            'return a dict of values for the placeholders of config.model, such as {"classes": 10}',
+        )
+        for field, value in found.items():
+            hint = "configs are static arguments of jit: return numbers, strings or (nested) tuples of them"
+            require(_hashable(value), f"data_args returned {field!r} as {_kind(value)}, which cannot be hashed", hint)
+    filled = configs.fill(config, module)
+    return Job(module, filled, mesh_of(jax.local_devices()[:1]))
+
+
+def _hashable(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(_hashable(v) for v in value)
+    try:
+        hash(value)
+    except TypeError:
+        return isinstance(value, dict)
+    return True
+
+
+def _datasets(job: Job) -> pipeline.Examples:
+    train: Any = None
+    for split in SPLITS:
+        examples = job.task.dataset(split, job.config)
+        call = f"dataset({split!r}, config)"
+        if split == "train":
+            require(examples is not None, f"{call} returned None", "every task needs a train split")
+            train = examples
+        if examples is None:
+            continue
+        hint = "return a dict of arrays [n, ...], a sequence of example dicts with len() and [i], or None"
+        if isinstance(examples, Mapping):
+            lists = [f"{k!r} is {_kind(v)}" for k, v in examples.items() if not hasattr(v, "shape") or not v.shape]
+            require(not lists, f"{call}: {some(lists)}", hint + "; np.asarray makes arrays of lists")
+            lengths = {k: len(v) for k, v in examples.items()}
+            require(len(set(lengths.values())) == 1, f"{call}: unequal lengths {lengths}", hint)
+        else:
+            sequence = hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
+            require(sequence and not isinstance(examples, str), f"{call} returned {_kind(examples)}", hint)
+            row = examples[0] if len(examples) else {}
+            require(isinstance(row, Mapping), f"{call}[0] is {_kind(row)}, not a dict", hint)
+        require(pipeline.size(examples) > 0, f"{call} is empty", "return None for a split that does not exist")
+        taken = {"mask", "seed"} & set(pipeline.example(examples, 0))
+        require(not taken, f"{call} has entries {sorted(taken)}, which the library adds itself", "rename them")
+    return train
+
+
+def _collated(job: Job, examples: pipeline.Examples) -> None:
+    if not hasattr(job.task, "collate_fn"):
+        return
+    for count in (5, 1):
+        found = job.task.collate_fn([pipeline.read(examples, i % pipeline.size(examples)) for i in range(count)], job.config)
+        hint = "return a dict of arrays [b, ...], a row an example, in the order of the examples"
+        require(isinstance(found, Mapping), f"collate_fn returned {_kind(found)}", hint)
+        shapes = {k: np.shape(v) for k, v in found.items()}
+        wrong = [f"{k!r} has shape {s}" for k, s in shapes.items() if not s or s[0] != count]
+        require(not wrong, f"collate_fn of {count} examples: {some(wrong)}", hint)
+
+
+def _params(made: Subject) -> Tree:
+    """Initialised as training does it: jitted, from the first batch."""
+    task, config = made.task, made.config
+    kept: list[Tree] = []
+
+    def init(rng: jax.Array, batch: Any) -> Tree:
+        kept.append(task.init(rng, dict(batch), config))
+        return jax.tree.map(lambda x: x, kept[-1])
+
+    shapes = jax.eval_shape(init, key(config.seed), made.batch)
+    _plain(kept[0], "init's result")
+    wrong = [
+        f"{name(path)} is {leaf.dtype}"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
+        if leaf.dtype != np.float32
+    ]
+    hint = "parameters are float32 arrays; constants and counters belong into the code, other types into the model"
+    require(not wrong, f"init's parameters: {some(wrong)}", hint)
+    few = jax.eval_shape(init, key(config.seed), pick(made.batch, np.arange(5)))
+    paths = [name(p) for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
+    leaves = zip(paths, jax.tree.leaves(shapes), jax.tree.leaves(few), strict=False)
+    resized = [f"{p} is {list(a.shape)} or {list(b.shape)}" for p, a, b in leaves if a.shape != b.shape]
+    detail = f"init's shapes depend on the batch size: {some(resized)}, for {len(made.batch['mask'])} or 5 examples"
+    require(not resized, detail, "take sizes from config and from the other axes of the batch")
+    return jax.jit(init, out_shardings=sharding.replicated(made.job.mesh))(key(config.seed), made.batch)
+
+
+def _plain(tree: Any, where: str) -> None:
+    """A nested dict with names for keys and arrays for leaves."""
+    hint = 'return a plain nested dict of arrays, such as model.init(rng, x)["params"]'
+    if isinstance(tree, Mapping):
+        require(type(tree) is dict, f"{where} is {_kind(tree)}", hint + "; flax.core.unfreeze makes one")
+        require(bool(tree), f"{where} is an empty dict", hint)
+        for k, v in tree.items():
+            require(isinstance(k, str), f"{where} has the key {k!r}, not a string", hint)
+            _plain(v, f"{where}[{k!r}]")
+        return
+    require(hasattr(tree, "shape") and hasattr(tree, "dtype"), f"{where} is {_kind(tree)}", hint)
+
+
+def _losses(made: Subject) -> None:
+    task, config = made.task, made.config
+    kept: list[Any] = []
+
+    def loss_fn(params: Tree, batch: Any, rng: jax.Array) -> Any:
+        mine = jax.tree.map(lambda x: x, params), dict(batch)
+        kept.append(task.loss_fn(*mine, rng, config))
+        _unchanged("loss_fn", (params, batch), mine)
+        return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
+
+    jax.eval_shape(loss_fn, made.params, made.batch, key(0))
+    _no_leak(task, "loss_fn")
+    found = kept[0]
+    hint = "return (loss, metrics): a scalar and a dict of jtasks.metrics.Mean"
+    require(isinstance(found, tuple) and len(found) == 2, f"loss_fn returned {_kind(found)}", hint)
+    loss, metrics = found
+    traced = hasattr(loss, "shape") and not isinstance(loss, np.ndarray | np.generic)
+    detail = f"loss_fn's loss is {_kind(loss)}, so it has no gradient"
+    require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
+    shape = f"loss_fn's loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
+    require(loss.shape == () and loss.dtype == np.float32, shape, 'return metrics["loss"].value, or the sum of the terms')
+    _means(made, metrics, "loss_fn")
+
+
+def _evaluation(made: Subject) -> None:
+    task, config = made.task, made.config
+    kept: list[Any] = []
+
+    def eval_fn(params: Tree, batch: Any) -> Any:
+        mine = jax.tree.map(lambda x: x, params), dict(batch)
+        kept.append(task.eval_fn(*mine, config))
+        _unchanged("eval_fn", (params, batch), mine)
+        return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
+
+    jax.eval_shape(eval_fn, made.params, made.batch)
+    _no_leak(task, "eval_fn")
+    _means(made, kept[0], "eval_fn")
+
+
+def _means(made: Subject, metrics: Any, function: str) -> None:
+    require(
+        isinstance(metrics, Mapping),
+        f"{function}'s metrics are {_kind(metrics)}",
+        'return a dict of means: {"loss": Mean.of(values, batch["mask"])}',
+    )
+    for metric, mean in metrics.items():
+        hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
+        require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {_kind(mean)}, not a Mean", hint)
+        for part, number in (("total", mean.total), ("count", mean.count)):
+            text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
+            require(np.shape(number) == (), text, hint)
+    missing = [term for term in made.losses if term not in metrics]
+    found = f"its metrics are {', '.join(metrics) or 'none'}"
+    require(
+        not missing,
+        f"{function} lacks {some(missing)} of LOSSES={made.losses}: {found}",
+        "return a Mean for each name in LOSSES (by default the one name loss), or set LOSSES to the names returned",
+    )
+
+
+def _predictions(made: Subject) -> None:
+    if not hasattr(made.task, "predict_fn"):
+        return
+    for count in (len(made.batch["mask"]), 5):
+        batch = pick(made.batch, np.arange(count))
+        found = jax.eval_shape(lambda p, b: made.task.predict_fn(p, dict(b), key(0), made.config), made.params, batch)
+        _no_leak(made.task, "predict_fn")
+        leaves = [(name(path) or "output", leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(found)]
+        hint = "return outputs, such as a dict of arrays, each with one row an example: [b, ...]"
+        require(bool(leaves), "predict_fn returned nothing", hint)
+        wrong = [f"{path} has shape {list(shape)}" for path, shape in leaves if shape[:1] != (count,)]
+        require(not wrong, f"predict_fn of {count} examples: {some(wrong)}", hint)
+
+
+def _no_leak(task: ModuleType, function: str) -> None:
+    kinds = (jax.core.Tracer, list, dict, tuple, Mean)
+    held = {k: jax.tree.leaves(v) for k, v in vars(task).items() if isinstance(v, kinds) and not k.startswith("__")}
+    leaked = [k for k, leaves in held.items() if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)]
+    detail = f"{function} stores traced arrays in the module's variable {some(leaked)}"
+    require(not leaked, detail, "return what is to be kept, for example among the metrics: a traced array is no value")
+
+
+def _unchanged(function: str, before: tuple[Tree, Any], after: tuple[Tree, Any]) -> None:
+    for argument, old, new in zip(("params", "batch"), before, after, strict=True):
+        a, b = ({name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (old, new))
+        changed = sorted(path for path in a.keys() | b.keys() if a.get(path) is not b.get(path))
+        detail = f"{function} changes its argument {argument}: {some(changed)}"
+        require(not changed, detail, f'work on a copy: {argument} = {argument} | {{"{(changed or [""])[0]}": ...}}')
+
+
+def _kind(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if shape is None else f"an array {value.dtype}{list(shape)}"

@@ -1,0 +1,188 @@
+"""The same seed gives the same numbers: of data, parameters, losses and predictions."""
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks.data import pipeline
+from jtasks.metrics import Mean
+from jtasks.testing.result import CONTRACT, Fault, Skip, some
+from jtasks.testing.subject import Subject, key, name, pick, require, unequal, value, variables
+
+IMPURE = re.compile(
+    r"\b(?:np|numpy|onp)\.random\b|(?<![.\w])random\.\w+\(|\btime\.\w+\(|\bglobal\s+\w|\b(?:urandom|uuid4|now)\("
+)
+
+
+def same_seed(subject: Subject) -> str:
+    """Everything is called, and traced, a second time."""
+    _same_data(subject)
+    _same_params(subject)
+    _same_function(subject, "loss_fn", subject.measurement(subject.config), subject.measure, key(0))
+    _same_function(subject, "eval_fn", subject.evaluation(), subject.evaluate)
+    again = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
+    _compare(subject, "loss_fn", subject.first, again, "than at the very first call")
+    return "data, parameters, loss_fn and eval_fn, each twice"
+
+
+def predictions(subject: Subject) -> str:
+    """The same twice, and each example's the same whatever rows stand beside it."""
+    task, config = subject.task, subject.config
+    if not hasattr(task, "predict_fn"):
+        raise Skip("the task has no predict_fn")
+    batch, b = subject.batch, len(subject.batch["mask"])
+    outputs = jax.device_get(subject.predict(subject.params, batch, key(0)))
+    again = jax.device_get(subject.predict(subject.params, batch, key(0)))
+    _compare(subject, "predict_fn", outputs, again, "when called again with the same rng")
+    anew = subject.prediction()
+    if not _same_program(subject, anew, subject.predict, key(0)):
+        again = jax.device_get(anew(subject.params, batch, key(0)))
+        _compare(subject, "predict_fn", outputs, again, "when traced again with the same rng")
+    rows, half = np.arange(b), b // 2
+    neighbours = np.where(rows < half, rows, 0)
+    hint = (
+        "treat each row alone: draw per example, jax.vmap over jax.random.key(seed) for batch['seed'] (see"
+        " jtasks.augment.keys), not from rng in the shape of the batch; no statistics over the batch"
+    )
+    for indices, how in ((neighbours, "beside other examples"), (rows[::-1], "at another place of the batch")):
+        moved = jax.device_get(subject.predict(subject.params, pick(batch, indices), key(0)))
+        mine = jax.tree.map(lambda x, i=indices: x[i], outputs)
+        differing = unequal(mine, moved, tolerance=1e-4)
+        require(not differing, f"predict_fn's {some(differing)} of an example changes {how}", hint)
+    return f"{some(name(p) or 'output' for p, _ in jax.tree_util.tree_leaves_with_path(outputs))}" + _scored(
+        subject, outputs, config
+    )
+
+
+def _scored(subject: Subject, outputs: Any, config: Any) -> str:
+    """score_fn and show_fn on what predict_fn gave for the first batch."""
+    task, count = subject.task, len(subject.batch["mask"])
+    indices, _ = subject.plan.at(np.arange(count))
+    examples = [pipeline.read(subject.examples, int(i)) for i in indices]
+    rows = [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
+    said = ""
+    if hasattr(task, "score_fn"):
+        scores = [task.score_fn(examples, rows, config) for _ in range(2)]
+        hint = 'return a dict of finite numbers, such as {"bleu": 12.3}, that the arguments alone decide'
+        require(isinstance(scores[0], Mapping), f"score_fn returned a {type(scores[0]).__name__}", hint)
+        for score, number in scores[0].items():
+            text = f"score_fn's {score!r} is {number!r}"
+            require(np.ndim(number) == 0 and np.isfinite(float(number)), text, hint)
+            require(float(number) == float(scores[1][score]), f"{text}, and {scores[1][score]!r} when called again", hint)
+        said += f"; scores {some(scores[0])}"
+    if hasattr(task, "show_fn"):
+        shown = task.show_fn(examples[:4], rows[:4], config)
+        require(isinstance(shown, Mapping), f"show_fn returned a {type(shown).__name__}", "return {name: image or text}")
+        for what, content in shown.items():
+            picture = getattr(content, "dtype", None) == np.uint8 and content.ndim in (2, 3)
+            hint = "return uint8 images [h, w] or [h, w, c], or text"
+            require(isinstance(content, str) or picture, f"show_fn's {what!r} is a {type(content).__name__}", hint)
+        said += f"; shows {some(shown)}"
+    return said
+
+
+def _same_data(subject: Subject) -> None:
+    anew = subject.job.required("train")
+    counts = pipeline.size(subject.examples), pipeline.size(anew)
+    hint = "make dataset(split, config) a pure function; draw with np.random.default_rng(config.seed)" + _suspects(
+        subject.task
+    )
+    require(counts[0] == counts[1], f"dataset('train') has {counts[0]} examples, and {counts[1]} when called again", hint)
+    if isinstance(anew, Mapping) and isinstance(subject.examples, Mapping):
+        old: Mapping[str, Any] = subject.examples
+        differing = [k for k in old if k not in anew or not _identical(old[k], anew[k])]
+        differing += [k for k in anew if k not in old]
+        require(not differing, f"dataset('train') returns other values of {some(differing)} when called again", hint)
+    for what, examples in (("read again", subject.examples), ("dataset is called again", anew)):
+        batch = subject.job.batch_at(examples, subject.plan, 0)
+        differing = unequal(subject.batch, batch)
+        source = "collate_fn" if hasattr(subject.task, "collate_fn") else "dataset"
+        require(
+            not differing,
+            f"{source}: {some(differing)} of the same batch differs when {what}",
+            "reading an example must not draw random numbers or keep state: draw on the device, from batch['seed']"
+            + _suspects(subject.task),
+        )
+
+
+def _same_params(subject: Subject) -> None:
+    task, config = subject.task, subject.config
+
+    def initialised(seed: int) -> Any:
+        return jax.jit(lambda rng, batch: task.init(rng, batch, config))(key(seed), subject.batch)
+
+    differing = unequal(subject.params, initialised(config.seed))
+    hint = "draw every parameter from the argument rng" + _suspects(task)
+    require(not differing, f"init gives other values of {some(differing)} for the same rng", hint)
+    varied = [name(p) for p, x in jax.tree_util.tree_leaves_with_path(subject.params) if np.ptp(x) > 0]
+    if varied and not unequal(subject.params, initialised(config.seed + 1)):
+        raise Fault(f"init ignores rng: {some(varied)} are the same for every seed", hint)
+
+
+def _same_function(subject: Subject, function: str, anew: Any, known: Any, *rng: jax.Array) -> None:
+    for member in vars(subject.task).values():  # what is jitted inside the task would not be traced again
+        if hasattr(member, "clear_cache") and callable(member):
+            member.clear_cache()
+    arguments = (subject.params, subject.batch, *rng)
+    expected = jax.device_get(known(*arguments))
+    _compare(subject, function, expected, jax.device_get(known(*arguments)), "when called again with the same arguments")
+    if not _same_program(subject, anew, known, *rng):
+        found = jax.device_get(anew(*arguments))
+        _compare(subject, function, expected, found, "when traced again, as in another run of the program")
+
+
+def _same_program(subject: Subject, anew: Any, known: Any, *rng: jax.Array) -> bool:
+    """Whether a new trace gives the same program, so that it need not be compiled."""
+    arguments = (subject.params, subject.batch, *rng)
+    return anew.lower(*arguments).as_text() == known.lower(*arguments).as_text()
+
+
+def _compare(subject: Subject, function: str, a: Any, b: Any, when: str) -> None:
+    # Scatters on accelerators add in any order.
+    differing = unequal(a, b, tolerance=0.0 if jax.default_backend() == "cpu" else 1e-5)
+    if not differing:
+        return
+    old, new = (dict(_means(tree)) for tree in (a, b))
+    numbers = [f"{k} {old[k]:.8g}, then {new[k]:.8g}" for k in old if k in new and old[k] != new[k]]
+    now = variables(subject.task)
+    changed = [f"{k} = {now[k][:40]}" for k in now if subject.globals_.get(k) != now[k]]
+    state = f"; module variables that changed meanwhile: {some(changed)}" if changed else ""
+    raise Fault(
+        f"{function} gives other numbers {when}: {some(numbers or differing)}{state}",
+        f"a pure function of its arguments keeps no state and draws from rng or batch['seed'] alone{_suspects(subject.task)}",
+    )
+
+
+def _means(tree: Any) -> Iterator[tuple[str, float]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Mean))
+    yield from ((name(path[-1:]), value(leaf)) for path, leaf in leaves if isinstance(leaf, Mean))
+
+
+def _identical(a: Any, b: Any) -> bool:
+    a, b = np.asarray(a), np.asarray(b)
+    return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
+
+
+def _suspects(task: ModuleType) -> str:
+    found = [f"{file}:{number}: {line.strip()}" for file, number, line in _lines(task) if IMPURE.search(line)]
+    return "\nlook at " + "\nlook at ".join(found[:4]) if found else ""
+
+
+def _lines(task: ModuleType) -> Iterator[tuple[str, int, str]]:
+    """The source of the task's own functions; jax.random lines are left out."""
+    functions = [f for f in vars(task).values() if inspect.isfunction(inspect.unwrap(f)) and callable(f)]
+    for function in functions:
+        code = inspect.unwrap(function)
+        own = code.__module__ == task.__name__ or code.__name__ in CONTRACT
+        try:
+            lines, start = inspect.getsourcelines(code) if own else ([], 0)
+        except (OSError, TypeError):
+            continue
+        for number, line in enumerate(lines, start):
+            if "jax.random" not in line:
+                yield code.__code__.co_filename, number, line

@@ -1,0 +1,273 @@
+"""Sums and counts: no padding, split or mesh may change a number."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks import sharding
+from jtasks.data import pipeline
+from jtasks.metrics import Mean
+from jtasks.testing.result import Fault, Skip
+from jtasks.testing.subject import (
+    MICROBATCHES,
+    Batch,
+    Measured,
+    Metrics,
+    Subject,
+    Tree,
+    close,
+    gradient_difference,
+    keep,
+    key,
+    mesh_of,
+    pick,
+    require,
+    value,
+)
+
+SUMS = 'give each Mean the sum over examples and their number, Mean.of(values [b], batch["mask"])'
+
+
+def loss_is_the_sum(subject: Subject) -> str:
+    """On a whole and a padded batch, and so are their gradients."""
+    task, config, losses = subject.task, subject.config, subject.losses
+
+    def both(params: Tree, batch: Batch, rng: jax.Array) -> Any:
+        return task.loss_fn(params, batch, rng, config)
+
+    compute = jax.jit(jax.value_and_grad(both, has_aux=True))
+    rng, worst = jax.random.fold_in(key(0), 0), 0.0
+    for what, batch in {"whole": subject.batch, "padded": keep(subject.batch, _uneven(subject))}.items():
+        (loss, metrics), gradient = jax.device_get(compute(subject.params, batch, rng))
+        terms = {term: value(metrics[term]) for term in losses}
+        total = sum(terms.values())
+        listed = " + ".join(f"{term} {mean:.6g}" for term, mean in terms.items())
+        detail = f"on a {what} batch the loss is {loss:.6g}, but LOSSES gives {listed}" + (
+            f" = {total:.6g}" if len(terms) > 1 else ""
+        )
+        hint = f"return {' + '.join(f'metrics[{term!r}].value' for term in losses)} as the loss; training uses the terms"
+        if what == "padded":
+            hint += '. A loss that ignores batch["mask"] also shows here'
+        others = [m for m in metrics if m not in losses and close(loss - total, value(metrics[m]))]
+        hint += f". Is {others[0]!r} missing from LOSSES?" if others and not close(loss, total) else ""
+        require(close(loss, total), detail, hint)
+        worst = max(worst, abs(float(loss) - total))
+        from_terms = jax.device_get(subject.measure(subject.params, batch, key(0)))[0]
+        difference, path = gradient_difference(gradient, from_terms)
+        require(
+            not difference,
+            f"on a {what} batch the gradient of the loss and that of its terms differ, most for {path} (by {difference:.2g})",
+            "training takes the gradient of the terms' totals: they must not pass through stop_gradient, rounding or"
+            " float(), and their counts must not depend on params",
+        )
+    return f"{' + '.join(losses)}, to {worst:.0e}"
+
+
+def counts_are_constant(subject: Subject) -> str:
+    """Other parameters, even NaN, leave the counts of the loss's terms as they are."""
+    task, config, losses = subject.task, subject.config, subject.losses
+
+    def counts(params: Tree) -> dict[str, jax.Array]:
+        metrics = task.loss_fn(params, subject.batch, key(0), config)[1]
+        return {term: jnp.asarray(metrics[term].count, jnp.float32) for term in losses}
+
+    count = jax.jit(counts)
+    expected = jax.device_get(count(subject.params))
+    others = {f"other parameters ({seed})": subject.perturbation(seed) for seed in (1, 2, 3)}
+    others["negated parameters"] = jax.tree.map(np.negative, jax.device_get(subject.params))
+    others["parameters that are NaN"] = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), subject.params)
+    for what, params in others.items():
+        found = jax.device_get(count(params))
+        for term in losses:
+            require(
+                bool(np.array_equal(expected[term], found[term])),
+                f"the count of {term!r} is {expected[term]:.6g}, but {found[term]:.6g} with {what}",
+                "count what the batch holds, from its entries and rng alone: the gradient treats counts as constants."
+                " A number of correct or confident predictions belongs into a total",
+            )
+    return ", ".join(f"{term}: {n:.6g}" for term, n in expected.items())
+
+
+def padding_is_nothing(subject: Subject) -> str:
+    """What masked rows hold, and that they are there, changes no sum, no count and no gradient."""
+    b = len(subject.batch["mask"])
+    real = np.arange(b) < round(0.7 * b)
+    few = np.flatnonzero(real)
+    reference: Measured | None = None
+    for what, batch in _paddings(subject.batch, real).items():
+        found = jax.device_get(subject.measure(subject.params, batch, key(0)))
+        if reference is None:
+            reference = found
+        elif what != "zeros" or _finite(found):  # zeros may be no valid example
+            _compare_padding(reference, found, f"when padding rows hold {what} instead of copies of a real row")
+    assert reference is not None
+    nothing = jax.device_get(subject.measure(subject.params, keep(subject.batch, np.zeros(b)), key(0)))[1]
+    wrong = [f"{k} {float(m.total)}/{float(m.count)}" for k, m in nothing.items() if not np.isfinite([m.total, m.count]).all()]
+    finite = all(np.isfinite([m.total, m.count]).all() for m in reference[1].values())
+    require(
+        not wrong or not finite,
+        f"a batch in which every row is padding gives {', '.join(wrong)}",
+        "do not divide by the mask's sum inside the task: the total is 0 there and the count too. " + SUMS,
+    )
+    if subject.noisy:
+        if not subject.mixes:
+            _split_by_mask(subject, real)
+        return f"{b - len(few)} of {b} rows; loss_fn draws from rng, so splits were made by mask alone"
+    metrics = jax.jit(lambda p, batch: subject.task.loss_fn(p, batch, key(0), subject.quiet_config)[1])
+    padded = _paddings(subject.batch, real)["copies"]
+    alone, with_padding = (jax.device_get(metrics(subject.params, x)) for x in (pick(subject.batch, few), padded))
+    _compare_sums(alone, with_padding, f"{len(few)} examples alone", f"with {b - len(few)} rows of padding")
+    return f"{b - len(few)} of {b} rows: sums, counts and gradients stay"
+
+
+def accumulation_agrees(subject: Subject) -> str:
+    """The gradient of 1, 2 and 4 microbatches with unequal masks is the same."""
+    if subject.mixes:
+        raise Skip("MIXES_EXAMPLES = True declares that microbatches change the loss")
+    real = _uneven(subject)
+    if subject.noisy:
+        _split_by_mask(subject, real)
+        return "loss_fn draws from rng and no dropout field switches that off: parts were made by mask alone"
+    batch = keep(subject.batch, real)
+    whole = jax.device_get(subject.quiet(subject.params, batch, key(0)))
+    for parts in (MICROBATCHES, 2):
+        split = jax.device_get(subject.measurement(subject.quiet_config, parts)(subject.params, batch, key(0)))
+        _compare_parts(subject, whole, split, f"{parts} microbatches")
+    quiet = "" if subject.quiet_config is subject.config else f", with {', '.join(subject.dropout)} off"
+    return f"1, 2 and {MICROBATCHES} microbatches" + quiet
+
+
+def meshes_agree(subject: Subject) -> str:
+    """One device and all of them give the same sums and gradients."""
+    devices = jax.local_devices()
+    if len(devices) == 1:
+        raise Skip("there is one device; on CPU, JAX_NUM_CPU_DEVICES=8 in the environment makes eight")
+    mesh = mesh_of(devices)
+    one = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
+    measure = subject.measurement(subject.config)
+    params, rng = jax.device_put((subject.params, key(0)), sharding.replicated(mesh))
+    many = jax.device_get(measure(params, jax.device_put(subject.batch, sharding.batched(mesh)), rng))
+    difference, path = gradient_difference(one[0], many[0])
+    hint = "a task sees the whole batch whatever the mesh: no pmean, psum, axis_index or device_count in it"
+    for metric, mean in one[1].items():
+        detail = f"{metric!r} is {value(mean):.6g} on one device, {value(many[1][metric]):.6g} on {len(devices)}"
+        require(close(value(mean), value(many[1][metric])), detail, hint)
+    require(not difference, f"the gradient of {path} differs by {difference:.2g} on {len(devices)} devices", hint)
+    return f"1 and {len(devices)} devices"
+
+
+def evaluation_agrees(subject: Subject) -> str:
+    """Metrics of the same examples in batches of 1, 7 and all at once."""
+    n = min(29, pipeline.size(subject.examples))
+    examples: Any = [pipeline.read(subject.examples, i) for i in range(n)]
+    if not hasattr(subject.task, "collate_fn"):
+        examples = {k: np.stack([np.asarray(row[k]) for row in examples]) for k in examples[0]}
+    found: dict[int, dict[str, float]] = {}
+    for size in sorted({n, min(7, n), 1}, reverse=True):
+        plan = pipeline.Plan(n, subject.config.seed, size, shuffle=False)
+        sums: dict[str, Mean] = {}
+        for index in range(-(-n // size)):
+            batch = subject.job.batch_at(examples, plan, index)
+            part = jax.device_get(subject.evaluate(subject.params, batch))
+            part = {k: Mean(np.float64(m.total), np.float64(m.count)) for k, m in part.items()}
+            sums = {k: sums[k].merge(m) for k, m in part.items()} if sums else part
+        found[size] = {k: value(m) for k, m in sums.items()}
+    for size, metrics in found.items():
+        for metric, expected in found[n].items():
+            if close(metrics[metric], expected, 10):
+                continue
+            detail = f"{metric!r} over {n} examples is {expected:.6g} in one batch, {metrics[metric]:.6g} in batches of {size}"
+            if subject.mixes:
+                raise Skip(f"MIXES_EXAMPLES = True, and {detail}: compare evaluations of one batch size only")
+            raise Fault(
+                detail,
+                f"eval_fn must treat each row alone and leave out padding (the last batch has some): {SUMS}; no mean of"
+                " means, no statistics of the batch, nothing that depends on a row's position",
+            )
+    return f"{n} examples in batches of {', '.join(map(str, sorted(found)))}"
+
+
+def _uneven(subject: Subject) -> np.ndarray:
+    """Rows that stay real so that microbatches get unequal shares; the first of the four gets none."""
+    index = np.arange(len(subject.batch["mask"]))
+    return (index % MICROBATCHES != 0) & (index != 1)
+
+
+def _paddings(batch: Batch, real: np.ndarray) -> dict[str, Batch]:
+    rows, last = np.arange(len(real)), int(np.flatnonzero(real)[-1])
+    others = pick(batch, np.where(real, rows, rows[::-1]))
+    shuffled = others | {"seed": jnp.where(jnp.asarray(real), batch["seed"], others["seed"] + 12345)}
+    blank = {k: jnp.where(jnp.asarray(real).reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)) for k, x in batch.items()}
+    kinds = {"copies": pick(batch, np.where(real, rows, last)), "other examples": batch, "zeros": blank}
+    return {what: keep(kind, real) for what, kind in (kinds | {"other rows": shuffled}).items()}
+
+
+def _finite(found: Measured) -> bool:
+    return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(found))
+
+
+def _compare_padding(a: Measured, b: Measured, when: str) -> None:
+    hint = f'multiply each example\'s value by batch["mask"] before anything is summed: {SUMS}. Statistics over the batch'
+    hint += " (batch norm, means for contrast) must leave out masked rows too"
+    for metric, mean in a[1].items():
+        other = b[1][metric]
+        for part in ("total", "count"):
+            x, y = getattr(mean, part), getattr(other, part)
+            text = f"the {part} of {metric!r} goes from {float(x):.6g} to {float(y):.6g} {when}"
+            require(close(x, y, float(mean.count)), text, hint)
+    difference, path = gradient_difference(a[0], b[0])
+    require(not difference, f"the gradient of {path} changes by {difference:.2g} {when}", hint)
+
+
+def _compare_sums(a: Metrics, b: Metrics, one: str, other: str) -> None:
+    for metric, mean in a.items():
+        for part in ("total", "count"):
+            x, y = float(getattr(mean, part)), float(getattr(b[metric], part))
+            require(
+                close(x, y, float(mean.count)),
+                f"the {part} of {metric!r} is {x:.6g} for {one}, {y:.6g} {other}",
+                f"rows with mask 0 must not be counted: {SUMS}, and never by the batch's shape",
+            )
+
+
+def _split_by_mask(subject: Subject, real: np.ndarray) -> None:
+    """Split without changing shapes: what is drawn from rng stays as it was."""
+    whole = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
+    parts = [jax.device_get(subject.measure(subject.params, keep(subject.batch, x), key(0))) for x in (real, ~real)]
+    metrics = {k: parts[0][1][k].merge(parts[1][1][k]) for k in whole[1]}
+
+    def weight(part: Measured) -> float:
+        return float(part[1][term].count) / max(float(metrics[term].count), 1e-30)
+
+    term = subject.losses[0]
+    gradient = whole[0]
+    if len(subject.losses) == 1:  # with more terms, each has weights of its own
+        first, second = weight(parts[0]), weight(parts[1])
+        gradient = jax.tree.map(lambda a, b: first * a + second * b, parts[0][0], parts[1][0])
+    _compare_parts(subject, whole, (gradient, metrics), "two parts of the batch, each with the other masked")
+
+
+def _compare_parts(subject: Subject, whole: Measured, split: Measured, how: str) -> None:
+    declare = "; if the loss compares examples with each other (contrastive), declare MIXES_EXAMPLES = True"
+    for metric, mean in whole[1].items():
+        other = split[1][metric]
+        if close(value(mean), value(other)):
+            continue
+        a, b = (f"{float(m.total):.6g} / {float(m.count):.6g}" for m in (mean, other))
+        detail = f"{metric!r} is {value(mean):.6g} ({a}) for the whole batch, {value(other):.6g} ({b}) for {how}"
+        if not close(mean.count, other.count):
+            raise Fault(detail, f"its counts do not add up, so it is a mean of means: {SUMS}" + declare)
+        raise Fault(
+            detail,
+            "its counts add up but its totals do not, so rows act on each other: no statistics over the batch (batch"
+            " norm, means, softmax or sort over axis 0), nothing that depends on a row's position or on the batch's size"
+            + declare,
+        )
+    difference, path = gradient_difference(whole[0], split[0])
+    require(
+        not difference,
+        f"the gradient of {path} differs by {difference:.2g} for {how}",
+        f"{SUMS}; no statistics over the batch" + declare,
+    )

@@ -1,0 +1,90 @@
+"""All checks in order."""
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from jtasks.config import Config
+from jtasks.errors import ConfigError, DataError
+from jtasks.testing import contract, determinism, exactness, training
+from jtasks.testing.result import Fault, Result, Skip, explained
+from jtasks.testing.subject import Subject
+
+SHAPE = "the functions have the contract's shape"
+CHECKS: dict[str, Callable[[Subject], str]] = {
+    "loss is the sum of its terms": exactness.loss_is_the_sum,
+    "counts do not depend on parameters": exactness.counts_are_constant,
+    "padding changes nothing": exactness.padding_is_nothing,
+    "accumulation agrees": exactness.accumulation_agrees,
+    "meshes agree": exactness.meshes_agree,
+    "evaluation does not depend on batch size": exactness.evaluation_agrees,
+    "gradients are finite and reach every parameter": training.gradients_reach,
+    "nothing recompiles after step 1": training.nothing_recompiles,
+    "one batch can be overfitted": training.overfits,
+    "save and resume agree bit for bit": training.resumes_exactly,
+    "same seed, same numbers": determinism.same_seed,
+    "predictions are deterministic given rng": determinism.predictions,
+}
+
+
+def check(task: ModuleType | str, config: Any) -> list[Result]:
+    """Check a task against the contract; a broken task raises nothing.
+
+    Args:
+      task: the module, or what `config.task` may be.
+      config: as `jtasks.config.load` returns it, or a ConfigDict made by hand; fields that all configs have
+        may be missing. The checks use small batches, float32 and no accumulation, whatever it says.
+
+    Returns:
+      A result a check, always in the same order; `table` makes text of it. Where the functions do not have the
+      contract's shape, the other checks are skipped.
+    """
+    module = None if isinstance(task, str) else task
+    made: list[Subject] = []
+
+    def shape() -> str:
+        subject, detail = contract.subject(task, config)
+        made.append(subject)
+        return detail
+
+    with jax.default_matmul_precision("highest"):
+        results = [_result(SHAPE, shape, module)]
+        if not made:
+            return results + [Result(name, None, f"needs {SHAPE!r}") for name in CHECKS]
+        (subject,) = made
+        checks = [(name, functools.partial(function, subject)) for name, function in CHECKS.items()]
+        return results + [_result(name, function, subject.task) for name, function in checks]
+
+
+def run(config: Config) -> list[Result]:
+    """Check the task that a config names, for `--mode=check`."""
+    return check(config.task, config)
+
+
+def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> Result:
+    try:
+        return Result(name, True, function())
+    except Skip as skip:
+        return Result(name, None, str(skip))
+    except Fault as fault:
+        return Result(name, False, fault.detail, fault.hint)
+    except (ConfigError, DataError) as error:
+        if error.__cause__ is None:
+            return Result(name, False, str(error), "see jtasks/task.py for the contract")
+        return Result(name, False, explained(error, task), "see jtasks/task.py for the contract")
+    except Exception as error:
+        return Result(name, False, explained(error, task), _hint(error))
+
+
+def _hint(error: Exception) -> str:
+    text = f"{type(error).__name__} {error}"
+    if "UnexpectedTracer" in text:
+        return "a traced array was stored outside of the function (a module variable, a list): return it instead"
+    if "Tracer" in type(error).__name__ or "Concretization" in type(error).__name__:
+        return "the function is jitted: no if, float(), int(), bool(), .item() or numpy on arrays; jnp.where, jax.lax.cond"
+    if isinstance(error, KeyError):
+        return "a batch holds the entries of dataset (or collate_fn), without text, and mask and seed"
+    return "the exception arose in the line above; the function must run under jax.jit"

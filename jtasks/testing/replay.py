@@ -1,0 +1,160 @@
+"""After bad numbers: the very batch again, and where the first value that is not finite appears."""
+
+import pathlib
+import sys
+import traceback
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks import checkpoint, optim, sharding
+from jtasks import step as steps
+from jtasks import task as tasks
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.errors import ConfigError
+from jtasks.job import Job, prepare, total_steps
+from jtasks.testing.result import author_frames, located, some
+
+
+def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
+    """Compute the loss and the gradient of training step `step` (1 for the first) again, and say what is not finite.
+
+    The state is that of the newest checkpoint before the step, or the initial one, brought to the step by training
+    again from there: data and rng are functions of the step, so it is the very state of the run.
+
+    Raises:
+      ConfigError: there is no such step.
+      CheckpointError: the checkpoint does not fit the config.
+    """
+    job = prepare(config)
+    examples = job.required("train")
+    steps_ = total_steps(config, pipeline.size(examples))
+    if not 1 <= step <= steps_:
+        raise ConfigError(f"step {step} is not of this run: give 1 ... {steps_}")
+    plan = job.plan(examples, shuffle=True)
+    state, start = _state(job, examples, plan, workdir, step, steps_)
+    batch = job.batch_at(examples, plan, step - 1)
+    rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
+
+    def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
+        return job.task.loss_fn(params, batch, rng, job.config)
+
+    measure = jax.jit(
+        lambda p, b: steps.exact_gradient(
+            loss_fn, tasks.losses(job.task), p, b, rng, microbatches=config.accumulate
+        )
+    )
+    gradient, metrics = jax.device_get(measure(state.params, batch))
+    indices, _ = plan.at((step - 1) * plan.batch_size + np.arange(plan.batch_size))
+    lines = [
+        f"step {step}, from the {f'checkpoint of step {start}' if start else 'initial state'}"
+        + (f" and {step - 1 - start} steps of training" if step - 1 > start else ""),
+        f"examples: {indices.tolist()}",
+        *(f"{k}: {float(m.total):.6g} / {float(m.count):.6g}" for k, m in metrics.items()),
+    ]
+    groups = {"parameters": state.params, "batch": batch, "metrics": metrics, "gradient": gradient}
+    bad = {what: _non_finite(tree) for what, tree in groups.items()}
+    lines += [f"not finite in {what}: {some(names, 20)}" for what, names in bad.items() if names]
+    if not any(bad.values()):
+        return "\n".join([*lines, "everything is finite"])
+    parts = [pick_rows(batch, config.accumulate, i) for i in range(config.accumulate)]
+    for i, part in enumerate(parts):
+        microbatch = jax.random.fold_in(rng, i)
+        found = first_non_finite(lambda p, b, r=microbatch: loss_fn(p, b, r), state.params, part, job.task)
+        if not found.startswith("no "):
+            return "\n".join([*lines, found + (f" (microbatch {i})" if config.accumulate > 1 else "")])
+    return "\n".join([*lines, found])
+
+
+def pick_rows(batch: Any, microbatches: int, index: int) -> Any:
+    """The rows of one microbatch, as the step deals them out."""
+    return jax.tree.map(lambda x: x[index::microbatches], batch)
+
+
+def first_non_finite(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, task: ModuleType | None
+) -> str:
+    """Where the loss or its gradient first turns into NaN or infinity, with the author's line."""
+    from jax.experimental import checkify
+
+    params, batch = jax.device_get((params, batch))
+    forward = lambda p: loss_fn(p, batch)[0]  # noqa: E731
+    for what, function in (("loss", forward), ("gradient", jax.grad(forward))):
+        try:
+            error, _ = jax.jit(checkify.checkify(function, errors=checkify.float_checks))(params)
+            found = error.get_exception()
+        except Exception:  # a primitive that checkify does not know
+            return _operation_by_operation(jax.value_and_grad(forward), params, task)
+        if found is not None:
+            text = " ".join(str(found).split())
+            frames = author_frames(_python_frames(found), task)
+            return f"in the {what}, first: {text.split('. Check failed')[0]}" + (
+                f"\nat {located(frames[-1])}" if frames else ""
+            )
+    return _operation_by_operation(jax.value_and_grad(forward), params, task)
+
+
+def _python_frames(error: Any) -> list[traceback.FrameSummary]:
+    info = getattr(error, "traceback_info", None)
+    return list(traceback.extract_tb(info.as_python_traceback())) if info is not None else []
+
+
+def _operation_by_operation(function: Callable[[Any], Any], params: Any, task: ModuleType | None) -> str:
+    """The slow way, which sees infinities too."""
+    with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
+        try:
+            function(params)
+        except FloatingPointError as error:
+            chain = [error.__cause__ or error, error]
+            for link in chain:
+                if frames := author_frames(traceback.extract_tb(link.__traceback__), task):
+                    return f"first: {error}\nat {located(frames[-1])}"
+            return f"first: {error}"
+        except Exception as error:
+            return f"no place found: {type(error).__name__} when run operation by operation"
+    return "no place found: run operation by operation, everything is finite"
+
+
+def _non_finite(tree: Any) -> list[str]:
+    leaves = [(jax.tree_util.keystr(p, simple=True, separator="/"), np.asarray(x)) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+    return [f"{name} ({np.sum(~np.isfinite(x))} of {x.size})" for name, x in leaves if not np.isfinite(x).all()]
+
+
+def _state(
+    job: Job, examples: Any, plan: pipeline.Plan, workdir: pathlib.Path, step: int, total: int
+) -> tuple[steps.State, int]:
+    """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
+    config, replicated = job.config, sharding.replicated(job.mesh)
+    batch = job.batch_at(examples, plan, 0)
+
+    def init(batch: Any) -> Any:
+        return job.task.init(jax.random.key(config.seed), batch, config)
+
+    shapes = jax.eval_shape(init, batch)
+    optimizer, schedule = optim.optimizer(config.optim, total, shapes)
+
+    def create(params: Any) -> steps.State:
+        return steps.create(params, optimizer, average=config.ema > 0)
+
+    folder = workdir / "checkpoints"
+    saved = [s for s in checkpoint.saved_steps(folder) if s < step and not checkpoint.damage(folder / str(s))]
+    if saved:
+        like = jax.eval_shape(create, shapes)
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like)
+        state = checkpoint.restore(folder / str(saved[-1]), like)
+    else:
+        params = jax.jit(init, out_shardings=replicated)(batch)
+        if config.init_from:
+            params, _ = checkpoint.import_params(config.init_from, params, lambda text: print(text, file=sys.stderr))
+        state = jax.jit(create, out_shardings=replicated)(params)
+    start = int(state.step)
+    if start < step - 1:
+        trainable = optim.trainable(config.optim, shapes)
+        make = jax.jit(steps.make(job.task, config, optimizer, schedule, trainable), out_shardings=replicated)
+        for index in range(start, step - 1):
+            state, _ = make(state, job.batch_at(examples, plan, index))
+    return state, start

@@ -1,0 +1,120 @@
+"""What a check found, as a table for people; and where in the author's code an error arose."""
+
+import inspect
+import linecache
+import pathlib
+import textwrap
+import traceback
+from collections.abc import Iterable, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+from jtasks import task as tasks
+
+WIDTH = 110
+CONTRACT = (*tasks.REQUIRED, *tasks.OPTIONAL)
+
+
+class Result(NamedTuple):
+    """The outcome of one check."""
+
+    name: str
+    passed: bool | None  # None: skipped
+    detail: str  # what was found, or why it was skipped
+    hint: str = ""  # what to do about a failure
+
+
+class Fault(Exception):
+    """A check failed: what was found, and what to do."""
+
+    def __init__(self, detail: str, hint: str):
+        super().__init__(detail)
+        self.detail, self.hint = detail, hint
+
+
+class Skip(Exception):
+    """A check does not apply; the message is the reason."""
+
+
+def table(results: Sequence[Result]) -> str:
+    """Plain text: one line a check, details and hints below those that need them.
+
+    >>> print(table([Result("a claim", True, "1e-7"), Result("another", False, "2 is not 3", "add 1")]))
+    pass  a claim: 1e-7
+    FAIL  another: 2 is not 3
+          -> add 1
+    1 passed, 1 failed, 0 skipped
+    """
+    lines = []
+    for name, passed, detail, hint in results:
+        word = {True: "pass", False: "FAIL", None: "skip"}[passed]
+        lines += _wrapped(f"{name}: {detail}" if detail else name, f"{word}  ")
+        lines += _wrapped(hint, "      -> ") if hint else []
+    count = [sum(result.passed is outcome for result in results) for outcome in (True, False, None)]
+    return "\n".join([*lines, "{} passed, {} failed, {} skipped".format(*count)])
+
+
+def _wrapped(text: str, start: str) -> list[str]:
+    indent = " " * len(start)
+    return [
+        line
+        for i, part in enumerate(text.splitlines())
+        for line in textwrap.wrap(
+            part, WIDTH, initial_indent=indent if i else start, subsequent_indent=indent, break_on_hyphens=False
+        )
+    ]
+
+
+def some(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def explained(error: BaseException, task: ModuleType | None) -> str:
+    """One sentence: the function of the contract, the exception, and the author's own line."""
+    frames = _frames(error, task)
+    functions = [frame.name for frame in frames if frame.name in CONTRACT]
+    text = " ".join(str(error).strip().split("\n\n")[0].split())
+    text = text if len(text) <= 400 else text[:400] + " ..."
+    raised = f"{functions[0]} raised {type(error).__name__}" if functions else type(error).__name__
+    return f"{raised}: {text}" + (f"\nat {located(frames[-1])}" if frames else "")
+
+
+def located(frame: traceback.FrameSummary) -> str:
+    """A frame as `file.py:12, in function: code`."""
+    line = linecache.getline(frame.filename, frame.lineno or 0).strip()
+    return f"{frame.filename}:{frame.lineno}, in {frame.name}" + (f": {line}" if line else "")
+
+
+def author_files(task: ModuleType | None) -> set[str]:
+    """The files in which the task's functions are written."""
+    files = {getattr(task, "__file__", None)}
+    for name in CONTRACT:
+        function = getattr(task, name, None)
+        code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
+        files.add(code and code.co_filename)
+    return {file for file in files if file}
+
+
+def author_frames(frames: Iterable[traceback.FrameSummary], task: ModuleType | None) -> list[traceback.FrameSummary]:
+    """Those of the author's files; where there are none, those outside of this library and of installed ones."""
+    frames, files = list(frames), author_files(task)
+    own = [frame for frame in frames if frame.filename in files]
+    library = str(pathlib.Path(__file__).parents[1])
+    return own or [f for f in frames if not f.filename.startswith((library, "<")) and "site-packages" not in f.filename]
+
+
+def _frames(error: BaseException, task: ModuleType | None) -> list[traceback.FrameSummary]:
+    """The author's frames of an error or of what caused it, outermost first."""
+    chain: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in chain:
+        chain.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    files = author_files(task)
+    for link in reversed(chain):
+        frames = [frame for frame in traceback.extract_tb(link.__traceback__) if frame.filename in files]
+        if frames:
+            return frames
+    return author_frames(traceback.extract_tb(error.__traceback__), task)

@@ -1,0 +1,282 @@
+"""The task under test on a small scale: one batch, its parameters, and functions that are compiled once."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jtasks import config as configs
+from jtasks import optim, sharding, step
+from jtasks import task as tasks
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.job import Job, total_steps
+from jtasks.metrics import Mean
+from jtasks.testing.result import Fault
+
+Tree = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Mean]
+Measured = tuple[Tree, Metrics]  # the gradient and the metrics, as a training step has them
+Measure = Callable[[Tree, Batch, jax.Array], Measured]
+
+MICROBATCHES = 4
+
+
+def mesh_of(devices: list[Any]) -> Mesh:
+    """These devices as one `data` axis."""
+    return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def rows() -> int:
+    """Examples in the kit's batches: 16, or more where devices and microbatches have to divide them."""
+    parts = int(np.lcm(MICROBATCHES, jax.local_device_count()))
+    return -(-16 // parts) * parts
+
+
+def small(config: Any) -> Config:
+    """The config as the checks use it: all fields, the kit's batch size, float32, one microbatch.
+
+    In float32 rounding is too small to hide a fault.
+    """
+    given = config.to_dict()
+    fields = _laid(configs.defaults(given.get("optim", {}).get("name", "adamw")).to_dict(), given)
+    return Config(fields | {"batch_size": rows(), "accumulate": 1, "precision": "float32", "task": fields["task"]})
+
+
+def _laid(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: _laid(under[name], over[name]) for name in over if isinstance(under.get(name), dict)}
+    return under | dict(over) | both
+
+
+@dataclasses.dataclass
+class Subject:
+    """A task that has the contract's shape, with what the checks share."""
+
+    job: Job  # on one device
+    examples: pipeline.Examples
+    params: Tree
+    globals_: dict[str, str]  # the module's variables before any function ran
+
+    @property
+    def task(self) -> ModuleType:
+        """The module under test."""
+        return self.job.task
+
+    @property
+    def config(self) -> Config:
+        """The small config."""
+        return self.job.config
+
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """Names of the loss's terms."""
+        return tasks.losses(self.task)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether the task declares that its loss mixes examples."""
+        return bool(getattr(self.task, "MIXES_EXAMPLES", False))
+
+    @functools.cached_property
+    def plan(self) -> pipeline.Plan:
+        """The order of training."""
+        return self.job.plan(self.examples, shuffle=True)
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        """The first batch of training."""
+        return self.job.batch_at(self.examples, self.plan, 0)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, which schedules need."""
+        return max(1, total_steps(self.config, pipeline.size(self.examples)))
+
+    @functools.cached_property
+    def trainable(self) -> Tree:
+        """False where config.optim.freeze holds a parameter."""
+        return optim.trainable(self.config.optim, self.params)
+
+    @functools.cached_property
+    def perturbed(self) -> Tree:
+        """Other parameters of like size, so that nothing is zero only because it was initialised so."""
+        return self.perturbation(1)
+
+    def perturbation(self, seed: int) -> Tree:
+        """The parameters with noise of half their size, made on the host, where nothing has to be compiled."""
+        draw = np.random.default_rng(seed).standard_normal
+
+        def noisy(x: np.ndarray) -> np.ndarray:
+            size = max(float(np.sqrt(np.mean(np.square(x)))), 0.02) if x.size else 0.0
+            return x + 0.5 * size * draw(x.shape, np.float32)
+
+        return jax.device_put(jax.tree.map(noisy, jax.device_get(self.params)), sharding.replicated(self.job.mesh))
+
+    @functools.cached_property
+    def measure(self) -> Measure:
+        """The exact gradient and the metrics, compiled once."""
+        return self.measurement(self.config)
+
+    def measurement(self, config: Config, microbatches: int = 1) -> Any:
+        """The same, traced anew, as a jitted function."""
+        task, losses = self.task, self.losses
+
+        def loss_fn(params: Tree, batch: Batch, rng: jax.Array) -> Any:
+            return task.loss_fn(params, batch, rng, config)
+
+        return jax.jit(lambda p, b, rng: step.exact_gradient(loss_fn, losses, p, b, rng, microbatches=microbatches))
+
+    @functools.cached_property
+    def first(self) -> Measured:
+        """What the very first call gave."""
+        return jax.device_get(self.measure(self.params, self.batch, key(0)))
+
+    @functools.cached_property
+    def evaluate(self) -> Any:
+        """eval_fn, compiled once a batch size."""
+        return self.evaluation()
+
+    def evaluation(self) -> Any:
+        """eval_fn, traced anew."""
+        return jax.jit(lambda params, batch: self.task.eval_fn(params, batch, self.config))
+
+    @functools.cached_property
+    def predict(self) -> Any:
+        """predict_fn, compiled once."""
+        return self.prediction()
+
+    def prediction(self) -> Any:
+        """predict_fn, traced anew."""
+        return jax.jit(lambda params, batch, rng: self.task.predict_fn(params, batch, rng, self.config))
+
+    @functools.cached_property
+    def random(self) -> bool:
+        """Whether loss_fn draws from `rng`."""
+        other = jax.device_get(self.measure(self.params, self.batch, key(1)))
+        return not same(self.first, other)
+
+    @functools.cached_property
+    def dropout(self) -> list[str]:
+        """Fields of the config that switch dropout on."""
+        return [name for name, value in configs.fields(self.config) if "drop" in name.rpartition(".")[2] and value]
+
+    @functools.cached_property
+    def quiet_config(self) -> Config:
+        """The config with dropout switched off where loss_fn draws from `rng`, so that splits can be compared."""
+        if not self.random or not self.dropout:
+            return self.config
+        full = ml_collections.ConfigDict(self.config)
+        with full.unlocked():
+            for name in self.dropout:
+                *parents, last = name.split(".")[1:]
+                node = functools.reduce(lambda n, parent: n[parent], parents, full)
+                node[last] = type(node[last])(0) if isinstance(node[last], bool | int | float) else None
+        return Config(full)
+
+    @functools.cached_property
+    def quiet(self) -> Measure:
+        """`measure` with dropout switched off."""
+        return self.measurement(self.quiet_config) if self.quiet_config is not self.config else self.measure
+
+    @functools.cached_property
+    def noisy(self) -> bool:
+        """Whether even then numbers depend on `rng`, so that only splits by mask can be compared."""
+        if not self.random:
+            return False
+        return not same(*(jax.device_get(self.quiet(self.params, self.batch, key(seed))) for seed in (0, 1)))
+
+    def batches(self, count: int) -> Iterator[Batch]:
+        """The first batches of training, as long as they have the shape of the first."""
+        for index in range(count):
+            batch = self.job.batch_at(self.examples, self.plan, index)
+            if jax.tree.map(jnp.shape, batch) != jax.tree.map(jnp.shape, self.batch):
+                return
+            yield batch
+
+
+def key(seed: int) -> jax.Array:
+    """A random key."""
+    return jax.random.key(seed)
+
+
+def keep(batch: Batch, real: np.ndarray) -> Batch:
+    """The batch with only the rows of `real` [b] unmasked."""
+    return batch | {"mask": batch["mask"] * jnp.asarray(real, jnp.float32)}
+
+
+def pick(batch: Batch, indices: np.ndarray) -> Batch:
+    """These rows of the batch, each with its seed and mask."""
+    return {name: x[jnp.asarray(indices)] for name, x in batch.items()}
+
+
+def same(a: Tree, b: Tree) -> bool:
+    """Bit for bit, or both NaN."""
+    return not unequal(a, b)
+
+
+def unequal(a: Tree, b: Tree, tolerance: float = 0.0) -> list[str]:
+    """Paths of leaves that differ, or that only one tree has; `tolerance` is relative to a leaf's largest value."""
+    left, right = ({name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b))
+    missing = sorted(set(left) ^ set(right))
+    return missing + [path for path in left if path in right and not _alike(left[path], right[path], tolerance)]
+
+
+def _alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"):
+        return True
+    if not tolerance or a.dtype.kind not in "fc":
+        return False
+    return np.allclose(a, b, rtol=0, atol=tolerance * float(np.max(np.abs(a))), equal_nan=True)
+
+
+def name(path: tuple[Any, ...]) -> str:
+    """A leaf's path, joined by "/"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def gradient_difference(a: Tree, b: Tree) -> tuple[float, str]:
+    """The worst parameter's difference relative to its gradient (0 for rounding), and its name."""
+    pairs = [(name(path), np.asarray(x, np.float64)) for path, x in jax.tree_util.tree_leaves_with_path(a)]
+    whole = np.sqrt(sum(np.sum(np.square(x)) for _, x in pairs))
+    worst = (0.0, "")
+    for (path, x), y in zip(pairs, jax.tree.leaves(b), strict=True):
+        if np.array_equal(x, y, equal_nan=True):
+            continue
+        distance = float(np.linalg.norm(x - np.asarray(y, np.float64)))
+        size = float(np.linalg.norm(x))
+        if not distance <= 2e-4 * size + 1e-5 * whole:  # so written that NaN counts as a difference
+            worst = max(worst, (distance / max(size, 1e-30) if np.isfinite(distance) else np.inf, path))
+    return worst
+
+
+def close(a: Any, b: Any, scale: float = 0.0) -> bool:
+    """Equal up to float32 rounding of sums; both NaN is equal."""
+    a, b = float(a), float(b)
+    return a == b or (np.isnan(a) and np.isnan(b)) or abs(a - b) <= 1e-5 * max(abs(a), abs(b)) + 1e-6 * max(1.0, scale)
+
+
+def value(mean: Mean) -> float:
+    """A mean as a number; 0 for an empty one."""
+    return float(mean.total) / float(mean.count) if float(mean.count) else 0.0
+
+
+def variables(task: ModuleType) -> dict[str, str]:
+    """The module's own variables, as text short enough to compare."""
+    kinds = (bool, int, float, str, list, dict, set, tuple, np.ndarray, type(None), np.random.Generator)
+    return {k: repr(v)[:2000] for k, v in vars(task).items() if not k.startswith("__") and isinstance(v, kinds)}
+
+
+def require(condition: bool, detail: str, hint: str) -> None:
+    """Raise a Fault unless it holds."""
+    if not condition:
+        raise Fault(detail, hint)

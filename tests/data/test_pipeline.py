@@ -1,0 +1,296 @@
+"""Claims about jtasks.data.pipeline: batches are a pure function of (seed, step), however they are read."""
+
+import itertools
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from jtasks.data import pipeline
+from jtasks.data.pipeline import Plan
+from jtasks.errors import ConfigError, DataError
+
+
+class Rows:
+    """A sequence of examples read one by one, some of them unreadable; picklable, for worker processes."""
+
+    def __init__(self, n, broken=()):
+        self.n, self.broken = n, broken
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        if i in self.broken:
+            raise OSError("disk on fire")
+        return {"x": np.float32([i, -i]), "y": np.int32(i % 7), "name": f"example {i}"}
+
+
+def arrays(n):
+    i = np.arange(n)
+    return {"x": np.stack([i, -i], 1).astype(np.float32), "y": (i % 7).astype(np.int32), "name": i.astype(str)}
+
+
+def on(devices):
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def equal(one, other):
+    assert set(one) == set(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+        assert one[name].dtype == other[name].dtype, name
+
+
+def prefetchers():
+    return [thread for thread in threading.enumerate() if thread.name == "prefetch"]
+
+
+SIZES = {"n": st.integers(1, 40), "b": st.integers(1, 50), "seed": st.integers(0, 2**31 - 1)}
+
+
+# The order
+
+
+def test_batch_at_is_pure():
+    plan = Plan(30, 3, 8, shuffle=True)
+    first = pipeline.batch_at(arrays(30), plan, 5)
+    pipeline.batch_at(arrays(30), plan, 99)
+    pipeline.permutation.cache_clear()
+    equal(first, pipeline.batch_at(arrays(30), plan, 5))
+    equal(first, pipeline.batch_at(Rows(30), plan, 5))
+    assert not np.array_equal(first["x"], pipeline.batch_at(arrays(30), plan, 6)["x"])
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES, start=st.integers(0, 5))
+def test_epochs_are_permutations_strung_together(n, b, seed, start):
+    plan = Plan(n, seed, b, shuffle=True)
+    steps = range(start, start + 3 * n // b + 3)
+    stream = np.concatenate([plan.at(step * b + np.arange(b))[0] for step in steps])
+    offset = -(start * b) % n  # to the first epoch that begins in here
+    for k in range((len(stream) - offset) // n):
+        np.testing.assert_array_equal(np.sort(stream[offset + k * n :][:n]), np.arange(n))
+
+
+def test_epochs_and_seeds_differ_in_their_order():
+    orders = [tuple(pipeline.permutation(seed, epoch, 50)) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == 9
+
+
+@settings(max_examples=40, deadline=None)
+@given(**SIZES, other=st.integers(1, 50))
+def test_seeds_follow_from_run_epoch_and_example_whatever_the_batch_size(n, b, seed, other):
+    def seeds(batch_size):
+        stream = {}
+        plan = Plan(n, seed, batch_size, shuffle=True)
+        for step in range(2 * n // batch_size + 1):
+            positions = step * batch_size + np.arange(batch_size)
+            indices, entries = plan.at(positions)
+            stream |= {(p // n, i): s for p, i, s in zip(positions, indices, entries["seed"], strict=True)}
+        return {key: value for key, value in stream.items() if key[0] < 2}
+
+    assert seeds(b) == seeds(other)
+
+
+def test_seeds_are_uint32_distinct_and_spread():
+    grid = [pipeline.example_seeds(s, np.full(5000, e), np.arange(5000)) for s in range(3) for e in range(3)]
+    seeds = np.concatenate(grid)
+    assert seeds.dtype == np.uint32
+    assert len(np.unique(seeds)) > len(seeds) - 3  # 45,000 of 2**32: a collision or so
+    counts = np.bincount(seeds % 4, minlength=4)  # the rotation example takes them modulo 4
+    assert np.abs(counts / len(seeds) - 0.25).max() < 0.01
+    bits = (seeds[:, None] >> np.arange(32)[None].astype(np.uint32)) & 1
+    assert np.abs(bits.mean(0) - 0.5).max() < 0.015
+
+
+def test_a_seed_is_the_splitmix64_hash_of_its_parts():
+    def hashed(seed, epoch, index):  # in Python's integers
+        state, mask = seed, 2**64 - 1
+        for part in (0, epoch, index):
+            state = ((state ^ part) + 0x9E3779B97F4A7C15) & mask
+            state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+            state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & mask
+            state ^= state >> 31
+        return state >> 32
+
+    parts = [(0, 0, 0), (1, 2, 3), (2**31, 7, 10**9)]
+    for seed, epoch, index in parts:
+        assert pipeline.example_seeds(seed, np.array([epoch]), np.array([index]))[0] == hashed(seed, epoch, index)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64, 90])
+def test_evaluation_covers_every_example_once_in_order(batch_size):
+    plan = Plan(90, 0, batch_size, shuffle=False)
+    batches = [pipeline.batch_at(arrays(90), plan, step) for step in range(-(-90 // batch_size))]
+    x = np.concatenate([batch["x"][batch["mask"] == 1, 0] for batch in batches])
+    np.testing.assert_array_equal(x, np.arange(90))
+    assert all(len(batch["mask"]) == batch_size for batch in batches)
+    seeds = np.concatenate([batch["seed"][batch["mask"] == 1] for batch in batches])
+    np.testing.assert_array_equal(seeds, pipeline.example_seeds(0, np.zeros(90, int), np.arange(90)))
+
+
+# Reading ahead
+
+
+@pytest.mark.parametrize("source", [arrays, Rows])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_batches_equal_batch_at(source, shuffle):
+    plan, examples = Plan(20, 1, 8, shuffle), source(20)
+    found = list(pipeline.batches(examples, plan, range(3), on(1), threads=4))
+    assert len(found) == 3
+    for step, batch in enumerate(found):
+        equal(jax.device_get(batch), pipeline.batch_at(examples, plan, step))
+
+
+@pytest.mark.parametrize("source", [arrays, Rows])
+def test_starting_at_a_step_gives_the_tail_of_starting_at_the_first(source):
+    plan, examples = Plan(20, 1, 8, shuffle=True), source(20)
+    whole = list(pipeline.batches(examples, plan, range(9), on(1), threads=2))
+    tail = list(pipeline.batches(examples, plan, range(6, 9), on(1), threads=2))
+    for one, other in zip(whole[6:], tail, strict=True):
+        equal(jax.device_get(one), jax.device_get(other))
+
+
+@pytest.mark.parametrize("source", [arrays, Rows])
+def test_eight_devices_hold_the_same_global_batch_one_eighth_each(source):
+    plan, examples = Plan(20, 1, 16, shuffle=True), source(20)
+    for step, batch in enumerate(pipeline.batches(examples, plan, range(2), on(8), threads=4)):
+        expected = pipeline.batch_at(examples, plan, step)
+        equal(jax.device_get(batch), expected)
+        shards = sorted(batch["x"].addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        assert [shard.data.shape for shard in shards] == [(2, 2)] * 8
+        np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), expected["x"])
+
+
+def test_worker_processes_read_the_same_batches():
+    plan = Plan(20, 1, 8, shuffle=True)
+    found = list(pipeline.batches(Rows(20), plan, range(2), on(1), workers=1))
+    assert len(found) == 2
+    for step, batch in enumerate(found):
+        equal(jax.device_get(batch), pipeline.batch_at(Rows(20), plan, step))
+
+
+def test_a_collate_fn_sees_example_dicts_from_either_source():
+    def collate(examples):
+        assert set(examples[0]) == {"x", "y", "name"}
+        return {"sum": np.sum([example["x"] for example in examples], axis=1)}
+
+    plan = Plan(20, 1, 8, shuffle=True)
+    one, other = (
+        [jax.device_get(batch) for batch in pipeline.batches(examples, plan, range(2), on(1), collate=collate)]
+        for examples in (arrays(20), Rows(20))
+    )
+    assert set(one[0]) == {"sum", "mask", "seed"}
+    for a, b in zip(one, other, strict=True):
+        equal(a, b)
+    equal(one[1], pipeline.batch_at(arrays(20), plan, 1, collate))
+
+
+def test_memory_mapped_arrays_are_read(tmp_path):
+    np.save(tmp_path / "x.npy", arrays(20)["x"])
+    mapped = {"x": np.load(tmp_path / "x.npy", mmap_mode="r")}
+    plan = Plan(20, 1, 8, shuffle=True)
+    (batch,) = pipeline.batches(mapped, plan, range(1), on(1))
+    np.testing.assert_array_equal(batch["x"], pipeline.batch_at(arrays(20), plan, 0)["x"])
+
+
+@pytest.mark.parametrize("source", [arrays, Rows])
+def test_text_stays_off_the_device_and_wide_numbers_become_narrow(source):
+    batch = pipeline.batch_at(source(20), Plan(20, 0, 4, shuffle=True), 0)
+    assert set(batch) == {"x", "y", "mask", "seed"}
+    wide = {"a": np.arange(4), "b": np.ones(4), "c": np.array([True] * 4), "d": np.arange(4, dtype=np.uint8)}
+    kinds = {k: v.dtype.name for k, v in pipeline.batch_at(wide, Plan(4, 0, 4, shuffle=False), 0).items()}
+    assert kinds == {"a": "int32", "b": "float32", "c": "bool", "d": "uint8", "mask": "float32", "seed": "uint32"}
+
+
+# Mistakes
+
+
+def test_arrays_of_unequal_lengths_are_named():
+    with pytest.raises(DataError, match=r"unequal lengths.*'a': 3, 'b': 4"):
+        pipeline.size({"a": np.zeros(3), "b": np.zeros(4)})
+
+
+def test_a_dataset_without_arrays_is_an_error():
+    with pytest.raises(DataError):
+        pipeline.size({})
+
+
+def test_an_unreadable_example_names_its_index():
+    with pytest.raises(DataError, match="example 13 of the dataset cannot be read: OSError: disk on fire"):
+        pipeline.batch_at(Rows(20, broken=[13]), Plan(20, 0, 20, shuffle=False), 0)
+
+
+def test_an_unreadable_example_names_its_index_when_read_ahead():
+    batches = pipeline.batches(Rows(20, broken=[13]), Plan(20, 0, 4, shuffle=False), range(5), on(1), threads=2)
+    with pytest.raises(DataError, match="example 13 of the dataset cannot be read: OSError: disk on fire"):
+        list(batches)
+    assert not prefetchers()
+
+
+@pytest.mark.parametrize("name", ["mask", "seed"])
+def test_the_names_that_the_library_adds_are_reserved(name):
+    with pytest.raises(ConfigError, match=rf"\['{name}'\]"):
+        pipeline.batch_at({"x": np.zeros(4), name: np.zeros(4)}, Plan(4, 0, 2, shuffle=True), 0)
+    with pytest.raises(ConfigError, match=rf"\['{name}'\]"):
+        list(pipeline.batches([{name: 1.0}] * 4, Plan(4, 0, 2, shuffle=True), range(1), on(1), threads=1))
+
+
+@pytest.mark.parametrize("rows", [[{"x": np.zeros(2)}, {"x": np.zeros(3)}], [{"x": 1, "y": 2}, {"x": 1}]])
+def test_examples_that_do_not_stack_ask_for_a_collate_fn(rows):
+    with pytest.raises(DataError, match="cannot be stacked .*give the task a collate_fn"):
+        pipeline.batch_at(rows, Plan(2, 0, 2, shuffle=False), 0)
+
+
+# Prefetching
+
+
+def test_prefetch_keeps_order_and_ends():
+    assert list(pipeline.prefetch(iter(range(50)))) == list(range(50))
+    assert list(pipeline.prefetch(iter([]))) == []
+    assert not prefetchers()
+
+
+def test_prefetch_raises_what_the_source_raised_after_what_it_gave():
+    def source():
+        yield 1
+        raise KeyError("gone")
+
+    found = pipeline.prefetch(source())
+    assert next(found) == 1
+    with pytest.raises(KeyError, match="gone"):
+        next(found)
+    assert not prefetchers()
+
+
+def test_prefetch_abandoned_early_ends_its_thread():
+    found = pipeline.prefetch(itertools.count())
+    assert next(found) == 0 and prefetchers()
+    found.close()
+    assert not prefetchers()
+
+
+def test_prefetch_reads_no_further_ahead_than_asked():
+    drawn = []
+    found = pipeline.prefetch((drawn.append(i) or i for i in range(100)), depth=2)
+    next(found)
+    time.sleep(0.3)
+    assert len(drawn) <= 4  # one in use, two waiting, one in the thread's hands
+    found.close()
+
+
+def test_batches_abandoned_early_leave_no_thread():
+    found = pipeline.batches(Rows(1000), Plan(1000, 0, 4, shuffle=True), range(10**6), on(1), threads=2)
+    next(found)
+    found.close()
+    assert not prefetchers()

@@ -1,0 +1,194 @@
+"""Checkpoints come back bit for bit, or not at all."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jtasks import checkpoint, step
+from jtasks.errors import CheckpointError
+
+
+def state(seed: int = 0, at: int = 3) -> step.State:
+    keys = jax.random.split(jax.random.key(seed), 2)
+    params = {
+        "dense": {"kernel": jax.random.normal(keys[0], (4, 8)), "bias": jnp.zeros(8)},
+        "empty": jnp.zeros((0, 3)),
+        "scale": jax.random.normal(keys[1], ()),
+    }
+    return step.create(params, optax.adam(1e-3), average=True)._replace(step=jnp.int32(at))
+
+
+def save(folder: pathlib.Path, *states: step.State) -> None:
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        for each in states:
+            checkpoints.save(each)
+
+
+def assert_same(a, b) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y), strict=True), a, b)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("saved")
+    save(folder, state(0, 3), state(1, 5))
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path) -> pathlib.Path:
+    return shutil.copytree(saved, tmp_path / "checkpoints")
+
+
+def placed(devices) -> step.State:
+    sharding = NamedSharding(Mesh(np.array(devices), ("data",)), PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state())
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_a_state_comes_back_bit_for_bit_onto_any_number_of_devices(folder, devices):
+    restored = checkpoint.restore(folder / "5", placed(jax.devices()[:devices]))
+    assert_same(restored, state(1, 5))
+    assert len(restored.params["scale"].sharding.device_set) == devices
+
+
+def test_the_newest_undamaged_checkpoint_is_chosen(folder):
+    assert checkpoint.newest(folder, pytest.fail) == 5
+    assert checkpoint.newest(folder / "absent", pytest.fail) is None
+
+
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in checkpoint.UNCHECKED)
+
+
+def test_any_flipped_bit_of_any_file_is_found_named_and_the_one_before_is_used(folder):
+    for path in files(folder / "5"):
+        content = path.read_bytes()
+        for position in {0, len(content) // 2, len(content) - 1}:
+            path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+            warnings: list[str] = []
+            assert checkpoint.newest(folder, warnings.append) == 3
+            assert path.name in warnings[0]
+            assert "has changed" in warnings[0]
+        path.write_bytes(content)
+    assert checkpoint.newest(folder, pytest.fail) == 5
+
+
+@pytest.mark.parametrize("harm", ["truncate", "delete", "empty", "checksums", "all"])
+def test_any_truncated_or_missing_file_is_found(folder, harm):
+    for path in files(folder / "5"):
+        content = path.read_bytes() if path.exists() else b"?"
+        if harm == "truncate":
+            path.write_bytes(content[:-1])
+        elif harm == "empty":
+            path.write_bytes(b"")
+        elif harm == "delete":
+            path.unlink()
+        elif harm == "checksums":
+            (folder / "5" / checkpoint.CHECKSUMS).unlink(missing_ok=True)
+        else:
+            for each in files(folder / "5"):
+                each.unlink()
+        assert checkpoint.newest(folder, lambda _: None) == 3
+        path.write_bytes(content)
+
+
+def test_when_none_is_good_it_is_an_error_and_no_fresh_start(folder):
+    for number in ("3", "5"):
+        files(folder / number)[-1].write_bytes(b"x")
+    with pytest.raises(CheckpointError, match=r"(?s)5 is damaged.*3 is damaged.*no undamaged checkpoint is left"):
+        checkpoint.newest(folder, lambda _: None)
+
+
+def test_a_save_that_never_ended_is_no_checkpoint(folder):
+    shutil.copytree(folder / "5", folder / "saving-9")
+    assert checkpoint.newest(folder, pytest.fail) == 5
+    checkpoint.clear_unfinished(folder)
+    assert not (folder / "saving-9").exists()
+
+
+def test_restoring_lists_every_leaf_that_does_not_fit(folder):
+    like = placed(jax.devices()[:1])
+    like.params["extra"] = jax.ShapeDtypeStruct((2,), jnp.float32)
+    like.params["dense"]["kernel"] = jax.ShapeDtypeStruct((4, 9), jnp.float32)
+    del like.params["scale"]
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.restore(folder / "5", like)
+    text = str(error.value)
+    assert "missing: params/extra float32[2]" in text
+    assert "params/dense/kernel is float32[4, 8], expected float32[4, 9]" in text
+    assert "not in this run: params/scale float32[]" in text
+
+
+def test_a_part_can_be_restored_by_its_prefix(folder):
+    like = {"average": placed(jax.devices()[:1]).average}
+    assert_same(checkpoint.restore(folder / "5", like, only="average/"), {"average": state(1).average})
+
+
+def test_importing_takes_what_fits_and_says_what_it_took_and_left(folder):
+    params = {"dense": {"kernel": jnp.ones((4, 8)), "bias": jnp.ones(9)}, "head": jnp.ones(2)}
+    taken, report = checkpoint.import_params(str(folder), params, pytest.fail)
+    assert_same(taken["dense"]["kernel"], state(1).params["dense"]["kernel"])
+    assert_same(taken["dense"]["bias"], jnp.ones(9))
+    assert report == {
+        "taken": ["dense/kernel"],
+        "left": ["dense/bias float32[9]", "head float32[2]"],
+        "unused": ["dense/bias float32[8]", "scale float32[]"],
+    }
+
+
+def test_importing_finds_a_workdir_a_checkpoints_folder_and_a_single_step(folder):
+    params = state().params
+    for source, seed in ((folder, 1), (folder / "3", 0), (folder.parent, 1)):
+        taken, _ = checkpoint.import_params(str(source), params, pytest.fail)
+        assert_same(taken["scale"], state(seed).params["scale"])
+
+
+def test_importing_refuses_what_has_nothing_in_common_is_absent_or_damaged(folder, tmp_path):
+    with pytest.raises(CheckpointError, match=r"no parameter of config.init_from=.* fits"):
+        checkpoint.import_params(str(folder), {"other": jnp.ones(3)}, pytest.fail)
+    with pytest.raises(CheckpointError, match="no checkpoint in config.init_from="):
+        checkpoint.import_params(str(tmp_path / "absent"), state().params, pytest.fail)
+    files(folder / "3")[0].write_bytes(b"x")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoint.import_params(str(folder / "3"), state().params, pytest.fail)
+
+
+def test_only_the_wanted_checkpoints_are_kept(folder):
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        checkpoints.keep({5})
+    assert checkpoint.saved_steps(folder) == [5]
+
+
+def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):
+    double = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
+    big = {"x": jnp.arange(1_000_000, dtype=jnp.float32)}
+    current = step.create(big, optax.identity(), average=False)._replace(step=jnp.int32(1))
+    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(current)
+        for _ in range(3):
+            current = double(current)
+    found = checkpoint.arrays(tmp_path / "1")
+    np.testing.assert_array_equal(found["params/x"], np.arange(1_000_000, dtype=np.float32))
+
+
+def test_a_folder_that_cannot_be_written_is_told_and_the_old_checkpoint_stays(folder):
+    (folder / "saving-7").write_text("in the way")
+    blocked = folder.with_name("blocked")
+    blocked.write_text("a file where the folder should be")
+    with pytest.raises(CheckpointError, match="step 7 cannot be saved"), checkpoint.Checkpoints(blocked) as checkpoints:
+        checkpoints.save(state(2, 7))
+    assert checkpoint.newest(folder, pytest.fail) == 5
+
+
+def test_the_checksums_cover_every_file(folder):
+    listed = set(json.loads((folder / "5" / checkpoint.CHECKSUMS).read_text()))
+    assert listed == {path.relative_to(folder / "5").as_posix() for path in files(folder / "5")}
+    assert len(listed) > 3

@@ -1,0 +1,386 @@
+"""Claims about jtasks.config: defaults, presets, overrides, and what an error tells."""
+
+import importlib
+import pathlib
+import re
+import types
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+from ml_collections.config_dict import placeholder
+from tiny import ROOT
+
+from jtasks import config as configs
+from jtasks.errors import ConfigError
+
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
+LEAST = "config.task = 'jtasks.tasks.mnist'\nconfig.steps = 5\n"
+
+
+@pytest.fixture
+def written(tmp_path):
+    """A function that writes a config file with these lines in get_config and returns its path."""
+
+    def write(lines="", *, least=LEAST, argument=""):
+        body = "".join(f"  {line}\n" for line in (least + lines).splitlines())
+        path = tmp_path / f"experiment{len(list(tmp_path.iterdir()))}.py"  # a file is executed once
+        path.write_text(
+            "import ml_collections\nfrom ml_collections.config_dict import placeholder\n"
+            f"def get_config({argument}):\n  config = ml_collections.ConfigDict()\n{body}  return config\n"
+        )
+        return str(path)
+
+    return write
+
+
+def failure(path, *overrides):
+    with pytest.raises(ConfigError) as error:
+        configs.load(path, overrides)
+    return str(error.value)
+
+
+# What a file gets
+
+
+def test_a_file_names_only_what_it_changes(written):
+    config = configs.load(written("config.optim = dict(lr=0.5)"))
+    defaults = configs.defaults()
+    assert (config.steps, config.optim.lr, config.optim.name) == (5, 0.5, "adamw")
+    for name in ("batch_size", "accumulate", "ema", "precision", "save_every", "seed"):
+        assert config[name] == defaults[name]
+    assert config.data.threads == defaults.data.threads and config.data.dir is None
+    assert config.mesh.data == -1
+
+
+def test_the_chosen_optimizer_brings_its_own_fields(written):
+    assert configs.load(written()).optim.b2 == 0.999
+    assert "momentum" not in configs.load(written()).optim
+    sgd = configs.load(written("config.optim = dict(name='sgd', momentum=0.9)")).optim
+    assert sgd.momentum == 0.9 and sgd.nesterov is False and "b2" not in sgd
+
+
+OTHER_VALUES = {
+    "task": ("jtasks.tasks.igpt", "jtasks.tasks.igpt"),
+    "seed": ("7", 7),
+    "batch_size": ("12", 12),
+    "accumulate": ("3", 3),
+    "eval_every": ("9", 9),
+    "save_every": ("0", 0),
+    "log_every": ("2", 2),
+    "keep": ("4", 4),
+    "best": ("valid/loss", "valid/loss"),
+    "show_count": ("0", 0),
+    "precision": ("bfloat16", "bfloat16"),
+    "ema": ("0.9", 0.9),
+    "max_bad_steps": ("1", 1),
+    "init_from": ("runs/x", "runs/x"),
+    "data.dir": ("/somewhere", "/somewhere"),
+    "data.threads": ("1", 1),
+    "data.workers": ("2", 2),
+    "optim.lr": ("1e-2", 0.01),
+    "optim.b2": ("0.95", 0.95),
+    "optim.schedule": ("cosine", "cosine"),
+    "optim.clip": ("1", 1.0),
+    "optim.freeze": ("^embed", "^embed"),
+    "mesh.data": ("8", 8),
+}
+
+
+@pytest.mark.parametrize("field", OTHER_VALUES)
+def test_each_common_field_can_be_set_though_the_file_does_not_name_it(written, field):
+    text, value = OTHER_VALUES[field]
+    found = dict(configs.fields(configs.load(written(), [f"--config.{field}={text}"])))[f"config.{field}"]
+    assert found == value and type(found) is type(value)
+
+
+def test_every_field_at_the_top_is_covered_above():
+    named = {field.partition(".")[0] for field in OTHER_VALUES} | {"steps", "epochs", "model"}
+    assert named == set(configs.defaults())
+
+
+def test_a_task_may_have_fields_of_its_own(written):
+    config = configs.load(written("config.sample = dict(count=4)\nconfig.beams = 5"), ["--config.sample.count=2"])
+    assert (config.sample.count, config.beams) == (2, 5)
+
+
+def test_an_int_in_a_float_field_becomes_a_float(written):
+    config = configs.load(written("config.optim = dict(lr=1)"))
+    assert config.optim.lr == 1.0 and isinstance(config.optim.lr, float)
+
+
+def test_a_field_without_a_default_value_can_be_set(written):
+    path = written("config.optim = dict(name='sgd')\nconfig.data = dict(size=placeholder(int))")
+    assert configs.load(path).optim.momentum is None
+    config = configs.load(path, ["--config.optim.momentum=0.9", "--config.data.size=8"])
+    assert config.optim.momentum == 0.9 and config.data.size == 8
+    path = written("config.sources = None")
+    for text, value in (("(1, 2)", (1, 2)), ("3", 3), ("words", "words"), ("None", None)):
+        assert configs.load(path, [f"--config.sources={text}"]).sources == value
+    said = failure(written(), "--config.optim.name=sgd", "--config.optim.momentum=high")
+    assert said == "--config.optim.momentum=high: expected a number or None"
+
+
+# Mistakes in names
+
+
+@pytest.mark.parametrize(
+    ("field", "near"),
+    [("batchsize", "batch_size"), ("optimizer", None), ("eval_evry", "eval_every"), ("step", "steps")],
+)
+def test_a_misspelt_field_of_a_file_is_guessed(written, field, near):
+    path = written(f"config.{field} = 3")
+    if near is None:
+        assert configs.load(path)[field] == 3  # far from any common field: the task's own
+    else:
+        assert failure(path) == f"unknown field config.{field} in {path}, did you mean {near}?"
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("--config.batchsize=3", "unknown field config.batchsize, did you mean config.batch_size?"),
+        ("--config.optim.b3=0.9", "unknown field config.optim.b3, did you mean config.optim.b2?"),
+        ("--config.model.widht=3", "unknown field config.model.widht, did you mean config.model.width?"),
+        ("--config.modle.width=3", "unknown field config.modle, did you mean config.model?"),
+        ("--config.model.deep.er=3", "unknown field config.model.deep, did you mean config.model.depth?"),
+        ("--config.mesh.zzz=3", "unknown field config.mesh.zzz, config.mesh has data"),
+        ("--config.steps.more=3", "unknown field config.steps"),
+    ],
+)
+def test_a_misspelt_field_on_the_command_line_is_guessed(written, override, said):
+    assert said in failure(written("config.model = dict(width=3, depth=1)"), override)
+
+
+def test_a_group_cannot_be_set_whole(written):
+    assert failure(written(), "--config.mesh=8") == "config.mesh is a dict of fields: set one of config.mesh.{data}"
+
+
+def test_an_unknown_optimizer_field_of_a_file_is_guessed(written):
+    assert failure(written("config.optim = dict(b22=0.9)")) == (
+        "unknown field config.optim.b22, did you mean config.optim.b2?"
+    )
+    assert "config.optim.momentum" in failure(written("config.optim = dict(momentum=0.9)"))
+
+
+def test_the_optimizer_of_the_command_line_decides_which_fields_there_are(written):
+    sgd = ["--config.optim.name=sgd", "--config.optim.momentum=0.9"]
+    assert configs.load(written(), sgd).optim.momentum == 0.9
+    assert configs.load(written(), sgd[::-1]).optim.momentum == 0.9
+    assert "unknown field config.optim.b2" in failure(written(), *sgd, "--config.optim.b2=0.9")
+    assert "unknown field config.optim.momentum" in failure(written(), sgd[1])
+
+
+def test_an_unknown_optimizer_is_guessed(written):
+    for said in (
+        failure(written(), "--config.optim.name=adamm"),
+        failure(written("config.optim = dict(name='adamm')")),
+    ):
+        assert "adamm" in said and "did you mean" in said and "adam" in said
+
+
+# Mistakes in types
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("config.batch_size = '64'", "config.batch_size must be int, not str ('64')"),
+        ("config.batch_size = 6.5", "config.batch_size must be int, not float (6.5)"),
+        ("config.batch_size = True", "config.batch_size must be int, not bool (True)"),
+        ("config.ema = 'none'", "config.ema must be float, not str ('none')"),
+        ("config.precision = 32", "config.precision must be str, not int (32)"),
+        ("config.optim = dict(lr='1e-3')", "config.optim.lr must be float, not str ('1e-3')"),
+        ("config.optim = dict(name='sgd', nesterov=1)", "config.optim.nesterov must be bool, not int (1)"),
+        ("config.data = dict(dir=3)", "config.data.dir must be str, not int (3)"),
+        ("config.mesh = 8", "config.mesh must be a dict of fields, not 8"),
+        ("config.optim = 'sgd'", "config.optim must be a dict of fields, not 'sgd'"),
+        ("config.optim = dict(name=3)", "unknown optimizer config.optim.name=3"),
+    ],
+)
+def test_a_wrong_type_in_a_file_names_field_and_type(written, line, said):
+    assert said in failure(written(line))
+
+
+@pytest.mark.parametrize(
+    ("override", "kind"),
+    [
+        ("batch_size=many", "int"),
+        ("batch_size=1.5", "int"),
+        ("ema=none", "float"),
+        ("optim.lr=fast", "float"),
+        ("optim.nesterov=perhaps", "bool"),
+        ("data.threads=", "int"),
+    ],
+)
+def test_a_wrong_type_on_the_command_line_names_field_and_type(written, override, kind):
+    said = failure(written(), f"--config.{override}")
+    assert f"config.{override.partition('=')[0]}" in said and kind in said
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [
+        ("config.batch_size = 0", "batch_size"),
+        ("config.accumulate = 0", "accumulate"),
+        ("config.log_every = 0", "log_every"),
+        ("config.eval_every = -1", "eval_every"),
+        ("config.precision = 'float16'", "precision"),
+        ("config.ema = 1.0", "ema"),
+        ("config.task = ''", "task"),
+    ],
+)
+def test_a_value_out_of_range_names_its_field(written, line, field):
+    assert f"config.{field}" in failure(written(line))
+
+
+# Length of the run
+
+
+def test_steps_of_the_command_line_replace_the_epochs_of_the_file(written):
+    path = written(least="config.task = 'jtasks.tasks.mnist'\nconfig.epochs = 2\n")
+    assert (configs.load(path).steps, configs.load(path).epochs) == (0, 2.0)
+    config = configs.load(path, ["--config.steps=7"])
+    assert (config.steps, config.epochs) == (7, 0)
+
+
+def test_epochs_of_the_command_line_replace_the_steps_of_the_file(written):
+    config = configs.load(written(), ["--config.epochs=1.5"])
+    assert (config.steps, config.epochs) == (0, 1.5)
+
+
+def test_steps_and_epochs_together_or_neither_are_an_error(written):
+    assert "not both" in failure(written("config.epochs = 2.0"))
+    assert "not both" in failure(written(), "--config.steps=3", "--config.epochs=1")
+    assert "config.steps is 0" in failure(written(), "--config.steps=0")
+
+
+@pytest.mark.parametrize("value", ["100", "0.05"])
+def test_warmup_is_a_number_of_updates_or_a_fraction_of_them(written, value):
+    path = written(f"config.optim = dict(warmup={value})")
+    for config in (configs.load(path), configs.load(written(), [f"--config.optim.warmup={value}"])):
+        assert config.optim.warmup == float(value) and isinstance(config.optim.warmup, float)
+
+
+def test_a_wrong_warmup_says_what_was_expected(written):
+    assert "--config.optim.warmup=long" in failure(written(), "--config.optim.warmup=long")
+    assert "config.optim.warmup must be float" in failure(written("config.optim = dict(warmup='long')"))
+
+
+# Files and presets
+
+
+def test_a_preset_goes_to_get_config(written):
+    path = written("config.model = dict(width=int(size))", argument="size='8'")
+    assert configs.load(path).model.width == 8
+    assert configs.load(path + ":32").model.width == 32
+
+
+def test_a_wrong_preset_is_named(written):
+    path = written("config.model = dict(width={'s': 8}[size])", argument="size='s'")
+    assert failure(path + ":huge") == f"{path}: get_config failed for preset 'huge': KeyError: 'huge'"
+
+
+def test_a_preset_for_a_file_without_presets_is_an_error(written):
+    assert "has no presets" in failure(written() + ":xl")
+
+
+def test_an_absent_file_is_an_error_that_guesses(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert (
+        failure("configs/igpt_digit.py") == "no config file configs/igpt_digit.py, did you mean configs/igpt_digits.py?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "has no get_config()"),
+        ("def get_config(): return {}", "must return a ml_collections.ConfigDict, not dict"),
+        ("def get_config(): return 1 / 0", "get_config failed: ZeroDivisionError"),
+        ("def get_config(: pass", "line 1: SyntaxError"),
+    ],
+)
+def test_a_file_that_is_no_config_says_why(tmp_path, text, said):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert said in failure(str(path))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads_with_each_preset_and_tells_its_command(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    module = importlib.import_module(f"configs.{path.stem}")
+    source = path.read_text()
+    inherited = re.search(r"^from configs import (\w+)", source, re.M)
+    while inherited and not hasattr(module, "PRESETS"):
+        module = importlib.import_module(f"configs.{inherited[1]}")
+        inherited = re.search(r"^from configs import (\w+)", pathlib.Path(module.__file__).read_text(), re.M)
+    for preset in ["", *(f":{name}" for name in getattr(module, "PRESETS", ()))]:
+        config = configs.load(f"configs/{path.name}{preset}")
+        assert hash(config) == hash(configs.load(f"configs/{path.name}{preset}"))
+    assert f"python main.py --config=configs/{path.name}" in source.split('"""')[1]
+
+
+# The result
+
+
+def test_a_config_is_frozen_and_hashable(written):
+    config = configs.load(written())
+    with pytest.raises(AttributeError):
+        config.steps = 6
+    with pytest.raises(AttributeError):
+        config.optim.lr = 0.0
+    assert config == configs.load(written()) and hash(config) == hash(configs.load(written()))
+    assert config != configs.load(written(), ["--config.steps=6"])
+
+
+def test_a_config_is_a_static_argument_of_jit(written):
+    traces = []
+
+    @jax.jit
+    def nothing(x):
+        return x
+
+    def scale(x, config):
+        traces.append(config.optim.lr)
+        return nothing(x) * config.optim.lr
+
+    jitted = jax.jit(scale, static_argnames="config")
+    first, same = configs.load(written()), configs.load(written())
+    other = configs.load(written(), ["--config.optim.lr=2.0"])
+    assert float(jitted(jnp.float32(3), config=other)) == 6
+    jitted(jnp.float32(3), config=first)
+    jitted(jnp.float32(3), config=same)
+    assert len(traces) == 2
+
+
+def test_fill_sets_placeholders_and_nothing_else(written):
+    path = written("config.model = dict(classes=placeholder(int), colours=5, palette=placeholder(tuple))")
+    config = configs.load(path)
+    task = types.SimpleNamespace(
+        data_args=lambda config: {"classes": 10, "colours": 99, "palette": ((1.0,),), "new": 3}
+    )
+    full = configs.fill(config, task)
+    assert full.model.to_dict() == {"classes": 10, "colours": 5, "palette": ((1.0,),), "new": 3}
+    assert config.model.classes is None  # the one before is as it was
+    assert {k: v for k, v in full.items() if k != "model"} == {k: v for k, v in config.items() if k != "model"}
+    assert isinstance(hash(full), int)
+
+
+def test_fill_leaves_a_config_alone_where_the_task_has_no_data_args(written):
+    config = configs.load(written())
+    assert configs.fill(config, types.SimpleNamespace()) is config
+
+
+def test_json_holds_every_field(written):
+    config = configs.load(written("config.model = dict(shape=(8, 8), classes=placeholder(int))"))
+    plain = configs.to_json(config)
+    assert plain["model"] == {"shape": [8, 8], "classes": None} and plain["steps"] == 5
+    assert set(dict(configs.fields(plain))) == set(dict(configs.fields(config)))
+
+
+def test_fields_are_dotted_leaves():
+    config = ml_collections.ConfigDict({"a": 1, "b": {"c": {"d": placeholder(int)}, "e": "x"}})
+    assert dict(configs.fields(config)) == {"config.a": 1, "config.b.c.d": None, "config.b.e": "x"}

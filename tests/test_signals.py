@@ -1,0 +1,189 @@
+"""A run that is asked to stop saves and says 75; a run that is killed goes on as if nothing had been."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from front_door import DIGITS, ROOT, run, start, untimed, wait_for
+
+from jtasks import checkpoint
+
+LONG = [*DIGITS, "--config.steps=300", "--config.log_every=5", "--config.save_every=50", "--config.eval_every=100"]
+
+# A task file whose functions hold the process up where a test wants it, once HOLD names the place.
+HOLDING = """
+import os, pathlib, sys, time
+import jax, numpy as np
+sys.path.insert(0, {tests!r})
+from data_tasks.rotation import *
+from data_tasks import rotation
+
+def hold(place):
+    if os.environ.get("HOLD") == place:
+        print("holding", file=sys.stderr, flush=True)
+        time.sleep(120)
+
+def get_config():
+    config = rotation.get_config()
+    config.task = __file__
+    config.steps, config.save_every, config.eval_every, config.log_every = 40, 10, 5, 5
+    return config
+
+class Slow:
+    def __init__(self, arrays): self.arrays = arrays
+    def __len__(self): return len(self.arrays["label"])
+    def __getitem__(self, i):
+        if os.environ.get("HOLD") == "data" and pathlib.Path(os.environ["WORKDIR"], "checkpoints", "10").is_dir():
+            hold("data")
+        return {{k: v[i] for k, v in self.arrays.items()}}
+
+def dataset(split, config):
+    arrays = rotation.dataset(split, config)
+    return Slow(arrays) if split == "train" else arrays
+
+def loss_fn(params, batch, rng, config):
+    hold("compile")  # while it is traced
+    return rotation.loss_fn(params, batch, rng, config)
+
+def eval_fn(params, batch, config):
+    def called(x):
+        hold("evaluation")
+        return x
+    hold("evaluation compile")
+    if os.environ.get("HOLD") == "evaluation":
+        jax.debug.callback(called, batch["mask"])
+    return rotation.eval_fn(params, batch, config)
+"""
+
+
+def signalled(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, str, float]:
+    begun = time.monotonic()
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    return process.returncode, errors, time.monotonic() - begun
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> pathlib.Path:
+    """An undisturbed run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    run(*LONG, f"--workdir={workdir}")
+    return workdir
+
+
+def assert_same_end(workdir: pathlib.Path, whole: pathlib.Path) -> None:
+    ours, theirs = (checkpoint.arrays(folder / "checkpoints" / "300") for folder in (workdir, whole))
+    assert ours.keys() == theirs.keys()
+    for name in theirs:
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_very_step_and_the_run_goes_on_to_the_same_end(number, whole, tmp_path):
+    process = start(*LONG, f"--workdir={tmp_path}")
+    wait_for(tmp_path, 5, process)
+    code, errors, seconds = signalled(process, number)
+    assert code == 75, errors
+    assert seconds < 10
+    (step,) = checkpoint.saved_steps(tmp_path / "checkpoints")[-1:]
+    assert f"{number.name}: saving step {step}" in errors
+    assert 5 <= step < 300
+    run(*LONG, f"--workdir={tmp_path}")
+    assert_same_end(tmp_path, whole)
+
+
+def test_killed_runs_end_like_an_undisturbed_one_and_record_no_step_twice(whole, tmp_path):
+    for step in (5, 60, 110, 205):
+        process = start(*LONG, f"--workdir={tmp_path}")
+        wait_for(tmp_path, step, process)
+        process.kill()
+        process.communicate()
+    run(*LONG, f"--workdir={tmp_path}")
+    assert_same_end(tmp_path, whole)
+    assert untimed(tmp_path) == untimed(whole)
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    path = tmp_path / "holding.py"
+    path.write_text(HOLDING.format(tests=str(ROOT / "tests")))
+    process = start(f"--config={path}", f"--workdir={tmp_path / 'run'}", HOLD="compile")
+    for line in process.stderr:
+        if "holding" in line:
+            break
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    code, errors, seconds = signalled(process, signal.SIGTERM)
+    assert code == 128 + signal.SIGTERM
+    assert "ending at once" in errors
+    assert seconds < 3
+
+
+@pytest.mark.parametrize(
+    ("place", "saved"), [("compile", []), ("evaluation compile", [5]), ("evaluation", [5]), ("data", [10])]
+)
+def test_a_signal_is_answered_in_time_wherever_the_run_is(place, saved, tmp_path):
+    path, workdir = tmp_path / "holding.py", tmp_path / "run"
+    path.write_text(HOLDING.format(tests=str(ROOT / "tests")))
+    process = start(f"--config={path}", f"--workdir={workdir}", HOLD=place, WORKDIR=str(workdir))
+    for line in process.stderr:
+        if "holding" in line:
+            break
+    time.sleep(1)
+    code, errors, seconds = signalled(process, signal.SIGTERM)
+    assert code == 75, errors
+    assert seconds < 8
+    steps = checkpoint.saved_steps(workdir / "checkpoints")
+    assert steps[:1] == saved or (place == "data" and steps[0] == 10)
+    result, errors = run(f"--config={path}", f"--workdir={workdir}")
+    assert result["step"] == 40
+    assert f"resumed from step {steps[-1]}" in errors if steps else "resumed" not in errors
+
+
+def test_a_second_run_in_one_workdir_is_refused_and_the_first_goes_on(tmp_path):
+    process = start(*LONG, f"--workdir={tmp_path}")
+    wait_for(tmp_path, 5, process)
+    _, errors = run(*LONG, f"--workdir={tmp_path}", code=2)
+    assert f"in use by process {process.pid}" in errors
+    assert process.poll() is None
+    assert signalled(process, signal.SIGTERM)[0] == 75
+
+
+def limited(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A run that can write no file longer than `size` bytes, as on a disk that is nearly full."""
+    code = (
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}));"
+        "from jtasks.cli import run; sys.exit(run(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_ends_non_zero(tmp_path):
+    arguments = [*DIGITS, f"--workdir={tmp_path}", "--config.log_every=2", "--config.save_every=2"]
+    run(*arguments, "--config.steps=2")
+    found = limited(20_000, *arguments, "--config.steps=6")
+    assert found.returncode == 1, found.stderr
+    assert "WARNING: a checkpoint in" in found.stderr
+    assert "step 6/6" in found.stderr
+    assert checkpoint.newest(tmp_path / "checkpoints", pytest.fail) == 2
+    result, errors = run(*arguments, "--config.steps=6")
+    assert result["step"] == 6
+    assert "resumed from step 2" in errors
+
+
+def test_a_workdir_that_vanishes_is_told_and_the_run_ends_non_zero(tmp_path):
+    workdir = tmp_path / "run"
+    process = start(*LONG, f"--workdir={workdir}")
+    wait_for(workdir, 5, process)
+    workdir.rename(tmp_path / "gone")
+    workdir.write_text("a file in its place")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "WARNING" in errors
+    assert "step 300/300" in errors
+    assert "cannot be saved" in errors

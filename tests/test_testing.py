@@ -1,0 +1,491 @@
+"""The kit passes every good task, and each check catches faults planted for it."""
+
+import random
+import time
+from types import ModuleType
+from typing import Any
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+from jtasks import augment, config, testing
+from jtasks.metrics import Mean
+
+SHAPE = "the functions have the contract's shape"
+SUM = "loss is the sum of its terms"
+COUNTS = "counts do not depend on parameters"
+PADDING = "padding changes nothing"
+ACCUMULATION = "accumulation agrees"
+MESHES = "meshes agree"
+EVALUATION = "evaluation does not depend on batch size"
+GRADIENTS = "gradients are finite and reach every parameter"
+COMPILES = "nothing recompiles after step 1"
+OVERFITS = "one batch can be overfitted"
+RESUMES = "save and resume agree bit for bit"
+SEED = "same seed, same numbers"
+PREDICTIONS = "predictions are deterministic given rng"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What the broken tasks share with the good one need not be compiled again."""
+    wanted = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_disable_most_optimizations": True,  # so small, these models take longer to compile than to run
+    }
+    before = {name: jax.config.values[name] for name in wanted}
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+# A good task: two linear layers tell four kinds of noisy points apart.
+
+
+def dataset(split, config):
+    if split == "valid":
+        return None
+    draw = np.random.default_rng([config.seed, split == "test"])
+    label = draw.integers(0, 4, 60).astype(np.int32)
+    point = np.eye(4, 6, dtype=np.float32)[label] * 2 + draw.normal(size=(60, 6)).astype(np.float32)
+    return {"point": point, "label": label}
+
+
+def init(rng, batch, config):
+    first, second = jax.random.split(rng)
+    return {
+        "hidden": {"kernel": 0.4 * jax.random.normal(first, (6, 16)), "bias": jnp.zeros(16)},
+        "head": {"kernel": 0.3 * jax.random.normal(second, (16, 4))},
+    }
+
+
+def logits(params, points):
+    return jnp.tanh(points @ params["hidden"]["kernel"] + params["hidden"]["bias"][None]) @ params["head"]["kernel"]
+
+
+def cross_entropy(params, batch):
+    log = jax.nn.log_softmax(logits(params, batch["point"]))
+    return -jnp.take_along_axis(log, batch["label"][:, None], 1)[:, 0]
+
+
+def eval_fn(params, batch, config):
+    correct = logits(params, batch["point"]).argmax(-1) == batch["label"]
+    return {"loss": Mean.of(cross_entropy(params, batch), batch["mask"]), "accuracy": Mean.of(correct, batch["mask"])}
+
+
+def loss_fn(params, batch, rng, config):
+    metrics = eval_fn(params, batch, config)
+    return metrics["loss"].value, metrics
+
+
+def predict_fn(params, batch, rng, config):
+    out = logits(params, batch["point"])
+    return {"label": out.argmax(-1), "drawn": jax.vmap(jax.random.categorical)(augment.keys(batch["seed"]), out)}
+
+
+GOOD = {f.__name__: f for f in (dataset, init, loss_fn, eval_fn, predict_fn)}
+
+
+def module(**changes: Any) -> ModuleType:
+    made = ModuleType("planted")
+    vars(made).update({name: f for name, f in (GOOD | changes).items() if f is not None})
+    return made
+
+
+def settings(**optim: Any) -> ml_collections.ConfigDict:
+    made = ml_collections.ConfigDict({"task": "planted", "seed": 0, "steps": 50, "batch_size": 32, "model": {}})
+    made.optim = {"name": "adamw", "lr": 1e-2, **optim}
+    return made
+
+
+def outcome(task: ModuleType | str, config: Any = None) -> dict[str, testing.Result]:
+    results = testing.check(task, settings() if config is None else config)
+    return {result.name: result for result in results}
+
+
+def failed(results: dict[str, testing.Result]) -> set[str]:
+    return {name for name, result in results.items() if result.passed is False}
+
+
+def loss_of(values_to_metrics: Any) -> dict[str, Any]:
+    """loss_fn and eval_fn from (params, batch, rng) -> metrics."""
+
+    def broken_loss(params, batch, rng, config):
+        metrics = values_to_metrics(params, batch, rng)
+        return metrics["loss"].value, metrics
+
+    return {"loss_fn": broken_loss}
+
+
+def test_a_good_task_passes():
+    results = outcome(module())
+    assert {name for name, result in results.items() if result.passed} == set(results), testing.table(
+        list(results.values())
+    )
+
+
+TINY = ("model.width=16", "model.depth=1", "model.heads=2")
+
+
+@pytest.mark.parametrize(
+    ("file", "overrides"),
+    [
+        ("configs/mnist.py", ["task=jtasks.tasks.mnist", "data.name=digits"]),
+        ("configs/igpt_digits.py", [*TINY, "sample.count=2"]),
+        ("configs/igpt_cifar_classify.py", [*TINY, "data.name=digits", "data.colours=0", "data.crop=1"]),
+    ],
+)
+def test_shipped_tasks_pass(file, overrides):
+    results = testing.run(config.load(file, [f"--config.{o}" for o in overrides]))
+    assert not failed({r.name: r for r in results}), testing.table(results)
+    assert [r.name for r in results if r.passed is None] == []
+
+
+def vector_loss(params, batch, rng, config):
+    return cross_entropy(params, batch), eval_fn(params, batch, config)
+
+
+def detached_loss(params, batch, rng, config):
+    metrics = eval_fn(params, batch, config)
+    return 1.0, metrics
+
+
+def array_metrics(params, batch, config):
+    return {"loss": cross_entropy(params, batch).mean()}
+
+
+def mutating_loss(params, batch, rng, config):
+    batch["point"] = batch["point"] * 2
+    return loss_fn(params, batch, rng, config)
+
+
+def branching_loss(params, batch, rng, config):
+    metrics = eval_fn(params, batch, config)
+    if metrics["loss"].value > 100:
+        return metrics["loss"].value * 0, metrics
+    return metrics["loss"].value, metrics
+
+
+def misnamed_entry(params, batch, config):
+    return eval_fn(params, batch | {"point": batch["points"]}, config)
+
+
+def swapped(batch, params, rng, config):
+    return loss_fn(params, batch, rng, config)
+
+
+KEPT: list[Any] = []
+
+
+def leaking_loss(params, batch, rng, config):
+    KEPT.append(params["head"]["kernel"] * 2)
+    return loss_fn(params, batch, rng, config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eval_fn": None}, "eval_fn(params, batch, config)"),
+        ({"loss_fn": swapped}, "another order"),
+        ({"loss_fn": lambda params, batch, config: 0}, "loss_fn(params, batch, config) must take"),
+        ({"loss_fn": vector_loss}, "float32[16]"),
+        ({"loss_fn": detached_loss}, "float"),
+        ({"loss_fn": lambda params, batch, rng, config: eval_fn(params, batch, config)}, "loss_fn returned a dict"),
+        ({"loss_fn": mutating_loss}, "changes its argument batch: point"),
+        ({"loss_fn": branching_loss}, "if metrics["),
+        ({"loss_fn": leaking_loss, "KEPT": KEPT}, "variable KEPT"),
+        ({"eval_fn": misnamed_entry}, "eval_fn raised KeyError: 'points'"),
+        ({"eval_fn": array_metrics}, "metric 'loss' is an array float32[], not a Mean"),
+        ({"LOSSES": ("loss", "penalty")}, "lacks penalty"),
+        ({"init": lambda rng, batch, config: flax.core.freeze(init(rng, batch, config))}, "FrozenDict"),
+        ({"init": lambda rng, batch, config: [init(rng, batch, config)]}, "a list"),
+        ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": jnp.int32(3)}}, "n is int32"),
+        ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": 3.0}}, "['n'] is a float"),
+        ({"init": lambda rng, batch, config: {"x": jnp.zeros(len(batch["mask"]))}}, "depend on the batch size: x"),
+        ({"dataset": lambda split, config: iter([])}, "dataset('train', config) returned a list_iterator"),
+        ({"dataset": lambda split, config: {"point": np.ones((3, 6)), "label": np.ones(4)}}, "unequal lengths"),
+        ({"dataset": lambda split, config: dataset("train", config) | {"mask": np.ones(60)}}, "'mask'"),
+        ({"predict_fn": lambda params, batch, rng, config: jnp.float32(1)}, "has shape []"),
+        ({"predict_fn": lambda params, batch, rng, config: undefined}, "name 'undefined' is not defined"),  # noqa: F821
+        ({"collate_fn": lambda examples, config: {"point": np.ones((3, 6))}}, "collate_fn of 5 examples: 'point'"),
+    ],
+)
+def test_a_wrong_shape_is_told(changes, words):
+    KEPT.clear()
+    results = outcome(module(**changes))
+    assert failed(results) == {SHAPE}
+    assert words in results[SHAPE].detail and results[SHAPE].hint
+    assert all(result.passed is None for name, result in results.items() if name != SHAPE)
+
+
+def test_an_exception_names_function_and_line():
+    results = outcome(module(eval_fn=misnamed_entry))
+    assert "test_testing.py" in results[SHAPE].detail and 'batch["points"]' in results[SHAPE].detail
+
+
+def test_a_misspelt_function_is_noted():
+    def predict(params, batch, rng, config):
+        return None
+
+    predict.__module__ = "planted"
+    results = outcome(module(predict=predict, predict_fn=None, LOSES=("loss",)))
+    assert "did you mean predict_fn?" in results[SHAPE].detail
+    assert "did you mean LOSSES?" in results[SHAPE].detail
+    assert results[PREDICTIONS].passed is None
+
+
+# One planted fault each: what is replaced, the checks that fail, and words of the first one's message.
+
+
+def unmasked_loss(params, batch, rng, config):
+    return cross_entropy(params, batch).mean(), eval_fn(params, batch, config)
+
+
+def weighted_loss(params, batch, rng, config):
+    metrics = eval_fn(params, batch, config)
+    return metrics["loss"].value + 0.1 * jnp.square(params["head"]["kernel"]).sum(), metrics
+
+
+def stopped_terms(params, batch, rng, config):
+    metrics = eval_fn(params, batch, config)
+    loss = metrics["loss"]
+    return loss.value, metrics | {"loss": Mean(jax.lax.stop_gradient(loss.total), loss.count)}
+
+
+def confident(params, batch, rng):
+    values = cross_entropy(params, batch)
+    return {"loss": Mean.of(values, batch["mask"] * (values > 0.3))}
+
+
+def barely_dependent(params, batch, rng):
+    mean = Mean.of(cross_entropy(params, batch), batch["mask"])
+    return {"loss": Mean(mean.total, mean.count + (params["head"]["kernel"].max() > 1e6))}
+
+
+def no_mask(params, batch, rng):
+    return {"loss": Mean.of(cross_entropy(params, batch))}
+
+
+def count_without_mask(params, batch, rng):
+    values = cross_entropy(params, batch) * batch["mask"]
+    return {"loss": Mean(values.sum(), values.shape[0])}
+
+
+def metric_without_mask(params, batch, rng):
+    good = eval_fn(params, batch, None)
+    return good | {"accuracy": Mean.of(logits(params, batch["point"]).argmax(-1) == batch["label"])}
+
+
+def normalised(batch, mask):
+    points, weight = batch["point"], mask[:, None] / mask.sum()
+    mean = (points * weight).sum(0)
+    return batch | {"point": (points - mean[None]) / jnp.sqrt(1e-3 + (jnp.square(points - mean[None]) * weight).sum(0))[None]}
+
+
+def batch_norm(params, batch, rng):
+    return eval_fn(params, normalised(batch, jnp.ones_like(batch["mask"])), None)
+
+
+def masked_batch_norm(params, batch, rng):
+    return eval_fn(params, normalised(batch, batch["mask"] + 1e-9), None)
+
+
+def mean_of_means(params, batch, rng):
+    return {"loss": Mean(Mean.of(cross_entropy(params, batch), batch["mask"]).value, 1.0)}
+
+
+def nan_when_empty(params, batch, rng):
+    mean = Mean.of(cross_entropy(params, batch), batch["mask"])
+    return {"loss": Mean(mean.total / mean.count * mean.count, mean.count)}
+
+
+def contrastive(params, batch, rng):
+    features = logits(params, batch["point"])
+    same = features @ jnp.eye(4)[batch["label"]].T - 1e9 * (1 - batch["mask"][None])
+    return {"loss": Mean.of(-jnp.diagonal(jax.nn.log_softmax(same)), batch["mask"])}
+
+
+def by_position(params, batch, config):
+    good = eval_fn(params, batch, config)
+    weight = jnp.arange(len(batch["mask"])) + 1.0
+    return good | {"loss": Mean.of(cross_entropy(params, batch) * weight, batch["mask"])}
+
+
+def eval_of_means(params, batch, config):
+    good = eval_fn(params, batch, config)
+    return good | {"accuracy": Mean(good["accuracy"].value, 1)}
+
+
+def eval_batch_norm(params, batch, config):
+    return masked_batch_norm(params, batch, None)
+
+
+def unused(rng, batch, config):
+    return init(rng, batch, config) | {"spare": {"kernel": jax.random.normal(rng, (3,))}}
+
+
+def stopped_hidden(params, batch, rng):
+    return eval_fn(params | {"hidden": jax.lax.stop_gradient(params["hidden"])}, batch, None)
+
+
+def root_of_zero(params, batch, rng):
+    values = cross_entropy(params, batch) + jnp.sqrt(0 * params["head"]["kernel"].sum())
+    return {"loss": Mean.of(values, batch["mask"])}
+
+
+def log_of_zero(params, batch, rng):
+    values = cross_entropy(params, batch) + jnp.log(params["hidden"]["bias"] ** 2).sum()
+    return {"loss": Mean.of(values, batch["mask"])}
+
+
+def ragged(examples, config):
+    longest = 6 + int(examples[0]["label"])
+    points = [np.pad(row["point"], (0, longest - 6)) for row in examples]
+    return {"point": np.stack(points), "label": np.stack([row["label"] for row in examples])}
+
+
+def weakly_typed(rng, batch, config):
+    params = init(rng, batch, config)
+    return params | {"hidden": params["hidden"] | {"bias": jnp.full(16, 0.0)}}
+
+
+def maximised(params, batch, rng):
+    good = eval_fn(params, batch, None)
+    return good | {"loss": Mean(-good["loss"].total, good["loss"].count)}
+
+
+def labels_from_rng(params, batch, rng):
+    labels = jax.random.randint(rng, batch["label"].shape, 0, 4)
+    return {"loss": Mean.of(cross_entropy(params, batch | {"label": labels}), batch["mask"])}
+
+
+def blind(params, batch, rng):
+    return eval_fn(params, batch | {"point": jnp.ones_like(batch["point"])}, None)
+
+
+def numpy_noise(params, batch, rng):
+    return eval_fn(params, batch | {"point": batch["point"] + np.random.normal()}, None)
+
+
+def python_noise(params, batch, rng):
+    return eval_fn(params, batch | {"point": batch["point"] * random.random()}, None)
+
+
+def clock(params, batch, rng):
+    return eval_fn(params, batch | {"point": batch["point"] * (time.time() % 7)}, None)
+
+
+CALLS = [0]
+
+
+def counting(params, batch, rng):
+    CALLS[0] += 1
+    return eval_fn(params, batch | {"point": batch["point"] * (1 + 0.1 * CALLS[0])}, None)
+
+
+@jax.jit
+def jitted_noise(x):
+    return x + np.random.normal()
+
+
+def hidden_noise(params, batch, config):
+    return eval_fn(params, batch | {"point": jitted_noise(batch["point"])}, config)
+
+
+def noisy_dataset(split, config):
+    return None if split == "valid" else {**dataset(split, config), "point": np.random.normal(size=(60, 6)).astype("f")}
+
+
+def noisy_collate(examples, config):
+    points = np.stack([row["point"] for row in examples]) + np.random.normal(size=(len(examples), 6))
+    return {"point": points.astype(np.float32), "label": np.stack([row["label"] for row in examples])}
+
+
+def curriculum(examples, config):
+    CALLS[0] += 1
+    points = np.stack([row["point"] for row in examples]) * np.float32(1 + CALLS[0])
+    return {"point": points, "label": np.stack([row["label"] for row in examples])}
+
+
+def seedless(rng, batch, config):
+    return init(jax.random.key(0), batch, config)
+
+
+def drawn_from_rng(params, batch, rng, config):
+    return jax.random.categorical(rng, logits(params, batch["point"]))
+
+
+def predicted_with_statistics(params, batch, rng, config):
+    return logits(params, normalised(batch, jnp.ones_like(batch["mask"]))["point"])
+
+
+def predicted_with_numpy(params, batch, rng, config):
+    return logits(params, batch["point"]) + np.random.normal()
+
+
+def on_each_device(params, batch, rng):
+    return eval_fn(params, batch | {"point": batch["point"] * jax.typeof(batch["point"]).shape[0] / devices(batch)}, None)
+
+
+def devices(batch):
+    return 16 * len(jax.local_devices()) if KEPT else 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "checks", "words"),
+    [
+        ({"loss_fn": unmasked_loss}, {SUM}, "on a padded batch the loss is"),
+        ({"loss_fn": weighted_loss}, {SUM}, "on a whole batch the loss is"),
+        # Training sees no gradient at all, so these two fail as well.
+        ({"loss_fn": stopped_terms}, {SUM, GRADIENTS, OVERFITS}, "gradient of the loss and that of its terms"),
+        (loss_of(lambda p, b, r: eval_fn(p, b, None) | {"loss": Mean(jnp.float32(3), 1)}), {GRADIENTS, OVERFITS, SUM}, ""),
+        # A count that moves with the parameters has a gradient, which the sum of means lacks.
+        (loss_of(confident), {COUNTS}, "the count of 'loss' is"),
+        (loss_of(barely_dependent), {COUNTS}, "the count of 'loss' is"),
+        (loss_of(no_mask), {PADDING}, "the total of 'loss' goes from"),
+        (loss_of(count_without_mask), {PADDING}, "the count of 'loss' is 11 for 11 examples alone, 16 with 5"),
+        (loss_of(metric_without_mask), {PADDING}, "the total of 'accuracy' goes from"),
+        (loss_of(batch_norm), {PADDING, ACCUMULATION}, "goes from"),
+        (loss_of(nan_when_empty), {PADDING, ACCUMULATION}, "every row is padding"),
+        (loss_of(masked_batch_norm), {ACCUMULATION}, "rows act on each other"),
+        (loss_of(mean_of_means), {ACCUMULATION}, "mean of means"),
+        (loss_of(contrastive), {ACCUMULATION}, "MIXES_EXAMPLES = True"),
+        ({"eval_fn": by_position}, {EVALUATION}, "'loss' over 29 examples is"),
+        ({"eval_fn": eval_of_means}, {EVALUATION}, "'accuracy' over 29 examples is"),
+        ({"eval_fn": eval_batch_norm}, {EVALUATION}, "in batches of"),
+        ({"init": unused}, {GRADIENTS}, "spare/kernel"),
+        (loss_of(stopped_hidden), {GRADIENTS}, "hidden/bias, hidden/kernel"),
+        (loss_of(root_of_zero), {GRADIENTS}, "jnp.sqrt(0"),
+        (loss_of(log_of_zero), {GRADIENTS}, "jnp.log(params"),
+        ({"init": weakly_typed}, {COMPILES}, "hidden/bias: float32[16] (weak) -> float32[16]"),
+        (loss_of(maximised), {OVERFITS}, "'accuracy' fell from"),
+        (loss_of(labels_from_rng), {OVERFITS}, "the loss on 8 examples went from"),
+        (loss_of(blind), {OVERFITS}, "the loss on 8 examples went from"),
+        (loss_of(numpy_noise), {SEED, RESUMES}, "loss_fn gives other numbers when traced again"),
+        (loss_of(python_noise), {SEED, RESUMES}, "random.random()"),
+        (loss_of(clock), {SEED, RESUMES}, "time.time()"),
+        (loss_of(counting) | {"CALLS": CALLS}, {SEED, RESUMES}, "CALLS = "),
+        ({"eval_fn": hidden_noise, "jitted_noise": jitted_noise}, {SEED}, "eval_fn gives other numbers"),
+        ({"dataset": noisy_dataset}, {SEED}, "other values of point when called again"),
+        ({"collate_fn": noisy_collate}, {SEED, RESUMES}, "collate_fn: point of the same batch differs"),
+        ({"collate_fn": curriculum}, {SEED, RESUMES}, "collate_fn: point of the same batch differs"),
+        ({"init": seedless}, {SEED}, "init ignores rng"),
+        ({"predict_fn": drawn_from_rng}, {PREDICTIONS}, "output of an example changes"),
+        ({"predict_fn": predicted_with_statistics}, {PREDICTIONS}, "changes beside other examples"),
+        ({"predict_fn": predicted_with_numpy}, {PREDICTIONS}, "when traced again with the same rng"),
+        ({"score_fn": lambda examples, outputs, config: {"bleu": float("nan")}}, {PREDICTIONS}, "'bleu' is nan"),
+    ],
+)
+def test_a_planted_fault_is_caught_by_its_check(changes, checks, words):
+    results = outcome(module(**changes))
+    assert failed(results) == checks, testing.table(list(results.values()))
+    texts = [results[name].detail + results[name].hint for name in checks]
+    assert any(words in text for text in texts), texts
+    assert all(results[name].hint for name in checks)

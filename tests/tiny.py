@@ -1,0 +1,77 @@
+"""Tiny jobs on the bundled 8x8 digits, shared by the tests: small enough to compile in a second or two."""
+
+import functools
+import pathlib
+
+import jax
+import ml_collections
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jtasks import config as configs
+from jtasks import task
+from jtasks.job import Job
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+GREYS = tuple((float(level),) for level in range(17))
+TASKS = ("mnist", "igpt", "igpt_classify")
+
+COMMON = {"steps": 10, "batch_size": 8, "show_count": 2}
+GPT = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "remat": False}
+SIZES = {"palette": GREYS, "colours": 17, "shape": (8, 8), "positions": 64}
+DIGITS = {"name": "digits", "size": None, "palette": "", "colours": 0, "crop": 0, "flip": False, "dir": None}
+SAMPLE = {"count": 2, "given": 0.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+FIELDS = {
+    "mnist": {"data": {"name": "digits"}, "model": {"classes": 10, "dropout": False}},
+    "igpt": {"data": DIGITS, "model": GPT | SIZES, "sample": SAMPLE},
+    "igpt_classify": {
+        "data": DIGITS | {"crop": 1, "flip": True},
+        "model": GPT | SIZES | {"classes": 10, "layer": -1},
+        "sample": SAMPLE,
+        "generation": 0.5,
+    },
+}
+
+
+def mesh(devices: int = 8) -> Mesh:
+    """The first `devices` devices on one axis."""
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def config(name: str, **changes) -> configs.Config:
+    """The config of a shipped task with a tiny model; `changes` are dotted fields, with __ for the dot."""
+    full = configs.defaults()
+    with full.unlocked():
+        full.update(ml_collections.ConfigDict(COMMON | FIELDS[name] | {"task": f"jtasks.tasks.{name}"}))
+        for field, value in changes.items():
+            *parents, last = field.split("__")
+            functools.reduce(getattr, parents, full)[last] = value
+    return configs.Config(full)
+
+
+def job(name: str, devices: int = 8, **changes) -> Job:
+    """A tiny job of a shipped task on the first `devices` devices."""
+    return Job(task.load(f"jtasks.tasks.{name}"), config(name, **changes), mesh(devices))
+
+
+@functools.cache
+def digits(n: int, split: str = "test") -> dict[str, np.ndarray]:
+    """The first `n` digits of a split, as a task's dataset gives them."""
+    from jtasks.data import images
+
+    return {name: array[:n] for name, array in images("digits", split).items()}
+
+
+def batch(n: int, start: int = 0) -> dict[str, np.ndarray]:
+    """A batch of `n` digits with mask and seed."""
+    rows = {name: array[start : start + n] for name, array in digits(360).items()}
+    return rows | {"mask": np.ones(n, np.float32), "seed": np.arange(start, start + n, dtype=np.uint32)}
+
+
+@functools.cache
+def params(name: str):
+    """Parameters of the tiny task, drawn so that every one of them shows in the output."""
+    config_, module = config(name), task.load(f"jtasks.tasks.{name}")
+    shapes = jax.eval_shape(lambda batch: module.init(jax.random.key(0), batch, config_), batch(8))
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), shapes)
