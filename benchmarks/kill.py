@@ -26,7 +26,12 @@ SMALL = ["--config.model.width=32", "--config.model.depth=2", "--config.model.he
 CASES = {
     "igpt": ["--config=configs/igpt_digits.py", *SMALL, "--config.ema=0.9"],
     "mnist": ["--config=configs/mnist.py", "--config.data.name=digits", "--config.accumulate=2"],
-    "classify": ["--config=configs/igpt_cifar_classify.py:xxs", "--config.data.name=digits", "--config.data.crop=1", *SMALL],
+    "classify": [
+        "--config=configs/igpt_cifar_classify.py:xxs",
+        "--config.data.name=digits",
+        "--config.data.crop=1",
+        *SMALL,
+    ],
 }
 
 

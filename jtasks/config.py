@@ -218,6 +218,8 @@ def _validate(config: ml_collections.ConfigDict) -> None:
     for name in ("eval_every", "save_every"):
         if config[name] < 0:
             raise ConfigError(f"config.{name} must be 0 (only at the end) or more, not {config[name]}")
+    if config.seed < 0:
+        raise ConfigError(f"config.seed must be 0 or more, not {config.seed}")
     if config.precision not in ("float32", "bfloat16"):
         raise ConfigError(f"config.precision must be float32 or bfloat16, not {config.precision!r}")
     if not 0 <= config.ema < 1:

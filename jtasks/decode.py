@@ -46,8 +46,11 @@ def sample(
     Args:
       logits: of the first token, [b, vocab], as the prefill gave them with `cache`.
       keys: one random key a sequence, [b]; so a draw does not depend on its neighbours.
+      length: of the continuation; 0 draws nothing.
       temperature: 0 takes the likeliest token each time.
     """
+    if not length:
+        return jnp.zeros((logits.shape[0], 0), jnp.int32)
 
     def draw(logits: jax.Array, i: jax.Array) -> jax.Array:
         if temperature == 0:

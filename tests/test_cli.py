@@ -47,7 +47,9 @@ def size(path: pathlib.Path) -> tuple[int, int]:
 @pytest.mark.parametrize("config", CONFIGS)
 def test_every_config_trains_evaluates_and_shows_on_eight_devices(config, pictures, tmp_path):
     data = [f"--config.data.name=folder:{pictures}"] if "cifar" in config else []
-    result, errors = run(f"--config=configs/{config}", f"--workdir={tmp_path}", *CONFIGS[config], *data, *SHORT, devices=8)
+    result, errors = run(
+        f"--config=configs/{config}", f"--workdir={tmp_path}", *CONFIGS[config], *data, *SHORT, devices=8
+    )
     assert result["step"] == 4
     assert np.isfinite([result["valid/loss"], result["test/loss"]]).all()
     assert {(record["step"], record["split"]) for record in records(tmp_path)} == {
@@ -217,7 +219,12 @@ def test_changing_the_model_of_a_run_is_refused_with_a_diff_and_its_optimizer_is
 
 def test_pretrained_parameters_are_taken_over_and_told(trained, tmp_path):
     workdir, _ = trained
-    arguments = ["--config=configs/igpt_cifar_probe.py", "--config.data.name=digits", "--config.data.colours=0", *TINY_GPT]
+    arguments = [
+        "--config=configs/igpt_cifar_probe.py",
+        "--config.data.name=digits",
+        "--config.data.colours=0",
+        *TINY_GPT,
+    ]
     source = f"--config.init_from={workdir}"
     _, errors = run(*arguments, f"--workdir={tmp_path}", source, *SHORT, "--config.model.layer=1")
     assert "init_from: 17 parameters taken" in errors

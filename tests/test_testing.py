@@ -286,7 +286,9 @@ def metric_without_mask(params, batch, rng):
 def normalised(batch, mask):
     points, weight = batch["point"], mask[:, None] / mask.sum()
     mean = (points * weight).sum(0)
-    return batch | {"point": (points - mean[None]) / jnp.sqrt(1e-3 + (jnp.square(points - mean[None]) * weight).sum(0))[None]}
+    return batch | {
+        "point": (points - mean[None]) / jnp.sqrt(1e-3 + (jnp.square(points - mean[None]) * weight).sum(0))[None]
+    }
 
 
 def batch_norm(params, batch, rng):
@@ -430,14 +432,6 @@ def predicted_with_numpy(params, batch, rng, config):
     return logits(params, batch["point"]) + np.random.normal()
 
 
-def on_each_device(params, batch, rng):
-    return eval_fn(params, batch | {"point": batch["point"] * jax.typeof(batch["point"]).shape[0] / devices(batch)}, None)
-
-
-def devices(batch):
-    return 16 * len(jax.local_devices()) if KEPT else 16
-
-
 @pytest.mark.parametrize(
     ("changes", "checks", "words"),
     [
@@ -445,7 +439,11 @@ def devices(batch):
         ({"loss_fn": weighted_loss}, {SUM}, "on a whole batch the loss is"),
         # Training sees no gradient at all, so these two fail as well.
         ({"loss_fn": stopped_terms}, {SUM, GRADIENTS, OVERFITS}, "gradient of the loss and that of its terms"),
-        (loss_of(lambda p, b, r: eval_fn(p, b, None) | {"loss": Mean(jnp.float32(3), 1)}), {GRADIENTS, OVERFITS, SUM}, ""),
+        (
+            loss_of(lambda p, b, r: eval_fn(p, b, None) | {"loss": Mean(jnp.float32(3), 1)}),
+            {GRADIENTS, OVERFITS},
+            "3 of 3",
+        ),
         # A count that moves with the parameters has a gradient, which the sum of means lacks.
         (loss_of(confident), {COUNTS}, "the count of 'loss' is"),
         (loss_of(barely_dependent), {COUNTS}, "the count of 'loss' is"),
@@ -466,8 +464,8 @@ def devices(batch):
         (loss_of(log_of_zero), {GRADIENTS}, "jnp.log(params"),
         ({"init": weakly_typed}, {COMPILES}, "hidden/bias: float32[16] (weak) -> float32[16]"),
         (loss_of(maximised), {OVERFITS}, "'accuracy' fell from"),
-        (loss_of(labels_from_rng), {OVERFITS}, "the loss on 8 examples went from"),
-        (loss_of(blind), {OVERFITS}, "the loss on 8 examples went from"),
+        (loss_of(labels_from_rng), {OVERFITS}, "the loss on 16 examples went from"),
+        (loss_of(blind), {OVERFITS}, "the loss on 16 examples went from"),
         (loss_of(numpy_noise), {SEED, RESUMES}, "loss_fn gives other numbers when traced again"),
         (loss_of(python_noise), {SEED, RESUMES}, "random.random()"),
         (loss_of(clock), {SEED, RESUMES}, "time.time()"),

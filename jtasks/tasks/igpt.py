@@ -58,7 +58,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     b, length = tokens.shape
     rows, columns = config.model.shape
     given = round(rows * sampling.given) * columns
-    prompt = _inputs(tokens, config)[:, : given + 1]
+    prompt = _inputs(tokens, config)[:, : given + 1]  # the start token and the given pixels
 
     logits, cache = model.apply({"params": params}, prompt, model.cache(b, length), 0, method="decode")
     # Each image's prompt was read once; its samples go on from copies of the cache.

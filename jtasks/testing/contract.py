@@ -46,7 +46,9 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
     notes = _misspelt(module)
     if printed.getvalue().strip():
         line = printed.getvalue().strip().splitlines()[0][:60]
-        notes.append(f"the task prints to stdout ({line!r}), which belongs to the result; use jax.debug.print or stderr")
+        notes.append(
+            f"the task prints to stdout ({line!r}), which belongs to the result; use jax.debug.print or stderr"
+        )
     found = ", ".join(f for f in CONTRACT if hasattr(module, f))
     return made, "; ".join([found, *(f"NOTE: {note}" for note in notes)])
 
@@ -142,7 +144,9 @@ def _collated(job: Job, examples: pipeline.Examples) -> None:
     if not hasattr(job.task, "collate_fn"):
         return
     for count in (5, 1):
-        found = job.task.collate_fn([pipeline.read(examples, i % pipeline.size(examples)) for i in range(count)], job.config)
+        found = job.task.collate_fn(
+            [pipeline.read(examples, i % pipeline.size(examples)) for i in range(count)], job.config
+        )
         hint = "return a dict of arrays [b, ...], a row an example, in the order of the examples"
         require(isinstance(found, Mapping), f"collate_fn returned {_kind(found)}", hint)
         shapes = {k: np.shape(v) for k, v in found.items()}
@@ -210,7 +214,9 @@ def _losses(made: Subject) -> None:
     detail = f"loss_fn's loss is {_kind(loss)}, so it has no gradient"
     require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
     shape = f"loss_fn's loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
-    require(loss.shape == () and loss.dtype == np.float32, shape, 'return metrics["loss"].value, or the sum of the terms')
+    require(
+        loss.shape == () and loss.dtype == np.float32, shape, 'return metrics["loss"].value, or the sum of the terms'
+    )
     _means(made, metrics, "loss_fn")
 
 

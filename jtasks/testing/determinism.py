@@ -73,11 +73,15 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
         for score, number in scores[0].items():
             text = f"score_fn's {score!r} is {number!r}"
             require(np.ndim(number) == 0 and np.isfinite(float(number)), text, hint)
-            require(float(number) == float(scores[1][score]), f"{text}, and {scores[1][score]!r} when called again", hint)
+            require(
+                float(number) == float(scores[1][score]), f"{text}, and {scores[1][score]!r} when called again", hint
+            )
         said += f"; scores {some(scores[0])}"
     if hasattr(task, "show_fn"):
         shown = task.show_fn(examples[:4], rows[:4], config)
-        require(isinstance(shown, Mapping), f"show_fn returned a {type(shown).__name__}", "return {name: image or text}")
+        require(
+            isinstance(shown, Mapping), f"show_fn returned a {type(shown).__name__}", "return {name: image or text}"
+        )
         for what, content in shown.items():
             picture = getattr(content, "dtype", None) == np.uint8 and content.ndim in (2, 3)
             hint = "return uint8 images [h, w] or [h, w, c], or text"
@@ -92,7 +96,9 @@ def _same_data(subject: Subject) -> None:
     hint = "make dataset(split, config) a pure function; draw with np.random.default_rng(config.seed)" + _suspects(
         subject.task
     )
-    require(counts[0] == counts[1], f"dataset('train') has {counts[0]} examples, and {counts[1]} when called again", hint)
+    require(
+        counts[0] == counts[1], f"dataset('train') has {counts[0]} examples, and {counts[1]} when called again", hint
+    )
     if isinstance(anew, Mapping) and isinstance(subject.examples, Mapping):
         old: Mapping[str, Any] = subject.examples
         differing = [k for k in old if k not in anew or not _identical(old[k], anew[k])]
@@ -102,6 +108,7 @@ def _same_data(subject: Subject) -> None:
         batch = subject.job.batch_at(examples, subject.plan, 0)
         differing = unequal(subject.batch, batch)
         source = "collate_fn" if hasattr(subject.task, "collate_fn") else "dataset"
+        subject.impure |= bool(differing)
         require(
             not differing,
             f"{source}: {some(differing)} of the same batch differs when {what}",
@@ -125,12 +132,14 @@ def _same_params(subject: Subject) -> None:
 
 
 def _same_function(subject: Subject, function: str, anew: Any, known: Any, *rng: jax.Array) -> None:
+    arguments = (subject.params, subject.batch, *rng)
+    expected = jax.device_get(known(*arguments))
+    _compare(
+        subject, function, expected, jax.device_get(known(*arguments)), "when called again with the same arguments"
+    )
     for member in vars(subject.task).values():  # what is jitted inside the task would not be traced again
         if hasattr(member, "clear_cache") and callable(member):
             member.clear_cache()
-    arguments = (subject.params, subject.batch, *rng)
-    expected = jax.device_get(known(*arguments))
-    _compare(subject, function, expected, jax.device_get(known(*arguments)), "when called again with the same arguments")
     if not _same_program(subject, anew, known, *rng):
         found = jax.device_get(anew(*arguments))
         _compare(subject, function, expected, found, "when traced again, as in another run of the program")
@@ -147,6 +156,7 @@ def _compare(subject: Subject, function: str, a: Any, b: Any, when: str) -> None
     differing = unequal(a, b, tolerance=0.0 if jax.default_backend() == "cpu" else 1e-5)
     if not differing:
         return
+    subject.impure = True
     old, new = (dict(_means(tree)) for tree in (a, b))
     numbers = [f"{k} {old[k]:.8g}, then {new[k]:.8g}" for k in old if k in new and old[k] != new[k]]
     now = variables(subject.task)

@@ -47,7 +47,9 @@ def loss_is_the_sum(subject: Subject) -> str:
         detail = f"on a {what} batch the loss is {loss:.6g}, but LOSSES gives {listed}" + (
             f" = {total:.6g}" if len(terms) > 1 else ""
         )
-        hint = f"return {' + '.join(f'metrics[{term!r}].value' for term in losses)} as the loss; training uses the terms"
+        hint = (
+            f"return {' + '.join(f'metrics[{term!r}].value' for term in losses)} as the loss; training uses the terms"
+        )
         if what == "padded":
             hint += '. A loss that ignores batch["mask"] also shows here'
         others = [m for m in metrics if m not in losses and close(loss - total, value(metrics[m]))]
@@ -78,6 +80,9 @@ def counts_are_constant(subject: Subject) -> str:
     others = {f"other parameters ({seed})": subject.perturbation(seed) for seed in (1, 2, 3)}
     others["negated parameters"] = jax.tree.map(np.negative, jax.device_get(subject.params))
     others["parameters that are NaN"] = jax.tree.map(lambda x: np.full(x.shape, np.nan, x.dtype), subject.params)
+    for factor in (1e9, np.inf):
+        big = jax.tree.map(lambda x, by=factor: np.where(x == 0, 1, x) * np.float32(by), jax.device_get(subject.params))
+        others[f"parameters times {factor:g}"] = big
     for what, params in others.items():
         found = jax.device_get(count(params))
         for term in losses:
@@ -87,7 +92,11 @@ def counts_are_constant(subject: Subject) -> str:
                 "count what the batch holds, from its entries and rng alone: the gradient treats counts as constants."
                 " A number of correct or confident predictions belongs into a total",
             )
-    return ", ".join(f"{term}: {n:.6g}" for term, n in expected.items())
+    # jit leaves out arguments that nothing needs, so a program with arguments computes part of the model.
+    slow = (
+        "; NOTE: they are computed from params in vain" if "@main(%arg" in count.lower(subject.params).as_text() else ""
+    )
+    return ", ".join(f"{term}: {n:.6g}" for term, n in expected.items()) + slow
 
 
 def padding_is_nothing(subject: Subject) -> str:
@@ -104,7 +113,11 @@ def padding_is_nothing(subject: Subject) -> str:
             _compare_padding(reference, found, f"when padding rows hold {what} instead of copies of a real row")
     assert reference is not None
     nothing = jax.device_get(subject.measure(subject.params, keep(subject.batch, np.zeros(b)), key(0)))[1]
-    wrong = [f"{k} {float(m.total)}/{float(m.count)}" for k, m in nothing.items() if not np.isfinite([m.total, m.count]).all()]
+    wrong = [
+        f"{k} {float(m.total)}/{float(m.count)}"
+        for k, m in nothing.items()
+        if not np.isfinite([m.total, m.count]).all()
+    ]
     finite = all(np.isfinite([m.total, m.count]).all() for m in reference[1].values())
     require(
         not wrong or not finite,
@@ -199,7 +212,9 @@ def _paddings(batch: Batch, real: np.ndarray) -> dict[str, Batch]:
     rows, last = np.arange(len(real)), int(np.flatnonzero(real)[-1])
     others = pick(batch, np.where(real, rows, rows[::-1]))
     shuffled = others | {"seed": jnp.where(jnp.asarray(real), batch["seed"], others["seed"] + 12345)}
-    blank = {k: jnp.where(jnp.asarray(real).reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)) for k, x in batch.items()}
+    blank = {
+        k: jnp.where(jnp.asarray(real).reshape(-1, *[1] * (x.ndim - 1)), x, jnp.zeros_like(x)) for k, x in batch.items()
+    }
     kinds = {"copies": pick(batch, np.where(real, rows, last)), "other examples": batch, "zeros": blank}
     return {what: keep(kind, real) for what, kind in (kinds | {"other rows": shuffled}).items()}
 
@@ -209,7 +224,9 @@ def _finite(found: Measured) -> bool:
 
 
 def _compare_padding(a: Measured, b: Measured, when: str) -> None:
-    hint = f'multiply each example\'s value by batch["mask"] before anything is summed: {SUMS}. Statistics over the batch'
+    hint = (
+        f'multiply each example\'s value by batch["mask"] before anything is summed: {SUMS}. Statistics over the batch'
+    )
     hint += " (batch norm, means for contrast) must leave out masked rows too"
     for metric, mean in a[1].items():
         other = b[1][metric]

@@ -44,9 +44,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
         return job.task.loss_fn(params, batch, rng, job.config)
 
     measure = jax.jit(
-        lambda p, b: steps.exact_gradient(
-            loss_fn, tasks.losses(job.task), p, b, rng, microbatches=config.accumulate
-        )
+        lambda p, b: steps.exact_gradient(loss_fn, tasks.losses(job.task), p, b, rng, microbatches=config.accumulate)
     )
     gradient, metrics = jax.device_get(measure(state.params, batch))
     indices, _ = plan.at((step - 1) * plan.batch_size + np.arange(plan.batch_size))
@@ -120,7 +118,10 @@ def _operation_by_operation(function: Callable[[Any], Any], params: Any, task: M
 
 
 def _non_finite(tree: Any) -> list[str]:
-    leaves = [(jax.tree_util.keystr(p, simple=True, separator="/"), np.asarray(x)) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
+    leaves = [
+        (jax.tree_util.keystr(p, simple=True, separator="/"), np.asarray(x))
+        for p, x in jax.tree_util.tree_leaves_with_path(tree)
+    ]
     return [f"{name} ({np.sum(~np.isfinite(x))} of {x.size})" for name, x in leaves if not np.isfinite(x).all()]
 
 

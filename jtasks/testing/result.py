@@ -6,7 +6,7 @@ import pathlib
 import textwrap
 import traceback
 from collections.abc import Iterable, Sequence
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import NamedTuple
 
 from jtasks import task as tasks
@@ -74,7 +74,8 @@ def some(names: Iterable[str], limit: int = 5) -> str:
 def explained(error: BaseException, task: ModuleType | None) -> str:
     """One sentence: the function of the contract, the exception, and the author's own line."""
     frames = _frames(error, task)
-    functions = [frame.name for frame in frames if frame.name in CONTRACT]
+    names = {code.co_name: name for name, code in _codes(task).items()}
+    functions = [names[frame.name] for frame in frames if frame.name in names]
     text = " ".join(str(error).strip().split("\n\n")[0].split())
     text = text if len(text) <= 400 else text[:400] + " ..."
     raised = f"{functions[0]} raised {type(error).__name__}" if functions else type(error).__name__
@@ -89,12 +90,15 @@ def located(frame: traceback.FrameSummary) -> str:
 
 def author_files(task: ModuleType | None) -> set[str]:
     """The files in which the task's functions are written."""
-    files = {getattr(task, "__file__", None)}
-    for name in CONTRACT:
-        function = getattr(task, name, None)
-        code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-        files.add(code and code.co_filename)
+    files = {getattr(task, "__file__", None)} | {code.co_filename for code in _codes(task).values()}
     return {file for file in files if file}
+
+
+def _codes(task: ModuleType | None) -> dict[str, CodeType]:
+    """The code of each of the contract's functions."""
+    functions = {name: getattr(task, name, None) for name in CONTRACT}
+    codes = {name: getattr(inspect.unwrap(f), "__code__", None) for name, f in functions.items() if callable(f)}
+    return {name: code for name, code in codes.items() if code is not None}
 
 
 def author_frames(frames: Iterable[traceback.FrameSummary], task: ModuleType | None) -> list[traceback.FrameSummary]:

@@ -64,6 +64,7 @@ class Subject:
     examples: pipeline.Examples
     params: Tree
     globals_: dict[str, str]  # the module's variables before any function ran
+    impure: bool = False  # found to give other numbers when called or traced again
 
     @property
     def task(self) -> ModuleType:
@@ -224,7 +225,9 @@ def same(a: Tree, b: Tree) -> bool:
 
 def unequal(a: Tree, b: Tree, tolerance: float = 0.0) -> list[str]:
     """Paths of leaves that differ, or that only one tree has; `tolerance` is relative to a leaf's largest value."""
-    left, right = ({name(p): np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b))
+    left, right = (
+        {name(p) or "output": np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b)
+    )
     missing = sorted(set(left) ^ set(right))
     return missing + [path for path in left if path in right and not _alike(left[path], right[path], tolerance)]
 
@@ -246,17 +249,22 @@ def name(path: tuple[Any, ...]) -> str:
 
 def gradient_difference(a: Tree, b: Tree) -> tuple[float, str]:
     """The worst parameter's difference relative to its gradient (0 for rounding), and its name."""
-    pairs = [(name(path), np.asarray(x, np.float64)) for path, x in jax.tree_util.tree_leaves_with_path(a)]
-    whole = np.sqrt(sum(np.sum(np.square(x)) for _, x in pairs))
+    names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(a)]
+    pairs = [_finite_parts(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
+    whole = np.sqrt(sum(np.sum(np.square(x)) for x, _ in pairs))
     worst = (0.0, "")
-    for (path, x), y in zip(pairs, jax.tree.leaves(b), strict=True):
-        if np.array_equal(x, y, equal_nan=True):
-            continue
-        distance = float(np.linalg.norm(x - np.asarray(y, np.float64)))
-        size = float(np.linalg.norm(x))
-        if not distance <= 2e-4 * size + 1e-5 * whole:  # so written that NaN counts as a difference
-            worst = max(worst, (distance / max(size, 1e-30) if np.isfinite(distance) else np.inf, path))
+    for path, (x, y) in zip(names, pairs, strict=True):
+        distance, size = float(np.linalg.norm(x - y)), float(np.linalg.norm(x))
+        if not distance <= 2e-4 * size + 1e-5 * whole:
+            worst = max(worst, (distance / max(size, 1e-30), path))
     return worst
+
+
+def _finite_parts(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """In float64, without what is not finite in both; what is in one only counts as a vast difference."""
+    good = np.isfinite(x), np.isfinite(y)
+    x, y = np.where(good[0], x, 0).astype(np.float64), np.where(good[1], y, 0).astype(np.float64)
+    return x, np.where(good[0] == good[1], y, 1e30)
 
 
 def close(a: Any, b: Any, scale: float = 0.0) -> bool:

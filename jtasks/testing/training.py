@@ -15,7 +15,7 @@ from jtasks import step as steps
 from jtasks.data import pipeline
 from jtasks.testing.replay import first_non_finite
 from jtasks.testing.result import Fault, Skip, some
-from jtasks.testing.subject import Batch, Subject, Tree, close, keep, key, name, require, unequal, value
+from jtasks.testing.subject import Batch, Subject, Tree, close, key, name, require, unequal, value
 
 BETTER_HIGH = re.compile(r"acc|correct|f1|exact|recall|precision|bleu|rouge", re.IGNORECASE)
 BUDGET = 20.0  # seconds that overfitting may take before it is judged
@@ -49,8 +49,7 @@ def nothing_recompiles(subject: Subject) -> str:
     _constant_shapes(subject)
     state, step = subject_state(subject), subject_step(subject)
     before = jax.eval_shape(lambda s: s, state)
-    types = jax.tree.map(lambda x: jax.typeof(x), state)
-    after = jax.tree.map(lambda x: x, jax.eval_shape(step, state, subject.batch)[0])
+    after = jax.eval_shape(step, state, subject.batch)[0]
     changed = [
         f"{name(path)}: {_type(old)} -> {_type(new)}"
         for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
@@ -58,7 +57,6 @@ def nothing_recompiles(subject: Subject) -> str:
     ]
     hint = "give parameters explicit types in init: jnp.full(shape, 1.0, jnp.float32), not a Python number's weak type"
     require(not changed, f"a step changes the types of the state: {some(changed)}", hint)
-    del types
     count = 0
     for batch in subject.batches(4):
         state, _ = step(state, batch)
@@ -69,8 +67,8 @@ def nothing_recompiles(subject: Subject) -> str:
 
 
 def overfits(subject: Subject) -> str:
-    """Adam on eight examples brings the loss to half, or to where it has no more gradient."""
-    batch = keep(subject.batch, np.arange(len(subject.batch["mask"])) < 8)
+    """Adam on one batch brings the loss to half, or near that and to where it has no more gradient."""
+    batch = subject.batch
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(subject.first)):
         raise Skip("needs a finite loss and gradient")
     before = jax.device_get(subject.evaluate(subject.params, batch))
@@ -79,7 +77,7 @@ def overfits(subject: Subject) -> str:
     for rate in (3e-3, 3e-2, 3e-4):
         losses, norms, params = _descend(subject, batch, rate, begun)
         fell = losses[0] - losses[-1]
-        converged = fell >= 0.2 * abs(losses[0]) and norms[-1] <= 0.1 * norms[0]
+        converged = fell >= 0.4 * abs(losses[0]) and norms[-1] <= 0.05 * norms[0]
         if fell >= max(0.5 * abs(losses[0]), 1e-7) or converged:
             _truly_better(subject, before, jax.device_get(subject.evaluate(params, batch)), losses)
             return f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps of Adam at {rate:g}"
@@ -88,7 +86,7 @@ def overfits(subject: Subject) -> str:
             break
     assert best is not None
     raise Fault(
-        f"the loss on 8 examples went from {losses[0]:.4g} to no less than {best[0]:.4g} (Adam at {best[1]:g})",
+        f"the loss on {len(batch['mask'])} examples went from {losses[0]:.4g} to no less than {best[0]:.4g} (Adam at {best[1]:g})",
         "can the targets be told from the inputs? Look for labels drawn or shuffled apart from their inputs, a loss of"
         " the wrong sign, inputs that are cut off, rounded or constant, and a gradient that is stopped",
     )
@@ -179,7 +177,11 @@ def _constant_shapes(subject: Subject) -> None:
     for index in range(24):
         batch = pipeline.batch_at(subject.examples, subject.plan, index, subject.job.collate)
         found = _signature(batch)
-        changed = [f"{k!r} is {expected.get(k)}, then {found.get(k)}" for k in expected | found if expected.get(k) != found.get(k)]
+        changed = [
+            f"{k!r} is {expected.get(k)}, then {found.get(k)}"
+            for k in expected | found
+            if expected.get(k) != found.get(k)
+        ]
         source = "collate_fn" if hasattr(subject.task, "collate_fn") else "dataset"
         require(
             not changed,
@@ -195,7 +197,9 @@ def _signature(batch: Any) -> dict[str, str]:
 
 
 def _type(array: Any) -> str:
-    return f"{np.dtype(array.dtype).name}{list(array.shape)}" + (" (weak)" if getattr(array, "weak_type", False) else "")
+    return f"{np.dtype(array.dtype).name}{list(array.shape)}" + (
+        " (weak)" if getattr(array, "weak_type", False) else ""
+    )
 
 
 def _descend(subject: Subject, batch: Batch, rate: float, begun: float) -> tuple[list[float], list[float], Tree]:
@@ -232,7 +236,9 @@ def _truly_better(subject: Subject, before: Any, after: Any, losses: list[float]
     hint = "is the sign of loss_fn's loss right? It is minimised: a cross-entropy is -log p, a reward -reward"
     for metric in before:
         old, new = value(before[metric]), value(after[metric])
-        said = f"training brought the loss on one batch from {losses[0]:.4g} to {losses[-1]:.4g}, but eval_fn's {metric!r}"
+        said = (
+            f"training brought the loss on one batch from {losses[0]:.4g} to {losses[-1]:.4g}, but eval_fn's {metric!r}"
+        )
         if BETTER_HIGH.search(metric) and metric not in subject.losses:
             require(new >= old - 0.05, f"{said} fell from {old:.4g} to {new:.4g}", hint)
     old, new = (sum(value(metrics[term]) for term in subject.losses) for metrics in (before, after))

@@ -248,7 +248,7 @@ def test_the_names_that_the_library_adds_are_reserved(name):
 
 @pytest.mark.parametrize("rows", [[{"x": np.zeros(2)}, {"x": np.zeros(3)}], [{"x": 1, "y": 2}, {"x": 1}]])
 def test_examples_that_do_not_stack_ask_for_a_collate_fn(rows):
-    with pytest.raises(DataError, match="cannot be stacked .*give the task a collate_fn"):
+    with pytest.raises(DataError, match=r"cannot be stacked .*give the task a collate_fn"):
         pipeline.batch_at(rows, Plan(2, 0, 2, shuffle=False), 0)
 
 

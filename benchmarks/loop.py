@@ -1,0 +1,107 @@
+"""What the loop costs: seconds a step of train() over those of the bare jitted step on the same batches.
+
+  python benchmarks/loop.py [mnist] [igpt_cifar] [--steps=60] [--rounds=3]
+
+The two run in turn (A B A B ...), with all guards, logging and reading of data on; made images of the
+real shape stand for the data. Prints one JSON line a case.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import pathlib
+import statistics
+import sys
+import tempfile
+import time
+
+if "glibc.malloc.hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):  # as the command line does
+    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    os.execv(sys.executable, sys.orig_argv)
+
+import jax
+import numpy as np
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+TASK = """
+from jtasks.tasks.{name} import *
+import numpy as np
+
+def dataset(split, config):
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, {shape}, dtype=np.uint8)
+    return {{"image": images, "label": random.integers(0, 10, len(images), dtype=np.int32)}} if split == "train" else None
+"""
+CASES = {
+    "mnist": ("configs/mnist.py", "mnist", (4096, 28, 28, 1), ["--config.model.classes=10"]),
+    "igpt_cifar": ("configs/igpt_cifar.py:xxs", "igpt", (1024, 32, 32, 3), []),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--steps", type=int, default=60, help="a measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    flags = parser.parse_args()
+    for name in flags.cases or CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ["JTASKS_DATA"] = os.environ["XDG_CACHE_HOME"] = folder
+            measured = case(name, pathlib.Path(folder), flags.steps, flags.rounds)
+        print(json.dumps({"case": f"loop {name}", "steps": flags.steps, **measured}), flush=True)
+
+
+def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, float]:
+    from jtasks import config as configs
+    from jtasks.train import train
+
+    path, task, shape, more = CASES[name]
+    (folder / "bench.py").write_text(TASK.format(name=task, shape=shape))
+    length = [f"--config.task={folder / 'bench.py'}", f"--config.steps={steps + 1}", "--config.save_every=0"]
+    config = configs.load(str(ROOT / path), [*length, "--config.log_every=20", "--config.eval_every=0", *more])
+    bare = bare_step(config)
+    bare(3)
+    ours, theirs = [], []
+    for i in range(rounds):
+        theirs.append(bare(steps))
+        with contextlib.redirect_stderr(io.StringIO()):
+            train(config, folder / f"run-{i}")
+        records = [json.loads(line) for line in (folder / f"run-{i}" / "metrics.jsonl").read_text().splitlines()]
+        spans = [r["seconds_per_step"] for r in records if "seconds_per_step" in r]
+        ours.append(statistics.mean(spans[:-1] or spans))  # the last span is a single step
+    step, loop = statistics.median(theirs), statistics.median(ours)
+    return {"loop_s": round(loop, 5), "step_s": round(step, 5), "ratio": round(loop / step, 4)}
+
+
+def bare_step(config):
+    """A function of a number of steps to their seconds a step, on batches already on the device."""
+    from jtasks import job as jobs
+    from jtasks import optim, step
+
+    job = jobs.prepare(config)
+    examples = job.required("train")
+    plan = job.plan(examples, shuffle=True)
+    batches = [job.batch_at(examples, plan, i) for i in range(8)]
+    params = job.task.init(jax.random.key(0), batches[0], job.config)
+    optimizer, schedule = optim.optimizer(job.config.optim, config.steps, params)
+    trainable = jax.tree.map(lambda _: True, params)
+    run = jax.jit(step.make(job.task, job.config, optimizer, schedule, trainable), donate_argnums=0)
+    state = step.create(params, optimizer, average=False)
+
+    def seconds(steps: int) -> float:
+        nonlocal state
+        begun = time.perf_counter()
+        for i in range(steps):
+            state, report = run(state, batches[i % len(batches)])
+            if i % 16 == 15:
+                jax.block_until_ready(report)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - begun) / steps
+
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
