@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jtasks import models
-from jtasks.models import layers
+from jtasks.models import attention, layers
 
 VOCAB, T = 7, 12
 
@@ -71,31 +71,33 @@ def three(t):
 
 
 def test_attention_equals_numpy():
-    np.testing.assert_allclose(layers.attention(*three(9)), plain_attention(*three(9), causal=False), atol=2e-5)
+    np.testing.assert_allclose(attention.attention(*three(9)), plain_attention(*three(9), causal=False), atol=2e-5)
 
 
 @pytest.mark.parametrize("t", [1, 16, 17, 24, 29])  # the last three go in chunks of 8, one of them a whole number
 def test_chunked_causal_attention_equals_the_plain_one(t, monkeypatch):
-    monkeypatch.setattr(layers, "QUERY_CHUNK", 8)
-    np.testing.assert_allclose(layers.causal_attention(*three(t)), plain_attention(*three(t), causal=True), atol=2e-5)
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    np.testing.assert_allclose(
+        attention.causal_attention(*three(t)), plain_attention(*three(t), causal=True), atol=2e-5
+    )
 
 
 def test_chunked_causal_attention_has_the_plain_gradient(monkeypatch):
     def gradient():
-        return jax.grad(lambda x: jnp.sum(jnp.sin(layers.causal_attention(*x))))(three(21))
+        return jax.grad(lambda x: jnp.sum(jnp.sin(attention.causal_attention(*x))))(three(21))
 
     plain = gradient()  # 21 is short of two whole chunks
-    monkeypatch.setattr(layers, "QUERY_CHUNK", 8)
+    monkeypatch.setattr(attention, "BLOCK", 8)
     for one, other in zip(gradient(), plain, strict=True):
         np.testing.assert_allclose(one, other, atol=2e-5)
 
 
 def test_the_shipped_chunk_is_used_for_long_sequences():
-    t = 2 * layers.QUERY_CHUNK + 3
+    t = 2 * attention.BLOCK + 3
     query, key, value = three(t)
-    found = jax.jit(layers.causal_attention)(query, key, value)
+    found = jax.jit(attention.causal_attention)(query, key, value)
     np.testing.assert_allclose(found, plain_attention(query, key, value, causal=True), atol=2e-5)
-    text = jax.jit(layers.causal_attention).lower(query, key, value).as_text()
+    text = jax.jit(attention.causal_attention).lower(query, key, value).as_text()
     assert f"{t}x{t}x" not in text  # the whole scores are never there
 
 

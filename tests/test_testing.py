@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from jax.experimental.custom_partitioning import custom_partitioning
 
 from jtasks import augment, config, testing
+from jtasks.data import pipeline
 from jtasks.metrics import Mean
 
 SHAPE = "the functions have the contract's shape"
@@ -121,7 +123,7 @@ def loss_of(values_to_metrics: Any) -> dict[str, Any]:
         metrics = values_to_metrics(params, batch, rng)
         return metrics["loss"].value, metrics
 
-    return {"loss_fn": broken_loss}
+    return {"loss_fn": broken_loss, values_to_metrics.__name__: values_to_metrics}
 
 
 def test_a_good_task_passes():
@@ -348,9 +350,13 @@ def log_of_zero(params, batch, rng):
 
 
 def ragged(examples, config):
-    longest = 6 + int(examples[0]["label"])
-    points = [np.pad(row["point"], (0, longest - 6)) for row in examples]
-    return {"point": np.stack(points), "label": np.stack([row["label"] for row in examples])}
+    batch = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
+    return batch | {"tail": np.zeros((len(examples), 1 + int(examples[0]["label"])), np.float32)}
+
+
+def retyped(examples, config):
+    batch = {name: np.stack([row[name] for row in examples]) for name in examples[0]}
+    return batch | {"label": batch["label"].astype(np.int8 if batch["label"][0] else np.int32)}
 
 
 def weakly_typed(rng, batch, config):
@@ -432,6 +438,27 @@ def predicted_with_numpy(params, batch, rng, config):
     return logits(params, batch["point"]) + np.random.normal()
 
 
+@custom_partitioning
+def local_sum(x):
+    return x.sum()
+
+
+def local_partition(mesh, arguments, result):
+    whole = jax.NamedSharding(mesh, jax.P())
+    return mesh, local_sum.fun, whole, (jax.NamedSharding(mesh, jax.P("data")),)
+
+
+local_sum.def_partition(local_partition, sharding_rule="i -> ", propagate_user_sharding=None)
+
+
+def summed_a_device(params, batch, rng):
+    """A partitioning rule of one's own that forgets the sum over devices."""
+    weight = jax.lax.stop_gradient(local_sum(batch["mask"] * jnp.square(batch["point"]).sum(1)) * 0 + 1)
+    total = local_sum(batch["mask"])
+    good = eval_fn(params, batch, None)
+    return good | {"rows": Mean(total * weight, batch["mask"].sum())}
+
+
 @pytest.mark.parametrize(
     ("changes", "checks", "words"),
     [
@@ -444,7 +471,6 @@ def predicted_with_numpy(params, batch, rng, config):
             {GRADIENTS, OVERFITS},
             "3 of 3",
         ),
-        # A count that moves with the parameters has a gradient, which the sum of means lacks.
         (loss_of(confident), {COUNTS}, "the count of 'loss' is"),
         (loss_of(barely_dependent), {COUNTS}, "the count of 'loss' is"),
         (loss_of(no_mask), {PADDING}, "the total of 'loss' goes from"),
@@ -462,10 +488,13 @@ def predicted_with_numpy(params, batch, rng, config):
         (loss_of(stopped_hidden), {GRADIENTS}, "hidden/bias, hidden/kernel"),
         (loss_of(root_of_zero), {GRADIENTS}, "jnp.sqrt(0"),
         (loss_of(log_of_zero), {GRADIENTS}, "jnp.log(params"),
+        ({"collate_fn": ragged}, {COMPILES}, "'tail' is float32[16,"),
+        ({"collate_fn": retyped}, {COMPILES}, "'label' is int"),
+        (loss_of(summed_a_device), {MESHES}, "on one device"),
         ({"init": weakly_typed}, {COMPILES}, "hidden/bias: float32[16] (weak) -> float32[16]"),
         (loss_of(maximised), {OVERFITS}, "'accuracy' fell from"),
-        (loss_of(labels_from_rng), {OVERFITS}, "the loss on 16 examples went from"),
-        (loss_of(blind), {OVERFITS}, "the loss on 16 examples went from"),
+        (loss_of(labels_from_rng), {OVERFITS}, "the loss on 8 examples went from"),
+        (loss_of(blind), {OVERFITS}, "the loss on 8 examples went from"),
         (loss_of(numpy_noise), {SEED, RESUMES}, "loss_fn gives other numbers when traced again"),
         (loss_of(python_noise), {SEED, RESUMES}, "random.random()"),
         (loss_of(clock), {SEED, RESUMES}, "time.time()"),
@@ -487,3 +516,77 @@ def test_a_planted_fault_is_caught_by_its_check(changes, checks, words):
     texts = [results[name].detail + results[name].hint for name in checks]
     assert any(words in text for text in texts), texts
     assert all(results[name].hint for name in checks)
+
+
+def test_skipped_comparisons_name_what_they_need():
+    results = outcome(module(**loss_of(python_noise)))
+    assert results[PADDING].passed is None and SEED in results[PADDING].detail
+
+
+def test_declared_mixing_is_no_fault():
+    results = outcome(module(**loss_of(contrastive), MIXES_EXAMPLES=True))
+    assert not failed(results)
+    assert results[ACCUMULATION].passed is None and "MIXES_EXAMPLES" in results[ACCUMULATION].detail
+
+
+def test_frozen_parameters_are_named():
+    results = outcome(module(**loss_of(stopped_hidden)), settings(freeze="hidden"))
+    assert results[GRADIENTS].passed and "frozen: hidden/bias, hidden/kernel" in results[GRADIENTS].detail
+
+
+def test_a_task_that_cannot_be_imported_is_a_failed_check():
+    results = outcome("jtasks.tasks.mnits")
+    assert "did you mean jtasks.tasks.mnist?" in results[SHAPE].detail
+
+
+def test_the_table_shows_hints_below_failures():
+    text = testing.table([testing.Result("good", True, "1"), testing.Result("bad", False, "2", "mend it")])
+    assert text.splitlines() == [
+        "pass  good: 1",
+        "FAIL  bad: 2",
+        "      -> mend it",
+        "1 passed, 1 failed, 0 skipped",
+    ]
+
+
+PLANTED = """
+import jax.numpy as jnp
+import numpy as np
+from jtasks.metrics import Mean
+
+def dataset(split, config):
+    return {"x": np.where(np.arange(32) == 20, -1, 1 + np.arange(32)).astype("f")} if split == "train" else None
+
+def init(rng, batch, config):
+    return {"w": jnp.ones(())}
+
+def eval_fn(params, batch, config):
+    logarithm = jnp.log(batch["x"] * params["w"])
+    return {"loss": Mean.of(jnp.square(logarithm), batch["mask"])}
+
+def loss_fn(params, batch, rng, config):
+    metrics = eval_fn(params, batch, config)
+    return metrics["loss"].value, metrics
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_replay_names_the_examples_and_the_line(tmp_path, accumulate):
+    file = tmp_path / "planted.py"
+    file.write_text(PLANTED)
+    made = config.defaults()
+    made.task, made.steps, made.batch_size, made.accumulate = str(file), 4, 16, accumulate
+    bad = [20 in config_order(made, step) for step in (1, 2)].index(True) + 1
+    text = testing.replay(config.Config(made), tmp_path / "run", bad)
+    assert str(config_order(made, bad)) in text
+    assert "not finite in metrics: loss/total" in text and "not finite in gradient: w" in text
+    assert "logarithm = jnp.log(" in text
+    if bad == 2:
+        assert "1 steps of training" in text
+    else:
+        assert "everything is finite" not in text
+
+
+def config_order(made, step):
+    indices, _ = pipeline.Plan(32, made.seed, 16, shuffle=True).at(np.arange(16) + 16 * (step - 1))
+    return indices.tolist()

@@ -1,4 +1,4 @@
-"""The transformer block and its attention, shared by all backbones."""
+"""The transformer block, shared by the backbones."""
 
 from typing import Any
 
@@ -6,46 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks.models.attention import attention, causal_attention
+
 Cache = dict[str, jax.Array]
 
 NORMAL = nn.initializers.normal(0.02)
-QUERY_CHUNK = 128
-
-
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Softmax attention, [b, h, t, d] each; `mask` (broadcast to [b, h, t, s]) is True where a query may look.
-
-    Scores and softmax are float32 whatever the type of the arguments.
-    """
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
-    scores = scores * query.shape[-1] ** -0.5
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bhsd->bhtd", weights, value)
-
-
-def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Each position looks at itself and what came before; [b, h, t, d] each.
-
-    Long sequences go in chunks of queries, recomputed in the backward pass, so that the [t, t] scores
-    are never whole in memory.
-    """
-    b, h, t, d = query.shape
-    positions = jnp.arange(t)
-    if t <= 2 * QUERY_CHUNK:
-        return attention(query, key, value, (positions[None] <= positions[:, None])[None, None])
-    chunks = -(-t // QUERY_CHUNK)
-    padded = jnp.pad(query, ((0, 0), (0, 0), (0, chunks * QUERY_CHUNK - t), (0, 0)))
-    padded = jnp.moveaxis(padded.reshape(b, h, chunks, QUERY_CHUNK, d), 2, 0)
-
-    @jax.checkpoint
-    def chunk(start: jax.Array, queries: jax.Array) -> jax.Array:
-        rows = start + jnp.arange(QUERY_CHUNK)
-        return attention(queries, key, value, (positions[None] <= rows[:, None])[None, None])
-
-    _, outputs = jax.lax.scan(lambda _, x: (None, chunk(*x)), None, (jnp.arange(chunks) * QUERY_CHUNK, padded))
-    return jnp.moveaxis(outputs, 0, 2).reshape(b, h, chunks * QUERY_CHUNK, d)[:, :, :t]
 
 
 def empty_cache(depth: int, b: int, heads: int, length: int, head_width: int, dtype: Any) -> Cache:

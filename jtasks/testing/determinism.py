@@ -11,11 +11,11 @@ import numpy as np
 
 from jtasks.data import pipeline
 from jtasks.metrics import Mean
-from jtasks.testing.result import CONTRACT, Fault, Skip, some
+from jtasks.testing.result import Fault, Skip, author_files, some
 from jtasks.testing.subject import Subject, key, name, pick, require, unequal, value, variables
 
 IMPURE = re.compile(
-    r"\b(?:np|numpy|onp)\.random\b|(?<![.\w])random\.\w+\(|\btime\.\w+\(|\bglobal\s+\w|\b(?:urandom|uuid4|now)\("
+    r"\b(?:np|numpy|onp)\.random\.(?!default_rng\(\S)|(?<![.\w])random\.\w+\(|\btime\.\w+\(|\bglobal\s+\w|\b(?:urandom|uuid4|now)\("
 )
 
 
@@ -164,7 +164,8 @@ def _compare(subject: Subject, function: str, a: Any, b: Any, when: str) -> None
     state = f"; module variables that changed meanwhile: {some(changed)}" if changed else ""
     raise Fault(
         f"{function} gives other numbers {when}: {some(numbers or differing)}{state}",
-        f"a pure function of its arguments keeps no state and draws from rng or batch['seed'] alone{_suspects(subject.task)}",
+        "a pure function of its arguments keeps no state and draws from rng or batch['seed'] alone"
+        + _suspects(subject.task),
     )
 
 
@@ -185,10 +186,11 @@ def _suspects(task: ModuleType) -> str:
 
 def _lines(task: ModuleType) -> Iterator[tuple[str, int, str]]:
     """The source of the task's own functions; jax.random lines are left out."""
-    functions = [f for f in vars(task).values() if inspect.isfunction(inspect.unwrap(f)) and callable(f)]
+    functions = [f for f in vars(task).values() if callable(f) and inspect.isfunction(inspect.unwrap(f))]
+    files = author_files(task)
     for function in functions:
         code = inspect.unwrap(function)
-        own = code.__module__ == task.__name__ or code.__name__ in CONTRACT
+        own = code.__code__.co_filename in files
         try:
             lines, start = inspect.getsourcelines(code) if own else ([], 0)
         except (OSError, TypeError):

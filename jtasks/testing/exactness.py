@@ -60,7 +60,8 @@ def loss_is_the_sum(subject: Subject) -> str:
         difference, path = gradient_difference(gradient, from_terms)
         require(
             not difference,
-            f"on a {what} batch the gradient of the loss and that of its terms differ, most for {path} (by {difference:.2g})",
+            f"on a {what} batch the gradient of the loss and that of its terms differ, most for {path}"
+            f" (by {difference:.2g})",
             "training takes the gradient of the terms' totals: they must not pass through stop_gradient, rounding or"
             " float(), and their counts must not depend on params",
         )
@@ -136,7 +137,7 @@ def padding_is_nothing(subject: Subject) -> str:
 
 
 def accumulation_agrees(subject: Subject) -> str:
-    """The gradient of 1, 2 and 4 microbatches with unequal masks is the same."""
+    """The gradient of 1 and of 4 microbatches with unequal masks, one of them empty, is the same."""
     if subject.mixes:
         raise Skip("MIXES_EXAMPLES = True declares that microbatches change the loss")
     real = _uneven(subject)
@@ -145,11 +146,10 @@ def accumulation_agrees(subject: Subject) -> str:
         return "loss_fn draws from rng and no dropout field switches that off: parts were made by mask alone"
     batch = keep(subject.batch, real)
     whole = jax.device_get(subject.quiet(subject.params, batch, key(0)))
-    for parts in (MICROBATCHES, 2):
-        split = jax.device_get(subject.measurement(subject.quiet_config, parts)(subject.params, batch, key(0)))
-        _compare_parts(subject, whole, split, f"{parts} microbatches")
+    split = jax.device_get(subject.measurement(subject.quiet_config, MICROBATCHES)(subject.params, batch, key(0)))
+    _compare_parts(subject, whole, split, f"{MICROBATCHES} microbatches")
     quiet = "" if subject.quiet_config is subject.config else f", with {', '.join(subject.dropout)} off"
-    return f"1, 2 and {MICROBATCHES} microbatches" + quiet
+    return f"1 and {MICROBATCHES} microbatches" + quiet
 
 
 def meshes_agree(subject: Subject) -> str:
@@ -191,7 +191,8 @@ def evaluation_agrees(subject: Subject) -> str:
         for metric, expected in found[n].items():
             if close(metrics[metric], expected, 10):
                 continue
-            detail = f"{metric!r} over {n} examples is {expected:.6g} in one batch, {metrics[metric]:.6g} in batches of {size}"
+            detail = f"{metric!r} over {n} examples is {expected:.6g} in one batch,"
+            detail += f" {metrics[metric]:.6g} in batches of {size}"
             if subject.mixes:
                 raise Skip(f"MIXES_EXAMPLES = True, and {detail}: compare evaluations of one batch size only")
             raise Fault(
@@ -279,7 +280,7 @@ def _compare_parts(subject: Subject, whole: Measured, split: Measured, how: str)
         raise Fault(
             detail,
             "its counts add up but its totals do not, so rows act on each other: no statistics over the batch (batch"
-            " norm, means, softmax or sort over axis 0), nothing that depends on a row's position or on the batch's size"
+            " norm, means, softmax or sort over axis 0), nothing that depends on a row's position or the batch's size"
             + declare,
         )
     difference, path = gradient_difference(whole[0], split[0])

@@ -1,5 +1,6 @@
 """After bad numbers: the very batch again, and where the first value that is not finite appears."""
 
+import functools
 import pathlib
 import sys
 import traceback
@@ -62,7 +63,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     parts = [pick_rows(batch, config.accumulate, i) for i in range(config.accumulate)]
     for i, part in enumerate(parts):
         microbatch = jax.random.fold_in(rng, i)
-        found = first_non_finite(lambda p, b, r=microbatch: loss_fn(p, b, r), state.params, part, job.task)
+        found = first_non_finite(functools.partial(loss_fn, rng=microbatch), state.params, part, job.task)
         if not found.startswith("no "):
             return "\n".join([*lines, found + (f" (microbatch {i})" if config.accumulate > 1 else "")])
     return "\n".join([*lines, found])

@@ -24,7 +24,7 @@ class Result(NamedTuple):
     hint: str = ""  # what to do about a failure
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 (a finding about the task, no error of the library)
     """A check failed: what was found, and what to do."""
 
     def __init__(self, detail: str, hint: str):
@@ -32,7 +32,7 @@ class Fault(Exception):
         self.detail, self.hint = detail, hint
 
 
-class Skip(Exception):
+class Skip(Exception):  # noqa: N818
     """A check does not apply; the message is the reason."""
 
 
