@@ -20,6 +20,8 @@ modes:
   eval     metrics of the newest checkpoint on one split
   predict  outputs of the newest checkpoint on one split, into DIR/predictions-SPLIT.jsonl
   show     pictures and texts of the newest checkpoint, into DIR/show/
+  check    does the task keep the contract? Needs no DIR. With --config.check.step=N, replays the batch of
+           step N and tells where the first non-finite number appears
 
 Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4
 
@@ -50,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
         return EXIT_DONE
     except errors.ConfigError as error:
         return _fail(EXIT_USAGE, str(error))
-    except (errors.DataError, errors.CheckpointError, errors.TrainingError) as error:
+    except (errors.DataError, errors.CheckpointError, errors.TrainingError, errors.CheckError) as error:
         return _fail(EXIT_FAILED, str(error))
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -76,7 +78,9 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
         raise errors.ConfigError(
             f"unknown argument {unknown[0]}: fields of the config are set as --config.NAME=VALUE (see --help)"
         )
-    workdir = pathlib.Path(flags.workdir).expanduser()
+    if flags.workdir is None and flags.mode != "check":
+        raise errors.ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
+    workdir = pathlib.Path(flags.workdir or ".").expanduser()
     _quiet()
     _compilation_cache()
     from jtasks import config as configs
@@ -90,11 +94,26 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
         from jtasks import evaluate
 
         return evaluate.run(config, workdir, flags.split)
+    if flags.mode == "check":
+        return _check(config, workdir)
     from jtasks import predict
 
     if flags.mode == "predict":
         return {"predictions": str(predict.run(config, workdir, flags.split))}
     return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split)]}
+
+
+def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    from jtasks import errors, testing
+
+    if config.check.step:
+        print(testing.replay(config, workdir, config.check.step), file=sys.stderr)
+        return {"replayed": config.check.step}
+    results = testing.run(config)
+    print(testing.table(results), file=sys.stderr)
+    if failed := [result.name for result in results if result.passed is False]:
+        raise errors.CheckError(f"{config.task} fails {len(failed)} of {len(results)} checks: {'; '.join(failed)}")
+    return {"passed": sum(result.passed is True for result in results), "checks": len(results)}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,8 +125,8 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--config", required=True, metavar="FILE.py[:PRESET]", help="a file that defines get_config")
-    parser.add_argument("--workdir", required=True, metavar="DIR", help="the run's folder: log, checkpoints, pictures")
-    parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show"))
+    parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
+    parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show", "check"))
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
     return parser
 

@@ -42,6 +42,7 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
             "precision": "float32",  # of the computation: float32 or bfloat16; parameters stay float32
             "ema": 0.0,  # decay of a moving average of the parameters, used to evaluate; 0: none
             "max_bad_steps": 10,  # stop after so many non-finite steps in a row
+            "check": {"step": 0},  # of --mode=check: replay the batch of this step; 0: the conformance kit
             "init_from": "",  # a workdir or checkpoint to take parameters from, as far as they fit
             "data": {
                 "dir": placeholder(str),  # None: $JTASKS_DATA, else the user's cache folder

@@ -18,3 +18,7 @@ class CheckpointError(RuntimeError):
 
 class TrainingError(RuntimeError):
     """Training cannot go on, for example after too many non-finite steps: exit code 1."""
+
+
+class CheckError(RuntimeError):
+    """A task does not keep the contract: exit code 1."""

@@ -42,7 +42,7 @@ def load(name: str) -> ModuleType:
         missing, or a function takes other arguments than the contract says.
     """
     module = load_file(name) if name.endswith(".py") else _import(name)
-    _validate(module, name)
+    validate(module, name)
     return module
 
 
@@ -98,7 +98,8 @@ def _where(error: Exception, file: pathlib.Path) -> str:
     return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
-def _validate(module: ModuleType, name: str) -> None:
+def validate(module: ModuleType, name: str) -> None:
+    """Check that a module has the contract's functions with its arguments; ConfigError says what is amiss."""
     missing = [f"{f}({', '.join(arguments)})" for f, arguments in REQUIRED.items() if not hasattr(module, f)]
     if missing:
         raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")

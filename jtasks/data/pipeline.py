@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -97,17 +96,22 @@ class Tolerant(Sequence[Mapping[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, index: Any) -> Any:
-        tried = index
-        for attempt in itertools.count(1):
+        tried, attempt = index, 0
+        while True:
             try:
                 return read(self.examples, tried)
             except DataError as error:
-                if tried not in self.bad:
-                    self.bad.add(tried)
-                    if len(self.bad) > self.limit:
-                        raise DataError(f"{error}\nmore than config.data.skip_bad={self.limit} are bad") from error
-                    self.report(f"{error}; replaced by another ({len(self.bad)} of at most {self.limit})")
-                tried = int(example_seeds(0, np.array([attempt]), np.array([index]))[0]) % len(self)
+                self._note(tried, error)
+            attempt += 1  # hashed along, so that two bad examples cannot send each other round in circles
+            tried = int(example_seeds(0, np.array([attempt]), np.array([index]))[0]) % len(self)
+
+    def _note(self, index: int, error: DataError) -> None:
+        if index in self.bad:
+            return
+        self.bad.add(index)
+        if len(self.bad) > self.limit:
+            raise DataError(f"{error}\nmore than config.data.skip_bad={self.limit} are bad") from error
+        self.report(f"{error}; replaced by another ({len(self.bad)} of at most {self.limit})")
 
 
 def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
     """The task made ready for the other checks, and what was found; Fault where its shape is wrong."""
     name = task if isinstance(task, str) else task.__name__
     module = tasks.load(task) if isinstance(task, str) else task
-    tasks._validate(module, name)
+    tasks.validate(module, name)
     for function, arguments in (tasks.REQUIRED | tasks.OPTIONAL).items():
         _ordered(module, function, arguments)
     before = variables(module)
