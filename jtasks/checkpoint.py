@@ -28,8 +28,10 @@ class Checkpoints:
     """Saves the states of one run under `folder`; one save is under way at a time."""
 
     def __init__(self, folder: pathlib.Path):
+        import orbax.checkpoint as ocp
+
         self.folder = folder.absolute()  # Orbax refuses relative paths
-        self._checkpointer: Any = None
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -39,8 +41,8 @@ class Checkpoints:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def save(self, state: Any) -> None:
-        """Copy the state to the host, then write it in the background.
+    def save(self, state: Any, step: int) -> None:
+        """Copy the state after `step` to the host, then write it in the background.
 
         Raises:
           CheckpointError: the previous save failed, or this one cannot begin.
@@ -48,9 +50,6 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        if self._checkpointer is None:
-            self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
-        step = int(state.step)
         partial = self.folder / f"saving-{step}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -76,8 +75,7 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            if self._checkpointer is not None:
-                self._checkpointer.close()
+            self._checkpointer.close()
 
     def keep(self, steps: Collection[int]) -> None:
         """Delete the finished checkpoints of other steps."""

@@ -87,7 +87,7 @@ class Milestones:
         if self.step in (self.saved, 0):
             return
         try:
-            self.checkpoints.save(self.state)
+            self.checkpoints.save(self.state, self.step)
             self.saved, self.save_error = self.step, None
         except CheckpointError as error:
             self._failed(error)

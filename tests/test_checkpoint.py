@@ -28,7 +28,7 @@ def state(seed: int = 0, at: int = 3) -> step.State:
 def save(folder: pathlib.Path, *states: step.State) -> None:
     with checkpoint.Checkpoints(folder) as checkpoints:
         for each in states:
-            checkpoints.save(each)
+            checkpoints.save(each, int(each.step))
 
 
 def assert_same(a, b) -> None:
@@ -172,7 +172,7 @@ def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):
     big = {"x": jnp.arange(1_000_000, dtype=jnp.float32)}
     current = step.create(big, optax.identity(), average=False)._replace(step=jnp.int32(1))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
-        checkpoints.save(current)
+        checkpoints.save(current, 1)
         for _ in range(3):
             current = double(current)
     found = checkpoint.arrays(tmp_path / "1")
@@ -184,7 +184,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_old_checkpoint_stays(fo
     blocked = folder.with_name("blocked")
     blocked.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match="step 7 cannot be saved"), checkpoint.Checkpoints(blocked) as checkpoints:
-        checkpoints.save(state(2, 7))
+        checkpoints.save(state(2, 7), 7)
     assert checkpoint.newest(folder, pytest.fail) == 5
 
 

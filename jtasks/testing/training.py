@@ -102,7 +102,7 @@ def resumes_exactly(subject: Subject) -> str:
     halfway = _run(subject, subject_state(subject), subject_step(subject), 0, count // 2)
     with tempfile.TemporaryDirectory() as folder:
         with checkpoint.Checkpoints(pathlib.Path(folder)) as checkpoints:
-            checkpoints.save(halfway)
+            checkpoints.save(halfway, count // 2)
             checkpoints.wait()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), halfway)
         restored = checkpoint.restore(pathlib.Path(folder) / str(count // 2), like)
