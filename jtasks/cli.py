@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from jtasks.signals import EXIT_STOPPED
+from jtasks.errors import EXIT_STOPPED
 
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -34,7 +34,9 @@ def main() -> None:
     """Run the command of this process and exit."""
     _use_huge_pages()
     code = run(sys.argv[1:])
-    if code == EXIT_STOPPED:  # threads that wait for data that never comes must not hold up the end
+    from jtasks import processes
+
+    if code == EXIT_STOPPED and processes.alone():  # threads that await data must not hold up the end
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -48,7 +50,8 @@ def run(arguments: Sequence[str]) -> int:
 
     try:
         result = _run(arguments)
-        print(json.dumps(result), flush=True)
+        if result is not None:
+            print(json.dumps(result), flush=True)
         return EXIT_DONE
     except errors.ConfigError as error:
         return _fail(EXIT_USAGE, str(error))
@@ -70,7 +73,8 @@ def _fail(code: int, text: str) -> int:
     return code
 
 
-def _run(arguments: Sequence[str]) -> dict[str, Any]:
+def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
+    """The result of a command, on the first process of the run."""
     flags, overrides = _parser().parse_known_args(arguments)
     from jtasks import errors
 
@@ -84,8 +88,15 @@ def _run(arguments: Sequence[str]) -> dict[str, Any]:
     _quiet()
     _compilation_cache()
     from jtasks import config as configs
+    from jtasks import processes
 
+    processes.start(flags.coordinator, flags.processes, flags.process)
     config = configs.load(flags.config, overrides)
+    result = _mode(flags, config, workdir)
+    return result if processes.first() else None
+
+
+def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if flags.mode == "train":
         from jtasks.train import train
 
@@ -128,6 +139,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
     parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show", "check"))
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
+    several = parser.add_argument_group("a run of several processes, which share DIR")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
     return parser
 
 

@@ -3,6 +3,8 @@
 Each message says what was wrong, where, what was expected and what to do next.
 """
 
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with the state saved; run the same command again
+
 
 class ConfigError(ValueError):
     """The command, the config or the task module is wrong: exit code 2."""

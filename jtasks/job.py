@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtasks import checkpoint, sharding, task
+from jtasks import checkpoint, processes, sharding, task
 from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.data import pipeline
@@ -112,7 +112,7 @@ def prepare(config: Config) -> Job:
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh)
     if hasattr(module, "prepare"):
-        module.prepare(config)
+        processes.once(lambda: module.prepare(config))
     return Job(module, configs.fill(config, module), mesh)
 
 

@@ -1,5 +1,6 @@
 """What happens between steps: logging, evaluation, saving, stopping."""
 
+import functools
 import pathlib
 import time
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import checkpoint, evaluate, metrics, predict
+from jtasks import checkpoint, evaluate, metrics, predict, processes
 from jtasks.data import pipeline
 from jtasks.errors import CheckpointError, ConfigError, TrainingError
 from jtasks.job import Job
@@ -57,8 +58,7 @@ class Milestones:
           Stopped: after saving.
         """
         self.state, self.step = state, step
-        if self.stop.requested:
-            self.poll()
+        self.poll()
         last = step == self.steps
         if step and (last or due(step, self.job.config.eval_every)):
             with self.log.pause(), self.stop.rescue(self._save_and_wait):
@@ -137,8 +137,8 @@ class Milestones:
         """Evaluate what metrics.jsonl does not hold yet, and show examples."""
         job = self.job
         for split in names:
-            examples = self.splits[split]
-            if examples is None or self.log.has(step, split):
+            examples, recorded = self.splits[split], functools.partial(self.log.has, step, split)
+            if examples is None or processes.agree(recorded):
                 continue
             begun = time.perf_counter()
             found = self.evaluate(state.eval_params, examples)
@@ -152,7 +152,7 @@ class Milestones:
             self.log.evaluation(step, split, found, time.perf_counter() - begun)
 
     def _show(self, shown: dict[str, np.ndarray | str], split: str, step: int) -> None:
-        if jax.process_index():
+        if not processes.first():
             return
         try:
             for path in predict.write_shown(shown, self.workdir / "show", f"{split}-{step}"):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import sharding
+from jtasks import processes, sharding
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
@@ -75,10 +75,14 @@ def run(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
     outputs = make(job)(params, examples)
     path = workdir / f"predictions-{split}.jsonl"
     partial = path.with_suffix(".jsonl.tmp")
-    with partial.open("w") as file:
-        for index, output in enumerate(outputs):
-            file.write(json.dumps({"index": index, **_plain(output)}) + "\n")
-    partial.replace(path)
+
+    def write() -> None:
+        with partial.open("w") as file:
+            for index, output in enumerate(outputs):
+                file.write(json.dumps({"index": index, **_plain(output)}) + "\n")
+        partial.replace(path)
+
+    processes.once(write)
     return path
 
 
@@ -90,7 +94,7 @@ def run_show(config: Config, workdir: pathlib.Path, split: str) -> list[pathlib.
     examples = job.required(split)
     step, params = job.restored(workdir, examples)
     shown = show(job, make(job), params, examples)
-    return write_shown(shown, workdir / "show", f"{split}-{step}")
+    return write_shown(shown, workdir / "show", f"{split}-{step}") if processes.first() else []
 
 
 def _plain(output: Any) -> dict[str, Any]:

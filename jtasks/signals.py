@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: run the same command again
+from jtasks import processes
+from jtasks.errors import EXIT_STOPPED
+
 GRACE_SECONDS = 5.0
 
 
@@ -26,6 +28,9 @@ class Stop:
     thread and only once that is back from compiled code, so another thread listens as well. If the loop
     does not answer within the grace time and what it is doing may be left (`rescue`), that thread saves
     in its place and ends the process.
+
+    In a run of several processes a signal to any of them must stop all after the same step: there
+    jax.distributed has SIGTERM and its preemption service finds a step that none has passed yet.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -39,7 +44,21 @@ class Stop:
         self._sockets: tuple[socket.socket, ...] = ()
         self._wakeup = -1
 
+    def reached(self, step: int) -> bool:
+        """Whether to stop after `step`; each process calls it once a step."""
+        if processes.alone():
+            return self.requested is not None
+        from jax.experimental import multihost_utils
+
+        if multihost_utils.reached_preemption_sync_point(step):
+            self.requested = signal.SIGTERM
+        return self.requested is not None
+
     def __enter__(self) -> "Stop":
+        if not processes.alone():
+            forward = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+            self._previous = {signal.SIGINT: forward}
+            return self
         if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses handlers
             return self
         reader, writer = self._sockets = socket.socketpair()

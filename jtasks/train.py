@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jtasks import checkpoint, flops, optim, sharding, summary
+from jtasks import checkpoint, flops, optim, processes, sharding, summary
 from jtasks import step as steps_
 from jtasks.config import Config
 from jtasks.data import pipeline
@@ -35,16 +35,17 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     folder = workdir / "checkpoints"
     with locked(workdir), Stop() as stop:
         with stop.rescue(lambda: None):  # nothing is lost if it ends in here
-            checkpoint.clear_unfinished(folder)
+            processes.once(lambda: checkpoint.clear_unfinished(folder))
             job = prepare(config)
             config = job.config
             splits = {split: job.examples(split) for split in SPLITS}
             examples = job.required("train") if splits["train"] is None else splits["train"]
             plan, steps = job.plan(examples, shuffle=True), total_steps(config, pipeline.size(examples))
-            start = checkpoint.newest(folder, warn) or 0
-            record_config(config, workdir, resumed=start > 0)
-            log = Log(workdir, start=start, steps=steps, batch_size=plan.batch_size, writer=jax.process_index() == 0)
-            if start >= steps and all(log.has(start, s) for s in ("valid", "test") if splits[s] is not None):
+            start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
+            processes.once(lambda: record_config(config, workdir, resumed=start > 0))
+            log = Log(workdir, start=start, steps=steps, batch_size=plan.batch_size, writer=processes.first())
+            evaluated = [split for split in ("valid", "test") if splits[split] is not None]
+            if start >= steps and processes.agree(lambda: all(log.has(start, split) for split in evaluated)):
                 say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
                 return log.last() or {"step": start}
             state, step = begin(job, workdir, splits, job.batch_at(examples, plan, start), start, steps, log)
@@ -60,7 +61,8 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
                 if len(reports) > AHEAD:
                     jax.block_until_ready(reports[-AHEAD].gradient_norm)
                 log.advance(now)
-                if due(now, config.log_every) or between.saves(now) or stop.requested:
+                stopping = stop.reached(now)
+                if stopping or due(now, config.log_every) or between.saves(now):
                     between.log_reports(state, now, reports)
                     reports = []
                 between.reach(state, now)
@@ -104,7 +106,7 @@ def begin(
     operations = flops.count(step, state, batch)
     peak = flops.peak(jax.devices()[0], config.precision)
     log.set_rates(operations, peak and peak * jax.device_count())
-    if jax.process_index() == 0:
+    if processes.first():
         summary.show(
             task=config.task,
             config_name=str(workdir / "config.json"),

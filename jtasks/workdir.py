@@ -9,9 +9,8 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import jax
-
 from jtasks import config as configs
+from jtasks import processes
 from jtasks.config import Config
 from jtasks.errors import ConfigError
 from jtasks.log import say
@@ -28,7 +27,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     Raises:
       ConfigError: it is a file, cannot be written to, or another run holds it.
     """
-    if jax.process_index():  # the first process holds it for all
+    if not processes.first():  # the first process holds it for all
         yield
         return
     try:
@@ -73,10 +72,9 @@ def record_config(config: Config, workdir: pathlib.Path, *, resumed: bool) -> No
             )
         if lines:
             say("resuming with a changed config:\n  " + "\n  ".join(lines.values()))
-    if jax.process_index() == 0:
-        partial = path.with_suffix(".json.tmp")
-        partial.write_text(json.dumps(new, indent=1) + "\n")
-        partial.replace(path)
+    partial = path.with_suffix(".json.tmp")
+    partial.write_text(json.dumps(new, indent=1) + "\n")
+    partial.replace(path)
 
 
 def _short(value: Any) -> str:
