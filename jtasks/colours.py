@@ -3,7 +3,7 @@
 import os
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -47,10 +47,11 @@ def levels(images: np.ndarray) -> np.ndarray:
     return np.arange(int(images.max()) + 1, dtype=np.float32)[:, None]
 
 
-def prepare(examples: Examples, options: Any, seed: int) -> None:
-    """Fit the palette that `options` (config.data) ask for to training images, unless it is there already."""
+def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
+    """Fit the palette that `options` (config.data) ask for to the images that `read` gives, unless it is there."""
     if palette_path(options, seed).exists() or options.palette:
         return
+    examples = read()
     n = pipeline.size(examples)
     rows = np.sort(pipeline.permutation(seed, 0, n)[:10_000])
     images = pipeline.fetch(examples, rows, None)["image"]

@@ -21,7 +21,11 @@ AHEAD = 16
 def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     """A function (params, examples) -> metrics that compiles once; `poll` is called between batches and may raise."""
     replicated = sharding.replicated(job.mesh)
-    step = jax.jit(lambda params, batch: job.task.eval_fn(params, batch, job.config), out_shardings=replicated)
+
+    def sums_of(params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
+        return metrics.checked(job.task.eval_fn(params, batch, job.config), losses(job.task), "eval_fn")
+
+    step = jax.jit(sums_of, out_shardings=replicated)
 
     def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
         plan = job.plan(examples, shuffle=False)

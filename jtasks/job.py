@@ -53,14 +53,27 @@ class Job(NamedTuple):
         return examples
 
     def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.Plan:
-        """The order of the examples; an evaluation's batches are rounded up to what the devices can divide."""
-        batch_size, parts = self.config.batch_size, self.mesh.shape["data"] * (self.config.accumulate if shuffle else 1)
-        if shuffle and batch_size % parts:
+        """The order of the examples; an evaluation's batches have no more rows than there are, rounded up to devices.
+
+        Raises:
+          ConfigError: the batch cannot be divided over devices and microbatches, or must not be.
+        """
+        config, n, devices = self.config, pipeline.size(examples), self.mesh.shape["data"]
+        if not shuffle:
+            rows = min(config.batch_size, n)
+            return pipeline.Plan(n, config.seed, -(-rows // devices) * devices, shuffle)
+        if getattr(self.task, "MIXES_EXAMPLES", False) and config.accumulate > 1:
             raise ConfigError(
-                f"config.batch_size={batch_size} must be divisible by {parts}: {self.mesh.shape['data']} devices times"
-                f" config.accumulate={self.config.accumulate} microbatches; try {-(-batch_size // parts) * parts}"
+                f"the loss of {config.task} mixes the examples of a batch (MIXES_EXAMPLES), so microbatches would"
+                f" change it: config.accumulate={config.accumulate} must be 1"
             )
-        return pipeline.Plan(pipeline.size(examples), self.config.seed, -(-batch_size // parts) * parts, shuffle)
+        if config.batch_size % (devices * config.accumulate):
+            parts = devices * config.accumulate
+            raise ConfigError(
+                f"config.batch_size={config.batch_size} must be divisible by {parts}: {devices} devices times"
+                f" config.accumulate={config.accumulate} microbatches; try {-(-config.batch_size // parts) * parts}"
+            )
+        return pipeline.Plan(n, config.seed, config.batch_size, shuffle)
 
     def batch_at(self, examples: pipeline.Examples, plan: pipeline.Plan, step: int) -> dict[str, jax.Array]:
         """The batch of one step on the devices."""

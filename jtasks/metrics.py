@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtasks.errors import ConfigError
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,6 +52,20 @@ class Mean:
 def scaled(mean: Mean, coefficient: float) -> Mean:
     """Fold a coefficient into the total, as a term of a loss needs it."""
     return Mean(mean.total * coefficient, mean.count)
+
+
+def checked(metrics: Any, losses: tuple[str, ...], function: str) -> dict[str, Mean]:
+    """The metrics that a task's `function` returned, if they are what the contract says.
+
+    Raises:
+      ConfigError: they are no dict of Mean, or a term of the loss is not among them.
+    """
+    if not isinstance(metrics, Mapping) or not all(isinstance(mean, Mean) for mean in metrics.values()):
+        kinds = {k: type(v).__name__ for k, v in metrics.items()} if isinstance(metrics, Mapping) else type(metrics)
+        raise ConfigError(f"the metrics of {function} must be a dict of jtasks.metrics.Mean, not {kinds}")
+    if missing := [name for name in losses if name not in metrics]:
+        raise ConfigError(f"the metrics of {function} lack {missing} of LOSSES = {losses}; they have {list(metrics)}")
+    return dict(metrics)
 
 
 def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:

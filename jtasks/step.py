@@ -16,7 +16,7 @@ import optax
 
 from jtasks import task as tasks
 from jtasks.config import Config
-from jtasks.metrics import Mean
+from jtasks.metrics import Mean, checked
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -100,7 +100,8 @@ def exact_gradient(
     """
 
     def totals(params: Params, part: Batch, i: Any) -> tuple[dict[str, jax.Array], Metrics]:
-        _, metrics = loss_fn(params, part, jax.random.fold_in(rng, i))
+        _, found = loss_fn(params, part, jax.random.fold_in(rng, i))
+        metrics = checked(found, losses, "loss_fn")
         return {name: metrics[name].total for name in losses}, metrics
 
     if microbatches == 1:

@@ -120,11 +120,11 @@ def test_levels_are_all_greys_up_to_the_highest():
 
 def test_a_palette_is_prepared_once_beside_the_data(tmp_path):
     examples = tiny.digits(50, "train")
-    colours.prepare(examples, options(tmp_path), seed=3)
+    colours.prepare(lambda: examples, options(tmp_path), seed=3)
     path = colours.palette_path(options(tmp_path), seed=3)
     assert path.is_relative_to(tmp_path) and path.exists()
     written = path.stat().st_mtime_ns
-    colours.prepare(examples, options(tmp_path), seed=3)
+    colours.prepare(lambda: examples, options(tmp_path), seed=3)
     assert path.stat().st_mtime_ns == written
     assert not [p for p in path.parent.iterdir() if p != path]
     found = colours.data_args(examples, options(tmp_path), seed=3)
@@ -144,12 +144,12 @@ def test_a_folder_of_data_that_cannot_be_written_leaves_the_palette_in_the_cache
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "palettes").write_text("a file where the folder should be: nobody can write below it")
     asked = options(tmp_path / "data")
-    colours.prepare(tiny.digits(50, "train"), asked, seed=0)
+    colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
     path = colours.palette_path(asked, 0)
     assert path.is_relative_to(tmp_path / "cache" / "jtasks")
     assert colours.load(path, 1)
     before = path.stat().st_mtime_ns
-    colours.prepare(tiny.digits(50, "train"), asked, seed=0)
+    colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
     assert path.stat().st_mtime_ns == before
 
 
@@ -158,14 +158,14 @@ def test_no_place_for_the_palette_is_an_error(tmp_path, monkeypatch):
         (tmp_path / name).write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="cannot be stored beside the data or in the user's cache"):
-        colours.prepare(tiny.digits(50, "train"), options(tmp_path / "data"), seed=0)
+        colours.prepare(lambda: tiny.digits(50, "train"), options(tmp_path / "data"), seed=0)
 
 
 def test_a_palette_file_of_ones_own_is_used_and_none_fitted(tmp_path):
     mine = tmp_path / "mine.npy"
     np.save(mine, np.array([[0.0], [7.5], [16.0]]))
     asked = options(tmp_path, palette=str(mine))
-    colours.prepare(tiny.digits(50, "train"), asked, seed=0)
+    colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
     assert sorted(tmp_path.iterdir()) == [mine]
     assert colours.data_args(tiny.digits(50, "train"), asked, 0)["palette"] == ((0.0,), (7.5,), (16.0,))
 

@@ -179,3 +179,30 @@ def test_a_corrupt_picture_is_named_and_can_be_replaced_always_by_the_same(pictu
     shutil.copy(pictures / "train" / "dog" / "3.png", pictures / "train" / "cat" / "3.png")
     assert cli.run([*run, f"--workdir={tmp_path / 'three'}", "--config.data.skip_bad=1"]) == 1
     assert "more than config.data.skip_bad=1 are bad" in capfd.readouterr().err
+
+
+def test_a_loss_that_mixes_examples_refuses_to_be_split(linear, tmp_path, capfd):
+    path = linear()
+    pathlib.Path(path).write_text(pathlib.Path(path).read_text() + "\nMIXES_EXAMPLES = True\n")
+    run = [f"--config={path}", f"--workdir={tmp_path / 'run'}", "--config.batch_size=16"]
+    assert cli.run([*run, "--config.accumulate=2"]) == 2
+    assert "mixes the examples of a batch" in capfd.readouterr().err
+    assert cli.run(run) == 0
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def eval_fn(params, batch, config):\n    return {'accuracy': Mean.of(batch['x'])}", "eval_fn lack ['loss']"),
+        (
+            "def eval_fn(params, batch, config):\n    return {'loss': batch['x'].mean()}",
+            "must be a dict of jtasks.metrics.Mean",
+        ),
+        ("def loss_fn(params, batch, rng, config):\n    return 0.0, {}", "loss_fn lack ['loss']"),
+    ],
+)
+def test_metrics_that_break_the_contract_are_told_in_its_words(body, message, linear, tmp_path, capfd):
+    path = linear()
+    pathlib.Path(path).write_text(pathlib.Path(path).read_text() + body + "\n")
+    assert cli.run([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 2
+    assert message in capfd.readouterr().err

@@ -26,7 +26,7 @@ def dataset(split: str, config: Config) -> Any:
 
 def prepare(config: Config) -> None:
     """Fit the palette on the training images, once; it is stored beside the data."""
-    colours.prepare(dataset("train", config), config.data, config.seed)
+    colours.prepare(lambda: dataset("train", config), config.data, config.seed)
 
 
 def data_args(config: Config) -> dict[str, Any]:
