@@ -5,9 +5,11 @@ import contextlib
 import json
 import os
 import pathlib
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 from typing import Any
 
 from jtasks.errors import EXIT_STOPPED
@@ -33,6 +35,8 @@ exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped b
 def main() -> None:
     """Run the command of this process and exit."""
     _use_huge_pages()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stopped)  # while there is nothing to save; training puts its own in place
     code = run(sys.argv[1:])
     from jtasks import processes
 
@@ -60,12 +64,16 @@ def run(arguments: Sequence[str]) -> int:
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
-    except KeyboardInterrupt:
-        return _fail(130, "interrupted before there was anything to save")
     except Exception as error:
         code = _fail(EXIT_FAILED, f"{type(error).__name__}: {error}")
         traceback.print_exc()
         return code
+
+
+def _stopped(number: int, frame: FrameType | None) -> None:
+    with contextlib.suppress(OSError, ValueError):
+        print(f"{signal.Signals(number).name}: stopped; run the same command again", file=sys.stderr, flush=True)
+    os._exit(EXIT_STOPPED)
 
 
 def _fail(code: int, text: str) -> int:

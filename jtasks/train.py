@@ -1,6 +1,7 @@
 """The one training loop."""
 
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -123,4 +124,7 @@ def begin(
             devices=jax.devices(),
             mesh_shape=dict(job.mesh.shape),
         )
-    return state, step.lower(state, batch).compile()
+    begun = time.perf_counter()
+    compiled = step.lower(state, batch).compile()
+    log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+    return state, compiled

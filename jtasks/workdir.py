@@ -60,7 +60,10 @@ def record_config(config: Config, workdir: pathlib.Path, *, resumed: bool) -> No
     """
     path, new = workdir / "config.json", configs.to_json(config)
     if resumed and path.exists():
-        old = dict(configs.fields(json.loads(path.read_text())))
+        try:
+            old = dict(configs.fields(json.loads(path.read_text())))
+        except ValueError as error:
+            raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from error
         now = dict(configs.fields(new))
         changed = {k: (old.get(k), now.get(k)) for k in {**old, **now} if old.get(k) != now.get(k)}
         lines = {k: f"{k}: {_short(a)} -> {_short(b)}" for k, (a, b) in changed.items()}

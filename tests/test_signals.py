@@ -143,6 +143,15 @@ def test_a_signal_is_answered_in_time_wherever_the_run_is(place, saved, tmp_path
     assert f"resumed from step {steps[-1]}" in errors if steps else "resumed" not in errors
 
 
+@pytest.mark.parametrize("after", [0.3, 0.8, 1.5, 2.5])
+def test_a_signal_while_the_run_is_still_starting_says_75_too(after, tmp_path):
+    process = start(*LONG, f"--workdir={tmp_path}")
+    time.sleep(after)
+    code, errors, seconds = signalled(process, signal.SIGTERM)
+    assert code == 75, errors
+    assert seconds < 8
+
+
 def test_a_second_run_in_one_workdir_is_refused_and_the_first_goes_on(tmp_path):
     process = start(*LONG, f"--workdir={tmp_path}")
     wait_for(tmp_path, 5, process)
