@@ -85,6 +85,8 @@ OTHER_VALUES = {
     "optim.clip": ("1", 1.0),
     "optim.freeze": ("^embed", "^embed"),
     "mesh.data": ("8", 8),
+    "check.step": ("3", 3),
+    "data.skip_bad": ("2", 2),
 }
 
 
