@@ -5,10 +5,14 @@
 | preset | width | layers | heads | colours | parameters | from |
 |---|---|---|---|---|---|---|
 | `xxs` | 16 | 8 | 2 | 16 | 43 thousand | the default of Lightning-Transformers |
-| `xs` (default) | 256 | 8 | 8 | 512 | 6.8 million | here: an hour on one GPU |
-| `s` | 512 | 24 | 8 | 512 | 76 million | the paper |
-| `m` | 1024 | 36 | 8 | 512 | 455 million | the paper |
+| `xs` (default) | 256 | 8 | 8 | 512 | 6.8 million | here: the default |
+| `s` | 512 | 24 | 8 | 512 | 77 million | the paper |
+| `m` | 1024 | 36 | 8 | 512 | 456 million | the paper |
 | `l` | 1536 | 48 | 16 | 512 | 1.4 billion | the paper |
+
+Measured, on two CPU cores and CIFAR-10 rebuilt from JPEG: `:xxs --config.steps=300` takes 12 to 20 minutes
+(some 25 images/s) and reaches 1.270 nats a pixel on the test images, where 16 equally likely colours have
+2.773. The other presets want an accelerator; none has been measured yet.
 """
 
 import ml_collections

@@ -68,6 +68,8 @@ def schedule(optim: Any, steps: int) -> optax.Schedule:
     The factor of the linear warm-up is (count + 1) / warmup while count < warmup, so no update is wasted on a rate of
     0 and the last update of the warm-up runs at `lr`. From there, with `total` updates in all:
 
+    A warm-up longer than the schedule is cut short by its end, so that a trial of a few steps just runs.
+
     - constant: lr
     - linear, cosine: from lr at count = warmup to end_lr at count = total, end_lr afterwards
     - polynomial: end_lr + (lr - end_lr) * (1 - (count - warmup) / (total - warmup)) ** power, then end_lr; it is the
@@ -79,7 +81,7 @@ def schedule(optim: Any, steps: int) -> optax.Schedule:
       steps: updates in the run, the schedule's total unless `optim.decay_steps` says otherwise.
 
     Raises:
-      ConfigError: an unknown or negative field, an unknown schedule, or a warm-up longer than the schedule.
+      ConfigError: an unknown or negative field, or an unknown schedule.
 
     >>> rate = schedule({"lr": 1.0, "schedule": "linear", "warmup": 2}, steps=4)
     >>> [float(rate(count)) for count in range(5)]
@@ -244,8 +246,6 @@ def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
     if given >= 1 and given != int(given):
         raise ConfigError(f"config.optim.warmup={given} should be a whole number of updates or a fraction below 1")
     warmup = int(given) if given >= 1 else round(given * total)
-    if warmup > total:
-        raise ConfigError(f"config.optim.warmup={warmup} is longer than the schedule of {total} updates; lower it")
     return warmup, total
 
 

@@ -52,7 +52,7 @@ def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -
 
 
 def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
-    """Write each as folder/NAME-SUFFIX.png or .txt."""
+    """Write each image, uint8 [h, w] or [h, w, 1 or 3], or text as folder/NAME-SUFFIX.png or .txt."""
     from PIL import Image
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,8 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
         if isinstance(content, str):
             path.write_text(content + "\n")
         else:
-            Image.fromarray(content).save(path)
+            grey = content.ndim == 3 and content.shape[2] == 1
+            Image.fromarray(content[..., 0] if grey else content).save(path)
         paths.append(path)
     return paths
 

@@ -110,6 +110,12 @@ def test_decay_steps_replace_the_length_of_the_run():
     np.testing.assert_allclose([rate(10), rate(50)], [1e-5, 1e-5], rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "rsqrt", "polynomial"])
+def test_a_warmup_longer_than_the_schedule_is_cut_short_by_its_end(name):
+    rate = optim.schedule({"schedule": name, "lr": 1.0, "warmup": 500}, 10)
+    np.testing.assert_allclose([rate(count) for count in range(10)], np.arange(1, 11) / 500, rtol=1e-5)
+
+
 def test_a_warmup_as_long_as_the_schedule_is_all_warmup():
     rate = optim.schedule({"schedule": "linear", "lr": 1.0, "warmup": 4}, 4)
     assert [float(rate(t)) for t in range(5)] == [0.25, 0.5, 0.75, 1.0, 0.0]
@@ -348,8 +354,6 @@ def test_shapes_are_enough_to_make_an_optimizer(name):
         ({"wieght_decay": 1}, r"unknown field config\.optim\.wieght_decay, did you mean weight_decay"),
         ({"name": "sgd", "b2": 0.9}, r"unknown field config\.optim\.b2.*available: .*momentum"),
         ({"schedule": "cosin"}, r"config\.optim\.schedule='cosin', did you mean cosine\?.*rsqrt"),
-        ({"warmup": 11}, r"config\.optim\.warmup=11 is longer than the schedule of 10"),
-        ({"warmup": 6, "decay_steps": 5}, r"config\.optim\.warmup=6 is longer than the schedule of 5"),
         ({"warmup": 5.5}, r"config\.optim\.warmup=5\.5 should be a whole number"),
         ({"warmup": -0.1}, r"config\.optim\.warmup=-0\.1 should be a number of at least 0"),
         ({"lr": -1.0}, r"config\.optim\.lr=-1\.0 should be"),
