@@ -137,9 +137,12 @@ class Log:
         self.message(f"WARNING: {text}", style="bold red")
 
     def advance(self, step: int) -> None:
-        """Says that `step` is done. Cheap: call it after each; it redraws the bar at most ten times a second."""
+        """Says that `step` is done. Cheap: call it before the first step, whence the rates are timed, and after each.
+
+        The bar is redrawn at most ten times a second.
+        """
         now = time.perf_counter()
-        self._begin = self._begin or (now, step)  # the first step compiles, so timing starts behind it
+        self._begin = self._begin or (now, step)
         if self._bar is not None and now - self._drawn >= 0.1:
             self._drawn = now
             self._draw(step)

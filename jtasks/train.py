@@ -56,6 +56,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
             between.reach(state, start)
             batches = job.batches(examples, plan, range(start, steps), poll=between.poll)
             reports: list[Report] = []
+            log.advance(start)
             for now, batch in enumerate(batches, start + 1):
                 state, report = step(state, batch)
                 reports.append(report)
