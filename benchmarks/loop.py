@@ -38,7 +38,7 @@ CASES = {"mnist": ("configs/mnist.py", "mnist"), "igpt_cifar": ("configs/igpt_ci
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", choices=[*CASES, []], help=f"of {', '.join(CASES)}; all by default")
-    parser.add_argument("--steps", type=int, default=60, help="a measurement")
+    parser.add_argument("--steps", type=int, default=60, help="a measurement; at least 20")
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     for name in flags.cases or CASES:
@@ -56,7 +56,7 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
     write_data(folder)
     (folder / "bench.py").write_text(TASK.format(task=task))
     length = [f"--config.task={folder / 'bench.py'}", f"--config.steps={steps + 1}", "--config.save_every=0"]
-    config = configs.load(str(ROOT / path), [*length, "--config.log_every=20", "--config.eval_every=0"])
+    config = configs.load(str(ROOT / path), [*length, "--config.log_every=10", "--config.eval_every=0"])
     bare = bare_step(config)
     bare(3)
     ours, theirs = [], []
@@ -66,7 +66,7 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
             train(config, folder / f"run-{i}")
         records = [json.loads(line) for line in (folder / f"run-{i}" / "metrics.jsonl").read_text().splitlines()]
         spans = [r["seconds_per_step"] for r in records if "seconds_per_step" in r]
-        ours.append(statistics.mean(spans[:-1] or spans))  # the last span is a single step
+        ours.append(statistics.mean(spans[1:-1]))  # the first warms up, as bare(3) does; the last is a single step
         print(f"round {i}: bare {theirs[-1]:.4f}, loop {ours[-1]:.4f} s a step", file=sys.stderr)
     step, loop = statistics.median(theirs), statistics.median(ours)
     return {"loop_s": round(loop, 5), "step_s": round(step, 5), "ratio": round(loop / step, 4)}
