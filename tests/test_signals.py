@@ -112,7 +112,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
     path.write_text(HOLDING.format(tests=str(ROOT / "tests")))
     process = start(f"--config={path}", f"--workdir={tmp_path / 'run'}", HOLD="compile")
     for line in process.stderr:
-        if "holding" in line:
+        if line == "holding\n":  # and not a path with that name
             break
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.5)
@@ -130,7 +130,7 @@ def test_a_signal_is_answered_in_time_wherever_the_run_is(place, saved, tmp_path
     path.write_text(HOLDING.format(tests=str(ROOT / "tests")))
     process = start(f"--config={path}", f"--workdir={workdir}", HOLD=place, WORKDIR=str(workdir))
     for line in process.stderr:
-        if "holding" in line:
+        if line == "holding\n":  # and not a path with that name
             break
     time.sleep(1)
     code, errors, seconds = signalled(process, signal.SIGTERM)
