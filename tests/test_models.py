@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jtasks import models
@@ -55,12 +56,15 @@ def images(b=2, h=8, w=8, c=1):
 # Attention
 
 
-def plain_attention(query, key, value, causal):
+def plain_attention(query, key, value, causal, segments=None):
     """In numpy, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
-    if causal:
-        scores = np.where(np.tril(np.ones(scores.shape[-2:], bool)), scores, -np.inf)
+    seen = np.tril(np.ones(scores.shape[-2:], bool)) if causal else np.ones(scores.shape[-2:], bool)
+    seen = np.broadcast_to(seen, scores.shape)
+    if segments is not None:
+        seen = seen & (segments[:, None, :, None] == segments[:, None, None])
+    scores = np.where(seen, scores, -1e300)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
 
@@ -70,35 +74,125 @@ def three(t):
     return [jnp.asarray(random.normal(size=(2, 3, t, 4)), jnp.float32) for _ in range(3)]
 
 
+def packed(t):
+    """Segments of two rows: three texts and padding; one text and padding."""
+    first = np.repeat([1, 2, 3, 0], [t // 4, t // 3, t // 4, t - t // 4 - t // 3 - t // 4])
+    second = np.repeat([1, 0], [t - t // 5, t // 5])
+    return np.stack([first, second]).astype(np.int32)
+
+
 def test_attention_equals_numpy():
     np.testing.assert_allclose(attention.attention(*three(9)), plain_attention(*three(9), causal=False), atol=2e-5)
 
 
-@pytest.mark.parametrize("t", [1, 16, 17, 24, 29])  # the last three go in chunks of 8, one of them a whole number
-def test_chunked_causal_attention_equals_the_plain_one(t, monkeypatch):
+LENGTHS = pytest.mark.parametrize("t", [7, 16, 29])  # the last two in blocks of 8, one a whole number of them
+CAUSAL = pytest.mark.parametrize("causal", [True, False])
+
+
+@LENGTHS
+@CAUSAL
+def test_blockwise_attention_equals_the_plain_one(t, causal, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 8)
-    np.testing.assert_allclose(
-        attention.causal_attention(*three(t)), plain_attention(*three(t), causal=True), atol=2e-5
-    )
+    found = jax.jit(functools.partial(attention.self_attention, causal=causal))(*three(t))
+    np.testing.assert_allclose(found, plain_attention(*three(t), causal=causal), atol=1e-5)
 
 
-def test_chunked_causal_attention_has_the_plain_gradient(monkeypatch):
+@LENGTHS
+@CAUSAL
+def test_blockwise_attention_stays_inside_its_segment(t, causal, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    segments = packed(t)
+    found = jax.jit(functools.partial(attention.self_attention, causal=causal))(*three(t), segments=segments)
+    expected = plain_attention(*three(t), causal=causal, segments=segments)
+    text = (segments > 0)[:, None, :, None]
+    np.testing.assert_allclose(np.where(text, found, 0), np.where(text, expected, 0), atol=1e-5)
+    assert np.isfinite(found).all()  # padding too
+
+
+@CAUSAL
+@pytest.mark.parametrize("segmented", [True, False])
+def test_blockwise_attention_has_the_plain_gradient(causal, segmented, monkeypatch):
+    t = 21  # short of three blocks of 8
+    segments = jnp.asarray(packed(t)) if segmented else None
+    text = jnp.ones((2, t)) if segments is None else segments > 0
+
     def gradient():
-        return jax.grad(lambda x: jnp.sum(jnp.sin(attention.causal_attention(*x))))(three(21))
+        def loss(x):
+            mixed = attention.self_attention(*x, causal=causal, segments=segments)
+            return jnp.sum(jnp.sin(mixed) * text[:, None, :, None])
 
-    plain = gradient()  # 21 is short of two whole chunks
+        return jax.jit(jax.grad(loss))(three(t))
+
+    plain = gradient()
     monkeypatch.setattr(attention, "BLOCK", 8)
     for one, other in zip(gradient(), plain, strict=True):
-        np.testing.assert_allclose(one, other, atol=2e-5)
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert np.abs(one).max() > 0.01
 
 
-def test_the_shipped_chunk_is_used_for_long_sequences():
+def test_padding_looks_at_all_of_the_text_and_nothing_looks_at_padding():
+    segments = jnp.asarray([[1, 1, 2, 0, 0]])
+    seen = attention.visible(5, False, segments)[0, 0].astype(int)
+    np.testing.assert_array_equal(
+        seen, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
+    )
+    causal = attention.visible(5, True, segments)[0, 0].astype(int)
+    np.testing.assert_array_equal(causal, np.tril(np.ones((5, 5), int)) * seen)
+    assert attention.visible(5, False, None) is None
+
+
+def test_dropped_attention_is_the_plain_one_on_average():
+    query, key, value = three(6)
+    dropped = jax.jit(
+        jax.vmap(lambda rng: attention.dropped_attention(query, key, value, None, rng, 0.3)),
+    )(jax.random.split(jax.random.key(0), 300))
+    assert not np.allclose(dropped[0], dropped[1])
+    np.testing.assert_allclose(dropped.mean(0), plain_attention(query, key, value, causal=False), atol=0.2)
+
+
+@CAUSAL
+def test_the_shipped_block_is_used_for_long_sequences(causal):
     t = 2 * attention.BLOCK + 3
     query, key, value = three(t)
-    found = jax.jit(attention.causal_attention)(query, key, value)
-    np.testing.assert_allclose(found, plain_attention(query, key, value, causal=True), atol=2e-5)
-    text = jax.jit(attention.causal_attention).lower(query, key, value).as_text()
-    assert f"{t}x{t}x" not in text  # the whole scores are never there
+    run = jax.jit(functools.partial(attention.self_attention, causal=causal))
+    np.testing.assert_allclose(run(query, key, value), plain_attention(query, key, value, causal=causal), atol=1e-5)
+    assert f"{t}x{t}x" not in run.lower(query, key, value).as_text()  # the whole scores are never there
+
+
+# The loss over a vocabulary
+
+
+@pytest.mark.parametrize("rows", [64, 24, 5])  # all 24 rows at once, exactly one block, blocks with padding
+@pytest.mark.parametrize("biased", [True, False])
+def test_the_loss_over_a_vocabulary_is_the_plain_cross_entropy_with_its_gradient(rows, biased):
+    random = np.random.default_rng(0)
+    hidden, table = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((4, 6, 8), (31, 8)))
+    bias = jnp.asarray(random.normal(size=31), jnp.float32) if biased else None
+    labels = jnp.asarray(random.integers(0, 31, (4, 6)))
+    weights = jnp.asarray(random.uniform(size=(4, 6)), jnp.float32)
+
+    def logits(hidden, table, bias):
+        return hidden @ table.T + (jnp.zeros((1, 1, 31)) if bias is None else bias[None, None])
+
+    def plain(*args):
+        return jnp.sum(optax.softmax_cross_entropy_with_integer_labels(logits(*args), labels) * weights)
+
+    def ours(*args):
+        return jnp.sum(layers.vocabulary_loss(*args[:2], labels, args[2], rows=rows)[0] * weights)
+
+    which = (0, 1, 2) if biased else (0, 1)
+    found = jax.jit(jax.value_and_grad(ours, which))(hidden, table, bias)
+    expected = jax.jit(jax.value_and_grad(plain, which))(hidden, table, bias)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5), found, expected)
+    nats, correct = layers.vocabulary_loss(hidden, table, labels, bias, rows=rows)
+    assert nats.shape == correct.shape == (4, 6)
+    np.testing.assert_array_equal(correct, logits(hidden, table, bias).argmax(-1) == labels)
+
+
+def test_the_loss_over_a_vocabulary_never_holds_all_logits():
+    hidden, table, labels = jnp.zeros((50, 8)), jnp.zeros((31, 8)), jnp.zeros(50, jnp.int32)
+    gradient = jax.grad(lambda h, t: layers.vocabulary_loss(h, t, labels, rows=10)[0].sum(), (0, 1))
+    assert "50x31x" not in jax.jit(gradient).lower(hidden, table).as_text()
 
 
 # GPT
@@ -130,12 +224,13 @@ def test_with_shifted_inputs_no_token_sees_itself():
 def test_decoding_with_a_cache_equals_the_full_pass(prefill):
     params, model = params_without_classifier(), gpt()
     expected = np.asarray(full(params, tokens()))
-    decode = jax.jit(lambda p, t, c, position: model.apply(p, t, c, position, method="decode"))
-    logits, cache = decode(params, tokens()[:, :prefill], model.cache(2, T), 0)
+    read = jax.jit(lambda p, t: model.apply(p, t, length=T + 1 - prefill, method="prefill"))
+    extend = jax.jit(lambda p, t, c: model.apply(p, t, c, method="extend"))
+    logits, cache = read(params, tokens()[:, :prefill])
     np.testing.assert_allclose(logits, expected[:, prefill - 1], atol=2e-5)
     for position in range(prefill, T):
-        logits, cache = decode(params, tokens()[:, position : position + 1], cache, position)
-        np.testing.assert_allclose(logits, expected[:, position], atol=2e-5)
+        logits, cache = extend(params, tokens()[:, position : position + 1], cache)
+        np.testing.assert_allclose(logits[:, 0], expected[:, position], atol=2e-5)
 
 
 def test_sequences_of_a_batch_do_not_see_each_other():
@@ -189,7 +284,8 @@ def test_bfloat16_is_the_type_of_the_computation_and_not_of_the_parameters():
     logits, expected = jax.jit(model.apply)(params, tokens()), full(params, tokens())
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
-    assert model.cache(2, T)["key"].dtype == jnp.bfloat16
+    _, cache = jax.eval_shape(lambda p, t: model.apply(p, t, length=1, method="prefill"), params, tokens())
+    assert cache["key"].dtype == jnp.bfloat16
 
 
 def test_features_are_one_a_layer_and_the_classifier_reads_the_chosen_one():
@@ -225,8 +321,8 @@ def test_a_gpt_refuses_what_does_not_fit():
 def test_a_block_whose_output_projections_are_zero_is_the_identity(causal):
     block = layers.Block(width=8, heads=2, causal=causal, depth=1)
     x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (2, 5, 8)), jnp.float32)
-    params = drawn(block, x, None, 0, True)["params"]
-    apply = jax.jit(lambda params: block.apply({"params": params}, x, None, 0, True)[0])
+    params = drawn(block, x, None, None, True)["params"]
+    apply = jax.jit(lambda params: block.apply({"params": params}, x, None, None, True)[0])
     y = apply(params)
     assert np.abs(y - x).max() > 0.1
     for projection in (params["attention"]["output"], params["down"]):

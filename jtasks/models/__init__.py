@@ -9,8 +9,10 @@
 (3, 4)
 """
 
+from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
-from jtasks.models.gpt import GPT, shifted
+from jtasks.models.gpt import GPT, reordered, shifted
+from jtasks.models.video_gpt import VideoGPT
 from jtasks.models.vit import ViT
 
-__all__ = ["GPT", "ConvNet", "ViT", "shifted"]
+__all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "reordered", "shifted"]

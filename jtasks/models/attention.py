@@ -1,11 +1,20 @@
-"""Softmax attention: plain, and causal in blocks that are never whole in memory."""
+"""Softmax attention: plain, and in blocks of queries whose scores are never whole in memory.
+
+`segments` [b, t] int32 says which positions belong together: a position sees those of its own number, and
+0 is padding, which nothing sees. So one array serves padding, packed documents and both.
+"""
+
+import functools
 
 import jax
 import jax.numpy as jnp
 
+from jtasks.models import kernels
+from jtasks.models.dropout import dropped
+
 BLOCK = 128  # queries; on two CPU cores 64 and 128 were as fast as each other, 256 slower by a third
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -13,73 +22,132 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
 
     Scores and softmax are float32 whatever the type of the arguments.
     """
-    scores = _scores(query, key)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bhsd->bhtd", weights, value)
+    return _mix(_weights(query, key, mask), value)
 
 
-def causal_attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Each position looks at itself and what came before; [b, h, t, d] each.
+def dropped_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rng: jax.Array, rate: float
+) -> jax.Array:
+    """The same with dropout on the weights (Vaswani et al. 2017, as in BERT)."""
+    return _mix(dropped(_weights(query, key, mask), rng, rate), value)
 
-    Long sequences go in blocks of queries, each against only the keys up to its end, so half of the
-    [t, t] scores are never computed and the rest never stored: the backward pass computes them again
-    from the log-sum-exp of each row (FlashAttention, Dao et al. 2022). Reverse-mode derivatives only.
+
+def continued(
+    query: jax.Array, key: jax.Array, value: jax.Array, past_key: jax.Array, past_value: jax.Array, seen: jax.Array
+) -> jax.Array:
+    """Each of n new positions looks at itself and at what it may see of the past, but not at the other new ones.
+
+    Args:
+      query: [b, h, n, d], as `key` and `value`.
+      past_key: [b, h, s, d], as `past_value`.
+      seen: bool [b, n, s].
+    """
+    past = jnp.where(seen[:, None], _scores(query, past_key), jnp.finfo(jnp.float32).min)
+    own = jnp.sum(query.astype(jnp.float32) * key, axis=-1, keepdims=True) * query.shape[-1] ** -0.5
+    weights = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1).astype(value.dtype)
+    return jnp.einsum("bhts,bhsd->bhtd", weights[..., :-1], past_value) + weights[..., -1:] * value
+
+
+def self_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, segments: jax.Array | None = None
+) -> jax.Array:
+    """Each position looks at those of its segment, with `causal` only at itself and what came before.
+
+    Accelerators have kernels for it (`models/kernels.py`). Elsewhere long sequences go in blocks of queries,
+    causal ones each against only the keys up to its end, so half of the [t, t] scores are never computed
+    and the rest never stored: the backward pass computes them again from the log-sum-exp of each row
+    (FlashAttention, Dao et al. 2022). Reverse-mode derivatives only.
+
+    Args:
+      query: [b, h, t, d], as `key` and `value`.
+      causal: whether the order counts.
+      segments: [b, t] int32, 0 for padding; None: all one segment. Rows of padding are finite and mean nothing.
     """
     t = query.shape[2]
     if t <= BLOCK:
-        return attention(query, key, value, _visible(0, t)[None, None])
-    return _blockwise(query, key, value)
+        return attention(query, key, value, visible(t, causal, segments))
+    backend = jax.default_backend()
+    if backend == "tpu":
+        return kernels.on_tpu(query, key, value, segments, causal=causal)
+    if backend == "gpu":
+        mixed = kernels.on_gpu(query, key, value, visible(t, False, segments), causal=causal)
+        if mixed is not None:
+            return mixed
+    return _blockwise(query, key, value, segments, causal)
 
 
-@jax.custom_vjp
-def _blockwise(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    return _forward(query, key, value)[0]
+def visible(t: int, causal: bool, segments: jax.Array | None) -> jax.Array | None:
+    """Which keys each query may look at: [b or 1, 1, t, t], None for all."""
+    return _visible(0, t, t, causal, segments)
 
 
-def _forward(query: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, Residuals]:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _blockwise(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, causal: bool
+) -> jax.Array:
+    return _forward(query, key, value, segments, causal)[0]
+
+
+def _forward(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, causal: bool
+) -> tuple[jax.Array, Residuals]:
     outputs, log_sums = [], []
-    for start, stop in _blocks(query.shape[2]):
-        scores = _block_scores(query, key, start, stop)
+    for start, stop, seen in _blocks(query.shape[2], causal):
+        scores = _block_scores(query, key, start, stop, seen, causal, segments)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         mixed = jnp.einsum(
-            "bhts,bhsd->bhtd", weights.astype(value.dtype), value[:, :, :stop], preferred_element_type=jnp.float32
+            "bhts,bhsd->bhtd", weights.astype(value.dtype), value[:, :, :seen], preferred_element_type=jnp.float32
         )
         outputs.append((mixed / total).astype(value.dtype))
         log_sums.append(largest + jnp.log(total))
     output = jnp.concatenate(outputs, axis=2)
-    return output, (query, key, value, output, jnp.concatenate(log_sums, axis=2))
+    return output, (query, key, value, segments, output, jnp.concatenate(log_sums, axis=2))
 
 
-def _backward(residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    query, key, value, output, log_sums = residuals
+def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
+    query, key, value, segments, output, log_sums = residuals
     # The softmax's own term: the sum over keys of weight times its cotangent.
     inner = jnp.sum(cotangent.astype(jnp.float32) * output, axis=-1, keepdims=True)
     d_query, d_key, d_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
-    for start, stop in _blocks(query.shape[2]):
+    for start, stop, seen in _blocks(query.shape[2], causal):
         rows = slice(start, stop)
-        weights = jnp.exp(_block_scores(query, key, start, stop) - log_sums[:, :, rows])
+        scores = _block_scores(query, key, start, stop, seen, causal, segments)
+        weights = jnp.exp(scores - log_sums[:, :, rows])
         d_weights = jnp.einsum(
-            "bhtd,bhsd->bhts", cotangent[:, :, rows], value[:, :, :stop], preferred_element_type=jnp.float32
+            "bhtd,bhsd->bhts", cotangent[:, :, rows], value[:, :, :seen], preferred_element_type=jnp.float32
         )
         d_scores = weights * (d_weights - inner[:, :, rows]) * query.shape[-1] ** -0.5
         d_scores, weights = d_scores.astype(query.dtype), weights.astype(value.dtype)
-        d_query.append(jnp.einsum("bhts,bhsd->bhtd", d_scores, key[:, :, :stop]))
-        d_key = d_key.at[:, :, :stop].add(jnp.einsum("bhts,bhtd->bhsd", d_scores, query[:, :, rows]))
-        d_value = d_value.at[:, :, :stop].add(jnp.einsum("bhts,bhtd->bhsd", weights, cotangent[:, :, rows]))
-    return jnp.concatenate(d_query, axis=2), d_key.astype(key.dtype), d_value.astype(value.dtype)
+        d_query.append(jnp.einsum("bhts,bhsd->bhtd", d_scores, key[:, :, :seen]))
+        d_key = d_key.at[:, :, :seen].add(jnp.einsum("bhts,bhtd->bhsd", d_scores, query[:, :, rows]))
+        d_value = d_value.at[:, :, :seen].add(jnp.einsum("bhts,bhtd->bhsd", weights, cotangent[:, :, rows]))
+    return jnp.concatenate(d_query, axis=2), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 
 _blockwise.defvjp(_forward, _backward)
 
 
-def _blocks(t: int) -> list[tuple[int, int]]:
-    """Bounds of the blocks of queries; at most 32, so that long sequences do not make long programs."""
+def _blocks(t: int, causal: bool) -> list[tuple[int, int, int]]:
+    """Bounds of the blocks of queries and how many keys each needs.
+
+    There are at most 32, so that long sequences do not make long programs.
+    """
     size = max(BLOCK, -(-t // 32))
-    return [(start, min(start + size, t)) for start in range(0, t, size)]
+    bounds = [(start, min(start + size, t)) for start in range(0, t, size)]
+    return [(start, stop, stop if causal else t) for start, stop in bounds]
+
+
+def _weights(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
+    scores = _scores(query, key)
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def _mix(weights: jax.Array, value: jax.Array) -> jax.Array:
+    return jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
@@ -87,12 +155,22 @@ def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
     return scores * query.shape[-1] ** -0.5
 
 
-def _block_scores(query: jax.Array, key: jax.Array, start: int, stop: int) -> jax.Array:
-    """Scores [b, h, stop - start, stop] of a block of queries, masked above the diagonal."""
-    scores = _scores(query[:, :, start:stop], key[:, :, :stop])
-    return jnp.where(_visible(start, stop)[None, None], scores, jnp.finfo(jnp.float32).min)
+def _block_scores(
+    query: jax.Array, key: jax.Array, start: int, stop: int, seen: int, causal: bool, segments: jax.Array | None
+) -> jax.Array:
+    """Scores [b, h, stop - start, seen] of a block of queries, masked."""
+    scores = _scores(query[:, :, start:stop], key[:, :, :seen])
+    mask = _visible(start, stop, seen, causal, segments)
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
 
 
-def _visible(start: int, stop: int) -> jax.Array:
-    """[stop - start, stop]: which keys each query of a block may look at."""
-    return jnp.arange(stop)[None] <= jnp.arange(start, stop)[:, None]
+def _visible(start: int, stop: int, seen: int, causal: bool, segments: jax.Array | None) -> jax.Array | None:
+    """[b or 1, 1, stop - start, seen]: which of the first `seen` keys each query of a block may look at."""
+    mask = None
+    if causal:
+        mask = (jnp.arange(seen)[None] <= jnp.arange(start, stop)[:, None])[None, None]
+    if segments is not None:
+        rows, keys = segments[:, start:stop, None], segments[:, None, :seen]
+        same = ((rows == keys) | (rows == 0)) & (keys > 0)  # padding looks at all text, as in BERT; nothing comes of it
+        mask = same[:, None] if mask is None else mask & same[:, None]
+    return mask

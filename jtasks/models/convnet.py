@@ -6,6 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks.models.convolution import Conv, max_pool
+from jtasks.models.dropout import Dropout
+
 
 class ConvNet(nn.Module):
     """Images [b, h, w, c] -> class logits [b, classes], float32.
@@ -21,10 +24,10 @@ class ConvNet(nn.Module):
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         deterministic = deterministic or not self.dropout
         x = images.astype(self.dtype)
-        x = nn.relu(nn.Conv(32, (3, 3), padding="VALID", dtype=self.dtype, name="conv1")(x))
-        x = nn.relu(nn.Conv(64, (3, 3), padding="VALID", dtype=self.dtype, name="conv2")(x))
-        x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = nn.Dropout(0.25, broadcast_dims=(1, 2), name="dropout1")(x, deterministic)
+        x = nn.relu(Conv(32, (3, 3), self.dtype, name="conv1")(x))
+        x = nn.relu(Conv(64, (3, 3), self.dtype, name="conv2")(x))
+        x = max_pool(x)
+        x = Dropout(0.25, broadcast=(1, 2), name="dropout1")(x, deterministic)
         x = nn.relu(nn.Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
-        x = nn.Dropout(0.5, name="dropout2")(x, deterministic)
+        x = Dropout(0.5, name="dropout2")(x, deterministic)
         return nn.Dense(self.classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)

@@ -6,12 +6,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtasks.models.layers import NORMAL, Cache, empty_cache, stack
+from jtasks.models.dropout import Dropout
+from jtasks.models.layers import NORMAL, Cache, normaliser, stack, vocabulary_loss
 
 
 def shifted(tokens: jax.Array, start: int) -> jax.Array:
     """Inputs that predict `tokens` [b, t]: the start id, then all but the last."""
     return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
+
+
+def places(valid: jax.Array) -> jax.Array:
+    """The learned position of each token where only those that are `valid` [b, t] count."""
+    return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
+
+
+def reordered(cache: Cache, parents: jax.Array) -> Cache:
+    """The cache of `GPT.prefill` for branches that go on from their `parents` [b, n]; no key or value moves."""
+    return cache | {"seen": jnp.take_along_axis(cache["seen"], parents[..., None], axis=1)}
 
 
 class GPT(nn.Module):
@@ -22,6 +33,8 @@ class GPT(nn.Module):
       outputs: number of ids it predicts (a start token is an input only).
       positions: longest sequence.
       classes: of the classifier on pooled features; 0 for none.
+      tied: predict with the input embedding instead of a matrix of its own; `outputs` must be `vocab`.
+      hidden, activation, norm, epsilon: as `layers.Block` has them.
       remat: recompute each layer in the backward pass, for less memory.
       dtype: of the computation; parameters are float32.
     """
@@ -33,16 +46,24 @@ class GPT(nn.Module):
     depth: int
     heads: int
     classes: int = 0
+    tied: bool = False
+    hidden: int = 0
+    activation: str = "gelu_tanh"
+    norm: str = "layer"
+    epsilon: float = 1e-6
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        if self.tied and self.outputs != self.vocab:
+            raise ValueError(f"a tied head predicts all {self.vocab} input ids, not {self.outputs}")
         self.tokens = nn.Embed(self.vocab, self.width, dtype=self.dtype, embedding_init=NORMAL)
         self.position = nn.Embed(self.positions, self.width, dtype=self.dtype, embedding_init=NORMAL)
-        self.dropout_in = nn.Dropout(self.dropout)
+        self.dropout_in = Dropout(self.dropout)
         self.blocks = stack(
             depth=self.depth,
             remat=self.remat,
@@ -50,23 +71,102 @@ class GPT(nn.Module):
             width=self.width,
             heads=self.heads,
             causal=True,
+            hidden=self.hidden,
+            activation=self.activation,
+            norm=self.norm,
+            epsilon=self.epsilon,
             dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
             dtype=self.dtype,
         )
-        self.norm = nn.LayerNorm(dtype=self.dtype)
-        self.head = nn.Dense(self.outputs, use_bias=False, dtype=self.dtype, kernel_init=NORMAL)
+        self.last_norm = normaliser(self.norm, self.epsilon, self.dtype, name="norm")
+        if not self.tied:
+            self.head = nn.Dense(self.outputs, use_bias=False, dtype=self.dtype, kernel_init=NORMAL)
         if self.classes:
             self.classifier = nn.Dense(self.classes, dtype=self.dtype, kernel_init=NORMAL)
 
-    def __call__(self, tokens: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Logits of the next id, [b, t, outputs] float32, for `tokens` [b, t]."""
-        hidden, _, _ = self._encode(tokens, None, 0, deterministic)
-        return self.head(hidden).astype(jnp.float32)
+    def __call__(
+        self,
+        tokens: jax.Array,
+        deterministic: bool = True,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """Logits of the next id, [b, t, outputs] float32, for `tokens` [b, t].
 
-    def decode(self, tokens: jax.Array, cache: Cache, position: Any) -> tuple[jax.Array, Cache]:
-        """Logits [b, outputs] float32 of the id after the last of `tokens` [b, t], which stand at `position` and on."""
-        hidden, cache, _ = self._encode(tokens, cache, position, True)
-        return self.head(hidden[:, -1]).astype(jnp.float32), cache
+        Args:
+          deterministic: no dropout.
+          segments: [b, t], which tokens belong together, 0 for padding; None: all.
+          positions: [b, t] or [t], of the learned positions; None: 0, 1, ...
+        """
+        return self._logits(self.encode(tokens, deterministic, segments, positions))
+
+    def nats(
+        self,
+        tokens: jax.Array,
+        labels: jax.Array,
+        deterministic: bool = True,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Nats of `labels` [b, t] and whether each was the likeliest; never holds all logits (vocabulary_loss)."""
+        return self._nats(self.encode(tokens, deterministic, segments, positions), labels)
+
+    def encode(
+        self,
+        tokens: jax.Array,
+        deterministic: bool = True,
+        segments: jax.Array | None = None,
+        positions: jax.Array | None = None,
+    ) -> jax.Array:
+        """Normalised activations of the last layer, [b, t, width]; arguments as above."""
+        positions = jnp.arange(tokens.shape[1]) if positions is None else positions
+        return self._run(self._embedded(tokens, positions, deterministic), None, segments, deterministic)[0]
+
+    def prefill(
+        self, tokens: jax.Array, length: int, branches: int = 1, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Read the prompts `tokens` [b, t]: logits [b, outputs] float32 of what follows, and a cache for `extend`.
+
+        Args:
+          length: most tokens that will follow.
+          branches: n sequences that go on from each prompt.
+          valid: bool [b, t], where tokens stand and no padding, on whichever side; None: everywhere.
+        """
+        valid = jnp.ones(tokens.shape, bool) if valid is None else valid.astype(bool)
+        x = self._embedded(tokens, places(valid), True)
+        return self._read(x, valid, length, branches)
+
+    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Logits [b, n, outputs] float32 of the ids after `tokens` [b, n], which are the next of the n branches."""
+        n, slot = tokens.shape[1], cache["slot"]
+        x = self._embedded(tokens, cache["place"][:, None], True)
+        layers = {name: cache[name] for name in ("key", "value")}
+        hidden, new, _ = self._run(x, layers, cache["seen"], True)
+        stored = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=3) for name in new}
+        own = jnp.broadcast_to(jnp.eye(n, dtype=bool), (tokens.shape[0], n, n))
+        seen = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, slot, axis=2)
+        return self._logits(hidden), {**stored, "seen": seen, "place": cache["place"] + 1, "slot": slot + n}
+
+    def _read(self, x: jax.Array, valid: jax.Array, length: int, branches: int) -> tuple[jax.Array, Cache]:
+        """`prefill` from embedded prompts [b, t, width].
+
+        The branches share the keys and values of their prompt. Those of their own lie behind it, one step of all
+        branches after the other, and never move: `seen` [b, n, slots] tells which ones each branch descends from.
+        """
+        (b, t), slots = valid.shape, branches * max(length - 1, 0)  # nothing follows the last one
+        if t + length - 1 > self.positions:
+            raise ValueError(f"a prompt of {t} and {length} tokens more, but the model has {self.positions} positions")
+        hidden, layers, _ = self._run(x, {}, valid.astype(jnp.int32), True)
+        last = jnp.max(jnp.where(valid, jnp.arange(t)[None], 0), axis=1)
+        logits = self._logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
+        room = ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))
+        return logits, {
+            **{name: jnp.pad(layer, room) for name, layer in layers.items()},
+            "seen": jnp.broadcast_to(jnp.pad(valid, ((0, 0), (0, slots)))[:, None], (b, branches, t + slots)),
+            "place": jnp.sum(valid, axis=1, dtype=jnp.int32),
+            "slot": jnp.int32(t),
+        }
 
     def classify(self, tokens: jax.Array, layer: int = -1, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Next-id logits [b, t, outputs], and class logits [b, classes] from the features of `layer`.
@@ -74,21 +174,32 @@ class GPT(nn.Module):
         Features are the layer-normed activations that enter layer 0 ... depth - 1, or leave the last
         (`depth` or -1), averaged over positions (Chen et al. 2020, sections 3.3 and 3.4).
         """
-        hidden, _, features = self._encode(tokens, None, 0, deterministic)
-        return self.head(hidden).astype(jnp.float32), self.classifier(features[layer]).astype(jnp.float32)
+        x = self._embedded(tokens, jnp.arange(tokens.shape[1]), deterministic)
+        hidden, _, features = self._run(x, None, None, deterministic)
+        return self._logits(hidden), self.classifier(features[layer]).astype(jnp.float32)
 
-    def cache(self, b: int, length: int) -> Cache:
-        """An empty cache for `b` sequences of `length`."""
-        return empty_cache(self.depth, b, self.heads, length, self.width // self.heads, self.dtype)
-
-    def _encode(
-        self, tokens: jax.Array, cache: Cache | None, position: Any, deterministic: bool
-    ) -> tuple[jax.Array, Any, jax.Array]:
+    def _embedded(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         if tokens.shape[1] > self.positions:
             raise ValueError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
-        x = self.tokens(tokens) + self.position(position + jnp.arange(tokens.shape[1]))[None]
-        x = self.dropout_in(x, deterministic)
-        x, (cache, features) = self.blocks(x, cache, position, deterministic)
-        hidden = self.norm(x)
+        rows = positions if positions.ndim == 2 else positions[None]  # the same for all, looked up once
+        return self.dropout_in(self.tokens(tokens) + self.position(rows), deterministic)
+
+    def _run(
+        self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
+    ) -> tuple[jax.Array, Any, jax.Array]:
+        """Activations [b, t, width], the cache, and pooled features [depth + 1, b, width]."""
+        x, (cache, features) = self.blocks(x, cache, segments, deterministic)
+        hidden = self.last_norm(x)
         last = jnp.mean(hidden.astype(jnp.float32), axis=1)
         return hidden, cache, jnp.concatenate([features, last[None]])
+
+    def _nats(self, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if self.tied:
+            table = self.tokens.embedding
+        else:
+            self.head(hidden[:, :1])  # makes the parameters when initialising
+            table = self.head.variables["params"]["kernel"].T
+        return vocabulary_loss(hidden, table, labels)
+
+    def _logits(self, hidden: jax.Array) -> jax.Array:
+        return (self.tokens.attend(hidden) if self.tied else self.head(hidden)).astype(jnp.float32)

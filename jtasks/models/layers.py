@@ -1,86 +1,166 @@
-"""The transformer block, shared by the backbones."""
+"""The transformer block, shared by the backbones, and the loss over a vocabulary."""
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
-from jtasks.models.attention import attention, causal_attention
+from jtasks import sharding
+from jtasks.models import attention as attend
+from jtasks.models.dropout import Dropout
 
 Cache = dict[str, jax.Array]
 
 NORMAL = nn.initializers.normal(0.02)
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's
+    "gelu": lambda x: nn.gelu(x, approximate=False),  # BERT's and ViT's
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # ImageGPT's
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "tanh": jnp.tanh,
+}
 
-def empty_cache(depth: int, b: int, heads: int, length: int, head_width: int, dtype: Any) -> Cache:
-    """Keys and values of no positions yet, with room for `length`; stacked over layers."""
-    shape = (depth, b, heads, length, head_width)
-    return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+def normaliser(kind: str, epsilon: float, dtype: Any, name: str | None = None) -> nn.Module:
+    """`layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019) normalisation of the last axis."""
+    kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
+    return kinds[kind](epsilon=epsilon, dtype=dtype, name=name)
+
+
+def vocabulary_loss(
+    hidden: jax.Array, table: jax.Array, labels: jax.Array, bias: jax.Array | None = None, rows: int = 1024
+) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of `hidden @ table.T + bias`, whose logits are never whole in memory: `rows` rows at a time.
+
+    Args:
+      hidden: [..., width]; `table` is [vocab, width], `bias` [vocab], `labels` [...] int32.
+
+    Returns:
+      Nats [...] float32, and whether the likeliest id is the label [...] bool.
+    """
+    shape, n = labels.shape, labels.size
+    table = table.astype(hidden.dtype)
+
+    @jax.checkpoint  # the backward pass computes a block's logits again
+    def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        logits = jnp.einsum("nw,vw->nv", part[0], table, preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias[None]
+        return optax.softmax_cross_entropy_with_integer_labels(logits, part[1]), logits.argmax(-1) == part[1]
+
+    flat, ids = hidden.reshape(n, -1), labels.reshape(n)
+    if n <= rows:
+        nats, correct = block((flat, ids))
+    else:
+        padding = -n % rows
+        flat, ids = jnp.pad(flat, ((0, padding), (0, 0))), jnp.pad(ids, (0, padding))
+        blocks = flat.reshape(-1, rows, flat.shape[-1]), ids.reshape(-1, rows)
+        nats, correct = (x.reshape(-1)[:n] for x in jax.lax.map(block, blocks))
+    return nats.reshape(shape), correct.reshape(shape)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; with a cache, the new positions follow the `position` ones already there."""
+    """Multi-head self-attention; `segments` [b, t] is as in `models/attention.py`.
+
+    Where `cache` is a dict the keys and values of `x` are given back in one like it. If it holds those of s positions
+    before, each position of `x` looks at itself and at them, but not at the others of `x`: `segments`, bool
+    [b, t, s], then tells which ones.
+    """
 
     width: int
     heads: int
     causal: bool
     output_scale: float
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, cache: Cache | None, position: Any) -> tuple[jax.Array, Cache | None]:
+    def __call__(
+        self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
+    ) -> tuple[jax.Array, Cache | None]:
         b, t, _ = x.shape
         fused = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="query_key_value")(x)
         # Heads before q, k, v: so the kernel can be divided by heads over devices.
         fused = fused.reshape(b, t, self.heads, 3, self.width // self.heads)
         query, key, value = jnp.transpose(fused, (3, 0, 2, 1, 4))
-        if cache is not None:
-            cache = {
-                "key": jax.lax.dynamic_update_slice_in_dim(cache["key"], key, position, axis=2),
-                "value": jax.lax.dynamic_update_slice_in_dim(cache["value"], value, position, axis=2),
-            }
-            rows = position + jnp.arange(t)
-            seen = jnp.arange(cache["key"].shape[2])[None] <= rows[:, None]
-            mixed = attention(query, cache["key"], cache["value"], seen[None, None])
+        if cache and segments is not None:
+            mixed = attend.continued(query, key, value, cache["key"], cache["value"], segments)
+        elif self.dropout and not deterministic:
+            mask = attend.visible(t, self.causal, segments)
+            mixed = attend.dropped_attention(query, key, value, mask, self.make_rng("dropout"), self.dropout)
         else:
-            mixed = (causal_attention if self.causal else attention)(query, key, value)
+            mixed = attend.self_attention(query, key, value, causal=self.causal, segments=segments)
+        if cache is not None:
+            cache = {"key": key, "value": value}
         mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.width)
         init = nn.initializers.normal(0.02 * self.output_scale)
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(mixed), cache
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block: the residual stream is added to, never normalised itself.
+    """A transformer block.
 
-    Also gives the normalised input averaged over positions, [b, width]: the features of this layer.
+    By default pre-norm: the residual stream is added to, never normalised itself; with `post_norm` it is
+    normalised after each addition, as in Vaswani et al. 2017 and BERT.
+
+    Also gives the input of the attention averaged over positions, [b, width]: the features of this layer.
+
+    Attributes:
+      hidden: width of the feed-forward layer; 0: four times `width`.
+      activation: one of ACTIVATIONS.
+      norm: `layer` or `rms`.
     """
 
     width: int
     heads: int
     causal: bool
     depth: int
+    hidden: int = 0
+    activation: str = "gelu_tanh"
+    norm: str = "layer"
+    epsilon: float = 1e-6
+    post_norm: bool = False
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, position: Any, deterministic: bool
+        self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
-        scale = (2 * self.depth) ** -0.5  # GPT-2: the residual stream's variance does not grow with depth
-        normed = nn.LayerNorm(dtype=self.dtype, name="norm1")(x)
-        attend = Attention(self.width, self.heads, self.causal, scale, self.dtype, name="attention")
-        y, cache = attend(normed, cache, position)
-        x = x + nn.Dropout(self.dropout, name="dropout1")(y, deterministic)
-        y = nn.LayerNorm(dtype=self.dtype, name="norm2")(x)
-        y = nn.gelu(nn.Dense(4 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="up")(y))
-        y = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02 * scale), name="down")(y)
-        x = x + nn.Dropout(self.dropout, name="dropout2")(y, deterministic)
+        x = sharding.divided(x)  # else the compiler may divide it as it finds the parameters divided
+        # GPT-2: the residual stream's variance does not grow with depth; after a norm it cannot.
+        scale = 1.0 if self.post_norm else (2 * self.depth) ** -0.5
+        norms = [normaliser(self.norm, self.epsilon, self.dtype, name) for name in ("norm1", "norm2")]
+
+        def up_and_down(y: jax.Array) -> jax.Array:
+            hidden = self.hidden or 4 * self.width
+            y = nn.Dense(hidden, dtype=self.dtype, kernel_init=NORMAL, name="up")(y)
+            down = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02 * scale), name="down")
+            return down(ACTIVATIONS[self.activation](y))
+
+        attend = Attention(
+            self.width, self.heads, self.causal, scale, self.attention_dropout, self.dtype, name="attention"
+        )
+        normed = x if self.post_norm else norms[0](x)
+        y, cache = attend(normed, cache, segments, deterministic)
+        x = x + Dropout(self.dropout, name="dropout1")(y, deterministic)
+        x = norms[0](x) if self.post_norm else x
+        y = up_and_down(x if self.post_norm else norms[1](x))
+        x = x + Dropout(self.dropout, name="dropout2")(y, deterministic)
+        x = norms[1](x) if self.post_norm else x
         return x, (cache, jnp.mean(normed.astype(jnp.float32), axis=1))
 
 
 def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Module:
-    """`depth` blocks as one scan: compiled once, parameters stacked along a leading axis."""
+    """`depth` blocks as one scan: compiled once, parameters stacked along a leading axis.
+
+    It is called as a Block: (x, cache, segments, deterministic).
+    """
     cls = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if remat else Block
     scanned = nn.scan(
         cls,

@@ -1,4 +1,4 @@
-"""A vision transformer (Dosovitskiy et al. 2021), pooled by averaging as in Beyer et al. 2022."""
+"""A vision transformer (Dosovitskiy et al. 2021), pooled by averaging (Beyer et al. 2022) or by a class token."""
 
 from typing import Any
 
@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtasks.models.layers import NORMAL, stack
+from jtasks.models.dropout import Dropout
+from jtasks.models.layers import NORMAL, normaliser, stack
 
 
 class ViT(nn.Module):
@@ -14,6 +15,9 @@ class ViT(nn.Module):
 
     Attributes:
       patch: side of the square patches; h and w must be multiples of it.
+      pool: what is classified: the `mean` over patches, or a `token` of its own that stands before them.
+      hidden, activation, epsilon: as `layers.Block` has them.
+      remat: recompute each layer in the backward pass, for less memory.
       dtype: of the computation; parameters are float32.
     """
 
@@ -22,7 +26,12 @@ class ViT(nn.Module):
     depth: int
     heads: int
     patch: int
+    pool: str = "mean"
+    hidden: int = 0
+    activation: str = "gelu_tanh"
+    epsilon: float = 1e-6
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -32,10 +41,17 @@ class ViT(nn.Module):
         p = self.patch
         if h % p or w % p:
             raise ValueError(f"images {h}x{w} are not divisible into patches {p}x{p}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        if self.pool not in ("mean", "token"):
+            raise ValueError(f"pool {self.pool!r} must be mean or token")
         patches = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches.astype(self.dtype))
+        if self.pool == "token":
+            token = self.param("token", NORMAL, (self.width,)).astype(self.dtype)
+            x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, self.width)), x], axis=1)
         position = self.param("position", NORMAL, (x.shape[1], self.width))
-        x = nn.Dropout(self.dropout, name="dropout")(x + position[None].astype(self.dtype), deterministic)
+        x = Dropout(self.dropout, name="dropout")(x + position[None].astype(self.dtype), deterministic)
         blocks = stack(
             depth=self.depth,
             remat=self.remat,
@@ -43,9 +59,14 @@ class ViT(nn.Module):
             width=self.width,
             heads=self.heads,
             causal=False,
+            hidden=self.hidden,
+            activation=self.activation,
+            epsilon=self.epsilon,
             dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
             dtype=self.dtype,
         )
-        x, _ = blocks(x, None, 0, deterministic)
-        pooled = jnp.mean(nn.LayerNorm(dtype=self.dtype, name="norm")(x), axis=1)
+        x, _ = blocks(x, None, None, deterministic)
+        x = normaliser("layer", self.epsilon, self.dtype, name="norm")(x)
+        pooled = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
         return nn.Dense(self.classes, dtype=self.dtype, name="head")(pooled).astype(jnp.float32)

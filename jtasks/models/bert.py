@@ -1,0 +1,143 @@
+"""BERT: a bidirectional transformer with heads for pre-training and fine-tuning (Devlin et al. 2019)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtasks.models.dropout import Dropout
+from jtasks.models.layers import ACTIVATIONS, NORMAL, normaliser, stack, vocabulary_loss
+
+
+class Bias(nn.Module):
+    """A vector [size] of its own, made only where it is used."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("bias", nn.initializers.zeros, (self.size,))
+
+
+class BERT(nn.Module):
+    """Post-norm encoder over token ids; parameters of a head exist only where its method was initialised.
+
+    Everywhere `tokens` and `types` (0 for the first text, 1 for the second) are [b, t] int32, and
+    `segments` [b, t] int32 is 0 for padding: the attention mask, or numbers of packed texts.
+
+    Attributes:
+      labels: outputs of the fine-tuning head.
+      classifier_dropout: before that head.
+      remat: recompute each layer in the backward pass, for less memory.
+      dtype: of the computation; parameters are float32.
+    """
+
+    vocab: int
+    positions: int
+    width: int
+    depth: int
+    heads: int
+    hidden: int = 0
+    types: int = 2
+    labels: int = 0
+    activation: str = "gelu"
+    epsilon: float = 1e-12
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    classifier_dropout: float = 0.1
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+
+        def dense(width: int) -> nn.Dense:
+            return nn.Dense(width, dtype=self.dtype, kernel_init=NORMAL)
+
+        def embed(ids: int) -> nn.Embed:
+            return nn.Embed(ids, self.width, dtype=self.dtype, embedding_init=NORMAL)
+
+        self.tokens, self.position, self.type = embed(self.vocab), embed(self.positions), embed(self.types)
+        self.norm = normaliser("layer", self.epsilon, self.dtype)
+        self.dropout_in = Dropout(self.dropout)
+        self.blocks = stack(
+            depth=self.depth,
+            remat=self.remat,
+            name=None,
+            width=self.width,
+            heads=self.heads,
+            causal=False,
+            hidden=self.hidden,
+            activation=self.activation,
+            epsilon=self.epsilon,
+            post_norm=True,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+            dtype=self.dtype,
+        )
+        self.pooler = dense(self.width)
+        self.masked_dense = dense(self.width)
+        self.masked_norm = normaliser("layer", self.epsilon, self.dtype)
+        self.masked_out = Bias(self.vocab)
+        self.next_sentence = dense(2)
+        self.dropout_out = Dropout(self.classifier_dropout)
+        self.classifier = dense(self.labels)
+
+    def __call__(
+        self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Activations of the last layer, [b, t, width]."""
+        if tokens.shape[1] > self.positions:
+            raise ValueError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
+        x = self.tokens(tokens) + self.position(jnp.arange(tokens.shape[1]))[None] + self.type(types)
+        x = self.dropout_in(self.norm(x), deterministic)
+        return self.blocks(x, None, segments, deterministic)[0]
+
+    def pretrain(
+        self,
+        tokens: jax.Array,
+        types: jax.Array,
+        segments: jax.Array,
+        places: jax.Array,
+        labels: jax.Array,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Masked language modelling and next-sentence prediction.
+
+        Args:
+          places: [b, m] positions of the masked tokens, and `labels` [b, m] what stood there.
+          deterministic: no dropout.
+
+        Returns:
+          Nats [b, m] of the labels, whether each was the likeliest [b, m], and next-sentence logits [b, 2].
+        """
+        x = self(tokens, types, segments, deterministic)
+        masked = self._masked(jnp.take_along_axis(x, places[:, :, None], axis=1))
+        nats, correct = vocabulary_loss(masked, self.tokens.embedding, labels, self.masked_out())
+        return nats, correct, self.next_sentence(self._pooled(x)).astype(jnp.float32)
+
+    def masked_logits(self, tokens: jax.Array, types: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Logits [b, t, vocab] at every position, and next-sentence logits [b, 2], without dropout."""
+        x = self(tokens, types, segments)
+        logits = self.tokens.attend(self._masked(x)).astype(jnp.float32) + self.masked_out()[None, None]
+        return logits, self.next_sentence(self._pooled(x)).astype(jnp.float32)
+
+    def classify(
+        self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Logits [b, labels] from the pooled first token; with one label, a score a text (multiple choice)."""
+        pooled = self._pooled(self(tokens, types, segments, deterministic))
+        return self.classifier(self.dropout_out(pooled, deterministic)).astype(jnp.float32)
+
+    def tag(self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Logits [b, t, labels] of each token; with two labels, of an answer's start and end."""
+        x = self(tokens, types, segments, deterministic)
+        return self.classifier(self.dropout_out(x, deterministic)).astype(jnp.float32)
+
+    def _pooled(self, x: jax.Array) -> jax.Array:
+        return jnp.tanh(self.pooler(x[:, 0]))
+
+    def _masked(self, x: jax.Array) -> jax.Array:
+        return self.masked_norm(ACTIVATIONS[self.activation](self.masked_dense(x)))

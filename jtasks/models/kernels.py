@@ -1,0 +1,71 @@
+"""Attention kernels that JAX ships for accelerators; the CPU has its own form in `models/attention.py`."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, PartitionSpec
+
+TILE = 128  # the TPU kernel's blocks of queries and keys
+
+
+def on_gpu(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool
+) -> jax.Array | None:
+    """cuDNN's flash attention, [b, h, t, d] each; None where it has no form for these arguments.
+
+    It wants 16-bit numbers and heads of at most 128 in multiples of 8. `mask` is [b, 1, t, t], without the order.
+    """
+    width = query.shape[-1]
+    if query.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
+        return None
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
+    return jnp.swapaxes(mixed, 1, 2)
+
+
+def on_tpu(
+    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, *, causal: bool
+) -> jax.Array:
+    """The Pallas flash attention of JAX, [b, h, t, d] each; `segments` as in `models/attention.py`.
+
+    Lengths are filled up to whole tiles. XLA cannot divide a kernel over devices, so under a mesh
+    (`jax.set_mesh`) each device runs it on its own examples and heads.
+    """
+    from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
+
+    b, heads, t, width = query.shape
+    if t % TILE:
+        segments = jnp.ones((b, t), jnp.int32) if segments is None else segments
+        segments = jnp.pad(segments, ((0, 0), (0, -t % TILE)))
+        query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, -t % TILE), (0, 0))) for x in (query, key, value))
+
+    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None) -> jax.Array:
+        ids = None if segments is None else SegmentIds(segments, segments)
+        return flash_attention(query, key, value, segment_ids=ids, causal=causal, sm_scale=width**-0.5)
+
+    examples, tensor = batch_axes(b), head_axis(heads)
+    if examples or tensor:
+        array, row = PartitionSpec(examples, tensor), PartitionSpec(examples)
+        kernel = jax.shard_map(kernel, in_specs=(array, array, array, row), out_specs=array, check_vma=False)
+    return kernel(query, key, value, segments)[:, :, :t]
+
+
+def batch_axes(b: int) -> tuple[str, ...]:
+    """The axes of the mesh that divide `b` examples; none without `jax.set_mesh`, or where they do not divide them."""
+    axes = _automatic_axes()
+    names = tuple(name for name in ("data", "fsdp") if name in axes)
+    return () if b % math.prod(axes[name] for name in names) else names
+
+
+def head_axis(heads: int) -> str | None:
+    """The axis of the mesh that divides the heads, if one does."""
+    size = _automatic_axes().get("tensor")
+    return None if size is None or heads % size else "tensor"
+
+
+def _automatic_axes() -> dict[str, int]:
+    """Axes over which XLA divides arrays by itself, with their sizes: those that no `shard_map` around us took."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
+    return {name: size for name, size, kind in axes if kind == AxisType.Auto}

@@ -1,0 +1,59 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas import tpu
+from jax.sharding import AxisType
+
+from jtasks.models import attention, kernels
+
+LENGTH = 200  # no whole number of tiles
+
+
+def three(dtype=jnp.float32):
+    return tuple(jax.random.normal(key, (2, 2, LENGTH, 16), dtype) for key in jax.random.split(jax.random.key(0), 3))
+
+
+def segments():
+    """Two texts and padding in each row."""
+    row = jnp.repeat(jnp.array([1, 2, 0]), jnp.array([90, 70, 40]), total_repeat_length=LENGTH)
+    return jnp.stack([row, jnp.roll(row, -30).at[-30:].set(0)])
+
+
+@pytest.mark.parametrize(("causal", "segmented"), [(True, False), (False, True), (True, True)])
+def test_the_tpu_kernel_equals_plain_attention_in_value_and_gradient(causal, segmented):
+    groups = segments() if segmented else None
+    real = (segments() > 0)[:, None, :, None] if segmented else 1.0
+
+    def loss(mixed):
+        return jnp.sum(jnp.sin(mixed * real))
+
+    def kernel(*x):
+        return loss(kernels.on_tpu(*x, groups, causal=causal))
+
+    def plain(*x):
+        return loss(attention.attention(*x, attention.visible(LENGTH, causal, groups)))
+
+    with tpu.force_tpu_interpret_mode():
+        found = jax.value_and_grad(kernel, argnums=(0, 1, 2))(*three())
+    expected = jax.value_and_grad(plain, argnums=(0, 1, 2))(*three())
+    np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+    for a, b in zip(found[1], expected[1], strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_on_a_tpu_each_device_runs_the_kernel_on_its_own_part(monkeypatch):
+    """The program is lowered for a TPU, which needs none: XLA refuses a kernel that it would have to divide."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh):
+        traced = jax.jit(lambda *x: attention.self_attention(*x, causal=True)).trace(*three())
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
+    assert "manual" in text
+
+
+def test_what_cudnn_has_no_form_for_is_left_to_the_blocks(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    mixed = attention.self_attention(*three(), causal=True)  # float32
+    np.testing.assert_allclose(mixed, attention.attention(*three(), attention.visible(LENGTH, True, None)), atol=1e-5)
