@@ -31,7 +31,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()  # Orbax refuses relative paths
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(**_together()), **_together())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -185,7 +185,7 @@ def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     like = dict.fromkeys(_saved_leaves(folder), ocp.RestoreArgs(restore_type=np.ndarray))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**_together()), **_together()) as checkpointer:
         return checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=like))
 
 
@@ -243,7 +243,7 @@ def _checkpoint_folder(source: pathlib.Path, warn: Callable[[str], None]) -> pat
 def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.StandardCheckpointer(**_together()) as checkpointer:
         return dict(checkpointer.metadata(folder.absolute()).item_metadata.tree)
 
 
@@ -255,8 +255,16 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Arra
     arguments = ocp.args.PyTreeRestore(
         like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**_together()), **_together()) as checkpointer:
         return checkpointer.restore(folder.absolute(), args=arguments)
+
+
+def _together() -> dict[str, Any]:
+    """Options with which Orbax names the processes; else it has them meet by way of equal numbers of devices."""
+    import orbax.checkpoint as ocp
+
+    processes = set(range(jax.process_count()))
+    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes=processes)}
 
 
 def _describe(leaf: Any) -> str:

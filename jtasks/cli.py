@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import math
 import os
 import pathlib
 import signal
@@ -14,6 +15,7 @@ from typing import Any
 
 from jtasks.errors import EXIT_STOPPED
 
+MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 HELP = """\
@@ -22,8 +24,11 @@ modes:
   eval     metrics of the newest checkpoint on one split
   predict  outputs of the newest checkpoint on one split, into DIR/predictions-SPLIT.jsonl
   show     pictures and texts of the newest checkpoint, into DIR/show/
+  export   the newest checkpoint as a folder that Hugging Face's transformers loads, into DIR/export/hf/
   check    does the task keep the contract? Needs no DIR. With --config.check.step=N, replays the batch of
            step N and tells where the first non-finite number appears
+  plan     memory, computation and communication of a step on a mesh that this machine need not have, such as
+           --config.mesh.data=8 --config.mesh.fsdp=8. Needs no DIR
 
 Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4
 
@@ -65,9 +70,10 @@ def run(arguments: Sequence[str]) -> int:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
     except Exception as error:
-        code = _fail(EXIT_FAILED, f"{type(error).__name__}: {error}")
-        traceback.print_exc()
-        return code
+        from jtasks import processes
+
+        processes.await_news()
+        return _fail(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
 def _stopped(number: int, frame: FrameType | None) -> None:
@@ -76,8 +82,11 @@ def _stopped(number: int, frame: FrameType | None) -> None:
     os._exit(EXIT_STOPPED)
 
 
-def _fail(code: int, text: str) -> int:
-    print(f"error: {text}", file=sys.stderr, flush=True)
+def _fail(code: int, text: str, trace: str = "") -> int:
+    from jtasks import processes
+
+    print(f"error: {text}", trace, sep="\n", end="", file=sys.stderr, flush=True)
+    processes.failed(code, text)
     return code
 
 
@@ -90,7 +99,7 @@ def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
         raise errors.ConfigError(
             f"unknown argument {unknown[0]}: fields of the config are set as --config.NAME=VALUE (see --help)"
         )
-    if flags.workdir is None and flags.mode != "check":
+    if flags.workdir is None and flags.mode not in ("check", "plan"):
         raise errors.ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
     workdir = pathlib.Path(flags.workdir or ".").expanduser()
     _quiet()
@@ -98,10 +107,23 @@ def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
     from jtasks import config as configs
     from jtasks import processes
 
-    processes.start(flags.coordinator, flags.processes, flags.process)
+    if flags.mode == "plan":
+        return _plan(flags, configs.load(flags.config, overrides))
+    _join(flags)
     config = configs.load(flags.config, overrides)
     result = _mode(flags, config, workdir)
     return result if processes.first() else None
+
+
+def _join(flags: argparse.Namespace) -> None:
+    from jtasks import clusters, processes
+
+    joined = processes.start(flags.coordinator, flags.processes, flags.process, flags.timeout)
+    if joined is not None and joined.process == 0:
+        print(f"{joined.processes} processes, by {joined.launcher}", file=sys.stderr, flush=True)
+    hint = clusters.partly(os.environ)
+    if joined is None and flags.processes is None and hint:
+        print(f"this process is alone: {hint}", file=sys.stderr, flush=True)
 
 
 def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -115,11 +137,35 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
         return evaluate.run(config, workdir, flags.split)
     if flags.mode == "check":
         return _check(config, workdir)
+    if flags.mode == "export":
+        from jtasks.interop import export
+
+        return {"exported": str(export.run(config, workdir, pathlib.Path(flags.out) if flags.out else None))}
     from jtasks import predict
 
     if flags.mode == "predict":
         return {"predictions": str(predict.run(config, workdir, flags.split))}
     return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split)]}
+
+
+def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
+    import jax
+
+    from jtasks import errors
+
+    sizes = config.mesh.to_dict().values()
+    if flags.devices is None and -1 in sizes:
+        raise errors.ConfigError("config.mesh has a -1, which takes all devices that are left: say --devices=N")
+    devices = math.prod(sizes) if flags.devices is None else flags.devices
+    if devices < 1:
+        raise errors.ConfigError(f"--devices={devices} must be at least 1")
+    jax.config.update("jax_platforms", "cpu")  # fake devices, before JAX has looked for others
+    jax.config.update("jax_num_cpu_devices", devices)
+    from jtasks import plan
+
+    found = plan.run(config, plan.Hardware(**{name: getattr(flags, name) for name in plan.Hardware._fields}))
+    print(plan.table(found), file=sys.stderr)
+    return found
 
 
 def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -145,12 +191,30 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", required=True, metavar="FILE.py[:PRESET]", help="a file that defines get_config")
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
-    parser.add_argument("--mode", default="train", choices=("train", "eval", "predict", "show", "check"))
+    parser.add_argument("--mode", default="train", choices=MODES)
+    parser.add_argument("--format", default="hf", choices=("hf",), help="for export: that of Hugging Face")
+    parser.add_argument("--out", metavar="FOLDER", help="for export: where to, instead of DIR/export/FORMAT")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
-    several = parser.add_argument_group("a run of several processes, which share DIR")
+    several = parser.add_argument_group(
+        "a run of several processes, which share DIR",
+        "SLURM, Open MPI, JobSet and TPU pods are recognised and need none of these; --processes=1 ignores them",
+    )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
     several.add_argument("--processes", type=int, metavar="N", help="how many there are")
     several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for the others (300)"
+    )
+    plan = parser.add_argument_group(
+        "for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card"
+    )
+    plan.add_argument("--devices", type=int, metavar="N", help="how many; without it, as many as config.mesh has")
+    plan.add_argument(
+        "--peak-tflops", type=float, default=312.0, metavar="T", help="peak of a device, in TFLOP/s (312)"
+    )
+    plan.add_argument("--efficiency", type=float, default=0.4, metavar="E", help="the part of it that is reached (0.4)")
+    plan.add_argument("--bandwidth-gbs", type=float, default=25.0, metavar="B", help="GB/s out of a device (25)")
+    plan.add_argument("--latency-us", type=float, default=10.0, metavar="L", help="microseconds a hop (10)")
     return parser
 
 

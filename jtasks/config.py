@@ -16,6 +16,7 @@ from ml_collections.config_dict import placeholder
 
 from jtasks import optim, task
 from jtasks.errors import ConfigError
+from jtasks.interop import huggingface
 
 if TYPE_CHECKING:  # ml_collections has no types of its own
     Config = Any
@@ -32,6 +33,7 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
             "steps": 0,  # optimizer steps; or give epochs
             "epochs": 0.0,
             "batch_size": 64,  # examples a step, over all devices and microbatches
+            "batch_tokens": 0,  # instead: tokens a step, in batches by length (see config.data.buckets); 0: off
             "accumulate": 1,  # microbatches a step
             "eval_every": 0,  # steps; 0: only at the end
             "save_every": 1000,  # steps; 0: only at the end
@@ -43,16 +45,19 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
             "ema": 0.0,  # decay of a moving average of the parameters, used to evaluate; 0: none
             "max_bad_steps": 10,  # stop after so many non-finite steps in a row
             "check": {"step": 0},  # of --mode=check: replay the batch of this step; 0: the conformance kit
-            "init_from": "",  # a workdir or checkpoint to take parameters from, as far as they fit
+            "init_from": "",  # a workdir or checkpoint to take parameters from, as far as they fit; or hf:FOLDER
             "data": {
                 "dir": placeholder(str),  # None: $JTASKS_DATA, else the user's cache folder
                 "threads": 16,  # that read ahead, where data is not in memory
                 "workers": 0,  # processes that do so instead
                 "skip_bad": 0,  # examples that may be replaced by others because they cannot be read
+                "buckets": (),  # of config.batch_tokens: the lengths that batches are cut to, ascending
             },
             "model": {},
             "optim": {**optim.defaults(), "name": optimizer, **optim.arguments(optimizer)},
-            "mesh": {"data": -1},
+            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1: all that are left
+            "sharding": (),  # ((regex of parameters, how they are divided), ...): see jtasks/sharding.py
+            "shares": None,  # microbatches of each device: None (all alike), (3, 1, ...), "auto"; see jtasks/hetero.py
         }
     )
 
@@ -86,15 +91,30 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def fill(config: Config, module: ModuleType) -> Config:
-    """The config with the placeholders (None) of `config.model` filled from the task's `data_args`."""
-    if not hasattr(module, "data_args"):
-        return config
+    """The config with the placeholders (None) of `config.model` filled from the task's `data_args`.
+
+    Where `config.init_from` is a Hugging Face folder, those that the data leaves open come from its config.json.
+    """
+    values = module.data_args(config) if hasattr(module, "data_args") else {}
+    if config.init_from.startswith(huggingface.PREFIX) and None in config.model.values():
+        values = huggingface.completed(values, config.model, config.init_from.removeprefix(huggingface.PREFIX))
     full = ml_collections.ConfigDict(config)
     with full.unlocked():
-        for name, value in module.data_args(config).items():
+        for name, value in values.items():
             if full.model.get(name) is None:
                 full.model[name] = value
-    return Config(full)
+    if unset := [name for name in ("width", "depth", "heads") if name in full.model and full.model[name] is None]:
+        raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
+    return Config(full) if values else config
+
+
+def given(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """Those of the named fields that are there: a task leaves the others to its model's defaults.
+
+    >>> given({"width": 8, "epsilon": 1e-5}, "epsilon", "norm")
+    {'epsilon': 1e-05}
+    """
+    return {name: fields[name] for name in names if name in fields}
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -174,8 +194,9 @@ def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> No
             raise ConfigError(_unknown(name, node))
         if isinstance(node[last], ml_collections.ConfigDict):
             raise ConfigError(f"{name} is a dict of fields: set one of {name}.{{{','.join(node[last])}}}")
-        if node.get_type(last) is type(None):  # such as sgd's momentum: a number, or none
+        if node.get_type(last) is type(None) or name == "config.shares":  # as sgd's momentum: a number, or none
             with config.unlocked():
+                del node[last]  # and with it the type that a file's value gave it
                 node[last] = _literal(override, number=parents == ["optim"])
         else:
             rest.append(override)
@@ -219,6 +240,8 @@ def _validate(config: ml_collections.ConfigDict) -> None:
     for name in ("eval_every", "save_every"):
         if config[name] < 0:
             raise ConfigError(f"config.{name} must be 0 (only at the end) or more, not {config[name]}")
+    if config.batch_tokens < 0:
+        raise ConfigError(f"config.batch_tokens must be 0 (off) or more, not {config.batch_tokens}")
     if config.seed < 0:
         raise ConfigError(f"config.seed must be 0 or more, not {config.seed}")
     if config.precision not in ("float32", "bfloat16"):

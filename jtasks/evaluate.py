@@ -25,11 +25,11 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     def sums_of(params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
         return metrics.checked(job.task.eval_fn(params, batch, job.config), losses(job.task), "eval_fn")
 
-    step = jax.jit(sums_of, out_shardings=replicated)
+    step = jax.jit(job.over(sums_of), out_shardings=replicated)
 
     def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
         plan = job.plan(examples, shuffle=False)
-        steps = range(-(-plan.n // plan.batch_size))
+        steps = range(plan.steps(1))
         sums: dict[str, metrics.Mean] = {}
         pending: list[Any] = []
         for batch in job.batches(examples, plan, steps, poll):

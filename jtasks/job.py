@@ -1,7 +1,7 @@
 """What every mode starts from: the task, its prepared data, the filled config, the mesh."""
 
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -9,10 +9,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtasks import checkpoint, processes, sharding, task
+from jtasks import checkpoint, hetero, processes, sharding, task
 from jtasks import config as configs
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import buckets, pipeline
 from jtasks.errors import CheckpointError, ConfigError, DataError
 from jtasks.log import warn
 
@@ -53,34 +53,54 @@ class Job(NamedTuple):
         return examples
 
     def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.Plan:
-        """The order of the examples; an evaluation's batches have no more rows than there are, rounded up to devices.
+        """The order of the examples, and how each batch's rows are laid out on the devices.
+
+        Devices that do not divide a batch get rows of padding. An evaluation's batches have no more rows than there
+        are examples, rounded up to devices; they are divided equally.
 
         Raises:
           ConfigError: the batch cannot be divided over devices and microbatches, or must not be.
         """
-        config, n, devices = self.config, pipeline.size(examples), self.mesh.shape["data"]
-        if not shuffle:
-            rows = min(config.batch_size, n)
-            return pipeline.Plan(n, config.seed, -(-rows // devices) * devices, shuffle)
-        if getattr(self.task, "MIXES_EXAMPLES", False) and config.accumulate > 1:
+        config, n, shares = self.config, pipeline.size(examples), (1,) * sharding.parts(self.mesh)
+        if shuffle:
+            mixes = getattr(self.task, "MIXES_EXAMPLES", False)
+            shares = hetero.checked(config, self.mesh.shape, mixes=mixes)
+        if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
+            return self._by_tokens(examples, shares, shuffle=shuffle)
+        rows = config.batch_size if shuffle else min(config.batch_size, n)
+        return pipeline.Plan(n, config.seed, rows, shuffle, shares=shares)
+
+    def shardings(self, tree: Any, params: Any) -> Any:
+        """Where the leaves of `tree` live: the parameters, or a state that holds trees like them."""
+        return sharding.shardings(tree, params, self.mesh, self.config.sharding)
+
+    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of (params, ...), to be jitted, as it runs on the mesh."""
+        return sharding.over(self.mesh, self.config.sharding, function)
+
+    def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.Plan:
+        config = self.config
+        if not hasattr(self.task, "lengths") or not isinstance(examples, Mapping):
             raise ConfigError(
-                f"the loss of {config.task} mixes the examples of a batch (MIXES_EXAMPLES), so microbatches would"
-                f" change it: config.accumulate={config.accumulate} must be 1"
+                f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not tell the lengths of its"
+                " examples: it needs lengths(examples, config), PADDED and a dataset of arrays; 0 goes by batch_size"
             )
-        if config.batch_size % (devices * config.accumulate):
-            parts = devices * config.accumulate
-            raise ConfigError(
-                f"config.batch_size={config.batch_size} must be divisible by {parts}: {devices} devices times"
-                f" config.accumulate={config.accumulate} microbatches; try {-(-config.batch_size // parts) * parts}"
-            )
-        return pipeline.Plan(n, config.seed, config.batch_size, shuffle)
+        return buckets.plan(
+            np.asarray(self.task.lengths(examples, config)),
+            config.seed,
+            shuffle=shuffle,
+            tokens=config.batch_tokens,
+            buckets=tuple(config.data.buckets),
+            padded=tuple(self.task.PADDED),
+            shares=shares,
+        )
 
     def batch_at(self, examples: pipeline.Examples, plan: pipeline.Plan, step: int) -> dict[str, jax.Array]:
         """The batch of one step on the devices."""
         batched = sharding.batched(self.mesh)
-        rows = sharding.local_rows(batched, plan.batch_size)
+        rows = sharding.local_rows(batched, plan.rows(step))
         batch = pipeline.batch_at(examples, plan, step, self.collate)
-        return sharding.put({name: x[rows] for name, x in batch.items()}, batched, rows, plan.batch_size)
+        return sharding.put({name: x[rows] for name, x in batch.items()}, batched, rows, plan.rows(step))
 
     def batches(
         self,
@@ -111,11 +131,10 @@ class Job(NamedTuple):
         step = checkpoint.newest(folder, warn)
         if step is None:
             raise CheckpointError(f"no checkpoint in {folder}: train first, with the same --config and --workdir")
-        plan = pipeline.Plan(pipeline.size(examples), 0, self.mesh.shape["data"], shuffle=False)
+        plan = pipeline.Plan(pipeline.size(examples), 0, sharding.parts(self.mesh), shuffle=False)
         batch = self.batch_at(examples, plan, 0)
         shapes = jax.eval_shape(lambda b: self.task.init(jax.random.key(0), b, self.config), batch)
-        replicated = sharding.replicated(self.mesh)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), shapes)
+        like = sharding.placed(shapes, self.shardings(shapes, shapes))
         name = "average" if self.config.ema else "params"
         return step, checkpoint.restore(folder / str(step), {name: like}, only=f"{name}/")[name]
 
@@ -129,6 +148,6 @@ def prepare(config: Config) -> Job:
     return Job(module, configs.fill(config, module), mesh)
 
 
-def total_steps(config: Config, n: int) -> int:
-    """The steps of the run: as given, or from the epochs over `n` examples."""
-    return config.steps or int(np.ceil(config.epochs * n / config.batch_size))
+def total_steps(config: Config, plan: pipeline.Plan) -> int:
+    """The steps of the run: as given, or from the epochs over the training examples."""
+    return config.steps or plan.steps(config.epochs)

@@ -11,7 +11,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -68,10 +68,10 @@ class Log:
     since the epoch, non-finite values as "nan", "inf" and "-inf"; metrics of those three names are left out.
     If a file cannot be written, no method raises: the first time it warns, and training goes on.
 
-    `start` is the step that the run resumes from (0: fresh), `steps` that at which it ends; `batch_size` is the
-    examples a step, over all devices. `writer` is False on
-    all processes but one: no output, no file changed. `has`, `last` and `values` answer there too if the folder
-    is shared, but a decision that all processes must share belongs to the writer.
+    `start` is the step that the run resumes from (0: fresh), `steps` that at which it ends; `amounts` tells how much
+    of what the batches of some steps (0 for the first) hold, over all devices: `examples`, perhaps `tokens`.
+    `writer` is False on all processes but one: no output, no file changed. `has`, `last` and `values` answer there
+    too if the folder is shared, but a decision that all processes must share belongs to the writer.
     """
 
     def __init__(
@@ -80,11 +80,11 @@ class Log:
         *,
         start: int,
         steps: int,
-        batch_size: int,
+        amounts: Callable[[range], Mapping[str, float]],
         writer: bool = True,
     ):
         self._workdir, self._path = workdir, workdir / "metrics.jsonl"
-        self._start, self._steps, self._batch_size, self._writer = start, steps, batch_size, writer
+        self._start, self._steps, self._amounts, self._writer = start, steps, amounts, writer
         self._flops: float | None = None
         self._peak: float | None = None
         self._begin: tuple[float, int] | None = None  # when, and at which step, the interval being timed began
@@ -159,8 +159,9 @@ class Log:
     def train(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Records training metrics; call it when the results of `step` are there, not merely under way.
 
-        Returns `metrics` with `examples_per_second`, `seconds_per_step` and, where flops and peak are known, `mfu`:
-        means since the last call. They are absent where no step was timed, as at the first, which compiles.
+        Returns `metrics` with `examples_per_second` (and so on: see `amounts`), `seconds_per_step` and, where flops
+        and peak are known, `mfu`: means since the last call. They are absent where no step was timed, as at the
+        first, which compiles.
         """
         rates, speed, left = self._rates(step), "", ""
         if rates:
@@ -218,8 +219,11 @@ class Log:
         begin, self._begin = self._begin, (time.perf_counter(), step)
         if begin is None or step <= begin[1]:
             return {}
-        seconds = max(self._begin[0] - begin[0], 1e-9) / (step - begin[1])
-        rates = {"examples_per_second": self._batch_size / seconds, "seconds_per_step": seconds}
+        passed = max(self._begin[0] - begin[0], 1e-9)
+        seconds = passed / (step - begin[1])
+        amounts = self._amounts(range(begin[1], step))
+        rates = {f"{name}_per_second": amount / passed for name, amount in amounts.items()}
+        rates["seconds_per_step"] = seconds
         return rates | ({"mfu": self._flops / seconds / self._peak} if self._flops and self._peak else {})
 
     def _record(self, step: int, split: str, metrics: dict[str, float]) -> dict[str, float]:

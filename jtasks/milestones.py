@@ -121,14 +121,14 @@ class Milestones:
                 raise TrainingError(self._diagnosis(state, at, int(report.bad_steps)))
 
     def _diagnosis(self, state: State, step: int, bad_steps: int) -> str:
-        positions = (step - 1) * self.plan.batch_size + np.arange(self.plan.batch_size)
         batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)
-        names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1)
+        indices, entries = self.plan.at(self.plan.positions(step - 1))
+        names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1, self.job.mesh)
         found = "not finite with the parameters now: " + (", ".join(names[:8]) or "nothing")
         return (
             f"the loss or the gradient was not finite in {bad_steps} steps in a row, the last of them step {step}\n"
             f"  {found}{f' and {len(names) - 8} more' if len(names) > 8 else ''}\n"
-            f"  examples of step {step}: {self.plan.at(positions)[0].tolist()}\n"
+            f"  examples of step {step}: {indices[entries['mask'] > 0].tolist()}\n"
             f"--mode=check --config.check.step={step} replays that batch;"
             " a smaller config.optim.lr, a config.optim.clip or a longer warm-up may help"
         )

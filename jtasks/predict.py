@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -23,19 +23,21 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
         raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
     rng = jax.random.key(job.config.seed)
     step = jax.jit(
-        lambda params, batch: job.task.predict_fn(params, batch, rng, job.config),
+        job.over(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config)),
         out_shardings=sharding.replicated(job.mesh),
     )
 
     def predict(params: Any, examples: pipeline.Examples) -> list[Any]:
         plan = job.plan(examples, shuffle=False)
-        steps = range(-(-plan.n // plan.batch_size))
-        outputs: list[Any] = []
-        for batch in job.batches(examples, plan, steps, poll):
+        steps = range(plan.steps(1))
+        outputs: list[Any] = [None] * plan.n
+        for at, batch in zip(steps, job.batches(examples, plan, steps, poll), strict=True):
             poll()
             rows = jax.device_get(step(params, batch))
-            outputs += [jax.tree.map(lambda x, i=i: x[i], rows) for i in range(plan.batch_size)]
-        return outputs[: plan.n]
+            indices, entries = plan.at(plan.positions(at))
+            for row in np.flatnonzero(entries["mask"]):
+                outputs[indices[row]] = jax.tree.map(lambda x, row=row: x[row], rows)
+        return outputs
 
     return predict
 
@@ -48,7 +50,8 @@ def first(examples: pipeline.Examples, count: int) -> list[Any]:
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
     """The pictures and texts that the task's show_fn makes of the first `config.show_count` examples."""
     rows = first(examples, job.config.show_count)
-    return job.task.show_fn(rows, predict(params, rows), job.config)
+    arrays = isinstance(examples, Mapping) and {name: array[: len(rows)] for name, array in examples.items()}
+    return job.task.show_fn(rows, predict(params, arrays or rows), job.config)
 
 
 def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
@@ -69,19 +72,24 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
 
 
 def run(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
-    """Write predictions-SPLIT.jsonl from the newest checkpoint: `{"index", ...outputs}`, one example a line."""
+    """Write predictions-SPLIT.jsonl from the newest checkpoint: `{"index", ...outputs}`, one example a line.
+
+    What the task's report_fn makes of them goes beside it, as NAME-SPLIT.SUFFIX.
+    """
     job = prepare(config)
     examples = job.required(split)
     _, params = job.restored(workdir, examples)
     outputs = make(job)(params, examples)
     path = workdir / f"predictions-{split}.jsonl"
-    partial = path.with_suffix(".jsonl.tmp")
+    lines = (json.dumps({"index": index, **_plain(output)}) + "\n" for index, output in enumerate(outputs))
 
     def write() -> None:
-        with partial.open("w") as file:
-            for index, output in enumerate(outputs):
-                file.write(json.dumps({"index": index, **_plain(output)}) + "\n")
-        partial.replace(path)
+        _write(path, lines)
+        if hasattr(job.task, "report_fn"):
+            rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
+            for name, text in job.task.report_fn(rows, outputs, job.config).items():
+                file = pathlib.PurePath(name)
+                _write(workdir / f"{file.stem}-{split}{file.suffix}", [text])
 
     processes.once(write)
     return path
@@ -96,6 +104,14 @@ def run_show(config: Config, workdir: pathlib.Path, split: str) -> list[pathlib.
     step, params = job.restored(workdir, examples)
     shown = show(job, make(job), params, examples)
     return write_shown(shown, workdir / "show", f"{split}-{step}") if processes.first() else []
+
+
+def _write(path: pathlib.Path, parts: Iterable[str]) -> None:
+    """A file that is whole or absent."""
+    partial = path.with_name(f"{path.name}.tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(parts)
+    partial.replace(path)
 
 
 def _plain(output: Any) -> dict[str, Any]:

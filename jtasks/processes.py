@@ -1,35 +1,92 @@
 """Several processes as one run: the first decides and writes, the others follow."""
 
+import atexit
+import os
+import time
 from collections.abc import Callable
-from typing import TypeVar
 
 import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jtasks import clusters, rendezvous
+from jtasks.clusters import Cluster
 from jtasks.errors import ConfigError
 
-T = TypeVar("T")
+TIMEOUT_SECONDS = 300.0
+
+_links: list[rendezvous.Link] = []  # this process's place in its run, as jax.distributed too keeps one a process
 
 
-def start(coordinator: str | None, count: int | None, index: int | None) -> None:
-    """Join the other processes of a run; without arguments the process is alone.
+def start(
+    coordinator: str | None, count: int | None, index: int | None, timeout: float = TIMEOUT_SECONDS
+) -> Cluster | None:
+    """Join the other processes of a run; without arguments, those that the environment tells of, if any.
 
     Args:
       coordinator: HOST:PORT where the first process listens.
-      count: number of processes.
+      count: number of processes; 1 means alone, whatever the environment tells.
       index: which of them this is, from 0.
+      timeout: seconds to wait for the others.
+
+    Returns:
+      The run that was joined; None where the process is alone.
+
+    Raises:
+      ConfigError: the arguments are incomplete, or the processes do not agree.
+      TrainingError: a process did not come in time, or the first one does not answer.
     """
+    cluster = find(coordinator, count, index)
+    if cluster is None:
+        return None
+    if timeout <= 0:
+        raise ConfigError(f"--timeout={timeout:g} must be more than 0 seconds")
+    _, port = rendezvous.address(cluster.coordinator)
+    if cluster.process == 0:
+        connections = rendezvous.gather(port, cluster.processes, timeout)
+    else:
+        connections = [rendezvous.join(cluster.coordinator, cluster.process, cluster.processes, timeout)]
+    _links[:] = [rendezvous.Link(cluster.process, connections)]  # from here on, a death is noticed
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.processes,
+        cluster.process,
+        local_device_ids=cluster.device,
+        cluster_detection_method="deactivate",
+        initialization_timeout=max(10, int(timeout)),
+    )
+    atexit.register(_links[0].leave)  # runs before jax.distributed's own, which waits for the others only so long
+    return cluster
+
+
+def find(coordinator: str | None, count: int | None, index: int | None) -> Cluster | None:
+    """The run that the arguments, or without any the environment, tell of."""
     given = {"--coordinator": coordinator, "--processes": count, "--process": index}
     missing = [name for name, value in given.items() if value is None]
     if len(missing) == len(given):
-        return
+        return clusters.detect(os.environ)
+    if count == 1 and coordinator is None and not index:
+        return None
     if missing:
         raise ConfigError(f"{', '.join(missing)} missing: a run of several processes needs all of {', '.join(given)}")
+    assert coordinator is not None
     assert count is not None
     assert index is not None
     if not 0 <= index < count:
         raise ConfigError(f"--process={index} must be at least 0 and below --processes={count}")
-    jax.distributed.initialize(coordinator, count, index)
+    return Cluster("the command line", coordinator, count, index) if count > 1 else None
+
+
+def failed(code: int, text: str) -> None:
+    """End this process of several with `code`, and tell the others why; does nothing where it is alone."""
+    if _links:
+        _links[0].fail(code, text)
+
+
+def await_news() -> None:
+    """After an error of a collective: if it came of another process's end, which is then about to be told, end too."""
+    if _links:
+        time.sleep(rendezvous.GRACE_SECONDS + 1)
 
 
 def alone() -> bool:
@@ -46,9 +103,36 @@ def agree(decide: Callable[[], int]) -> int:
     """What `decide` returns on the first process, on all of them; the others wait for it and do not call it."""
     if alone():
         return decide()
-    from jax.experimental import multihost_utils
+    if _links and first():
+        value = decide()
+        _links[0].tell(value)
+        return value
+    if _links:
+        return _links[0].hear()  # without a time-out: preparing data may take the first process hours
+    # Started by someone else. JAX's broadcast_one_to_all wants the same number of devices on all processes.
+    devices = jax.devices()
+    mesh = Mesh(np.array(devices), ("all",))
+    decided = np.array([decide() if first() else 0], np.int32)
+    everyone = jax.make_array_from_callback(
+        (len(devices),), NamedSharding(mesh, PartitionSpec("all")), lambda _: decided
+    )
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(everyone)
+    return int(whole.addressable_data(0)[[device.process_index for device in devices].index(0)])
 
-    return int(multihost_utils.broadcast_one_to_all(np.int32(decide() if first() else 0)))
+
+def meet() -> None:
+    """Wait until all processes are here, however long it takes a slow one.
+
+    To be called before collectives that are new: they find each other only if all come within half a minute, and
+    machines that are not alike compile at different speeds.
+    """
+    if _links and first():
+        for _ in range(jax.process_count() - 1):
+            _links[0].hear()
+        _links[0].tell(0)
+    elif _links:
+        _links[0].tell(0)
+        _links[0].hear()
 
 
 def once(action: Callable[[], None]) -> None:

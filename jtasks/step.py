@@ -5,15 +5,18 @@ count differently (masks, padding, tokens). So the counts of the whole batch com
 microbatch's vector-Jacobian product of its totals with cotangents 1/count, summed up, is the gradient.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jax.sharding import Mesh, PartitionSpec
 
+from jtasks import hetero, sharding
 from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.metrics import Mean, checked
@@ -55,23 +58,24 @@ def create(params: Params, optimizer: optax.GradientTransformation, *, average: 
 
 
 def make(
-    task: ModuleType, config: Config, optimizer: optax.GradientTransformation, schedule: optax.Schedule, trainable: Any
+    task: ModuleType,
+    config: Config,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    trainable: Any,
+    mesh: Mesh | None = None,
 ) -> Callable[[State, Batch], tuple[State, Report]]:
     """The step as a pure function (state, batch) -> (state, report), to be jitted with the state donated.
 
-    `trainable` is a tree of bools like params. A step whose loss or gradient is not finite changes
-    nothing but `step` and `bad_steps`.
+    `trainable` is what `optim.trainable` says; `mesh` is where state and batch live. A step whose loss or gradient
+    is not finite changes nothing but `step` and `bad_steps`.
     """
-
-    def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
-        return task.loss_fn(params, batch, rng, config)
+    measure = gradient_fn(task, config, mesh)
 
     def step(state: State, batch: Batch) -> tuple[State, Report]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradient, metrics = exact_gradient(
-            loss_fn, tasks.losses(task), state.params, batch, rng, microbatches=config.accumulate
-        )
-        gradient = jax.tree.map(lambda g, train: g if train else jnp.zeros_like(g), gradient, trainable)
+        gradient, metrics = measure(state.params, batch, rng)
+        gradient = jax.tree.map(_kept, gradient, trainable)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(metrics[k].total) for k in tasks.losses(task)]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -88,6 +92,24 @@ def make(
     return step
 
 
+def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
+    """The exact gradient as a function of (params, batch, rng), on a mesh and split as the config says."""
+    shares = hetero.unequal(config.shares)
+
+    def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+        return task.loss_fn(params, batch, rng, config)
+
+    def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
+        if shares and mesh is not None:
+            return dealt_gradient(loss_fn, tasks.losses(task), params, batch, rng, shares=shares, mesh=mesh)
+        over = sharding.over(mesh, config.sharding, loss_fn)
+        microbatches = hetero.microbatches(config)
+        found, metrics = exact_gradient(over, tasks.losses(task), params, batch, rng, microbatches=microbatches)
+        return sharding.constrained(found, mesh, config.sharding), metrics
+
+    return measure
+
+
 def exact_gradient(
     loss_fn: LossFn, losses: tuple[str, ...], params: Params, batch: Batch, rng: jax.Array, *, microbatches: int = 1
 ) -> tuple[Params, Metrics]:
@@ -98,41 +120,97 @@ def exact_gradient(
       batch: arrays [b, ...]; b must be divisible by `microbatches`.
       rng: each microbatch gets its own, folded from this one.
     """
-
-    def totals(params: Params, part: Batch, i: Any) -> tuple[dict[str, jax.Array], Metrics]:
-        _, found = loss_fn(params, part, jax.random.fold_in(rng, i))
-        metrics = checked(found, losses, "loss_fn")
-        return {name: metrics[name].total for name in losses}, metrics
-
     if microbatches == 1:
-        _, pullback, metrics = jax.vjp(lambda p: totals(p, batch, 0), params, has_aux=True)
-        (gradient,) = pullback(_cotangents(metrics, losses))
-        return gradient, metrics
-
+        _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, losses, p, batch, rng, 0), params, has_aux=True)
+        (found,) = pullback(_cotangents(metrics, losses))
+        return found, metrics
     parts = jax.tree.map(lambda x: _interleaved(x, microbatches), batch)
-    indices = jnp.arange(microbatches)
+    return _summed(loss_fn, losses, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums)
+
+
+def dealt_gradient(
+    loss_fn: LossFn,
+    losses: tuple[str, ...],
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    shares: tuple[int, ...],
+    mesh: Mesh,
+) -> tuple[Params, Metrics]:
+    """The same where device d of the `data` axis takes shares[d] microbatches of equal size, as unlike devices want.
+
+    One program for all devices: each loops as often as its share says, without waiting for another, and the sums
+    meet once after the loop. Microbatch numbers, and with them their rngs and rows, run through the devices in turn,
+    so the result is that of `exact_gradient` with sum(shares) microbatches.
+
+    Args:
+      batch: as `hetero.layout` lays its rows out; replicated `params`.
+    """
+
+    def on_device(params: Params, slab: Batch, rng: jax.Array, share: jax.Array, first: jax.Array) -> Any:
+        parts = jax.tree.map(lambda x: x.reshape(max(shares), -1, *x.shape[1:]), slab)
+        numbers = first[0] + jnp.arange(max(shares))
+        return _summed(loss_fn, losses, params, parts, rng, numbers, share[0], lambda sums: jax.lax.psum(sums, "data"))
+
+    first = np.cumsum((0, *shares[:-1]))
+    whole, divided = PartitionSpec(), PartitionSpec("data")
+    # Without the check of what varies: it would put a sum over devices, which loop differently, into the loop.
+    run = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(whole, divided, whole, divided, divided), out_specs=whole, check_vma=False
+    )
+    return run(params, batch, rng, jnp.array(shares, jnp.int32), jnp.array(first, jnp.int32))
+
+
+def _totals(
+    loss_fn: LossFn, losses: tuple[str, ...], params: Params, part: Batch, rng: jax.Array, number: Any
+) -> tuple[dict[str, jax.Array], Metrics]:
+    _, found = loss_fn(params, part, jax.random.fold_in(rng, number))
+    metrics = checked(found, losses, "loss_fn")
+    return {name: metrics[name].total for name in losses}, metrics
+
+
+def _summed(
+    loss_fn: LossFn,
+    losses: tuple[str, ...],
+    params: Params,
+    parts: Batch,
+    rng: jax.Array,
+    numbers: jax.Array,
+    count: Any,
+    everywhere: Callable[[Any], Any],
+) -> tuple[Params, Metrics]:
+    """Gradient and metrics over the first `count` of the microbatches `parts` [k, b, ...], summed up `everywhere`."""
+
+    def totals(params: Params, i: Any) -> tuple[dict[str, jax.Array], Metrics]:
+        part, number = jax.tree.map(lambda x: x[i], (parts, numbers))
+        return _totals(loss_fn, losses, params, part, rng, number)
+
+    shapes = jax.eval_shape(lambda p: totals(p, 0)[1], params)
+    gradients, zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
     # Counts need no parameters, so the compiler drops the model from this first pass.
-    counts = jax.lax.map(lambda part: _counts(totals(params, *part)[1]), (parts, indices))
-    cotangents = _cotangents(jax.tree.map(lambda c: jnp.sum(c, 0), counts), losses)
+    counts = jax.lax.fori_loop(
+        0, count, lambda i, sums: jax.tree.map(jnp.add, sums, _counts(totals(params, i)[1])), zeros
+    )
+    cotangents = _cotangents(everywhere(counts), losses)
 
-    def add(carry: tuple[Params, Metrics], part: tuple[Batch, jax.Array]) -> tuple[tuple[Params, Metrics], None]:
-        _, pullback, metrics = jax.vjp(lambda p: totals(p, *part), params, has_aux=True)
-        (gradient,) = pullback(cotangents)
-        return jax.tree.map(jnp.add, carry, (gradient, metrics)), None
+    def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
+        _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
+        (found,) = pullback(cotangents)
+        return jax.tree.map(jnp.add, sums, (found, metrics))
 
-    shapes = jax.eval_shape(lambda p: totals(p, jax.tree.map(lambda x: x[0], parts), 0)[1], params)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
-    (gradient, metrics), _ = jax.lax.scan(add, zeros, (parts, indices))
-    return gradient, metrics
+    return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
 
 
-def non_finite(task: ModuleType, config: Config, params: Params, batch: Batch, step: int) -> list[str]:
+def non_finite(
+    task: ModuleType, config: Config, params: Params, batch: Batch, step: int, mesh: Mesh | None = None
+) -> list[str]:
     """Names of the metrics and the leaves of the gradient that are not finite on the batch of a step (0-based)."""
+    measure = gradient_fn(task, config, mesh)
 
     @jax.jit
     def finite(params: Params, batch: Batch, rng: jax.Array) -> Any:
-        loss_fn = functools.partial(task.loss_fn, config=config)
-        gradient, metrics = exact_gradient(loss_fn, tasks.losses(task), params, batch, rng)
+        gradient, metrics = measure(params, batch, rng)
         totals = {name: mean.total for name, mean in metrics.items()}
         return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), {"metrics": totals, "gradient": gradient})
 
@@ -141,8 +219,15 @@ def non_finite(task: ModuleType, config: Config, params: Params, batch: Batch, s
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
 
 
+def _kept(gradient: jax.Array, train: Any) -> jax.Array:
+    """The gradient where it is trained: all of a leaf, or single layers of a stack."""
+    if np.ndim(train):
+        return jnp.where(train, gradient, 0)
+    return gradient if train else jnp.zeros_like(gradient)
+
+
 def _counts(metrics: Metrics) -> Metrics:
-    return {name: Mean(jnp.zeros_like(mean.total), mean.count) for name, mean in metrics.items()}
+    return {name: dataclasses.replace(mean, total=jnp.zeros_like(mean.total)) for name, mean in metrics.items()}
 
 
 def _cotangents(metrics: Metrics, losses: tuple[str, ...]) -> dict[str, jax.Array]:

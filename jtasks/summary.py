@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 Facts = list[tuple[str, str]]
-Rows = list[tuple[str, str, str, str]]  # name, shape or number of arrays, count, trained or frozen
+Rows = list[tuple[str, ...]]  # name, shape or number of arrays, count, trained or frozen; along which axes divided
 
 
 def show(
@@ -26,29 +27,36 @@ def show(
     flops: float | None,
     steps: int,
     start: int,
-    batch_size: int,
+    batch: str,
+    epoch: float,
     accumulate: int,
     precision: str,
     devices: Sequence[jax.Device],
     mesh_shape: dict[str, int],
+    shares: Sequence[int] = (),
+    state: Any = (),
 ) -> None:
     """Prints the summary to stderr: tables on a terminal, plain lines in a log file.
 
     `data` holds the examples of each split, None for one that the task lacks; `params` is a nested dict of arrays or
-    of `jax.ShapeDtypeStruct`, `trainable` the same of bools; `flops` and `batch_size` are those of a step over all
-    devices and `accumulate` microbatches; `start` is the step that the run resumes from, 0 for a fresh one.
+    of `jax.ShapeDtypeStruct`, `trainable` what `optim.trainable` says of them; `flops` and `batch` (a text) are those
+    of a step over all devices and `accumulate` microbatches; `epoch` is the steps that see all training examples once;
+    `start` is the step that the run resumes from, 0 for a fresh one; `shares` are the microbatches of each device
+    where they differ; `state` is all that devices keep from step to step, the parameters included.
     """
     splits = [f"{split} {size:,}" for split, size in data.items() if size is not None]
     microbatches = f" in {accumulate} microbatches" if accumulate > 1 else ""
+    microbatches = f" in {', '.join(map(str, shares))} microbatches on the devices" if shares else microbatches
     facts = [
         ("task", task),
         ("config", config_name),
         ("data", ", ".join(splits) or "none"),
-        ("batch", f"{batch_size:,} examples{microbatches}, {precision}"),
-        ("steps", _length(data.get("train"), batch_size, start, steps)),
+        ("batch", f"{batch}{microbatches}, {precision}"),
+        ("steps", _length(epoch if data.get("train") else 0, start, steps)),
         ("FLOPs a step", humanise(flops) if flops else "unknown"),
         ("devices", _devices(devices)),
         ("mesh", " x ".join(f"{axis} {size}" for axis, size in mesh_shape.items()) or "none"),
+        ("on a device", _memory(params, state)),
         ("files", f"{workdir}{os.sep}"),
     ]
     rows = parameters(params, trainable)
@@ -77,7 +85,8 @@ def plain(facts: Facts, rows: Rows) -> str:
 def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
     """Returns at most `limit` rows of parameters, and one of totals.
 
-    Numbered siblings are merged (`layer_*`) and deep paths cut only as far as `limit` asks for it.
+    Numbered siblings are merged (`layer_*`) and deep paths cut only as far as `limit` asks for it. Where arrays are
+    divided over devices, the last cell says along which axes of the mesh.
 
     >>> params = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")} for i in range(3)}
     >>> parameters(params, jax.tree.map(lambda _: True, params), limit=2)
@@ -86,7 +95,8 @@ def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
     arrays = jax.tree_util.tree_leaves_with_path(params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays]
     flags = jax.tree.leaves(trainable)
-    leaves = [(name, array.shape, bool(flag)) for name, (_, array), flag in zip(names, arrays, flags, strict=True)]
+    shares = (float(np.mean(flag)) for flag in flags)
+    leaves = [(n, array.shape, share, _axes(array)) for n, (_, array), share in zip(names, arrays, shares, strict=True)]
     _, _, count, state = _row("total", leaves)
     rows = [_row(name, group) for name, group in _grouped(leaves, limit).items()]
     return [*rows, ("total", f"{len(leaves)} arrays", count, state)]
@@ -117,18 +127,51 @@ def _grouped(leaves: list[Any], limit: int) -> dict[str, list[Any]]:
 
 
 def _row(name: str, leaves: list[Any]) -> tuple[str, str, str, str]:
-    shapes = {shape for _, shape, _ in leaves}
+    shapes = {shape for _, shape, *_ in leaves}
     many = f"{len(leaves)} x " if len(leaves) > 1 else ""
     shape = f"{many}{list(*shapes)}" if len(shapes) == 1 else f"{len(leaves)} arrays"
-    total = sum(math.prod(shape) for _, shape, _ in leaves)
-    trained = sum(math.prod(shape) for _, shape, flag in leaves if flag)
+    total = sum(math.prod(shape) for _, shape, *_ in leaves)
+    trained = sum(round(math.prod(shape) * share) for _, shape, share, _ in leaves)
     state = "trained" if trained == total else f"{trained:,} trained" if trained else "frozen"
-    return name, shape, f"{total:,}", state
+    divided = sorted({axes or "replicated" for *_, axes in leaves}) if any(axes for *_, axes in leaves) else []
+    return name, shape, f"{total:,}", ", ".join([state, " or ".join(divided)] if divided else [state])
 
 
-def _length(train: int | None, batch_size: int, start: int, steps: int) -> str:
+def _axes(array: Any) -> str:
+    """The axes of the mesh that an array is divided over, such as `fsdp x tensor`."""
+    entries = getattr(getattr(array, "sharding", None), "spec", ())
+    names = [name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,)) if name]
+    return " x ".join(sorted(names))
+
+
+def _memory(params: Any, state: Any) -> str:
+    """What one device holds from step to step, and what there is in all."""
+
+    def held(tree: Any) -> tuple[int, int]:
+        parts, wholes = 0, 0
+        for array in jax.tree.leaves(tree):
+            sharding = getattr(array, "sharding", None)
+            shape = sharding.shard_shape(array.shape) if sharding else array.shape
+            parts += math.prod(shape) * array.dtype.itemsize
+            wholes += math.prod(array.shape) * array.dtype.itemsize
+        return parts, wholes
+
+    def size(count: int) -> str:
+        return f"{humanise(count)}{'' if count >= 1000 else ' '}B"
+
+    def said(part: int, whole: int, what: str) -> str:
+        return f"{what} {size(part)}" + (f" of {size(whole)}" if part < whole else "")
+
+    (params_part, params_whole), (part, whole) = held(params), held(state)
+    facts = [said(params_part, params_whole, "parameters")]
+    if whole > params_whole:
+        facts.append(said(part - params_part, whole - params_whole, "optimizer state"))
+    return ", ".join(facts)
+
+
+def _length(epoch: float, start: int, steps: int) -> str:
     resumed = f"{start:,} to " if start else ""
-    epochs = f" ({steps * batch_size / train:.4g} epochs of {train / batch_size:.4g} steps)" if train else ""
+    epochs = f" ({steps / epoch:.4g} epochs of {epoch:.4g} steps)" if epoch else ""
     return f"{resumed}{steps:,}{epochs}"
 
 

@@ -3,8 +3,15 @@
 Required: `dataset(split, config)`, `init(rng, batch, config)`, `loss_fn(params, batch, rng, config)`,
 `eval_fn(params, batch, config)`. Optional: `prepare(config)`, `data_args(config)`,
 `collate_fn(examples, config)`, `predict_fn(params, batch, rng, config)`,
-`score_fn(examples, outputs, config)`, `show_fn(examples, outputs, config)`, and the constants `LOSSES`
-(names in the metrics whose means add up to the loss) and `MIXES_EXAMPLES`.
+`score_fn(examples, outputs, config)`, `show_fn(examples, outputs, config)`, `report_fn(examples, outputs, config)`,
+`assets(config)`, `lengths(examples, config)`, and the constants `LOSSES` (names in the metrics whose means add up to
+the loss), `MIXES_EXAMPLES`, `PADDED` and `HUGGINGFACE` (the transformers class that its model is, for `--mode=export`).
+
+`assets` gives what a run cannot be understood without, {file name: text}, such as its tokenizer: training stores it
+in the workdir, and a resumed run must have the same. `report_fn` gives the predictions of a whole split in the
+formats of the field, {file name: text}, which `--mode=predict` writes. `lengths`, the number of tokens of each
+example of a dataset, int [n], and `PADDED`, the names of a batch's entries whose last axis is that length, let
+`config.batch_tokens` make batches of like lengths and cut those entries shorter.
 """
 
 import difflib
@@ -31,6 +38,9 @@ OPTIONAL = {
     "predict_fn": ("params", "batch", "rng", "config"),
     "score_fn": ("examples", "outputs", "config"),
     "show_fn": ("examples", "outputs", "config"),
+    "assets": ("config",),
+    "report_fn": ("examples", "outputs", "config"),
+    "lengths": ("examples", "config"),
 }
 
 
@@ -108,6 +118,8 @@ def validate(module: ModuleType, name: str) -> None:
     terms = getattr(module, "LOSSES", ("loss",))
     if not isinstance(terms, tuple | list) or not terms or not all(isinstance(term, str) for term in terms):
         raise ConfigError(f'task {name}: LOSSES must be a tuple of metric names such as ("loss",), not {terms!r}')
+    if hasattr(module, "lengths") and not getattr(module, "PADDED", ()):
+        raise ConfigError(f"task {name}: lengths needs PADDED, the names of the entries to cut")
 
 
 def _validate_function(function: object, name: str, arguments: tuple[str, ...], task: str) -> None:

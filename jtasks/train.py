@@ -3,20 +3,21 @@
 import pathlib
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import checkpoint, flops, optim, processes, sharding, summary
+from jtasks import calibration, checkpoint, flops, hetero, optim, processes, sharding, summary
 from jtasks import step as steps_
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import buckets, pipeline
+from jtasks.interop import huggingface
 from jtasks.job import SPLITS, Job, prepare, total_steps
 from jtasks.log import Log, say, warn
 from jtasks.milestones import Milestones, due
 from jtasks.signals import Stop
 from jtasks.step import Batch, Report, State
-from jtasks.workdir import locked, record_config
+from jtasks.workdir import locked, record_assets, record_config
 
 AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
@@ -41,15 +42,18 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
             config = job.config
             splits = {split: job.examples(split) for split in SPLITS}
             examples = job.required("train") if splits["train"] is None else splits["train"]
-            plan, steps = job.plan(examples, shuffle=True), total_steps(config, pipeline.size(examples))
+            plan = job.plan(examples, shuffle=True)
+            steps = total_steps(config, plan)
             start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
-            processes.once(lambda: record_config(config, workdir, resumed=start > 0))
-            log = Log(workdir, start=start, steps=steps, batch_size=plan.batch_size, writer=processes.first())
+            processes.once(lambda: record(job, workdir, resumed=start > 0))
+            log = Log(workdir, start=start, steps=steps, amounts=plan.amounts, writer=processes.first())
             evaluated = [split for split in ("valid", "test") if splits[split] is not None]
             if start >= steps and processes.agree(lambda: all(log.has(start, split) for split in evaluated)):
                 say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
                 return log.last() or {"step": start}
-            state, step = begin(job, workdir, splits, job.batch_at(examples, plan, start), start, steps, log)
+            job = calibration.settled(job, workdir, examples)
+            plan = job.plan(examples, shuffle=True)
+            state, step = begin(job, workdir, splits, plan, start, steps, log)
 
         with log, checkpoint.Checkpoints(folder) as checkpoints:
             between = Milestones(job, workdir, splits, plan, steps, log, checkpoints, stop)
@@ -72,11 +76,36 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
             return log.last() or {"step": steps}
 
 
-def begin(
-    job: Job, workdir: pathlib.Path, splits: dict[str, Any], batch: Batch, start: int, steps: int, log: Log
-) -> tuple[State, Step]:
-    """The state to start from, initialised or restored, and the compiled step; prints the summary."""
-    config, replicated = job.config, sharding.replicated(job.mesh)
+def record(job: Job, workdir: pathlib.Path, *, resumed: bool) -> None:
+    """Write the config and the task's assets; a resumed run must agree with them."""
+    record_config(job.config, workdir, resumed=resumed)
+    if hasattr(job.task, "assets"):
+        record_assets(job.task.assets(job.config), workdir, resumed=resumed)
+
+
+def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
+    """The parameters with what `config.init_from` has for them, and the names of what was taken and what not."""
+    source = job.config.init_from
+    if not source.startswith(huggingface.PREFIX):
+        return checkpoint.import_params(source, params, warn)
+    folder, architecture = source.removeprefix(huggingface.PREFIX), huggingface.architecture(job.task)
+    return huggingface.import_params(folder, params, job.config.model, architecture, warn)
+
+
+class Programs(NamedTuple):
+    """What a run computes with, before any of it is compiled or any array there."""
+
+    init: Callable[[Batch], Any]  # parameters from the first batch
+    create: Callable[[Any], State]  # the state before the first step, from the parameters
+    shapes: State  # of `jax.ShapeDtypeStruct`
+    shardings: State
+    step: Any  # jitted: (state, batch) -> (state, report)
+    trainable: Any  # a tree like the parameters
+
+
+def programs(job: Job, batch: Batch, steps: int) -> Programs:
+    """The functions of a run of `steps`, for batches like this one; `jax.ShapeDtypeStruct` serve as well."""
+    config = job.config
 
     def init(batch: Batch) -> Any:
         return job.task.init(jax.random.key(config.seed), batch, config)
@@ -88,24 +117,41 @@ def begin(
     def create(params: Any) -> State:
         return steps_.create(params, optimizer, average=config.ema > 0)
 
+    state = jax.eval_shape(create, shapes)
+    shardings = job.shardings(state, shapes)
+    step = jax.jit(
+        steps_.make(job.task, config, optimizer, schedule, trainable, job.mesh),
+        donate_argnums=0,
+        out_shardings=(shardings, sharding.replicated(job.mesh)),
+    )
+    return Programs(init, create, state, shardings, step, trainable)
+
+
+def begin(
+    job: Job, workdir: pathlib.Path, splits: dict[str, Any], plan: pipeline.Plan, start: int, steps: int, log: Log
+) -> tuple[State, Step]:
+    """The state to start from, initialised or restored, and the compiled step; prints the summary."""
+    config = job.config
+    batch = job.batch_at(splits["train"], plan, start)
+    program = programs(job, batch, steps)
+    shapes, shardings = program.shapes, program.shardings
     if start:
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), jax.eval_shape(create, shapes)
-        )
-        state = checkpoint.restore(workdir / "checkpoints" / str(start), like)
+        state = checkpoint.restore(workdir / "checkpoints" / str(start), sharding.placed(shapes, shardings))
         log.message(f"resumed from step {start} of {workdir}")
     else:
-        params = jax.jit(init, out_shardings=replicated)(batch)
+        params = jax.jit(program.init, out_shardings=shardings.params)(batch)  # born divided: nowhere whole
         if config.init_from:
-            params, taken = checkpoint.import_params(config.init_from, params, warn)
+            params, taken = imported(job, params)
             for kind, names in taken.items():
                 log.message(f"init_from: {len(names)} parameters {kind}" + "".join(f"\n  {name}" for name in names))
-        state = jax.jit(create, out_shardings=replicated, donate_argnums=0)(params)
+        state = jax.jit(program.create, out_shardings=shardings, donate_argnums=0)(params)
 
-    step = jax.jit(
-        steps_.make(job.task, config, optimizer, schedule, trainable), donate_argnums=0, out_shardings=replicated
+    operations = sum(
+        share * flops.count(program.step, state, job.batch_at(splits["train"], plan, at) if plan.varies else batch)
+        for at, share in plan.shapes().items()
     )
-    operations = flops.count(step, state, batch)
+    if shares := hetero.unequal(config.shares):
+        operations *= sum(shares) / len(shares)  # the count knows of one turn of each device's loop
     peak = flops.peak(jax.devices()[0], config.precision)
     log.set_rates(operations, peak and peak * jax.device_count())
     if processes.first():
@@ -115,17 +161,45 @@ def begin(
             workdir=workdir,
             data={split: None if data is None else pipeline.size(data) for split, data in splits.items()},
             params=state.params,
-            trainable=trainable,
+            trainable=program.trainable,
             flops=operations,
             steps=steps,
             start=start,
-            batch_size=config.batch_size,
-            accumulate=config.accumulate,
+            batch=plan.describe(),
+            epoch=plan.epoch_steps,
+            accumulate=hetero.microbatches(config),
             precision=config.precision,
             devices=jax.devices(),
             mesh_shape=dict(job.mesh.shape),
+            shares=hetero.unequal(config.shares),
+            state=state,
         )
-    begun = time.perf_counter()
-    compiled = step.lower(state, batch).compile()
-    log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+    if isinstance(plan, buckets.BucketPlan):
+        batched, longest = buckets.waste(plan)
+        log.message(f"padding: {batched:.1%} of the tokens in batches by length, {longest:.1%} at {plan.buckets[-1]}")
+    compiled = Compiled(program.step, log)
+    compiled.program(state, batch)
     return state, compiled
+
+
+class Compiled:
+    """The jitted step, compiled once for each shape that batches have."""
+
+    def __init__(self, step: Any, log: Log):
+        self.step, self.log = step, log
+        self.programs: dict[Any, Step] = {}
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Report]:
+        """One step of training."""
+        return self.program(state, batch)(state, batch)
+
+    def program(self, state: State, batch: Batch) -> Step:
+        """The program for batches like this one."""
+        shape = tuple((name, x.shape) for name, x in batch.items())
+        if shape not in self.programs:
+            begun = time.perf_counter()
+            with self.log.pause():
+                self.programs[shape] = self.step.lower(state, batch).compile()
+                processes.meet()
+            self.log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+        return self.programs[shape]

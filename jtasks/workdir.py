@@ -1,4 +1,4 @@
-"""The run's folder: one run at a time, and its config.json."""
+"""The run's folder: one run at a time, its config.json, and the task's assets."""
 
 import contextlib
 import fcntl
@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jtasks import config as configs
@@ -16,7 +16,7 @@ from jtasks.errors import ConfigError
 from jtasks.log import say
 
 # A run that changes one of these is another run: its batches or its model would not be those of its first half.
-FIXED = ("config.task", "config.seed", "config.batch_size", "config.data.", "config.model.")
+FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
 FREE = ("config.data.dir", "config.data.threads", "config.data.workers", "config.data.skip_bad")
 
 
@@ -78,6 +78,28 @@ def record_config(config: Config, workdir: pathlib.Path, *, resumed: bool) -> No
     partial = path.with_suffix(".json.tmp")
     partial.write_text(json.dumps(new, indent=1) + "\n")
     partial.replace(path)
+
+
+def record_assets(assets: Mapping[str, str], workdir: pathlib.Path, *, resumed: bool) -> None:
+    """Write a task's assets, {file name: text}; those of a resumed run must be what it has.
+
+    Raises:
+      ConfigError: one of them differs from that of the run so far, or its name is no plain file name.
+    """
+    for name, text in assets.items():
+        path = workdir / name
+        if not name or pathlib.PurePath(name).name != name:
+            raise ConfigError(f"assets() of the task returned the name {name!r}; expected a file name without a folder")
+        if resumed and path.exists():
+            if path.read_text(encoding="utf-8") == text:
+                continue
+            raise ConfigError(
+                f"{path} is not what this config makes: the run so far used another {name}. Use another workdir, or"
+                " config.init_from to start from its parameters"
+            )
+        partial = path.with_name(f"{name}.tmp")
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
 
 
 def _short(value: Any) -> str:

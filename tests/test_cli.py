@@ -22,6 +22,8 @@ CONFIGS = {
     "igpt_cifar.py:xxs": ["--config.data.colours=8", "--config.model.depth=2"],
     "igpt_cifar.py:s": [*TINY_GPT, "--config.data.colours=8"],
     "igpt_cifar_classify.py": [*TINY_GPT, "--config.data.colours=8"],
+    "vit_digits.py": ["--config.model.width=16", "--config.model.depth=2"],
+    "vit_cifar.py": ["--config.model.width=18", "--config.model.depth=2", "--config.data.augment=imagenet"],
     "igpt_cifar_probe.py": [*TINY_GPT, "--config.data.colours=8", "--config.model.layer=1"],
 }
 
@@ -142,8 +144,8 @@ GOOD = "import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDic
         ([*DIGITS, "--config.precision=float64"], 2, "float32 or bfloat16"),
         ([*DIGITS, "--config.optim.name=adamm"], 2, "did you mean adam"),
         ([*DIGITS, "--config.optim.schedule=cosinus"], 2, "did you mean cosine"),
-        ([*DIGITS, "--config.batch_size=12"], 2, "divisible by 8: 8 devices"),
-        ([*DIGITS, "--config.batch_size=24", "--config.accumulate=2"], 2, "try 32"),
+        ([*DIGITS, "--config.shares=3,1"], 2, "has 2 numbers, but config.mesh.data has 8 devices"),
+        ([*DIGITS, "--config.mesh.fsdp=8", "--config.sharding=(('head', ('fsdp',)), ('head', 'x'))"], 2, "no axis"),
         ([*DIGITS, "--config.data.name=digit"], 2, "digits"),
         ([*DIGITS, "--config.data.name=cifar10", "--config.data.dir=/nowhere"], 1, "cifar-10-binary.tar.gz"),
         ([*DIGITS, "--config.data.palette=/nowhere.npy"], 1, "palette /nowhere.npy cannot be read"),

@@ -65,6 +65,7 @@ OTHER_VALUES = {
     "task": ("jtasks.tasks.igpt", "jtasks.tasks.igpt"),
     "seed": ("7", 7),
     "batch_size": ("12", 12),
+    "batch_tokens": ("4096", 4096),
     "accumulate": ("3", 3),
     "eval_every": ("9", 9),
     "save_every": ("0", 0),
@@ -85,8 +86,13 @@ OTHER_VALUES = {
     "optim.clip": ("1", 1.0),
     "optim.freeze": ("^embed", "^embed"),
     "mesh.data": ("8", 8),
+    "mesh.fsdp": ("2", 2),
+    "mesh.tensor": ("2", 2),
+    "sharding": ("(('head', ('fsdp', None)),)", (("head", ("fsdp", None)),)),
+    "shares": ("3,1", (3, 1)),
     "check.step": ("3", 3),
     "data.skip_bad": ("2", 2),
+    "data.buckets": ("(32, 64)", (32, 64)),
 }
 
 
@@ -147,7 +153,7 @@ def test_a_misspelt_field_of_a_file_is_guessed(written, field, near):
         ("--config.model.widht=3", "unknown field config.model.widht, did you mean config.model.width?"),
         ("--config.modle.width=3", "unknown field config.modle, did you mean config.model?"),
         ("--config.model.deep.er=3", "unknown field config.model.deep, did you mean config.model.depth?"),
-        ("--config.mesh.zzz=3", "unknown field config.mesh.zzz, config.mesh has data"),
+        ("--config.mesh.zzz=3", "unknown field config.mesh.zzz, config.mesh has data, fsdp, tensor"),
         ("--config.steps.more=3", "unknown field config.steps"),
     ],
 )
@@ -156,7 +162,8 @@ def test_a_misspelt_field_on_the_command_line_is_guessed(written, override, said
 
 
 def test_a_group_cannot_be_set_whole(written):
-    assert failure(written(), "--config.mesh=8") == "config.mesh is a dict of fields: set one of config.mesh.{data}"
+    said = "config.mesh is a dict of fields: set one of config.mesh.{data,fsdp,tensor}"
+    assert failure(written(), "--config.mesh=8") == said
 
 
 def test_an_unknown_optimizer_field_of_a_file_is_guessed(written):

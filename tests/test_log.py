@@ -18,8 +18,12 @@ import pytest
 from jtasks.log import Log, number, read
 
 
+def amounts(steps):
+    return {"examples": 32 * len(steps)}
+
+
 def log(workdir, start=0, **options):
-    return Log(workdir, **{"start": start, "steps": 1000, "batch_size": 32, **options})
+    return Log(workdir, **{"start": start, "steps": 1000, "amounts": amounts, **options})
 
 
 def line(step, split="train", **metrics):
@@ -183,7 +187,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
 import pathlib, resource, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
 from jtasks.log import Log
-run = Log(pathlib.Path({str(tmp_path)!r}), start=0, steps=99, batch_size=1)
+run = Log(pathlib.Path({str(tmp_path)!r}), start=0, steps=99, amounts=lambda steps: {{"examples": len(steps)}})
 for step in range(1, 100):
     if step == 3:
         resource.setrlimit(resource.RLIMIT_FSIZE, (150, resource.RLIM_INFINITY))

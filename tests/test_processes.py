@@ -5,9 +5,10 @@ import pathlib
 import signal
 import socket
 import subprocess
+import time
 
 import pytest
-from front_door import DIGITS, run, start, untimed, wait_for
+from front_door import DIGITS, records, run, start, untimed, wait_for
 
 from jtasks import checkpoint, processes
 from jtasks.errors import ConfigError
@@ -16,12 +17,47 @@ RUN = [*DIGITS, "--config.log_every=5", "--config.save_every=20", "--config.eval
 RUN += ["--config.optim.schedule=constant", "--config.optim.warmup=0"]  # steps do not depend on how many will follow
 
 
-def pair(workdir: pathlib.Path, *arguments: str) -> list[subprocess.Popen[str]]:
+# A task whose preparation takes a while, leaves a mark each time, and fails where FAIL says so, as the data may.
+PREPARES = """
+import os, pathlib, sys, time
+sys.path.insert(0, {tests!r})
+from data_tasks.rotation import *
+from data_tasks import rotation
+from jtasks.errors import DataError
+
+def get_config():
+    config = rotation.get_config()
+    config.task, config.steps = __file__, 2
+    return config
+
+def prepare(config):
+    time.sleep(1)
+    pathlib.Path(__file__).with_name("prepared").open("a").write("once ")
+    if os.environ["FAIL"] == "prepare":
+        raise DataError("there is nothing to prepare")
+
+def dataset(split, config):
+    raise DataError(f"no data, but prepared {{pathlib.Path(__file__).with_name('prepared').read_text()}}")
+"""
+
+
+def free_address() -> str:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
-    joint = [*RUN, f"--workdir={workdir}", f"--coordinator={address}", "--processes=2", *arguments]
+        return f"127.0.0.1:{found.getsockname()[1]}"
+
+
+def pair(workdir: pathlib.Path, *arguments: str) -> list[subprocess.Popen[str]]:
+    joint = [*RUN, f"--workdir={workdir}", f"--coordinator={free_address()}", "--processes=2", *arguments]
     return [start(*joint, f"--process={i}") for i in range(2)]
+
+
+def slurm_pair(*arguments: object, **environment: str) -> list[subprocess.Popen[str]]:
+    """Two processes as srun starts them, on a machine of their own."""
+    host, _, port = free_address().rpartition(":")
+    names = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": host}
+    tasks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i), "JAX_COORDINATOR_PORT": port} for i in range(2)]
+    return [start(*arguments, **names, **task, **environment) for task in tasks]
 
 
 def finish(running: list[subprocess.Popen[str]]) -> list[tuple[int, str, str]]:
@@ -53,11 +89,63 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step_and_the_run_goes_
         assert one[key] == pytest.approx(two[key], rel=1e-4), key
 
 
+def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_goes_on(tmp_path):
+    saved = 0
+    for victim in (1, 0):  # 0 is the coordinator
+        running = pair(tmp_path, "--config.steps=100000", "--config.eval_every=0", "--config.show_count=0")
+        wait_for(tmp_path, saved + 25, running[0])
+        begun = time.monotonic()
+        running[victim].kill()
+        ends = finish(running)
+        assert time.monotonic() - begun < 60
+        code, _, errors = ends[1 - victim]
+        assert code == 1, errors
+        assert f"error: process {victim} on {socket.gethostname()} is gone" in errors
+        saved = checkpoint.saved_steps(tmp_path / "checkpoints")[-1]
+    ends = finish(pair(tmp_path, f"--config.steps={saved + 2}", "--config.eval_every=0", "--config.show_count=0"))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert f"resumed from step {saved}" in ends[0][2]
+    assert len({(record["step"], record["split"]) for record in records(tmp_path)}) == len(records(tmp_path))
+
+
+def test_the_first_prepares_while_the_others_wait_and_its_failure_ends_them(tmp_path):
+    task = tmp_path / "task.py"
+    task.write_text(PREPARES.format(tests=str(pathlib.Path(__file__).parent)))
+    arguments = [f"--config={task}", f"--workdir={tmp_path / 'run'}"]
+    ends = finish(slurm_pair(*arguments, FAIL="prepare"))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    assert "2 processes, by SLURM" in ends[0][2]
+    assert "error: there is nothing to prepare" in ends[0][2]
+    assert "error: process 0 failed: there is nothing to prepare" in ends[1][2]
+    ends = finish(slurm_pair(*arguments, FAIL="dataset"))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    assert all("no data, but prepared once once" in errors for _, _, errors in ends), ends
+
+
+def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):
+    alone = [*RUN, f"--workdir={tmp_path}", f"--coordinator={free_address()}", "--processes=3", "--timeout=1"]
+    running = [start(*alone, f"--process={i}") for i in (0, 2)]
+    for code, output, errors in finish(running):
+        assert (code, output) == (1, "")
+        assert "error: process" in errors or "error: the coordinator" in errors
+        assert "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shell_in_an_allocation_trains_alone(tmp_path):
+    allocation = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    result, errors = run(*RUN, f"--workdir={tmp_path}", "--config.steps=2", "--config.show_count=0", **allocation)
+    assert result["step"] == 2
+    assert "this process is alone: SLURM_NTASKS=8" in errors
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("localhost:1", None, None), "--processes, --process missing"),
         (("localhost:1", 2, 2), "--process=2 must be at least 0 and below --processes=2"),
+        (("localhost:1", 2, 1, 0.0), "--timeout=0 must be more than 0 seconds"),
+        (("localhost", 2, 1), "--coordinator=localhost must be HOST:PORT"),
     ],
 )
 def test_a_half_given_run_of_several_is_an_error(arguments, message):
@@ -69,3 +157,11 @@ def test_a_process_alone_agrees_with_itself():
     assert processes.alone()
     assert processes.first()
     assert processes.agree(lambda: 7) == 7
+
+
+def test_one_process_is_alone_whatever_the_environment_says(monkeypatch):
+    for name, value in {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert processes.find(None, 1, None) is None
+    assert processes.find("b:2", 3, 0) == ("the command line", "b:2", 3, 0, None)
+    assert processes.find(None, None, None) == ("the environment", "a:1", 2, 1, None)

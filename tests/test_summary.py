@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jtasks import summary
 
@@ -34,7 +35,8 @@ def show(workdir, **options):
         "flops": 3.2e12,
         "steps": 1000,
         "start": 0,
-        "batch_size": 256,
+        "batch": "256 examples",
+        "epoch": 50_000 / 256,
         "accumulate": 4,
         "precision": "bfloat16",
         "devices": jax.devices(),
@@ -59,6 +61,7 @@ def test_a_log_file_gets_every_fact_in_plain_lines(tmp_path, capsys):
         ("FLOPs a step", "3.2 T"),
         ("devices", "8 x cpu"),
         ("mesh", "data 4 x model 2"),
+        ("on a device", "parameters 4.8 kB"),
         ("files", f"{tmp_path}/"),
     ]
     assert table.splitlines()[-1].split() == ["total", "5", "arrays", "1,200", "400", "trained"]
@@ -129,3 +132,18 @@ def test_devices_of_several_kinds_and_hosts_are_counted():
 )
 def test_large_numbers_get_a_prefix(value, text):
     assert summary.humanise(value) == text
+
+
+def test_what_is_divided_says_along_which_axes_and_what_a_device_holds(tmp_path, capsys):
+    mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"), axis_types=(AxisType.Auto,) * 2)
+
+    def array(*spec):
+        return jax.ShapeDtypeStruct((8, 16), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(*spec)))
+
+    params = {"a": array("fsdp", "tensor"), "b": {"x": array(None, "fsdp"), "y": array()}}
+    rows = summary.parameters(params, jax.tree.map(lambda _: True, params), limit=2)
+    assert [row[3] for row in rows[:2]] == ["trained, fsdp x tensor", "trained, fsdp or replicated"]
+    show(tmp_path, params=params, trainable=jax.tree.map(lambda _: True, params), state=(params, params), shares=(3, 1))
+    err = capsys.readouterr().err
+    assert "parameters 704 B of 1.54 kB, optimizer state 704 B of 1.54 kB" in err
+    assert "in 3, 1 microbatches on the devices" in err

@@ -5,12 +5,13 @@ import functools
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from jtasks import hetero
 from jtasks import sharding as shardings
 from jtasks.errors import ConfigError, DataError
 
@@ -132,9 +133,16 @@ class Plan:
     seed: int
     batch_size: int
     shuffle: bool  # train: a permutation an epoch; else each example once, in order, then padding
+    shares: tuple[int, ...] = dataclasses.field(default=(1,), kw_only=True)  # microbatches of each device
+
+    varies: ClassVar[bool] = False  # whether batches differ in their shapes
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Example indices, and the entries that the library adds to a batch: `mask` and `seed`."""
+        """Example indices, and the entries that the library adds to a batch: `mask` and `seed`; -1 is padding."""
+        indices, entries = self._at(np.maximum(positions, 0))
+        return indices, entries | {"mask": entries["mask"] * (positions >= 0).astype(np.float32)}
+
+    def _at(self, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         if self.shuffle:
             epochs, indices = order(self.seed, self.n, positions)
         else:
@@ -142,10 +150,52 @@ class Plan:
         mask = np.ones(len(positions)) if self.shuffle else positions < self.n
         return indices, {"mask": mask.astype(np.float32), "seed": example_seeds(self.seed, epochs, indices)}
 
+    def examples(self, step: int) -> int:
+        """Examples in the batch of `step`, if it is full."""
+        return self.batch_size
+
+    def layout(self, step: int) -> np.ndarray:
+        """Which of the examples of `step` stands in each row, -1 for padding that devices need."""
+        return hetero.layout(self.examples(step), self.shares)
+
+    def rows(self, step: int) -> int:
+        """Rows of the batch of `step`, padding included."""
+        return len(self.layout(step))
+
+    def positions(self, step: int, rows: Any = slice(None)) -> np.ndarray:
+        """Where the rows of the batch of `step` stand, -1 for padding."""
+        layout = self.layout(step)[rows]
+        return np.where(layout < 0, -1, step * self.batch_size + layout)
+
+    def steps(self, epochs: float) -> int:
+        """Steps that pass over the data so many times, rounded up."""
+        return int(np.ceil(epochs * self.n / self.batch_size))
+
+    @property
+    def epoch_steps(self) -> float:
+        """Steps that pass over the data once."""
+        return self.n / self.batch_size
+
+    def amounts(self, steps: range) -> dict[str, int]:
+        """What the log counts in the batches of `steps`."""
+        return {"examples": len(steps) * self.batch_size}
+
+    def shapes(self) -> dict[int, float]:
+        """A step of each shape of batch, and the share of the steps that have it."""
+        return {0: 1.0}
+
+    def describe(self) -> str:
+        """The size of the batches, for people."""
+        return f"{self.batch_size:,} examples"
+
+    def cut(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
+        """The batch of `step` in its own shape."""
+        return batch
+
 
 def batch_at(examples: Examples, plan: Plan, step: int, collate: Collate | None = None) -> dict[str, np.ndarray]:
-    """The whole batch of one step: arrays [batch_size, ...] with `mask` and `seed`."""
-    return _rows(examples, plan, step * plan.batch_size + np.arange(plan.batch_size), collate)
+    """The whole batch of one step: arrays [plan.rows(step), ...] with `mask` and `seed`."""
+    return plan.cut(_rows(examples, plan, plan.positions(step), collate), step)
 
 
 def batches(
@@ -165,13 +215,20 @@ def batches(
     index; a sequence is read by `threads`, or by `workers` processes. While a batch is awaited `poll`
     is called a few times a second; it may raise.
     """
-    rows = shardings.local_rows(sharding, plan.batch_size)
-    if isinstance(examples, Mapping) and collate is None:
-        positions = (step * plan.batch_size + rows for step in steps)
-        arrays: Iterator[dict[str, np.ndarray]] = (_rows(examples, plan, p, None) for p in positions)
+    local = functools.cache(lambda size: shardings.local_rows(sharding, size))  # rows of this process
+    if plan.varies or (isinstance(examples, Mapping) and collate is None):
+        positions = (plan.positions(step, local(plan.rows(step))) for step in steps)
+        arrays: Iterator[dict[str, np.ndarray]] = (_rows(examples, plan, p, collate) for p in positions)
     else:
-        arrays = _read_ahead(_Stream(examples, plan, steps, rows), len(rows), collate, threads, workers)
-    return prefetch((shardings.put(batch, sharding, rows, plan.batch_size) for batch in arrays), poll=poll)
+        rows = local(plan.rows(0))
+        held = np.flatnonzero(plan.layout(0)[rows] >= 0) if (plan.layout(0)[rows] >= 0).any() else np.array([0])
+        stream = _Stream(examples, plan, steps, rows[held])
+        arrays = (_spread(b, held, len(rows)) for b in _read_ahead(stream, len(held), collate, threads, workers))
+
+    def put(batch: dict[str, np.ndarray], step: int) -> dict[str, jax.Array]:
+        return shardings.put(plan.cut(batch, step), sharding, local(plan.rows(step)), plan.rows(step))
+
+    return prefetch((put(batch, step) for batch, step in zip(arrays, steps, strict=True)), poll=poll)
 
 
 def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = lambda: None) -> Iterator[Any]:
@@ -227,7 +284,7 @@ class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
 
     def __getitem__(self, i: Any) -> Any:
         step, row = divmod(int(i), len(self.rows))
-        indices, entries = self.plan.at(np.array([self.steps[step] * self.plan.batch_size + self.rows[row]]))
+        indices, entries = self.plan.at(self.plan.positions(self.steps[step], self.rows[row : row + 1]))
         return read(self.examples, int(indices[0])), {name: value[0] for name, value in entries.items()}
 
 
@@ -249,6 +306,17 @@ def _read_ahead(
             flags.FLAGS.mark_as_parsed()  # grain reads absl's flags; a program without them has none to parse
         dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
     yield from dataset
+
+
+def _spread(batch: dict[str, np.ndarray], rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
+    """A batch of `size` rows that holds at `rows` those of this one, and padding elsewhere, which need not be read."""
+    if len(rows) == size:
+        return batch
+    source = np.zeros(size, np.int64)
+    source[rows] = np.arange(len(rows))
+    full = {name: x[source] for name, x in batch.items()}
+    full["mask"][np.setdiff1d(np.arange(size), rows)] = 0
+    return full
 
 
 def _rows(examples: Examples, plan: Plan, positions: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:

@@ -176,6 +176,9 @@ def _means(tree: Any) -> Iterator[tuple[str, float]]:
 
 def _identical(a: Any, b: Any) -> bool:
     a, b = np.asarray(a), np.asarray(b)
+    if a.dtype == object and a.shape == b.shape:  # what stays on the host: texts, lists, arrays of any length
+        pairs = zip(a.flat, b.flat, strict=True)
+        return all(_identical(x, y) if isinstance(x, np.ndarray) else bool(x == y) for x, y in pairs)
     return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
 
 

@@ -1,5 +1,6 @@
 """Sums and counts: no padding, split or mesh may change a number."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -174,9 +175,10 @@ def meshes_agree(subject: Subject) -> str:
 def evaluation_agrees(subject: Subject) -> str:
     """Metrics of the same examples in batches of 1, 7 and all at once."""
     n = min(29, pipeline.size(subject.examples))
-    examples: Any = [pipeline.read(subject.examples, i) for i in range(n)]
-    if not hasattr(subject.task, "collate_fn"):
-        examples = {k: np.stack([np.asarray(row[k]) for row in examples]) for k in examples[0]}
+    if isinstance(subject.examples, Mapping):
+        examples: Any = {k: v[:n] for k, v in subject.examples.items()}
+    else:
+        examples = [pipeline.read(subject.examples, i) for i in range(n)]
     found: dict[int, dict[str, float]] = {}
     for size in sorted({n, min(7, n), 1}, reverse=True):
         plan = pipeline.Plan(n, subject.config.seed, size, shuffle=False)
@@ -237,6 +239,34 @@ def _compare_padding(a: Measured, b: Measured, when: str) -> None:
             require(close(x, y, float(mean.count)), text, hint)
     difference, path = gradient_difference(a[0], b[0])
     require(not difference, f"the gradient of {path} changes by {difference:.2g} {when}", hint)
+
+
+def lengths_are_true(subject: Subject) -> str:
+    """Cut to the length of the longest example that is not masked, a batch evaluates as before."""
+    task = subject.task
+    if not hasattr(task, "lengths"):
+        return "the task tells none"
+    lengths = np.asarray(task.lengths(subject.examples, subject.config))
+    hint = "lengths(examples, config) returns the tokens of each example of the dataset, int [n]"
+    n = pipeline.size(subject.examples)
+    require(lengths.shape == (n,) and lengths.dtype.kind in "iu", f"lengths is {lengths.dtype}{lengths.shape}", hint)
+    absent = [name for name in task.PADDED if name not in subject.batch]
+    require(not absent, f"PADDED names {absent}, which batches do not have", "name the entries to cut")
+    own = lengths[subject.plan.at(subject.plan.positions(0))[0]]
+    real = own <= np.quantile(own, 0.25, method="higher")
+    longest = int(own[real].max())
+    batch = keep(subject.batch, real)
+    cut = {name: x[..., :longest] if name in task.PADDED else x for name, x in batch.items()}
+    whole, short = (jax.device_get(subject.evaluate(subject.params, x)) for x in (batch, cut))
+    for metric, mean in whole.items():
+        require(
+            close(value(mean), value(short[metric]), 10) and close(mean.count, short[metric].count),
+            f"{metric!r} is {value(mean):.6g}, but {value(short[metric]):.6g} when {list(task.PADDED)} are cut to"
+            f" {longest}, the most that lengths says of these examples",
+            "what is behind an example's length must be padding that the model does not see, and PADDED must name all"
+            " entries of that length",
+        )
+    return f"cut to {longest}: the metrics stay"
 
 
 def _compare_sums(a: Metrics, b: Metrics, one: str, other: str) -> None:

@@ -22,6 +22,7 @@ COMPARISONS = (
     exactness.accumulation_agrees,
     exactness.meshes_agree,
     exactness.evaluation_agrees,
+    exactness.lengths_are_true,
 )
 CHECKS: dict[str, Callable[[Subject], str]] = {
     SEED: determinism.same_seed,
@@ -31,6 +32,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "accumulation agrees": exactness.accumulation_agrees,
     "meshes agree": exactness.meshes_agree,
     "evaluation does not depend on batch size": exactness.evaluation_agrees,
+    "examples are as long as lengths says": exactness.lengths_are_true,
     "gradients are finite and reach every parameter": training.gradients_reach,
     "nothing recompiles after step 1": training.nothing_recompiles,
     "one batch can be overfitted": training.overfits,

@@ -11,9 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import checkpoint, optim, sharding
+from jtasks import calibration, checkpoint, hetero, optim, sharding
 from jtasks import step as steps
-from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
@@ -32,11 +31,12 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
       CheckpointError: the checkpoint does not fit the config.
     """
     job = prepare(config)
+    job = calibration.recorded(job, workdir) or job
     examples = job.required("train")
-    steps_ = total_steps(config, pipeline.size(examples))
+    plan = job.plan(examples, shuffle=True)
+    steps_ = total_steps(config, plan)
     if not 1 <= step <= steps_:
         raise ConfigError(f"step {step} is not of this run: give 1 ... {steps_}")
-    plan = job.plan(examples, shuffle=True)
     state, start = _state(job, examples, plan, workdir, step, steps_)
     batch = job.batch_at(examples, plan, step - 1)
     rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
@@ -44,15 +44,14 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
         return job.task.loss_fn(params, batch, rng, job.config)
 
-    measure = jax.jit(
-        lambda p, b: steps.exact_gradient(loss_fn, tasks.losses(job.task), p, b, rng, microbatches=config.accumulate)
-    )
+    measured = steps.gradient_fn(job.task, job.config, job.mesh)
+    measure = jax.jit(lambda p, b: measured(p, b, rng), out_shardings=sharding.replicated(job.mesh))
     gradient, metrics = jax.device_get(measure(state.params, batch))
-    indices, _ = plan.at((step - 1) * plan.batch_size + np.arange(plan.batch_size))
+    indices, entries = plan.at(plan.positions(step - 1))
     lines = [
         f"step {step}, from the {f'checkpoint of step {start}' if start else 'initial state'}"
         + (f" and {step - 1 - start} steps of training" if step - 1 > start else ""),
-        f"examples: {indices.tolist()}",
+        f"examples: {indices[entries['mask'] > 0].tolist()}",
         *(f"{k}: {float(m.total):.6g} / {float(m.count):.6g}" for k, m in metrics.items()),
     ]
     groups = {"parameters": state.params, "batch": batch, "metrics": metrics, "gradient": gradient}
@@ -60,18 +59,14 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     lines += [f"not finite in {what}: {some(names, 20)}" for what, names in bad.items() if names]
     if not any(bad.values()):
         return "\n".join([*lines, "everything is finite"])
-    parts = [pick_rows(batch, config.accumulate, i) for i in range(config.accumulate)]
-    for i, part in enumerate(parts):
+    microbatches = hetero.rows_of_microbatches(plan.shares, plan.rows(step - 1))
+    for i, rows in enumerate(microbatches):
+        part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
         microbatch = jax.random.fold_in(rng, i)
         found = first_non_finite(functools.partial(loss_fn, rng=microbatch), state.params, part, job.task)
         if not found.startswith("no "):
-            return "\n".join([*lines, found + (f" (microbatch {i})" if config.accumulate > 1 else "")])
+            return "\n".join([*lines, found + (f" (microbatch {i})" if len(microbatches) > 1 else "")])
     return "\n".join([*lines, found])
-
-
-def pick_rows(batch: Any, microbatches: int, index: int) -> Any:
-    """The rows of one microbatch, as the step deals them out."""
-    return jax.tree.map(lambda x: x[index::microbatches], batch)
 
 
 def first_non_finite(
@@ -130,7 +125,7 @@ def _state(
     job: Job, examples: Any, plan: pipeline.Plan, workdir: pathlib.Path, step: int, total: int
 ) -> tuple[steps.State, int]:
     """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
-    config, replicated = job.config, sharding.replicated(job.mesh)
+    config = job.config
     batch = job.batch_at(examples, plan, 0)
 
     def init(batch: Any) -> Any:
@@ -142,21 +137,24 @@ def _state(
     def create(params: Any) -> steps.State:
         return steps.create(params, optimizer, average=config.ema > 0)
 
+    state_shapes = jax.eval_shape(create, shapes)
+    shardings = job.shardings(state_shapes, shapes)
     folder = workdir / "checkpoints"
     saved = [s for s in checkpoint.saved_steps(folder) if s < step and not checkpoint.damage(folder / str(s))]
     if saved:
-        like = jax.eval_shape(create, shapes)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like)
-        state = checkpoint.restore(folder / str(saved[-1]), like)
+        state = checkpoint.restore(folder / str(saved[-1]), sharding.placed(state_shapes, shardings))
     else:
-        params = jax.jit(init, out_shardings=replicated)(batch)
+        params = jax.jit(init, out_shardings=shardings.params)(batch)
         if config.init_from:
             params, _ = checkpoint.import_params(config.init_from, params, lambda text: print(text, file=sys.stderr))
-        state = jax.jit(create, out_shardings=replicated)(params)
+        state = jax.jit(create, out_shardings=shardings)(params)
     start = int(state.step)
     if start < step - 1:
         trainable = optim.trainable(config.optim, shapes)
-        make = jax.jit(steps.make(job.task, config, optimizer, schedule, trainable), out_shardings=replicated)
+        make = jax.jit(
+            steps.make(job.task, config, optimizer, schedule, trainable, job.mesh),
+            out_shardings=(shardings, sharding.replicated(job.mesh)),
+        )
         for index in range(start, step - 1):
             state, _ = make(state, job.batch_at(examples, plan, index))
     return state, start

@@ -42,13 +42,14 @@ def rows() -> int:
 
 
 def small(config: Any) -> Config:
-    """The config as the checks use it: all fields, the kit's batch size, float32, one microbatch.
+    """The config as the checks use it: all fields, the kit's batch size, no buckets, float32, one microbatch.
 
     In float32 rounding is too small to hide a fault.
     """
     given = config.to_dict()
     fields = _laid(configs.defaults(given.get("optim", {}).get("name", "adamw")).to_dict(), given)
-    return Config(fields | {"batch_size": rows(), "accumulate": 1, "precision": "float32", "task": fields["task"]})
+    ours = {"batch_size": rows(), "batch_tokens": 0, "accumulate": 1, "shares": None, "precision": "float32"}
+    return Config(fields | ours | {"task": fields["task"]})
 
 
 def _laid(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Subject:
     @property
     def steps(self) -> int:
         """Steps of the whole run, which schedules need."""
-        return max(1, total_steps(self.config, pipeline.size(self.examples)))
+        return max(1, total_steps(self.config, self.plan))
 
     @functools.cached_property
     def trainable(self) -> Tree:

@@ -32,7 +32,7 @@ def gradients_reach(subject: Subject) -> str:
             if params is subject.params:
                 _finite(subject, gradient, metrics, batch, index)
             reached |= [bool(np.any(np.nan_to_num(leaf) != 0)) for leaf in jax.tree.leaves(gradient)]
-    train = jax.tree.leaves(subject.trainable)
+    train = [bool(np.any(leaf)) for leaf in jax.tree.leaves(subject.trainable)]
     unreached = [n for n, hit, wanted in zip(names, reached, train, strict=True) if wanted and not hit]
     frozen = [n for n, wanted in zip(names, train, strict=True) if not wanted]
     require(

@@ -1,0 +1,135 @@
+"""`config.shares="auto"`: measure each device, choose the shares, and remember them in the run's folder."""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks import hetero, processes, sharding, step
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.job import Job
+from jtasks.log import say
+
+FILE = "shares.json"
+SECONDS = 0.5  # of each measurement, and at least three runs
+
+
+def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job:
+    """The job with numbers for shares, where they are to be found: as recorded in `workdir`, or measured.
+
+    They are measured anew if the devices or the batch are others than then, or if `config.shares` is "auto!".
+    """
+    if job.config.shares not in (hetero.AUTO, hetero.AGAIN):
+        return job
+    plan = job.plan(examples, shuffle=True)
+    known = recorded(job, workdir) if processes.first() and job.config.shares == hetero.AUTO else None
+    if processes.agree(lambda: int(known is not None)):
+        first = known.config.shares if known else (0,) * job.mesh.size
+        shares = tuple(processes.agree(lambda d=d: first[d]) for d in range(job.mesh.size))  # type: ignore[misc]
+        say(f"shares {_short(shares)}, as recorded in {workdir / FILE}; config.shares='auto!' measures again")
+        return _with(job, shares)
+    at = min(plan.shapes(), key=plan.examples)  # the longest examples, where they are batched by length
+    batch_size = plan.examples(at)
+    start, example = measured(job, pipeline.batch_at(examples, plan, at, job.collate), batch_size)
+    shares, seconds = hetero.best_shares(start, example, batch_size)
+    alike = float(np.max(start + -(-batch_size // job.mesh.size) * example))
+    processes.once(lambda: _record(job, workdir, shares, start, example))
+    say(
+        f"shares {_short(shares)}: {seconds:.3g} s a step expected, equal ones {alike:.3g} s; recorded in"
+        f" {workdir / FILE}"
+    )
+    return _with(job, shares)
+
+
+def recorded(job: Job, workdir: pathlib.Path) -> Job | None:
+    """The job with the shares that an earlier start of the run measured on the same devices; None without any."""
+    try:
+        record = json.loads((workdir / FILE).read_text()) if job.config.shares in (hetero.AUTO, hetero.AGAIN) else {}
+        same = record["batch"] == _batch(job.config) and record["devices"] == _devices(job)
+        return _with(job, tuple(int(share) for share in record["shares"])) if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def measured(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """What a microbatch takes on each device, in seconds: to start with, and for each example; [devices] both.
+
+    Each process measures its own devices one by one, on microbatches as large as in equal shares and a quarter of
+    that, cut from the batch `rows`.
+    """
+    local = [device for device in job.mesh.devices.flat if device.process_index == jax.process_index()]
+    alone = step.gradient_fn(job.task, _with(job, None).config, None)
+    large = -(-batch_size // job.mesh.size)
+    small = -(-large // 4)
+    params = jax.jit(lambda b: job.task.init(jax.random.key(0), b, job.config))(jax.device_put(dict(rows), local[0]))
+
+    @jax.jit
+    def add(params: Any, sums: Any, batch: Any) -> Any:
+        return jax.tree.map(jnp.add, sums, alone(params, batch, jax.random.key(0))[0])
+
+    found = np.zeros((len(local), 2))
+    for device, row in zip(local, found, strict=True):
+        held = jax.device_put(params, device)
+        parts = [jax.device_put({k: x[:size] for k, x in rows.items()}, device) for size in (small, large)]
+        few, many = (_seconds(add, held, held, part) for part in parts)
+        # Noise must not make examples free: then any size of microbatch would look as good as another.
+        slope = (many - few) / max(large - small, 1)
+        row[1] = max(slope, 0.1 * many / large)
+        row[0] = max(0.0, many - large * row[1])
+    processes.meet()
+    everywhere = _gathered(job, found)
+    return everywhere[:, 0], everywhere[:, 1]
+
+
+def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
+    """The mean over as many runs as SECONDS hold; a device that pauses now and then is as slow as that makes it."""
+    jax.block_until_ready(function(*arguments))
+    begun, runs = time.perf_counter(), 0
+    while runs < 3 or time.perf_counter() - begun < SECONDS:
+        jax.block_until_ready(function(*arguments))
+        runs += 1
+    return (time.perf_counter() - begun) / runs
+
+
+def _gathered(job: Job, local: np.ndarray) -> np.ndarray:
+    """The rows [devices, ...] of all processes' devices, in the order of the mesh, from this one's."""
+    divided, shape = sharding.batched(job.mesh), (job.mesh.size, *local.shape[1:])
+    rows = sharding.local_rows(divided, len(job.mesh.devices.flat))
+    array = sharding.put({"seconds": local.astype(np.float32)}, divided, rows, shape[0])["seconds"]
+    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(job.mesh))(array)
+    return np.asarray(whole.addressable_data(0), np.float64)
+
+
+def _record(job: Job, workdir: pathlib.Path, shares: tuple[int, ...], start: np.ndarray, example: np.ndarray) -> None:
+    record = {
+        "shares": shares,
+        "devices": _devices(job),
+        "batch": _batch(job.config),
+        "seconds_to_start": start.tolist(),
+        "seconds_an_example": example.tolist(),
+    }
+    partial = workdir / f"{FILE}.tmp"
+    partial.write_text(json.dumps(record, indent=1) + "\n")
+    partial.replace(workdir / FILE)
+
+
+def _devices(job: Job) -> list[str]:
+    return [f"{device.device_kind} of process {device.process_index}" for device in job.mesh.devices.flat]
+
+
+def _batch(config: Config) -> list[int]:
+    return [config.batch_size, config.batch_tokens]
+
+
+def _with(job: Job, shares: tuple[int, ...] | None) -> Job:
+    return job._replace(config=Config(job.config.to_dict() | {"shares": shares}))
+
+
+def _short(shares: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shares[:16])) + (f", ... ({len(shares)} in all)" if len(shares) > 16 else "")

@@ -1,0 +1,304 @@
+"""Plan before you pay: what a run would hold, compute and send on a mesh that is larger than this machine.
+
+The step is compiled ahead of time for fake CPU devices, from shapes alone: nothing is allocated. Memory follows from
+the shardings and the compiler's own analysis, communication from the collectives in the compiled program. That program
+is the CPU's: other compilers fuse otherwise, so temporaries are an estimate, and float16 types are widened on CPU.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jtasks import flops, sharding
+from jtasks.config import Config
+from jtasks.data import pipeline
+from jtasks.errors import ConfigError
+from jtasks.job import prepare, total_steps
+from jtasks.summary import humanise
+from jtasks.train import programs
+
+_BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
+_KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
+_INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$")
+_CALLED = re.compile(r"(?:body|condition|to_apply|calls|true_computation|false_computation)=%?([\w.-]+)")
+_SHAPE = re.compile(r"\b(pred|bf16|[a-z]\d+(?:e\d+m\d+\w*)?|c\d+)\[([\d,]*)\]")
+
+Line = tuple[str, str, str, str]  # an instruction: name, shape, operation and the rest
+Computations = dict[str, list[Line]]
+Users = dict[str, list[Line]]  # the instructions that a name is an operand of
+
+
+class Hardware(NamedTuple):
+    """What one device can do; the defaults are an NVIDIA A100 with a 200 Gbit/s network card."""
+
+    peak_tflops: float = 312.0
+    efficiency: float = 0.4  # the part of the peak that a step reaches without communication
+    bandwidth_gbs: float = 25.0  # gigabytes a second that leave a device, all links together
+    latency_us: float = 10.0  # of each hop of a collective
+
+
+class Collective(NamedTuple):
+    """One collective of a program, as often as a step runs it."""
+
+    kind: str
+    devices: int  # that take part in each group
+    size: int  # bytes of the whole buffer: reduced, or gathered
+    times: int
+
+    @property
+    def sent(self) -> float:
+        """Bytes that each device sends a step, by the ring algorithm (Patarasu and Yuan 2009)."""
+        n = self.devices
+        part = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1, "collective-broadcast": 1}
+        return self.times * self.size * part.get(self.kind, (n - 1) / n)
+
+    @property
+    def hops(self) -> int:
+        """Messages one after the other, of all times."""
+        n = self.devices
+        return self.times * {"all-reduce": 2 * (n - 1), "collective-permute": 1}.get(self.kind, n - 1)
+
+
+def run(config: Config, hardware: Hardware) -> dict[str, Any]:
+    """The plan of a config's training step on the devices that there are.
+
+    Returns:
+      What `describe` prints: counts, bytes and seconds.
+
+    Raises:
+      DataError: the data, whose shapes the batch has, is absent.
+      ConfigError: the mesh, the batch or the hardware cannot be.
+    """
+    if wrong := [f"--{name.replace('_', '-')}" for name, value in hardware._asdict().items() if value < 0]:
+        raise ConfigError(f"{wrong[0]} must not be negative")
+    if not hardware.peak_tflops or not 0 < hardware.efficiency <= 1 or not hardware.bandwidth_gbs:
+        raise ConfigError("--peak-tflops and --bandwidth-gbs must be above 0, and --efficiency above 0 and at most 1")
+    job = prepare(config)
+    examples = job.required("train")
+    plan = job.plan(examples, shuffle=True)
+    batched = sharding.batched(job.mesh)
+    host = pipeline.batch_at(examples, plan, 0, job.collate)
+    batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
+    program = programs(job, batch, total_steps(job.config, plan))
+    state = sharding.placed(program.shapes, program.shardings)
+    compiled = program.step.lower(state, batch).compile()
+    found = collectives(compiled.as_text(), job.mesh.size)
+    operations = flops.count(program.step, state, batch)
+    compute = operations / job.mesh.size / (hardware.peak_tflops * 1e12 * hardware.efficiency)
+    memory = {
+        "parameters": held(state.params),
+        "optimizer": held(state.opt_state),
+        "average": held(state.average),
+        "batch": held(batch),
+        "activations and gradients": int(compiled.memory_analysis().temp_size_in_bytes),
+    }
+    return {
+        "devices": job.mesh.size,
+        "mesh": dict(job.mesh.shape),
+        "batch_size": config.batch_size,
+        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(program.shapes.params)),
+        "memory": memory | {"total": sum(memory.values())},
+        "flops": operations,
+        "collectives": _by_kind(found),
+        **times(compute, found, hardware),
+    }
+
+
+def times(compute: float, found: Sequence[Collective], hardware: Hardware) -> dict[str, float]:
+    """Seconds of a step and the scaling efficiency, which is compute over step time.
+
+    Communication that does not overlap with computation at all bounds the step from above, one that overlaps
+    wherever it can from below.
+    """
+    sent, hops = sum(c.sent for c in found), sum(c.hops for c in found)
+    communication = sent / (hardware.bandwidth_gbs * 1e9) + hops * hardware.latency_us * 1e-6
+    slowest, fastest = compute + communication, max(compute, communication)
+    return {
+        "compute_seconds": compute,
+        "communication_seconds": communication,
+        "step_seconds": slowest,
+        "efficiency": compute / slowest,
+        "step_seconds_overlapped": fastest,
+        "efficiency_overlapped": compute / fastest,
+    }
+
+
+def scaling(compute: float, gradient: float, bandwidth: float, nodes: int, latency: float = 0.0) -> float:
+    """The speed-up of `nodes` equal nodes over one in data-parallel training, gradients being summed in a ring.
+
+    Each node computes for `compute` seconds, sends 2 (n - 1) / n times the `gradient`'s bytes at `bandwidth` bytes a
+    second, and each of the ring's 2 (n - 1) hops takes `latency` seconds; nothing overlaps.
+
+    HetSeq's published figures (Ding et al. 2021: BERT on nodes of 4 GPUs) are 1.72 on 2 nodes, 3.22 on 4 and 5.94 on
+    8. With one free parameter, communication over computation, fitted at 2 nodes (0.163), and no latency, the model
+    gives 3.21 on 4 nodes (0.2% less than published) and 6.23 on 8 (4.8% more). A ring's bytes saturate at twice the
+    gradient, while what the figures lose goes on growing from 4 to 8 nodes, as the number of hops and the wait for
+    the slowest of ever more nodes do: a latency of 0.6% of the computation, fitted at 8 nodes as well, gives 3.17 on
+    4 nodes (1.6% less).
+
+    >>> round(scaling(1.0, 0.163, 1.0, 4), 2)
+    3.21
+    """
+    return nodes * compute / (compute + 2 * (nodes - 1) / nodes * gradient / bandwidth + 2 * (nodes - 1) * latency)
+
+
+def held(tree: Any) -> int:
+    """Bytes of a tree's shapes that the fullest device holds, by their shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def collectives(text: str, devices: int) -> list[Collective]:
+    """The collectives of a compiled program in HLO text; those in loops count as often as the loop turns.
+
+    An all-reduce of which each device keeps just its own part is counted as the reduce-scatter that the compilers
+    for GPU and TPU make of it; XLA's for CPU does not.
+    """
+    computations, entry = _computations(text)
+    times = _times(computations, entry)
+    users = {name: _users(lines) for name, lines in computations.items()}
+    found: collections.Counter[tuple[str, int, int, int]] = collections.Counter()
+    for name, lines in computations.items():
+        for line in (line for line in lines if re.fullmatch(_KINDS, line[2]) and times[name]):
+            n = _group(line[3], devices)
+            for index, size in enumerate(_sizes(line[1])):
+                kind, whole = line[2], size * n if line[2] == "reduce-scatter" else size
+                results = _elements(users[name], line, index)
+                if (
+                    kind == "all-reduce"
+                    and results
+                    and all(_cut(users, computations, name, r, size / n) for r in results)
+                ):
+                    kind = "reduce-scatter"
+                if n > 1:
+                    found[kind, n, int(whole), times[name]] += 1
+    return [Collective(kind, n, size, turns * count) for (kind, n, size, turns), count in found.items()]
+
+
+def table(plan: dict[str, Any]) -> str:
+    """The plan for people."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
+    rows = [
+        ("devices", f"{plan['devices']}: {mesh}"),
+        ("parameters", f"{plan['parameters']:,}"),
+        ("batch", f"{plan['batch_size']} examples"),
+        ("FLOPs a step", humanise(plan["flops"])),
+        ("memory of a device", f"{humanise(plan['memory']['total'])}B"),
+        *((f"  {name}", f"{humanise(size)}B") for name, size in plan["memory"].items() if name != "total" and size),
+        ("sent by a device a step", f"{humanise(sum(c['bytes'] for c in plan['collectives'].values()))}B"),
+        *((f"  {kind}", f"{humanise(c['bytes'])}B in {c['count']}") for kind, c in plan["collectives"].items()),
+        ("computing", f"{plan['compute_seconds']:.3g} s"),
+        ("communicating", f"{plan['communication_seconds']:.3g} s"),
+        ("step, one after the other", f"{plan['step_seconds']:.3g} s, {plan['efficiency']:.0%} efficient"),
+        (
+            "step, both at once",
+            f"{plan['step_seconds_overlapped']:.3g} s, {plan['efficiency_overlapped']:.0%} efficient",
+        ),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def _by_kind(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
+    kinds: dict[str, dict[str, int]] = {}
+    for collective in found:
+        kind = kinds.setdefault(collective.kind, {"count": 0, "bytes": 0})
+        kind["count"] += collective.times
+        kind["bytes"] += round(collective.sent)
+    return dict(sorted(kinds.items()))
+
+
+def _computations(text: str) -> tuple[Computations, str]:
+    computations: Computations = {}
+    entry = name = ""
+    for line in text.splitlines():
+        if start := _COMPUTATION.match(line):
+            name = start[2]
+            computations[name] = []
+            entry = name if start[1] else entry
+        elif name and (instruction := _INSTRUCTION.match(line)):
+            computations[name].append(instruction.groups())  # type: ignore[arg-type]
+    return computations, entry
+
+
+def _times(computations: Computations, entry: str) -> collections.Counter[str]:
+    """How often a step runs each computation; a loop whose turns are not known counts as one."""
+    times: collections.Counter[str] = collections.Counter()
+
+    def visit(name: str, count: int) -> None:
+        times[name] += count
+        for _, _, kind, rest in computations[name]:
+            turns = re.search(r"known_trip_count\W+n\W+(\d+)", rest) if kind == "while" else None
+            branches = re.search(r"branch_computations=\{([^}]*)\}", rest)
+            called = _CALLED.findall(rest) + (re.findall(r"[\w.-]+", branches[1]) if branches else [])
+            for other in called:
+                if other in computations:
+                    visit(other, count * (int(turns[1]) if turns else 1))
+
+    visit(entry, 1)
+    return times
+
+
+def _operands(line: Line) -> list[str]:
+    return re.findall(r"%([\w.-]+)", line[3].split(")")[0])
+
+
+def _users(lines: list[Line]) -> Users:
+    users: Users = collections.defaultdict(list)
+    for line in lines:
+        for operand in set(_operands(line)):
+            users[operand].append(line)
+    return users
+
+
+def _elements(users: Users, line: Line, index: int) -> list[str]:
+    """The names of a result, or of an element of it where it is a tuple."""
+    if not line[1].startswith("("):
+        return [line[0]]
+    return [user[0] for user in users[line[0]] if re.search(rf"index={index}\b", user[3])]
+
+
+def _cut(users: dict[str, Users], computations: Computations, computation: str, name: str, size: float) -> bool:
+    """Whether all that use a value first cut it down to `size` bytes; it is followed into fusions."""
+
+    def cuts(user: Line) -> bool:
+        if user[2] == "dynamic-slice":
+            return sum(_sizes(user[1])) == size
+        if user[2] in ("bitcast", "copy", "transpose"):
+            return _cut(users, computations, computation, user[0], size)
+        called = _CALLED.findall(user[3])
+        if user[2] != "fusion" or not called:
+            return False
+        place = f"{_operands(user).index(name)})"
+        (inner,) = [line[0] for line in computations[called[0]] if line[2] == "parameter" and line[3].startswith(place)]
+        return _cut(users, computations, called[0], inner, size)
+
+    return bool(users[computation][name]) and all(map(cuts, users[computation][name]))
+
+
+def _sizes(shape: str) -> list[float]:
+    """Bytes of an array, or of each element of a tuple."""
+    return [
+        _itemsize(kind) * math.prod(map(int, filter(None, size.split(",")))) for kind, size in _SHAPE.findall(shape)
+    ]
+
+
+def _itemsize(kind: str) -> float:
+    return _BYTES.get(kind) or int(re.sub(r"\D.*", "", kind.lstrip("abcdefghijklmnopqrstuvwxyz"))) / 8
+
+
+def _group(rest: str, devices: int) -> int:
+    """How many devices take part in each group: lists, `[groups,size]<=[...]`, or axes of a mesh."""
+    if mesh := re.search(r"replica_groups=\S*mesh\[([^\]]*)\].*?\{([^}]*)\}", rest):
+        axes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh[1]))
+        used = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or axes[axis]) for axis, part in used)
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
+        return int(iota[1])
+    if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
+        return listed[1].count(",") + 1
+    return devices if "source_target_pairs" not in rest else 2

@@ -1,0 +1,155 @@
+"""The launch recipes, with launchers that start what they are given on this machine."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import time
+
+import pytest
+import yaml
+from front_door import DIGITS, ROOT
+
+from jtasks import checkpoint, cli
+from jtasks.clusters import Cluster, detect
+
+LAUNCH = ROOT / "launch"
+SHORT = [*DIGITS, "--config.steps=2", "--config.optim.warmup=0", "--config.show_count=0"]
+
+
+@pytest.fixture
+def fakes(tmp_path):
+    """A function that puts commands into PATH, and the environment that finds them there first."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def put(**scripts: str) -> dict[str, str]:
+        for name, script in scripts.items():
+            (folder / name).write_text(f"#!/bin/bash\n{script}\n")
+            (folder / name).chmod(0o755)
+        python = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1", "PYTHON": os.sys.executable}
+        return {**os.environ, **python, "PATH": f"{folder}:{os.environ['PATH']}", "LOG": str(tmp_path / "log")}
+
+    return put
+
+
+def script(name: str, *arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(LAUNCH / name), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+
+
+@pytest.mark.parametrize("name", ["slurm.sbatch", "ssh-hosts.sh", "tpu-vm.sh"])
+def test_the_scripts_are_bash_and_say_what_they_lack(name, fakes):
+    assert subprocess.run(["bash", "-n", str(LAUNCH / name)], check=False).returncode == 0
+    assert f"launch/{name}" in (LAUNCH / name).read_text().split("\n\n")[0]
+    if name.endswith(".sh"):
+        found = script(name, env=fakes())
+        assert found.returncode == 2
+        assert f"launch/{name}" in found.stderr
+
+
+@pytest.mark.parametrize(("code", "expected", "queued"), [(0, 0, ""), (75, 0, "requeue 7\n"), (1, 1, ""), (2, 2, "")])
+def test_slurm_queues_again_what_was_stopped_and_nothing_else(code, expected, queued, fakes):
+    log = 'echo "$@" >>"$LOG"'
+    env = fakes(srun=f"{log}.srun\nexit {code}", scontrol=log) | {"SLURM_JOB_ID": "7"}
+    assert script("slurm.sbatch", "--workdir=a folder", env=env).returncode == expected
+    assert pathlib.Path(f"{env['LOG']}.srun").read_text().endswith("main.py --workdir=a folder\n")
+    assert (pathlib.Path(env["LOG"]).read_text() if queued else "") == queued
+
+
+def test_the_job_set_gives_each_pod_its_place():
+    (manifest,) = yaml.safe_load_all((LAUNCH / "k8s-jobset.yaml").read_text())
+    (workers,) = manifest["spec"]["replicatedJobs"]
+    job = workers["template"]["spec"]
+    pod = job["template"]["spec"]
+    (container,) = pod["containers"]
+    environment = {entry["name"]: entry["value"] for entry in container["env"]}
+    name = manifest["metadata"]["name"]
+    first = f"{name}-{workers['name']}-0-0.{name}:55527"  # JobSet's name of the first pod, and its subdomain
+    found = [detect({**environment, "JOB_COMPLETION_INDEX": str(i)}) for i in range(job["completions"])]
+    assert found == [Cluster("Kubernetes", first, 4, i) for i in range(4)]
+    assert (job["parallelism"], job["completionMode"], workers["replicas"]) == (4, "Indexed", 1)
+    flags, overrides = cli._parser().parse_known_args(container["args"])
+    assert (flags.timeout, overrides) == (600, [])
+    assert flags.workdir.startswith(container["volumeMounts"][0]["mountPath"])
+    (rule,) = job["podFailurePolicy"]["rules"]
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [cli.EXIT_USAGE]}
+
+
+LOCAL_SSH = 'while [ "$1" = -o ]; do shift 2; done\nshift\nexec bash -c "$1"'  # ssh -o OPTION HOST COMMAND
+
+
+def test_a_list_of_hosts_trains_as_one_run(tmp_path, fakes):
+    found = script(
+        "ssh-hosts.sh", "localhost me@127.0.0.1", *SHORT, f"--workdir={tmp_path / 'a run'}", env=fakes(ssh=LOCAL_SSH)
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    lines = found.stdout.splitlines()
+    assert any(line.startswith("localhost: 2 processes, by the command line") for line in lines)
+    (result,) = [line.removeprefix("localhost: ") for line in lines if line.startswith("localhost: {")]
+    assert json.loads(result)["step"] == 2
+    assert not any("step" in line for line in lines if line.startswith("me@127.0.0.1"))
+    assert checkpoint.saved_steps(tmp_path / "a run" / "checkpoints") == [2]
+
+
+SLEEPER = """
+import os, signal, sys, time
+process = next(a for a in sys.argv if a.startswith("--process="))[-1]
+def stop(*_):
+    print("saved", flush=True)
+    sys.exit(75)
+signal.signal(signal.SIGTERM, stop)
+print("here", process, sys.argv[1], flush=True)
+if os.environ.get("FAIL") == process:
+    sys.exit(3)
+time.sleep(1 if "FAIL" in os.environ else 60)
+"""
+
+
+def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_path, fakes):
+    (tmp_path / "main.py").write_text(SLEEPER)
+    env = fakes(ssh=LOCAL_SSH) | {"FOLDER": str(tmp_path)}
+    found = script("ssh-hosts.sh", "a b", "it's one", env=env | {"FAIL": "1"})
+    assert found.returncode == 3
+    assert "b ended with exit code 3" in found.stderr
+    assert sorted(found.stdout.splitlines()) == ["a: here 0 it's one", "b: here 1 it's one"]
+
+    command = ["bash", str(LAUNCH / "ssh-hosts.sh"), "a b", "x"]
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert sorted(running.stdout.readline() for _ in "ab") == ["a: here 0 x\n", "b: here 1 x\n"]
+    begun = time.monotonic()
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does
+    try:
+        output, _ = running.communicate(timeout=60)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 75
+    assert sorted(output.splitlines()) == ["a: saved", "b: saved"]
+    assert time.monotonic() - begun < 30
+
+
+def test_a_tpu_slice_runs_the_command_on_all_workers_and_tells_its_exit_code(tmp_path, fakes):
+    (tmp_path / "main.py").write_text("import sys; print(sys.argv[1:]); sys.exit(75)")
+    gcloud = 'echo "${@:1:7}" >"$LOG"\nHOME=$(dirname "$LOG") exec bash -c "${8#--command=}"'
+    env = fakes(gcloud=gcloud) | {"FOLDER": str(tmp_path)}
+    found = script("tpu-vm.sh", "pod", "zone-a", "--workdir=a b", env=env)
+    assert (found.returncode, found.stdout) == (75, "['--workdir=a b']\n"), found.stderr
+    assert pathlib.Path(env["LOG"]).read_text() == "compute tpus tpu-vm ssh pod --zone=zone-a --worker=all\n"
+    assert (tmp_path / ".jtasks.pid").read_text().strip().isdecimal()
+
+
+def test_ctrl_c_stops_the_workers_of_a_tpu_slice(tmp_path, fakes):
+    (tmp_path / "main.py").write_text(SLEEPER)
+    env = fakes(gcloud='HOME=$(dirname "$LOG") exec bash -c "${8#--command=}"') | {"FOLDER": str(tmp_path)}
+    command = ["bash", str(LAUNCH / "tpu-vm.sh"), "pod", "zone-a", "x", "--process=0"]
+    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert running.stdout.readline() == "here 0 x\n"
+    os.killpg(running.pid, signal.SIGINT)
+    try:
+        output, _ = running.communicate(timeout=60)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert (running.returncode, output) == (75, "saved\n")

@@ -1,0 +1,151 @@
+"""What a plan says of a step follows from shapes, shardings and the compiled program."""
+
+import functools
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+from front_door import DIGITS, run
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jtasks import plan, sharding
+from jtasks.errors import ConfigError
+from jtasks.plan import Collective, Hardware
+
+ALL = PartitionSpec()
+
+
+def compiled(function, mesh, specs, *shapes, out) -> str:
+    def place(spec):
+        return NamedSharding(mesh, spec)
+
+    placed = [jax.ShapeDtypeStruct(s, jnp.float32, sharding=place(p)) for s, p in zip(shapes, specs, strict=True)]
+    return jax.jit(function, out_shardings=jax.tree.map(place, out)).lower(*placed).compile().as_text()
+
+
+def test_data_parallel_training_reduces_as_many_bytes_as_the_gradient_has():
+    text = compiled(
+        jax.grad(lambda w, x: jnp.sum((x @ w) ** 2)),
+        tiny.mesh(),
+        (ALL, PartitionSpec("data")),
+        (16, 32),
+        (8, 16),
+        out=ALL,
+    )
+    assert plan.collectives(text, 8) == [Collective("all-reduce", 8, 16 * 32 * 4, 1)]
+    assert plan.collectives(text, 8)[0].sent == 2 * 7 / 8 * 16 * 32 * 4
+
+
+def test_collectives_in_loops_count_as_often_as_the_loop_turns_and_groups_have_their_size():
+    mesh = sharding.make_mesh({"data": 2, "fsdp": 4})
+
+    def layers(weights, x):
+        def layer(x, w):
+            whole = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, ALL))
+            return jnp.tanh(x @ whole), None
+
+        return jax.lax.scan(layer, x, weights)[0]
+
+    spec = PartitionSpec(None, "fsdp")
+    text = compiled(layers, mesh, (spec, ALL), (6, 8, 8), (4, 8), out=ALL)
+    assert plan.collectives(text, 8) == [Collective("all-gather", 4, 8 * 8 * 4, 6)]
+
+
+def test_a_sum_that_is_cut_up_at_once_is_a_reduce_scatter():
+    text = compiled(
+        lambda x, w: x.T @ w,
+        tiny.mesh(),
+        (PartitionSpec("data"), PartitionSpec("data")),
+        (8, 16),
+        (8, 32),
+        out=PartitionSpec("data"),
+    )
+    (found,) = plan.collectives(text, 8)
+    assert found == Collective("reduce-scatter", 8, 16 * 32 * 4, 1)
+    assert found.sent == 7 / 8 * 16 * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("groups", "devices"),
+    [("{{0,1,2},{3,4,5}}", 3), ("[2,4]<=[8]", 4), ("[2,4]<=[4,2]T(1,0)", 4), ("{}", 8)],
+)
+@pytest.mark.parametrize(("kind", "size", "part"), [("all-to-all", 40, 1), ("reduce-scatter", 40, None)])
+def test_groups_are_read_in_each_of_their_forms(groups, devices, kind, size, part):
+    instruction = f"ROOT %a = bf16[4,5]{{1,0}} {kind}(%p), replica_groups={groups}"
+    text = f"ENTRY %main (p: bf16[4,5]) -> bf16[4,5] {{\n  {instruction}\n}}\n"
+    assert plan.collectives(text, 8) == [Collective(kind, devices, size * (part or devices), 1)]
+
+
+def test_the_time_of_a_step_lies_between_full_overlap_and_none():
+    found = [Collective("all-reduce", 4, 1000, 2), Collective("collective-permute", 2, 500, 1)]
+    assert [c.sent for c in found] == [3000, 500]
+    assert [c.hops for c in found] == [12, 1]
+    times = plan.times(0.5, found, Hardware(bandwidth_gbs=7e-6, latency_us=1e6 / 26))
+    assert times["communication_seconds"] == pytest.approx(0.5 + 0.5)
+    assert (times["step_seconds"], times["step_seconds_overlapped"]) == pytest.approx((1.5, 1.0))
+    assert (times["efficiency"], times["efficiency_overlapped"]) == pytest.approx((1 / 3, 0.5))
+
+
+def test_hetseqs_published_speed_ups_are_met_to_5_percent_with_one_parameter():
+    published = {2: 1.72, 4: 3.22, 8: 5.94}
+    ratio = 2 / published[2] - 1
+    errors = {n: plan.scaling(1.0, ratio, 1.0, n) / speed_up - 1 for n, speed_up in published.items()}
+    assert errors[2] == pytest.approx(0)
+    assert errors[4] == pytest.approx(-0.0016, abs=1e-4)
+    assert errors[8] == pytest.approx(0.0482, abs=1e-4)
+    # Two parameters: 1 / speed-up is linear in both, so that they follow from two of the figures.
+    loss = {n: n / speed_up - 1 for n, speed_up in published.items()}
+    latency = (loss[8] - 1.75 * loss[2]) / (14 - 1.75 * 2)
+    volume = loss[2] - 2 * latency
+    found = {n: plan.scaling(1.0, volume, 1.0, n, latency) for n in published}
+    assert (found[2], found[8]) == pytest.approx((1.72, 5.94))
+    assert found[4] == pytest.approx(3.17, abs=0.005)
+
+
+@functools.cache
+def planned(**mesh: int) -> dict:
+    return plan.run(tiny.config("igpt", batch_size=16, mesh=mesh), Hardware())
+
+
+def test_memory_falls_with_fsdp_and_the_flops_stay():
+    data, both = planned(data=8, fsdp=1), planned(data=2, fsdp=4)
+    assert data["parameters"] == both["parameters"]
+    assert data["memory"]["parameters"] == 4 * data["parameters"]
+    assert data["memory"]["optimizer"] == pytest.approx(8 * data["parameters"], abs=64)
+    for kind in ("parameters", "optimizer"):  # a few small parameters cannot be divided
+        assert data["memory"][kind] / 4 <= both["memory"][kind] < data["memory"][kind] / 3.5
+    assert data["flops"] == pytest.approx(both["flops"], rel=0.01)
+    assert set(data["collectives"]) == {"all-reduce"}
+    assert data["collectives"]["all-reduce"]["bytes"] == pytest.approx(2 * 7 / 8 * 4 * data["parameters"], rel=0.02)
+    assert {"all-gather", "reduce-scatter"} <= set(both["collectives"])
+    text = plan.table(both)
+    assert "data 2 x fsdp 4" in text
+    assert f"{both['parameters']:,}" in text
+
+
+@pytest.mark.parametrize(
+    ("hardware", "message"),
+    [
+        (Hardware(latency_us=-1), "--latency-us must not be negative"),
+        (Hardware(efficiency=1.5), "--efficiency above 0 and at most 1"),
+        (Hardware(bandwidth_gbs=0), "--bandwidth-gbs must be above 0"),
+    ],
+)
+def test_impossible_hardware_is_refused(hardware, message):
+    with pytest.raises(ConfigError, match=message):
+        plan.run(tiny.config("igpt"), hardware)
+
+
+def test_the_front_door_plans_for_more_devices_than_there_are():
+    result, errors = run(*DIGITS, "--mode=plan", "--config.mesh.data=4", "--config.mesh.fsdp=4", "--latency-us=0")
+    assert result["devices"] == math.prod(result["mesh"].values()) == 16
+    assert result["communication_seconds"] == pytest.approx(
+        sum(kind["bytes"] for kind in result["collectives"].values()) / 25e9
+    )
+    assert "data 4 x fsdp 4 x tensor 1" in errors
+    assert json.dumps(result)
+    _, errors = run(*DIGITS, "--mode=plan", code=2)
+    assert "say --devices=N" in errors
