@@ -13,6 +13,9 @@
 Measured, on two CPU cores and CIFAR-10 rebuilt from JPEG: `:xxs --config.steps=300` takes 12 to 20 minutes
 (some 25 images/s) and reaches 1.270 nats a pixel on the test images, where 16 equally likely colours have
 2.773. The other presets want an accelerator; none has been measured yet.
+
+The preset `hf` takes the model from `--config.init_from=hf:FOLDER`, an ImageGPT of transformers, and its palette too
+where FOLDER/preprocessor_config.json has the clusters (else --config.data.palette).
 """
 
 import ml_collections
@@ -28,8 +31,11 @@ PRESETS = {
 }
 
 
+FROM_FOLDER = ("width", "depth", "heads", "hidden", "activation", "norm", "epsilon")
+
+
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
-    width, depth, heads, colours, steps, batch_size, lr = PRESETS[preset]
+    width, depth, heads, colours, steps, batch_size, lr = PRESETS["s" if preset == "hf" else preset]
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.igpt"
     config.steps, config.batch_size = steps, batch_size
@@ -40,6 +46,10 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
         width=width,
         depth=depth,
         heads=heads,
+        hidden=0,  # of the feed-forward layers; 0: four times the width
+        activation="gelu_tanh",
+        norm="layer",
+        epsilon=1e-6,
         dropout=0.0,
         remat=depth > 8,
         palette=placeholder(tuple),
@@ -47,6 +57,8 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
         shape=placeholder(tuple),
         positions=placeholder(int),
     )
+    if preset == "hf":
+        config.model.update(dict.fromkeys(FROM_FOLDER))
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.0125, b2=0.95)
     config.optim.update(weight_decay=0.01, decay="kernel$")
     config.sample = dict(count=4, given=0.5, temperature=1.0, top_k=0, top_p=1.0)

@@ -18,6 +18,10 @@ def get_config() -> ml_collections.ConfigDict:
         width=96,
         depth=4,
         heads=4,
+        hidden=0,  # of the feed-forward layers; 0: four times the width
+        activation="gelu_tanh",
+        norm="layer",
+        epsilon=1e-6,
         dropout=0.0,
         remat=False,
         palette=placeholder(tuple),

@@ -26,6 +26,42 @@ def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
 
+def resized_crop(
+    images: jax.Array,
+    keys: jax.Array,
+    area: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
+    """Scale a random part of each of [b, h, w, c] up to all of [h, w], bilinearly; float32.
+
+    The augmentation of ImageNet (Szegedy et al. 2015). Each part has a share of the area uniform in `area` and a
+    ratio of width to height log-uniform in `ratio` (before it is cut off where it would be longer than the image).
+    """
+    shape = jnp.asarray(images.shape[1:3], jnp.float32)
+
+    def cut(image: jax.Array, key: jax.Array) -> jax.Array:
+        share_key, ratio_key, place_key = jax.random.split(key, 3)
+        share = jax.random.uniform(share_key, minval=area[0], maxval=area[1])
+        stretch = jnp.exp(0.5 * jax.random.uniform(ratio_key, minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1])))
+        # In square pixels, so that a part of a wide image has the ratio that was drawn.
+        side = jnp.sqrt(share * shape[0] * shape[1])
+        size = jnp.minimum(side * jnp.stack([1 / stretch, stretch]), shape)
+        corner = jax.random.uniform(place_key, (2,)) * (shape - size)
+        scale = shape / size
+        return jax.image.scale_and_translate(
+            image.astype(jnp.float32), image.shape, (0, 1), scale, -corner * scale, method="linear", antialias=False
+        )
+
+    return jax.vmap(cut)(images, keys)
+
+
+def resized_crop_and_flip(images: jax.Array, seeds: jax.Array, *, area: float, mirror: bool) -> jax.Array:
+    """The standard augmentation of ImageNet; `area` is the smallest share of an image that is taken."""
+    crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)
+    images = resized_crop(images, crop_keys, (area, 1.0))
+    return flip(images, flip_keys) if mirror else images
+
+
 def crop_and_flip(images: jax.Array, seeds: jax.Array, *, pad: int, mirror: bool) -> jax.Array:
     """The standard augmentation of CIFAR-10; `pad` 0 does not crop."""
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)

@@ -1,21 +1,60 @@
-"""Decoding as pure loops over step_fn(cache, tokens [b]) -> (logits [b, vocab], cache)."""
+"""Decoding as pure loops over step_fn(cache, tokens) -> (logits, cache), to be jitted whole.
+
+| | |
+|---|---|
+| greedy | `sample` with `temperature=0` |
+| sampling | `sample` with `temperature`, `top_k`, `top_p`, `min_p` |
+| beam search | `beam_search` |
+
+A model reads the prompts in one pass, which gives the logits of the first new token and a cache; from there a
+step is one token for each sequence. Tokens are int32 of the leading dimensions that the logits have: [b], or [b, n]
+where n sequences go on from one prompt. `models.GPT` has `prefill` and `extend` for the two:
+
+    logits, cache = model.apply(variables, prompt, length=20, branches=5, method="prefill")
+    step_fn = lambda cache, tokens: model.apply(variables, tokens, cache, method="extend")
+    found = decode.beam_search(step_fn, cache, logits, num_beams=5, max_len=20, eos=1, reorder=models.reordered)
+
+Arguments that both searches take:
+
+    eos: the id, or several, that ends a sequence; None: nothing does.
+    pad: what stands after the end.
+    min_len: tokens that come before the end may.
+    repetition_penalty: above 1 makes tokens that are there already less likely (Keskar et al. 2019, CTRL).
+    no_repeat_ngram_size: no n-gram of this size comes twice (Paulus et al. 2018); 0: all may.
+    prompt: [b, t], what the last two count as there already beside the new tokens; None: nothing.
+    valid: bool [b, t], where the prompt has tokens and no padding; None: everywhere.
+"""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 StepFn = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
+Ids = int | tuple[int, ...] | None
+
+_NEVER = -1e9  # added to the score of what must not be chosen, and comes after all that may be
 
 
-def filtered(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> jax.Array:
+class Beams(NamedTuple):
+    """The best continuations of each prompt, best first."""
+
+    tokens: jax.Array  # [b, n, length] int32
+    scores: jax.Array  # [b, n] float32: log probability / lengths ** length_penalty
+    lengths: jax.Array  # [b, n] int32: tokens, with the one that ends it
+
+
+def filtered(
+    logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> jax.Array:
     """Logits [..., vocab] of the distribution to draw from.
 
     Args:
       temperature: divides the logits; above 0.
       top_k: keep the k likeliest; 0 keeps all.
       top_p: keep the fewest likeliest whose probabilities reach p (Holtzman et al. 2020); 1 keeps all.
+      min_p: keep those at least p times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all.
     """
     logits = logits / temperature
     if top_k:
@@ -27,6 +66,9 @@ def filtered(logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top
         kept = jnp.sum(before < top_p, axis=-1, keepdims=True)
         threshold = jnp.take_along_axis(ordered, jnp.maximum(kept, 1) - 1, axis=-1)
         logits = jnp.where(logits < threshold, -jnp.inf, logits)
+    if min_p:
+        threshold = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p)
+        logits = jnp.where(logits < threshold, -jnp.inf, logits)
     return logits
 
 
@@ -34,35 +76,271 @@ def sample(
     step_fn: StepFn,
     cache: Any,
     logits: jax.Array,
-    keys: jax.Array,
+    keys: jax.Array | None,
     length: int,
     *,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    min_p: float = 0.0,
+    eos: Ids = None,
+    pad: int = 0,
+    min_len: int = 0,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    prompt: jax.Array | None = None,
+    valid: jax.Array | None = None,
 ) -> jax.Array:
-    """Draw `length` tokens, [b, length] int32.
+    """Draw up to `length` tokens, [b, length] or [b, n, length] int32; stops when all sequences have ended.
 
     Args:
-      logits: of the first token, [b, vocab], as the prefill gave them with `cache`.
-      keys: one random key a sequence, [b]; so a draw does not depend on its neighbours.
+      logits: of the first token, [b, vocab] or [b, n, vocab], as the prefill gave them with `cache`.
+      keys: one random key a sequence, [b] or [b, n]; so a draw does not depend on its neighbours.
       length: of the continuation; 0 draws nothing.
-      temperature: 0 takes the likeliest token each time.
+      temperature: 0 takes the likeliest token each time, without `keys`.
     """
+    shape, vocab = logits.shape[:-1], logits.shape[-1]
     if not length:
-        return jnp.zeros((logits.shape[0], 0), jnp.int32)
+        return jnp.zeros((*shape, 0), jnp.int32)
+    rules = _Rules(eos, min_len, repetition_penalty, no_repeat_ngram_size)
+    history, filled = rules.history(prompt, valid, shape)
+    given = history.shape[-1]
 
-    def draw(logits: jax.Array, i: jax.Array) -> jax.Array:
+    def draw(logits: jax.Array, sequences: jax.Array, ended: jax.Array, i: Any) -> tuple[jax.Array, jax.Array]:
+        logits = rules.applied(logits, sequences, filled, i)
         if temperature == 0:
-            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        chosen = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p)
-        folded = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
-        return jax.vmap(jax.random.categorical)(folded, chosen).astype(jnp.int32)
+            token = jnp.argmax(logits, axis=-1)
+        else:
+            assert keys is not None, "a draw needs a random key for each sequence"
+            chosen = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+            folded = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), i)
+            token = jax.vmap(jax.random.categorical)(folded, chosen.reshape(-1, vocab)).reshape(shape)
+        token = jnp.where(ended, pad, token).astype(jnp.int32)
+        sequences = jax.lax.dynamic_update_index_in_dim(sequences, token, given + i, axis=-1)
+        return sequences, ended | rules.ends(token)
 
-    def body(carry: tuple[jax.Array, Any], i: jax.Array) -> tuple[tuple[jax.Array, Any], jax.Array]:
-        logits, cache = carry
-        token = draw(logits, i)
-        return step_fn(cache, token), token
+    def going(state: tuple[Any, ...]) -> jax.Array:
+        i, _, _, ended = state
+        return (i < length) & ~jnp.all(ended)
 
-    (logits, _), tokens = jax.lax.scan(body, (logits, cache), jnp.arange(length - 1))
-    return jnp.concatenate([jnp.moveaxis(tokens, 0, 1), draw(logits, jnp.asarray(length - 1))[:, None]], axis=1)
+    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, cache, sequences, ended = state
+        last = jax.lax.dynamic_index_in_dim(sequences, given + i - 1, axis=-1, keepdims=False)
+        logits, cache = step_fn(cache, last)
+        return i + 1, cache, *draw(logits, sequences, ended, i)
+
+    sequences = jnp.concatenate([history, jnp.full((*shape, length), pad, jnp.int32)], axis=-1)
+    first = draw(logits, sequences, jnp.zeros(shape, bool), 0)
+    _, _, sequences, _ = jax.lax.while_loop(going, body, (jnp.int32(1), cache, *first))
+    return sequences[..., given:]
+
+
+class _Search(NamedTuple):
+    """What a beam search carries from step to step; n beams are running, and the n best ended ones are kept."""
+
+    i: jax.Array  # int32 scalar: new tokens so far
+    sequences: jax.Array  # [b, n, given + max_len] int32
+    running: jax.Array  # [b, n] float32: log probabilities
+    parents: jax.Array  # [b, n] int32: the beam that each one continues
+    ended: jax.Array  # [b, n, max_len] int32
+    scores: jax.Array  # [b, n] float32
+    lengths: jax.Array  # [b, n] int32
+    done: jax.Array  # [b, n] bool: whether there is an ended one
+    hopeful: jax.Array  # [b] bool: whether those running might do better than the worst ended one
+
+
+def rows(cache: Any, parents: jax.Array) -> Any:
+    """A cache whose leaves [b, n, ...] belong to beams, in the order of their `parents` [b, n]."""
+    return jax.tree.map(lambda x: _gathered(x, parents), cache)
+
+
+def beam_search(
+    step_fn: StepFn,
+    cache: Any,
+    logits: jax.Array,
+    *,
+    num_beams: int,
+    max_len: int,
+    length_penalty: float = 1.0,
+    early_stopping: bool | str = False,
+    n_best: int = 1,
+    reorder: Callable[[Any, jax.Array], Any] = rows,
+    eos: Ids = None,
+    pad: int = 0,
+    min_len: int = 0,
+    repetition_penalty: float = 1.0,
+    no_repeat_ngram_size: int = 0,
+    prompt: jax.Array | None = None,
+    valid: jax.Array | None = None,
+) -> Beams:
+    """The `n_best` likeliest continuations that a search with `num_beams` beams finds.
+
+    Gives what `generate` of Hugging Face's transformers 5 gives for the same arguments, where `min_len` and
+    `max_len` are called `min_new_tokens` and `max_new_tokens`. One beam is greedy search.
+
+    Args:
+      step_fn: takes tokens [b, num_beams] and gives logits [b, num_beams, vocab].
+      logits: of the first token, [b, vocab], as the prefill gave them with `cache`.
+      max_len: most tokens, the one that ends a sequence included; what reaches it has ended.
+      length_penalty: the power of the length by which log probabilities are divided; above 0 favours long ones.
+      early_stopping: True: stop with `num_beams` ended ones; False: when the best running one, at its present
+        length, is worse than them; "never": when it is at its best possible length.
+      n_best: at most `num_beams`.
+      reorder: (cache, parents [b, num_beams]) -> the cache of those beams.
+
+    Raises:
+      ValueError: an argument is out of its range.
+    """
+    if not 1 <= n_best <= num_beams:
+        raise ValueError(f"n_best={n_best} must be at least 1 and at most num_beams={num_beams}")
+    if max_len < 1:
+        raise ValueError(f"max_len={max_len} must be at least 1")
+    if early_stopping not in (True, False, "never"):
+        raise ValueError(f'early_stopping={early_stopping!r} must be True, False or "never"')
+    (b, vocab), n = logits.shape, num_beams
+    rules = _Rules(eos, min_len, repetition_penalty, no_repeat_ngram_size)
+    history, filled = rules.history(prompt, valid, (b, n))
+    given = history.shape[-1]
+    stop_early = early_stopping is True or n == 1
+    # So many that n go on even if all ends come first.
+    candidates = min(max(2, 1 + len(rules.eos)), vocab) * n
+
+    def choose(state: _Search, logits: jax.Array) -> _Search:
+        if n == 1:
+            nats = jax.nn.log_softmax(rules.applied(logits, state.sequences, filled, state.i))
+        else:
+            nats = rules.applied(jax.nn.log_softmax(logits), state.sequences, filled, state.i)
+        totals, chosen = jax.lax.top_k((nats + state.running[..., None]).reshape(b, -1), candidates)
+        parents, tokens = chosen // vocab, (chosen % vocab).astype(jnp.int32)
+        sequences = _gathered(state.sequences, parents)
+        sequences = jax.lax.dynamic_update_index_in_dim(sequences, tokens, given + state.i, axis=-1)
+        length = state.i + 1
+        ends = rules.ends(tokens) | (length == max_len)
+
+        running, kept = jax.lax.top_k(totals + ends * _NEVER, n)
+        # Only the best n candidates may end; the others are there to go on.
+        ending = ends & (jnp.arange(candidates) < n)[None]
+        barred = ~ending * _NEVER + ~state.hopeful[:, None] * _NEVER
+        if stop_early:
+            barred += jnp.all(state.done, axis=1, keepdims=True) * _NEVER
+        scores = jnp.concatenate([state.scores, totals / length**length_penalty + barred], axis=1)
+        scores, best = jax.lax.top_k(scores, n)
+
+        def merged(old: jax.Array, new: jax.Array) -> jax.Array:
+            return _gathered(jnp.concatenate([old, new], axis=1), best)
+
+        done = merged(state.done, ending)
+        reachable = max_len if early_stopping == "never" and length_penalty > 0 else length
+        worst = jnp.where(done, jnp.min(scores, axis=1, keepdims=True), _NEVER)
+        hopeful = jnp.any(running[:, :1] / reachable**length_penalty > worst, axis=1)
+        return _Search(
+            i=length,
+            sequences=_gathered(sequences, kept),
+            running=running,
+            parents=_gathered(parents, kept),
+            ended=merged(state.ended, sequences[..., given:]),
+            scores=scores,
+            lengths=merged(state.lengths, jnp.broadcast_to(length, (b, candidates))),
+            done=done,
+            hopeful=state.hopeful & hopeful,
+        )
+
+    def going(carry: tuple[_Search, Any]) -> jax.Array:
+        state, _ = carry
+        going = (state.i < max_len) & jnp.any(state.hopeful)
+        return going & ~jnp.all(state.done) if stop_early else going
+
+    def body(carry: tuple[_Search, Any]) -> tuple[_Search, Any]:
+        state, cache = carry
+        last = jax.lax.dynamic_index_in_dim(state.sequences, given + state.i - 1, axis=-1, keepdims=False)
+        logits, cache = step_fn(reorder(cache, state.parents), last)
+        return choose(state, logits), cache
+
+    start = _Search(
+        i=jnp.int32(0),
+        sequences=jnp.concatenate([history, jnp.full((b, n, max_len), pad, jnp.int32)], axis=-1),
+        running=jnp.full((b, n), _NEVER, jnp.float32).at[:, 0].set(0.0),  # of n equal ones the first counts
+        parents=jnp.zeros((b, n), jnp.int32),
+        ended=jnp.full((b, n, max_len), pad, jnp.int32),
+        scores=jnp.full((b, n), _NEVER, jnp.float32),
+        lengths=jnp.zeros((b, n), jnp.int32),
+        done=jnp.zeros((b, n), bool),
+        hopeful=jnp.ones(b, bool),
+    )
+    first = choose(start, jnp.broadcast_to(logits[:, None].astype(jnp.float32), (b, n, vocab)))
+    end, _ = jax.lax.while_loop(going, body, (first, cache))
+    return Beams(end.ended[:, :n_best], end.scores[:, :n_best], end.lengths[:, :n_best])
+
+
+class _Rules:
+    """What may come next, apart from how likely the model finds it."""
+
+    def __init__(self, eos: Ids, min_len: int, repetition_penalty: float, no_repeat_ngram_size: int):
+        self.eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
+        self.min_len, self.penalty, self.size = min_len, repetition_penalty, no_repeat_ngram_size
+
+    def ends(self, tokens: jax.Array) -> jax.Array:
+        """Which tokens end a sequence."""
+        return jnp.isin(tokens, jnp.array(self.eos, jnp.int32)) if self.eos else jnp.zeros(tokens.shape, bool)
+
+    def history(
+        self, prompt: jax.Array | None, valid: jax.Array | None, shape: tuple[int, ...]
+    ) -> tuple[jax.Array, jax.Array]:
+        """The prompts [*shape, t] with their padding on the left, and where they have tokens; t is 0 if none counts."""
+        if prompt is None or (self.penalty == 1 and not self.size):
+            return jnp.zeros((*shape, 0), jnp.int32), jnp.zeros((*shape, 0), bool)
+        valid = jnp.ones(prompt.shape, bool) if valid is None else valid.astype(bool)
+        order = jnp.argsort(valid, axis=1, stable=True)
+        both = (jnp.take_along_axis(x, order, axis=1) for x in (prompt.astype(jnp.int32), valid))
+        tokens, filled = (x.reshape(x.shape[0], *(1,) * (len(shape) - 1), -1) for x in both)
+        return jnp.broadcast_to(tokens, (*shape, tokens.shape[-1])), jnp.broadcast_to(
+            filled, (*shape, filled.shape[-1])
+        )
+
+    def applied(self, scores: jax.Array, sequences: jax.Array, filled: jax.Array, i: Any) -> jax.Array:
+        """Scores [..., vocab] of the token after `i` new ones; `sequences` [..., given + length] holds them.
+
+        `filled` [..., given] tells the prompt's tokens from its padding.
+        """
+        scores, given = scores.astype(jnp.float32), filled.shape[-1]
+        if self.penalty != 1:
+            there = jnp.pad(filled, [(0, 0)] * (filled.ndim - 1) + [(0, sequences.shape[-1] - given)])
+            there = there | _between(given, given + i, there)
+            repeated = _among(sequences, there, scores.shape[-1])
+            scores = jnp.where(repeated, jnp.where(scores < 0, scores * self.penalty, scores / self.penalty), scores)
+        if self.size:
+            scores = jnp.where(self._completes(sequences, given + i, scores.shape[-1]), -jnp.inf, scores)
+        if self.eos and self.min_len:
+            ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+            scores = jnp.where(self.ends(ids) & (i < self.min_len), -jnp.inf, scores)
+        return scores
+
+    def _completes(self, sequences: jax.Array, count: Any, vocab: int) -> jax.Array:
+        """Which tokens [..., vocab] would make an n-gram that the first `count` positions hold already."""
+        windows = sequences.shape[-1] - self.size + 1
+        if windows < 1:
+            return jnp.zeros((*sequences.shape[:-1], vocab), bool)
+        match = _between(0, count - self.size + 1, sequences[..., :windows])
+        for offset in range(self.size - 1):
+            place = jnp.maximum(count - self.size + 1 + offset, 0)
+            wanted = jax.lax.dynamic_slice_in_dim(sequences, place, 1, axis=-1)
+            match = match & (sequences[..., offset : offset + windows] == wanted)
+        return _among(sequences[..., self.size - 1 :], match, vocab)
+
+
+def _between(start: Any, stop: Any, like: jax.Array) -> jax.Array:
+    """Which places along the last axis of an array are in a range; of the array's shape."""
+    places = jax.lax.broadcasted_iota(jnp.int32, like.shape, like.ndim - 1)
+    return (places >= start) & (places < stop)
+
+
+def _among(tokens: jax.Array, there: jax.Array, vocab: int) -> jax.Array:
+    """Which ids [..., vocab] are among the `tokens` [..., t] that are `there`."""
+    flat = jnp.where(there, tokens, vocab).reshape(-1, tokens.shape[-1])
+    found = jax.vmap(lambda ids: jnp.zeros(vocab, bool).at[ids].set(True, mode="drop"))(flat)
+    return found.reshape(*tokens.shape[:-1], vocab)
+
+
+def _gathered(x: jax.Array, parents: jax.Array) -> jax.Array:
+    """Rows of [b, n, ...] by index [b, m]: [b, m, ...]."""
+    return jnp.take_along_axis(x, parents.reshape(*parents.shape, *(1,) * (x.ndim - 2)), axis=1)

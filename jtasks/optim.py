@@ -15,9 +15,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
+from jtasks import layerwise
 from jtasks.errors import ConfigError
 
 
@@ -37,7 +39,9 @@ def defaults() -> dict[str, Any]:
         "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: those of the run
         "weight_decay": 0.0,
         "decay": ".*",  # regex (re.search) of the parameters that weight decay touches
-        "freeze": "",  # regex of the parameters that stay as they are; "" freezes none
+        "freeze": "",  # regex of the parameters that stay as they are, single layers as blocks/INDEX/...; "": none
+        "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it; 1: all alike
+        "embeddings": "^(tokens|position|type|embed)(/|$)",  # of layer_decay: regex of what comes before the layers
         "clip": 0.0,  # largest global norm of the gradient; 0: no clipping
     }
 
@@ -119,7 +123,8 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     lion, lamb, muon and others (Loshchilov & Hutter, arXiv:1711.05101), and here for adafactor too, whose optax form
     would forget the learning rate. Elsewhere, as for sgd, adam and rmsprop, `weight_decay * params` is added to the
     clipped gradient, which is L2 regularisation (adadelta and lars do that by themselves). Frozen parameters get
-    updates of 0 and hold no state.
+    updates of 0, and hold no state but where other layers of their stack are trained. Last, updates are multiplied by
+    the layer's factor of the learning rate (see `layerwise.rates`), weight decay and all.
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) orthogonalises the hidden layers' matrices: parameters whose
     path ends in `kernel`, of shape `[in, out]` or, stacked by scan, `[depth, in, out]` (each layer on its own). All
@@ -146,8 +151,14 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     if fields["clip"]:
         transformation = optax.chain(optax.clip_by_global_norm(fields["clip"]), transformation)
     if fields["freeze"]:
-        labels = jax.tree.map(lambda leaf: "trainable" if leaf else "frozen", train)
+        labels = jax.tree.map(lambda leaf: "trainable" if np.any(leaf) else "frozen", train)
         transformation = optax.partition({"trainable": transformation, "frozen": optax.set_to_zero()}, labels)
+    factors = jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else 1.0, train)
+    if fields["layer_decay"] < 1:
+        slower = layerwise.rates(fields["layer_decay"], fields["embeddings"], params)
+        factors = jax.tree.map(lambda leaf, factor: leaf * factor, factors, slower)
+    if any(np.ndim(factor) or factor != 1 for factor in jax.tree.leaves(factors)):
+        transformation = optax.chain(transformation, _scaled(factors))
     return transformation, rate
 
 
@@ -157,7 +168,7 @@ def paths(params: Any) -> list[str]:
     >>> paths({"dense": {"kernel": 1, "bias": 2}})
     ['dense/bias', 'dense/kernel']
     """
-    return [_path(keys) for keys, _ in jax.tree.leaves_with_path(params)]
+    return [layerwise.path(keys) for keys, _ in jax.tree.leaves_with_path(params)]
 
 
 def matching(regex: str, params: Any) -> Any:
@@ -166,11 +177,13 @@ def matching(regex: str, params: Any) -> Any:
     >>> matching("kernel$", {"dense": {"kernel": 1, "bias": 2}})
     {'dense': {'bias': False, 'kernel': True}}
     """
-    return jax.tree.map_with_path(lambda keys, _: re.search(regex, _path(keys)) is not None, params)
+    return jax.tree.map_with_path(lambda keys, _: re.search(regex, layerwise.path(keys)) is not None, params)
 
 
 def trainable(optim: Any, params: Any) -> Any:
     """Return a tree of bools shaped as `params`: False where `optim.freeze` holds a parameter fixed.
+
+    Where it holds some layers of a stack, such as `^blocks/[0-3]/`, the leaf is a bool array [depth, 1, ...].
 
     Raises:
       ConfigError: the regex is malformed, matches no parameter, or matches all of them.
@@ -181,22 +194,18 @@ def trainable(optim: Any, params: Any) -> Any:
     regex = _fields(optim)["freeze"]
     if not regex:
         return jax.tree.map(lambda _: True, params)
-    train = jax.tree.map(lambda frozen: not frozen, _matching("freeze", regex, params))
-    if not any(jax.tree.leaves(train)):
+    train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _matching("freeze", regex, params))
+    if not any(np.any(leaf) for leaf in jax.tree.leaves(train)):
         raise ConfigError(f"config.optim.freeze={regex!r} matches every parameter: nothing is left to train")
     return train
 
 
-def _path(keys: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
-
-
 def _matching(field: str, regex: str, params: Any) -> Any:
     try:
-        mask = matching(regex, params)
+        mask = (layerwise.matching if field == "freeze" else matching)(regex, params)
     except re.error as error:
         raise ConfigError(f"config.optim.{field}={regex!r} is not a regular expression: {error}") from error
-    if not regex or not any(jax.tree.leaves(mask)):
+    if not regex or not any(np.any(leaf) for leaf in jax.tree.leaves(mask)):
         some = ", ".join(paths(params)[:8])
         raise ConfigError(f"config.optim.{field}={regex!r} matches no parameter; their paths are such as {some}")
     return mask
@@ -237,7 +246,18 @@ def _fields(optim: Any) -> dict[str, Any]:
         value = fields[field]
         if not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"config.optim.{field}={value!r} should be a number of at least 0")
+    if not isinstance(fields["layer_decay"], int | float) or not 0 < fields["layer_decay"] <= 1:
+        raise ConfigError(f"config.optim.layer_decay={fields['layer_decay']!r} should be above 0 and at most 1")
     return fields
+
+
+def _scaled(factors: Any) -> optax.GradientTransformation:
+    """Multiply the updates; what a factor of 0 stands for stays exactly as it is."""
+
+    def scale(updates: Any, params: Any) -> Any:
+        return jax.tree.map(lambda u, f: jnp.where(f == 0, 0, u * f).astype(u.dtype), updates, factors)
+
+    return optax.stateless(scale)
 
 
 def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
@@ -267,7 +287,7 @@ def _unfrozen(fields: dict[str, Any], rate: optax.Schedule, params: Any, train: 
     elif "weight_decay" not in accepted:
         return optax.chain(optax.add_decayed_weights(decay, mask), factory(rate, **given))
     masks = [field for field in ("mask", "weight_decay_mask") if field in accepted]
-    if not masks and not all(jax.tree.leaves(jax.tree.map(lambda hit, used: hit or not used, mask, train))):
+    if not masks and not all(jax.tree.leaves(jax.tree.map(lambda hit, used: hit or not np.any(used), mask, train))):
         raise ConfigError(
             f"{name} decays all trainable parameters or none, but config.optim.decay={fields['decay']!r} selects some; "
             "set it to '.*', weight_decay to 0, or take another optimizer"

@@ -69,3 +69,45 @@ def test_crop_and_flip_do_not_go_together():
     left = np.array([p[1] for p in places])
     kept = np.array([p is not None for p in unflipped])
     assert 0 < kept[left < PAD].mean() < 1 and 0 < kept[left > PAD].mean() < 1
+
+
+def parts(n, area, ratio=(3 / 4, 4 / 3), h=H, w=W):
+    """Where each resized crop lies: top, left, height and width, read off images of their own coordinates."""
+    rows, columns = np.meshgrid(np.arange(h) + 0.5, np.arange(w) + 0.5, indexing="ij")
+    images = np.broadcast_to(np.stack([rows, columns], axis=-1)[None], (n, h, w, 2)).astype(np.float32)
+    keys = augment.keys(jnp.arange(n, dtype=jnp.uint32))
+    cropped = np.asarray(jax.jit(lambda x, k: augment.resized_crop(x, k, area, ratio))(images, keys))
+    assert cropped.shape == images.shape
+    middle = cropped[:, 1:-1, 1:-1]  # near the border the nearest pixel stands for what is outside
+    height, width = np.diff(middle[:, :, 0, 0]).mean(1) * h, np.diff(middle[:, 0, :, 1]).mean(1) * w
+    top, left = cropped[:, h // 2, 0, 0], cropped[:, 0, w // 2, 1]
+    return top - (h // 2 + 0.5) / h * height, left - (w // 2 + 0.5) / w * width, height, width
+
+
+def test_a_resized_crop_is_a_part_of_the_image_of_the_asked_size_and_shape():
+    h, w = 20, 24
+    top, left, height, width = parts(400, (0.3, 0.6), h=h, w=w)
+    share, ratio = height * width / (h * w), width / height
+    whole = (height < h - 1e-3) & (width < w - 1e-3)  # not cut off at the border
+    assert whole.mean() > 0.8
+    assert (share[whole] > 0.299).all() and (share[whole] < 0.601).all() and (share < 0.601).all()
+    assert (ratio[whole] > 3 / 4 - 0.01).all() and (ratio[whole] < 4 / 3 + 0.01).all()
+    np.testing.assert_allclose(share[whole].mean(), 0.45, atol=0.02)
+    np.testing.assert_allclose(np.log(ratio[whole]).mean(), 0, atol=0.03)
+    assert (top > -1e-3).all() and (left > -1e-3).all()
+    assert (top + height < h + 1e-3).all() and (left + width < w + 1e-3).all()
+    np.testing.assert_allclose((top / np.maximum(h - height, 1e-3))[whole].mean(), 0.5, atol=0.06)
+
+
+def test_all_of_an_image_is_the_image():
+    images = IMAGES[:4, :, :H]  # square, so that nothing is cut off
+    found = augment.resized_crop(images, augment.keys(SEEDS[:4]), (1.0, 1.0), (1.0, 1.0))
+    np.testing.assert_allclose(found, images, atol=1e-2)
+
+
+def test_a_resized_crop_depends_on_the_examples_own_seed_alone():
+    run = jax.jit(lambda images, seeds: augment.resized_crop_and_flip(images, seeds, area=0.2, mirror=True))
+    all_, last = run(IMAGES, SEEDS), run(IMAGES[32:], SEEDS[32:])
+    np.testing.assert_allclose(all_[32:], last, atol=1e-3)
+    same = run(np.repeat(IMAGES[:1], N, 0), SEEDS)
+    assert len(np.unique(np.asarray(same).reshape(N, -1), axis=0)) == N

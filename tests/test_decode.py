@@ -1,4 +1,6 @@
-"""Claims about jtasks.decode, against numpy and a model that re-reads its whole prefix."""
+"""Claims about jtasks.decode: sampling, against numpy and a model that re-reads its whole prefix."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from jtasks import decode, models
 
 VOCAB = 9
 
-filtered = jax.jit(decode.filtered, static_argnames=("top_k", "top_p"))
+filtered = jax.jit(decode.filtered, static_argnames=("top_k", "top_p", "min_p"))
 sample = jax.jit(decode.sample, static_argnums=(0, 4), static_argnames=("temperature", "top_k", "top_p"))
 
 
@@ -29,7 +31,7 @@ def reference(logits, temperature, top_k, top_p):
     return set(kept.tolist())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     logits=st.permutations(range(VOCAB)),
     spread=st.sampled_from([0.11, 0.53, 1.7]),
@@ -45,6 +47,13 @@ def test_what_is_kept_equals_numpy(logits, spread, temperature, top_k, top_p):
     kept = sorted(kept)
     np.testing.assert_allclose(found[kept], logits[kept] / temperature, rtol=1e-6)
     assert (np.delete(found, kept) == -np.inf).all()
+
+
+@pytest.mark.parametrize("min_p", [0.05, 0.3])
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest(min_p):
+    logits = np.log(np.array([[0.5, 0.2, 0.2, 0.07, 0.03], [0.02, 0.9, 0.04, 0.03, 0.01]], np.float32))
+    found = np.isfinite(filtered(logits, min_p=min_p))
+    np.testing.assert_array_equal(found, np.exp(logits) >= min_p * np.exp(logits).max(-1, keepdims=True))
 
 
 def test_rows_are_filtered_apart_from_each_other():
@@ -121,39 +130,155 @@ def test_a_draw_does_not_depend_on_its_neighbours():
     np.testing.assert_array_equal(part, whole[4:1:-1])
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.3])
-def test_sampling_with_a_cache_equals_reading_the_whole_prefix_again(temperature):
-    length, given_ = 8, 3
-    model = models.GPT(vocab=VOCAB, outputs=VOCAB, positions=length, width=8, depth=2, heads=2)
-    prompt = jnp.asarray(np.random.default_rng(0).integers(0, VOCAB, (3, given_)), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), prompt)
-    random = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: (0.5 * random.normal(size=x.shape)).astype(np.float32), shapes)
+GPT = models.GPT(vocab=VOCAB, outputs=VOCAB, positions=24, width=8, depth=2, heads=2)
+PROMPT = np.random.default_rng(0).integers(0, VOCAB, (4, 5))
 
-    def step(state, token):
-        cache, position = state
-        logits, cache = model.apply(params, token[:, None], cache, position, method="decode")
-        return logits, (cache, position + 1)
+
+@functools.cache
+def gpt_params(seed=1):
+    shapes = jax.eval_shape(GPT.init, jax.random.key(0), PROMPT)
+    random = np.random.default_rng(seed)
+    return jax.tree.map(lambda x: (0.6 * random.normal(size=x.shape)).astype(np.float32), shapes)
+
+
+def extend(params):
+    return lambda cache, tokens: GPT.apply(params, tokens, cache, method="extend")
+
+
+@jax.jit
+def full(params, tokens):
+    return GPT.apply(params, tokens)
+
+
+def from_scratch(params, rows, position):
+    """A model without a KV cache: the cache is the prefix [b, n, length], and `position` tokens of it are there."""
+
+    def step(cache, tokens):
+        prefix, position = cache["prefix"], cache["position"][0, 0]
+        prefix = jax.lax.dynamic_update_slice_in_dim(prefix, tokens[..., None], position, axis=2)
+        logits = GPT.apply(params, prefix.reshape(-1, prefix.shape[2]))
+        logits = jnp.take(logits, position, axis=1).reshape(*tokens.shape, VOCAB)
+        return logits, {"prefix": prefix, "position": cache["position"] + 1}
+
+    return step, {"prefix": rows, "position": jnp.full(rows.shape[:2], position, jnp.int32)}
+
+
+def test_sampling_with_a_cache_equals_reading_the_whole_prefix_again():
+    n, length, params = 3, 6, gpt_params()
+    drawn = {"keys": keys(4 * n).reshape(4, n), "length": length, "temperature": 1.3, "top_k": 5}
 
     @jax.jit
-    def cached():
-        logits, cache = model.apply(params, prompt, model.cache(3, length), 0, method="decode")
-        state = (cache, jnp.asarray(given_))
-        return decode.sample(step, state, logits, keys(3), length - given_, temperature=temperature, top_k=5)
-
-    def from_scratch(prefix, token):  # the prefix [b, length], and how much of it is there
-        tokens, position = prefix
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], position, axis=1)
-        logits = model.apply(params, tokens)
-        return jnp.take(logits, position, axis=1), (tokens, position + 1)
+    def cached(params):
+        logits, cache = GPT.apply(params, PROMPT, length=length, branches=n, method="prefill")
+        return decode.sample(extend(params), cache, jnp.repeat(logits[:, None], n, 1), **drawn)
 
     @jax.jit
-    def again():
-        tokens = jnp.pad(prompt, ((0, 0), (0, length - given_)))
-        logits = model.apply(params, prompt)[:, -1]
-        state = (tokens, jnp.asarray(given_))
-        return decode.sample(from_scratch, state, logits, keys(3), length - given_, temperature=temperature, top_k=5)
+    def again(params):
+        rows = jnp.repeat(jnp.pad(PROMPT, ((0, 0), (0, length)))[:, None], n, 1)
+        step, cache = from_scratch(params, rows, PROMPT.shape[1])
+        logits = GPT.apply(params, PROMPT)[:, -1]
+        return decode.sample(step, cache, jnp.repeat(logits[:, None], n, 1), **drawn)
 
-    found = cached()
-    np.testing.assert_array_equal(found, again())
-    assert temperature == 0 or len(np.unique(found)) > 2
+    found = cached(params)
+    np.testing.assert_array_equal(found, again(params))
+    assert len(np.unique(found.reshape(4 * n, -1), axis=0)) > 4  # branches differ
+
+
+def test_it_does_not_matter_where_the_padding_stands():
+    params, length = gpt_params(), 5
+    counts = np.array([5, 2, 1, 4])
+    left = np.arange(5) >= 5 - counts[:, None]
+    valid = np.concatenate([left, left[:, ::-1], left[:, [1, 2, 3, 0, 4]]])
+    prompt = np.full((12, 5), 3)
+    for row, there in enumerate(valid):
+        prompt[row, there] = PROMPT[row % 4, : counts[row % 4]]
+
+    @jax.jit
+    def greedy(params):
+        logits, cache = GPT.apply(params, prompt, length=length, valid=valid, method="prefill")
+        rules = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "prompt": prompt, "valid": valid}
+        return decode.sample(extend(params), cache, logits[:, None], None, length, temperature=0, **rules)[:, 0]
+
+    found = np.asarray(greedy(params)).reshape(3, 4, length)
+    np.testing.assert_array_equal(found[1:], found[[0, 0]])
+    assert len(np.unique(found[0], axis=0)) > 1
+
+
+def test_what_a_prompt_says_after_its_padding_is_what_it_says():
+    """A batch's prompts may have gaps: nothing sees them, and positions do not count them."""
+    valid = np.array([[1, 0, 0, 1, 1]] * 4, bool)
+    logits, _ = jax.jit(lambda p: GPT.apply(p, PROMPT, length=1, valid=valid, method="prefill"))(gpt_params())
+    np.testing.assert_allclose(logits, full(gpt_params(), PROMPT[:, [0, 3, 4]])[:, -1], atol=1e-5)
+
+
+# How sampling ends, and what it may not repeat
+
+
+@functools.cache
+def drawn(n=200, length=12, **options):
+    table = 1.5 * np.random.default_rng(0).normal(size=(VOCAB, VOCAB))
+    first = jnp.asarray(table[np.arange(n) % VOCAB], jnp.float32)
+    run = jax.jit(lambda first: decode.sample(markov(table), None, first, keys(n), length, **options))
+    return np.asarray(run(first))
+
+
+def test_after_its_end_a_sequence_is_padding():
+    eos = (4, 7)
+    ended, free = drawn(eos=eos, pad=VOCAB), drawn()
+    ends = np.isin(free, eos)
+    before = np.cumsum(ends, axis=1) - ends == 0
+    np.testing.assert_array_equal(ended, np.where(before, free, VOCAB))  # until then the draws are those without an end
+    assert (ended == VOCAB).any(1).mean() > 0.5
+
+
+def test_no_sequence_ends_before_its_least_length():
+    found = drawn(eos=4, pad=VOCAB, min_len=5)
+    assert (found[:, :5] < VOCAB).all() and not (found[:, :5] == 4).any()
+    assert (found[:, 5] == 4).any()
+
+
+def test_the_loop_stops_when_all_have_ended():
+    def step(calls, tokens):
+        return jnp.zeros((3, VOCAB)).at[:, 4].set(9.0), calls + 1
+
+    calls = []
+    jax.jit(
+        lambda first: decode.sample(
+            lambda cache, tokens: (jax.debug.callback(lambda: calls.append(1)), step(cache, tokens))[1],
+            jnp.int32(0),
+            first,
+            None,
+            50,
+            temperature=0,
+            eos=4,
+        )
+    )(jnp.zeros((3, VOCAB)).at[:, 2].set(9.0)).block_until_ready()
+    jax.effects_barrier()
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_n_gram_comes_twice(size):
+    def repeats(rows):
+        grams = [[tuple(row[i : i + size]) for i in range(len(row) - size + 1)] for row in rows.tolist()]
+        return sum(len(row) - len(set(row)) for row in grams)
+
+    length = 12 if size > 1 else VOCAB
+    assert repeats(drawn(length=length)) > 0
+    assert repeats(drawn(length=length, no_repeat_ngram_size=size)) == 0
+
+
+def test_repeated_tokens_lose_by_the_penalty_and_n_grams_of_the_prompt_count():
+    logits = np.array([[2.0, 1.0, -1.0, 0.5, 0.1]], np.float32)
+    prompt, valid = np.array([[3, 0, 2, 0]]), np.array([[False, True, True, True]])
+
+    def first(**options):
+        draw = jax.jit(lambda x: decode.sample(markov(logits), None, x, None, 1, temperature=0, **options))
+        return int(draw(logits)[0, 0])
+
+    assert first() == 0
+    assert first(repetition_penalty=1.9, prompt=prompt, valid=valid) == 0  # 2 / 1.9 is still above 1
+    assert first(repetition_penalty=2.1, prompt=prompt, valid=valid) == 1
+    assert first(no_repeat_ngram_size=1, prompt=prompt, valid=valid) == 1
+    assert first(no_repeat_ngram_size=2, prompt=np.array([[0, 0, 4, 0]])) == 1  # after 0 came 0, and 4
+    assert first(no_repeat_ngram_size=3, prompt=np.array([[4, 0, 4, 0]])) == 0  # after 4 0 came 4 alone

@@ -135,3 +135,16 @@ def test_counts_above_what_float32_holds_stay_exact():
 def test_summed_adds_names_that_only_some_batches_have():
     found = metrics.summed([{"a": Mean(1, 1)}, {"a": Mean(2, 1), "b": Mean(5, 1)}])
     assert {name: numbers(mean) for name, mean in found.items()} == {"a": (3.0, 2.0), "b": (5.0, 1.0)}
+
+
+def test_perplexity_merges_as_nats_do_and_is_printed_as_their_exponential():
+    nats = np.random.default_rng(0).uniform(1, 5, 7).astype(np.float32)
+    parts = [metrics.Perplexity.of(jnp.asarray(nats[:3])), metrics.Perplexity.of(jnp.asarray(nats[3:]))]
+    expected = np.exp(nats.mean())
+    np.testing.assert_allclose(parts[0].merge(parts[1]).value, expected, rtol=1e-5)
+    sums = metrics.summed([{"perplexity": part, "loss": Mean(part.total, part.count)} for part in parts])
+    assert isinstance(sums["perplexity"], metrics.Perplexity)
+    numbers = metrics.values(sums, ("loss",))
+    np.testing.assert_allclose([numbers["perplexity"], numbers["loss"]], [expected, nats.mean()], rtol=1e-6)
+    hopeless = {"perplexity": metrics.Perplexity(np.float64(1e4), np.float64(1)), "loss": Mean(1.0, 1.0)}
+    assert metrics.values(hopeless, ("loss",))["perplexity"] == np.inf

@@ -381,3 +381,131 @@ def test_a_rate_of_0_changes_nothing(lr):
     for name in ("adamw", "muon"):
         updates = first_updates({"name": name, "lr": lr, "weight_decay": 0.1}, params, make_grads(params))
         assert not any(np.any(leaf) for leaf in jax.tree.leaves(updates))
+
+
+# Layers of a stack
+
+
+def stacked(depth=4):
+    """A small encoder's parameters: embeddings, a stack, a norm of the embeddings and a head."""
+    random = np.random.default_rng(2)
+    shapes = {
+        "tokens": {"embedding": (5, 3)},
+        "norm": {"scale": (3,)},
+        "blocks": {"up": {"kernel": (depth, 3, 6)}, "norm1": {"bias": (depth, 3)}},
+        "classifier": {"kernel": (3, 2)},
+    }
+    is_shape = lambda x: isinstance(x, tuple)  # noqa: E731
+    return jax.tree.map(lambda shape: random.normal(size=shape).astype(np.float32), shapes, is_leaf=is_shape)
+
+
+def trained_for(fields, params, steps=5):
+    """Parameters after some steps of training."""
+    transformation, _ = optim.optimizer(fields, steps, params)
+    state, kept = transformation.init(params), optim.trainable(fields, params)
+
+    @jax.jit
+    def step(params, state):
+        gradient = jax.tree.map(lambda p, train: (jnp.cos(3 * p) + 0.5 * p) * train, params, kept)
+        updates, state = transformation.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(steps):
+        params, state = step(params, state)
+    return by_path(jax.device_get(params))
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb", "adafactor", "lion"])
+def test_frozen_layers_stay_as_they_are_to_the_bit_and_the_others_move(name):
+    params = stacked()
+    fields = {"name": name, "lr": 0.1, "weight_decay": 0.3, "freeze": "^(tokens|norm)/|^blocks/[0-1]/"}
+    before, after = by_path(params), trained_for(fields, params)
+    for path in ("tokens/embedding", "norm/scale"):
+        np.testing.assert_array_equal(after[path], before[path])
+    for path in ("blocks/up/kernel", "blocks/norm1/bias"):
+        np.testing.assert_array_equal(after[path][:2], before[path][:2])
+        assert (after[path][2:] != before[path][2:]).any(tuple(range(1, after[path].ndim))).all()
+    assert (after["classifier/kernel"] != before["classifier/kernel"]).all()
+
+
+def test_layers_above_frozen_ones_train_as_if_alone():
+    params, fields = stacked(), {"name": "adamw", "lr": 0.1, "weight_decay": 0.3, "clip": 0.5}
+    frozen = trained_for(fields | {"freeze": "^(tokens|norm)/|^blocks/[01]/"}, params)
+    alone = {name: params[name] for name in ("blocks", "classifier")}
+    alone["blocks"] = jax.tree.map(lambda x: x[2:], alone["blocks"])
+    for path, expected in trained_for(fields, alone).items():
+        found = frozen[path][2:] if path.startswith("blocks") else frozen[path]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_regex_of_paths_without_index_freezes_whole_stacks_as_before():
+    params = stacked()
+    found = by_path(optim.trainable({"freeze": "kernel$"}, params))
+    assert found == {path: not path.endswith("kernel") for path in found}
+    found = by_path(optim.trainable({"freeze": r"^blocks/\d+/up"}, params))
+    assert found == {path: path != "blocks/up/kernel" for path in found}
+
+
+def test_numbered_modules_are_no_stacks():
+    params = {"blocks": {"0": {"kernel": np.ones((2, 3))}, "1": {"kernel": np.ones((2, 3))}}}
+    assert by_path(optim.trainable({"freeze": "^blocks/1/"}, params)) == {
+        "blocks/0/kernel": True,
+        "blocks/1/kernel": False,
+    }
+
+
+def test_freezing_every_layer_one_by_one_is_freezing_all():
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        optim.trainable({"freeze": r"^blocks/\d/|tokens|norm|classifier"}, stacked())
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        optim.trainable({"freeze": "^blocks/4/"}, stacked())
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_layer_decay_is_a_learning_rate_of_its_own_for_each_layer_weight_decay_and_all(name):
+    params, decay = stacked(), 0.8
+    fields = {"name": name, "weight_decay": 0.3, "embeddings": "^(tokens|norm)/"}
+    grads = make_grads(params)
+    found = by_path(first_updates(fields | {"lr": 0.1, "layer_decay": decay}, params, grads))
+
+    def at(power):
+        return by_path(first_updates(fields | {"lr": 0.1 * decay**power}, params, grads))
+
+    for path in ("tokens/embedding", "norm/scale"):
+        np.testing.assert_allclose(found[path], at(5)[path], rtol=1e-5)
+    for layer in range(4):
+        for path in ("blocks/up/kernel", "blocks/norm1/bias"):
+            np.testing.assert_allclose(found[path][layer], at(4 - layer)[path][layer], rtol=1e-5)
+    np.testing.assert_allclose(found["classifier/kernel"], at(0)["classifier/kernel"], rtol=1e-5)
+
+
+def test_layer_decay_and_frozen_layers_go_together():
+    fields = {"lr": 0.1, "weight_decay": 0.1, "layer_decay": 0.5, "freeze": "^tokens|^blocks/0/"}
+    params = stacked()
+    updates = by_path(first_updates(fields, params, make_grads(params)))
+    plain = by_path(first_updates({"lr": 0.1, "weight_decay": 0.1}, params, make_grads(params)))
+    assert not updates["tokens/embedding"].any() and not updates["blocks/up/kernel"][0].any()
+    np.testing.assert_allclose(updates["blocks/up/kernel"][1], plain["blocks/up/kernel"][1] / 8, rtol=1e-5)
+
+
+def test_no_layer_decay_leaves_the_optimizers_state_as_it_was():
+    one, two = (optim.optimizer(f, 10, stacked())[0].init(stacked()) for f in ({"lr": 1}, {"lr": 1, "layer_decay": 1}))
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_decay": 0.0}, r"layer_decay=0.0 should be above 0 and at most 1"),
+        ({"layer_decay": 1.5}, r"layer_decay=1.5 should be above 0"),
+        ({"layer_decay": 0.9, "embeddings": "^words"}, r"embeddings='\^words' matches none"),
+    ],
+)
+def test_a_layer_decay_that_cannot_be_says_why(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        optim.optimizer(fields, 10, stacked())
+
+
+def test_layer_decay_needs_a_stack():
+    with pytest.raises(ConfigError, match="there is no stack"):
+        optim.optimizer({"layer_decay": 0.9}, 10, {"tokens": {"embedding": np.ones((2, 2))}})

@@ -23,6 +23,10 @@ DIGITS = {"name": "digits", "size": None, "palette": "", "colours": 0, "crop": 0
 SAMPLE = {"count": 2, "given": 0.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 FIELDS = {
     "mnist": {"data": {"name": "digits"}, "model": {"classes": 10, "dropout": False}},
+    "vit": {
+        "data": {"name": "digits", "size": None, "white": 16, "augment": "", "crop": 1, "area": 0.2, "flip": True},
+        "model": {"classes": 10, "shape": (8, 8), "patch": 4, "pool": "token"} | GPT,
+    },
     "igpt": {"data": DIGITS, "model": GPT | SIZES, "sample": SAMPLE},
     "igpt_classify": {
         "data": DIGITS | {"crop": 1, "flip": True},

@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,18 @@ from jtasks.errors import DataError
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def prepared(name: str, folders: Sequence[pathlib.Path | None]) -> Any:
-    """The builder of a prepared data set of labelled images, such as `mnist` or `oxford_flowers102:2.1.1`.
+def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collection[str] = ("image", "label")) -> Any:
+    """The builder of a prepared data set, such as `mnist` or `oxford_flowers102:2.1.1`.
 
     Only prepared files are looked at: nothing is generated and the network is not asked.
 
     Args:
       name: as TFDS spells it, with its config and version if they matter.
       folders: TFDS data folders in the order to search; None is TFDS's own default.
+      features: what its examples must have; images must be uint8.
 
     Raises:
-      DataError: if TFDS is not installed, or the data is not there, or is not of labelled images.
+      DataError: if TFDS is not installed, or the data is not there, or lacks a feature.
     """
     try:
         import tensorflow_datasets
@@ -34,29 +35,36 @@ def prepared(name: str, folders: Sequence[pathlib.Path | None]) -> Any:
             found = tensorflow_datasets.core.read_only_builder.builder_from_files(name, data_dir=folder)
         except ValueError:  # not found
             continue
-        _check_features(found, name)
+        _check_features(found, name, features)
         return found
     places = ", ".join(str(folder or "~/tensorflow_datasets") for folder in folders)
     raise DataError(f"tfds:{name} is not prepared in {places}; {_ways_out(name, folders[0])}")
 
 
 def read(name: str, builder: Any, split: str) -> Examples | None:
-    """The examples of one split, or None if the data set lacks it.
+    """The labelled images of one split, or None if the data set lacks it; raises as `source`."""
+    found = source(name, builder, SPLITS[split])
+    if found is None:
+        return None
+    return Examples(f"tfds:{name}", functools.partial(_record, found), np.arange(len(found)))
+
+
+def source(name: str, builder: Any, split: str) -> Any:
+    """A sequence of the examples of one of TFDS's own splits, or None if the data set lacks it.
 
     Raises:
       DataError: if the data was prepared in a format without random access.
     """
-    if SPLITS[split] not in builder.info.splits:
+    if split not in builder.info.splits:
         return None
     try:
-        source = builder.as_data_source(SPLITS[split])
+        return builder.as_data_source(split)
     except NotImplementedError as error:
         form = builder.info.file_format.value
         raise DataError(
             f"tfds:{name} in {builder.data_dir} is prepared as {form}, which has no random access; "
             + _ways_out(name, pathlib.Path(builder.data_dir))
         ) from error
-    return Examples(f"tfds:{name}", functools.partial(_record, source), np.arange(len(source)))
 
 
 def classes(builder: Any) -> tuple[str, ...]:
@@ -64,12 +72,11 @@ def classes(builder: Any) -> tuple[str, ...]:
     return tuple(builder.info.features["label"].names)
 
 
-def _check_features(builder: Any, name: str) -> None:
+def _check_features(builder: Any, name: str, needed: Collection[str]) -> None:
     features = builder.info.features
-    missing = {"image", "label"} - set(features)
-    if missing:
-        raise DataError(f"tfds:{name} has the features {sorted(features)}; expected image and label")
-    if features["image"].np_dtype != np.uint8:
+    if set(needed) - set(features):
+        raise DataError(f"tfds:{name} has the features {sorted(features)}; expected {' and '.join(needed)}")
+    if "image" in needed and features["image"].np_dtype != np.uint8:
         raise DataError(f"tfds:{name} has images of {features['image'].np_dtype}; expected uint8")
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import optax
 
 from jtasks import augment, colours, data, decode, models, picture
-from jtasks.config import Config
+from jtasks.config import Config, given
 from jtasks.metrics import Mean, scaled
 
 Batch = dict[str, jax.Array]
+
+HUGGINGFACE = "ImageGPTForCausalImageModeling"
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -53,34 +55,24 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Complete images from their top half: colour tokens [b, samples, h * w]."""
-    model, sampling = _model(config), config.sample
+    model, variables, sampling = _model(config), {"params": params}, config.sample
     tokens = _tokens(batch, config)
     b, length = tokens.shape
     rows, columns = config.model.shape
     given = round(rows * sampling.given) * columns
     prompt = _inputs(tokens, config)[:, : given + 1]  # the start token and the given pixels
 
-    logits, cache = model.apply({"params": params}, prompt, model.cache(b, length), 0, method="decode")
-    # Each image's prompt was read once; its samples go on from copies of the cache.
-    logits = jnp.repeat(logits, sampling.count, axis=0)
-    cache = jax.tree.map(lambda x: jnp.repeat(x, sampling.count, axis=1), cache)
-    keys = jax.vmap(lambda key: jax.random.split(key, sampling.count))(augment.keys(batch["seed"])).reshape(-1)
-
-    def step(state: Any, token: jax.Array) -> tuple[jax.Array, Any]:
-        cache, position = state
-        logits, cache = model.apply({"params": params}, token[:, None], cache, position, method="decode")
-        return logits, (cache, position + 1)
-
+    logits, cache = model.apply(variables, prompt, length=length - given, branches=sampling.count, method="prefill")
     drawn = decode.sample(
-        step,
-        (cache, jnp.asarray(given + 1)),
-        logits,
-        keys,
+        lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
+        cache,
+        jnp.broadcast_to(logits[:, None], (b, sampling.count, logits.shape[-1])),
+        jax.vmap(lambda key: jax.random.split(key, sampling.count))(augment.keys(batch["seed"])),
         length - given,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
-    ).reshape(b, sampling.count, length - given)
+    )
     prefix = jnp.broadcast_to(tokens[:, None, :given], (b, sampling.count, given))
     return {"tokens": jnp.concatenate([prefix, drawn], axis=2)}
 
@@ -111,6 +103,7 @@ def _model(config: Config) -> Any:
         dropout=model.dropout,
         remat=model.remat,
         dtype=jnp.dtype(config.precision),
+        **given(model, "hidden", "activation", "norm", "epsilon"),
     )
 
 

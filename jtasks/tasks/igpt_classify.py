@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from jtasks import augment, colours, data, models, picture
-from jtasks.config import Config
+from jtasks.config import Config, given
 from jtasks.metrics import Mean, scaled
 
 Batch = dict[str, jax.Array]
@@ -89,6 +89,7 @@ def _model(config: Config) -> Any:
         dropout=model.dropout,
         remat=model.remat,
         dtype=jnp.dtype(config.precision),
+        **given(model, "hidden", "activation", "norm", "epsilon"),
     )
 
 

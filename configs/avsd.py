@@ -1,0 +1,103 @@
+"""Answers in dialogues about videos, AVSD, by GPT-2 and beam search (Le and Hoi 2020, arXiv:2006.15319).
+
+  python main.py --config=configs/avsd.py[:PRESET] --workdir=runs/avsd
+
+Needed in config.data.dir: AVSD's files of dialogues, and for each of config.data.features a folder with VIDEO.npy
+[time, width]; for the default preset, in the working directory, a folder `gpt2` as Hugging Face has it (config.json,
+model.safetensors, tokenizer.json).
+
+The default is LAVIS's dialogue_avsd_ft.yaml, field by field:
+
+| LAVIS | value | here |
+|---|---|---|
+| arch, model_type | gpt_dialogue, base | config.task, config.model, config.init_from |
+| visual_ft, audio_ft | i3d_flow, i3d_rgb; vggish | config.data.features (4,224 wide in all) |
+| max_turns | 3 | config.data.max_turns |
+| use_caption | True | config.data.use_caption (caption and summary) |
+| task | dialogue | config.task |
+| lr_sched | linear_warmup_cosine_lr | config.optim.schedule = "cosine", config.optim.warmup (0, as there) |
+| init_lr, min_lr | 1e-5, 0 | config.optim.lr, config.optim.end_lr |
+| weight_decay | 0.05 | config.optim.weight_decay, on config.optim.decay |
+| max_epoch | 20 | config.epochs |
+| batch_size_train, batch_size_eval | 16, 16 | config.batch_size |
+| num_workers | 0 | config.data.threads, config.data.workers |
+| max_len, min_len, num_beams | 20, 5, 5 | config.beam.max_len, .min_len, .num_beams |
+| report_metric | True (after evaluation) | config.report_metric, config.score |
+| seed | 42 | config.seed |
+| train_splits, valid_splits | train, val | config.data.train, .valid, .test: files; "": those of the challenges |
+
+LAVIS keeps num_beams, max_len and min_len and never decodes. Training examples are all turns of all dialogues in both;
+outside training it takes the last turn of each, which here is config.data.turns = "last".
+
+| preset | model | from |
+|---|---|---|
+| `gpt2` (default) | GPT-2, 12 layers of 768, and 6.5 million for the video | pre-trained weights |
+| `small` | 3 layers of 128, 2,000 BPE tokens, 0.9 million | scratch, on a CPU, on text alone or made features |
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+PRESETS = ("gpt2", "small")
+
+
+def get_config(preset: str = "gpt2") -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.avsd"
+    config.seed, config.epochs, config.batch_size = 42, 20.0, 16
+    config.eval_every, config.save_every, config.log_every = 1000, 500, 50
+    config.best = "valid/perplexity"
+    config.init_from = "hf:gpt2"
+    config.data = dict(
+        train="",  # a file of dialogues; "": the first of the names that the challenges gave it
+        valid="",
+        test="",
+        turns="all",  # outside training; "last": of each dialogue, "asked": undisclosed or with references
+        tokenizer="gpt2/tokenizer.json",
+        lowercase=True,  # of wordpiece:N
+        features=("i3d_flow", "i3d_rgb", "vggish"),  # folders; (): text alone
+        features_dir=placeholder(str),  # None: the folder of data, or avsd in it
+        frames=40,  # most feature vectors of a video
+        max_turns=3,  # before the one to answer
+        use_caption=True,
+        context=256,  # most tokens before the answer
+        answer=48,  # most tokens of an answer that is trained on
+    )
+    config.model = dict(
+        width=768,
+        depth=12,
+        heads=12,
+        tied=True,
+        activation="gelu_tanh",
+        norm="layer",
+        epsilon=1e-5,
+        dropout=0.1,
+        attention_dropout=0.1,
+        remat=False,
+        vocab=placeholder(int),
+        positions=placeholder(int),
+        features=placeholder(int),
+        end=placeholder(int),
+    )
+    config.optim = dict(name="adamw", lr=1e-5, schedule="cosine", weight_decay=0.05, decay="(kernel|embedding)$")
+    config.video_loss = 1.0  # factor of the mean squared error of predicted features
+    config.beam = dict(
+        num_beams=5,
+        max_len=20,
+        min_len=5,
+        length_penalty=1.0,
+        early_stopping=False,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+    )
+    config.report_metric = True
+    config.score = dict(protocol="plain", metrics=("bleu", "rouge_l", "cider", "meteor"))
+    if preset == "small":
+        config.init_from = ""
+        config.epochs, config.eval_every = 5.0, 1000
+        config.data.update(tokenizer="bpe:2000", features=(), frames=16, context=128, answer=24)
+        config.model.update(width=128, depth=3, heads=4, attention_dropout=0.0)
+        config.optim.update(lr=1e-3, warmup=0.05, weight_decay=0.01, b2=0.98)
+    elif preset != "gpt2":
+        raise ValueError(f"preset {preset!r} is none of {', '.join(PRESETS)}")
+    return config

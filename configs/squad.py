@@ -1,0 +1,61 @@
+"""SQuAD 1.1 and 2.0: find the answer to a question in a paragraph (Rajpurkar et al. 2016; 2018).
+
+  python main.py --config=configs/squad.py[:PRESET] --workdir=runs/squad
+
+The official files are downloaded, or found in $JTASKS_DATA or --config.data.dir. Presets:
+
+- `base` (the default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
+- `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes. With
+  the published BERT base, Devlin et al. 2019 report an F1 of 88.5 on version 1.1; here it has not been measured yet.
+- `v2`, `hf-v2`: the same on version 2.0, with questions that have no answer.
+- `small`: a small encoder that may start from nothing.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+# width, layers, heads, tokenizer, batch tokens, epochs, learning rate, positions
+PRESETS = {
+    "base": (768, 12, 12, "vocab.txt", 384 * 32, 2.0, 3e-5, 512),
+    "hf": (0, 0, 0, "vocab.txt", 384 * 32, 2.0, 3e-5, None),
+    "v2": (768, 12, 12, "vocab.txt", 384 * 48, 2.0, 5e-5, 512),
+    "hf-v2": (0, 0, 0, "vocab.txt", 384 * 48, 2.0, 5e-5, None),
+    "small": (128, 2, 4, "wordpiece:8000", 384 * 16, 4.0, 5e-4, None),
+}
+
+
+def get_config(preset: str = "base") -> ml_collections.ConfigDict:
+    width, depth, heads, tokenizer, tokens, epochs, lr, positions = PRESETS[preset]
+    version = "2.0" if preset.endswith("v2") else "1.1"
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.qa"
+    config.epochs, config.batch_tokens = epochs, tokens
+    config.eval_every, config.save_every, config.log_every = 1000, 500, 50
+    config.data = dict(train=f"train-v{version}.json", valid=f"dev-v{version}.json", test="")
+    config.data.update(unanswerable=version == "2.0", threshold=0.0)  # "" where no answer is likelier by more than that
+    config.data.update(tokenizer=tokenizer, lowercase=True, length=384, buckets=(128, 192, 256, 384))
+    config.data.update(question=64, stride=128, answer=30, best=20)  # tokens, but for the number of best spans
+    config.model = dict(
+        width=width,
+        depth=depth,
+        heads=heads,
+        hidden=0,  # of the feed-forward layers; 0: four times the width
+        types=2,
+        activation="gelu",
+        epsilon=1e-12,
+        dropout=0.1,
+        attention_dropout=0.1,
+        classifier_dropout=0.0,
+        remat=False,
+        vocab=placeholder(int),
+        positions=placeholder(int),
+        labels=placeholder(int),
+    )
+    config.model.positions = positions
+    if preset.startswith("hf"):  # sizes as in the folder
+        config.model.update(width=placeholder(int), depth=placeholder(int), heads=placeholder(int))
+        config.model.update(hidden=placeholder(int), types=placeholder(int), activation=placeholder(str))
+        config.model.update(epsilon=placeholder(float))
+    config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
+    config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
+    return config

@@ -1,0 +1,64 @@
+"""SWAG: which sentence goes on with what happens? (Zellers et al. 2018), and RACE: exams (Lai et al. 2017).
+
+  python main.py --config=configs/swag.py[:PRESET] --workdir=runs/swag
+
+The data is SWAG's train.csv and val.csv, or JSONL with the same fields, in $JTASKS_DATA or --config.data.dir. Presets:
+
+- `base` (the default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
+- `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes. With
+  the published BERT base, Devlin et al. 2019 report 81.6 % on SWAG's dev set; here it has not been measured yet.
+- `race`: as `base`, on RACE as JSONL with the fields article, question, options and answer.
+- `small`: a small encoder that may start from nothing.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+# width, layers, heads, tokenizer, length, batch size, epochs, learning rate, positions
+PRESETS = {
+    "base": (768, 12, 12, "vocab.txt", 128, 16, 3.0, 2e-5, 512),
+    "hf": (0, 0, 0, "vocab.txt", 128, 16, 3.0, 2e-5, None),
+    "race": (768, 12, 12, "vocab.txt", 512, 16, 2.0, 2e-5, 512),
+    "small": (128, 2, 4, "wordpiece:8000", 64, 32, 3.0, 5e-4, None),
+}
+
+
+def get_config(preset: str = "base") -> ml_collections.ConfigDict:
+    width, depth, heads, tokenizer, length, batch_size, epochs, lr, positions = PRESETS[preset]
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.choice"
+    config.epochs, config.batch_size = epochs, batch_size
+    config.eval_every, config.save_every, config.log_every = 1000, 500, 50
+    config.best = "-valid/accuracy"
+    if preset == "race":
+        config.data = dict(fields="race", train="RACE/train.jsonl", valid="RACE/dev.jsonl", test="RACE/test.jsonl")
+        config.data.source = "https://www.cs.cmu.edu/~glai1/data/race/"
+    else:
+        config.data = dict(fields="swag", train="SWAG/train.csv", valid="SWAG/val.csv", test="")
+        config.data.source = "https://github.com/rowanz/swagaf/tree/master/data"
+    config.data.update(tokenizer=tokenizer, lowercase=True, length=length)
+    config.model = dict(
+        width=width,
+        depth=depth,
+        heads=heads,
+        hidden=0,  # of the feed-forward layers; 0: four times the width
+        types=2,
+        activation="gelu",
+        epsilon=1e-12,
+        dropout=0.1,
+        attention_dropout=0.1,
+        classifier_dropout=0.1,
+        remat=False,
+        vocab=placeholder(int),
+        positions=placeholder(int),
+        labels=placeholder(int),
+    )
+    config.model.positions = positions
+    if preset == "hf":  # sizes as in the folder
+        config.model.update(width=placeholder(int), depth=placeholder(int), heads=placeholder(int))
+        config.model.update(hidden=placeholder(int), types=placeholder(int), activation=placeholder(str))
+        config.model.update(epsilon=placeholder(float))
+    config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
+    config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
+    config.optim.freeze = "^classifier/bias$"  # added to each choice alike, which changes nothing
+    return config

@@ -1,0 +1,58 @@
+r"""A vision transformer on CIFAR-10, or on any images: --config.data.name=folder:PATH (Dosovitskiy et al. 2021).
+
+  python main.py --config=configs/vit_cifar.py[:PRESET] --workdir=runs/vit
+
+| preset | images | patch | width | layers | heads | parameters |
+|---|---|---|---|---|---|---|
+| `tiny` (default) | 32 | 4 | 192 | 6 | 3 | 2.7 million |
+| `base` | 224 | 16 | 768 | 12 | 12 | 86 million |
+| `hf` | 224 | as --config.init_from=hf:FOLDER, a ViT of transformers, has it |
+
+`--config.data.augment=igpt` pads and crops by `data.crop` pixels and mirrors; `imagenet` scales a random part of at
+least `data.area` of the image up and mirrors. No preset has been measured yet; configs/vit_digits.py has.
+"""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+# images, patch, width, layers, heads, steps, batch size, learning rate
+PRESETS = {
+    "tiny": (None, 4, 192, 6, 3, 20_000, 128, 1e-3),
+    "base": (224, 16, 768, 12, 12, 20_000, 512, 3e-4),
+    "hf": (224, None, None, None, None, 5_000, 128, 5e-5),
+}
+FROM_FOLDER = ("hidden", "activation", "epsilon")
+
+
+def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
+    size, patch, width, depth, heads, steps, batch_size, lr = PRESETS[preset]
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.vit"
+    config.steps, config.batch_size = steps, batch_size
+    config.eval_every, config.save_every, config.log_every = 1000, 500, 50
+    config.best = "-valid/accuracy"
+    config.data = dict(
+        name="cifar10", size=placeholder(int), white=255, crop=4, area=0.08, flip=True
+    )  # white: the highest pixel
+    config.data.augment = "igpt" if preset == "tiny" else "imagenet"
+    config.data.size = size
+    config.model = dict(
+        classes=placeholder(int),
+        shape=placeholder(tuple),
+        patch=patch,
+        width=width,
+        depth=depth,
+        heads=heads,
+        pool="token",
+        hidden=0,  # of the feed-forward layers; 0: four times the width
+        activation="gelu",
+        epsilon=1e-12,
+        dropout=0.0 if preset == "hf" else 0.1,
+        attention_dropout=0.0,
+        remat=preset == "base",
+    )
+    if preset == "hf":
+        config.model.update(dict.fromkeys(FROM_FOLDER))
+    config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.05, clip=1.0)
+    config.optim.update(weight_decay=0.05, decay="kernel$")
+    return config

@@ -1,0 +1,122 @@
+"""Sentences of tagged words as the CoNLL tasks have them: a word a line, its tag in a column, then an empty line."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jtasks.data import encoding, tokenizers
+from jtasks.errors import ConfigError, DataError
+from jtasks.metrics import entities
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Sentence(NamedTuple):
+    """Words and their tags in the BIO scheme."""
+
+    words: list[str]
+    tags: list[str]
+
+
+def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sentence]:
+    """The sentences of a file, with IOB1 and IOBES brought to BIO.
+
+    Args:
+      text: its contents; columns are parted by tabs where a line has any, else by blanks.
+      name: of the file, for messages.
+      word: the words' column; negative ones count from the last.
+      tag: the tags' column.
+
+    Raises:
+      DataError: a line lacks a column, a tag is none, or there is no sentence. Lines of `-DOCSTART-` are left out.
+    """
+    found: list[Sentence] = []
+    words, tags = list[str](), list[str]()
+    for number, line in enumerate([*text.split("\n"), ""], 1):
+        line = line.strip("\r")
+        columns = line.split("\t") if "\t" in line else line.split()
+        if not line.strip():
+            if words:
+                found.append(Sentence(words, entities.bio(tags)))
+            words, tags = [], []
+        elif columns[0] != "-DOCSTART-":
+            try:
+                words.append(columns[word])
+                tags.append(columns[tag])
+            except IndexError:
+                wanted = f"config.data.word={word} and config.data.tag={tag}"
+                raise DataError(f"{name}, line {number} has {len(columns)} columns; {wanted} need more") from None
+            if not _valid(tags[-1]):
+                raise DataError(f"{name}, line {number}: {tags[-1]!r} is no tag such as B-person, I-person or O")
+    if not found:
+        raise DataError(f"{name} holds no sentence: expected a word and its tag on each line")
+    return found
+
+
+def classes(types: Sequence[str]) -> tuple[str, ...]:
+    """The tags of entities of these types: `O`, and `B` and `I` of each.
+
+    >>> classes(["person"])
+    ('O', 'B-person', 'I-person')
+    """
+    return ("O", *(f"{kind}-{name}" for name in types for kind in "BI"))
+
+
+def windows(
+    tokenizer: "Tokenizer", given: Sequence[Sentence], tags: Sequence[str], length: int
+) -> dict[str, np.ndarray]:
+    """Sentences as arrays [n, length]; one that is too long is cut into several windows, between words.
+
+    Each word's first piece bears its label, and so each word stands in one window, with all of its pieces as far as
+    a window holds them. A word that the tokenizer makes nothing of becomes the unknown token.
+
+    Returns:
+      `tokens` int32; `segments` uint8, 0 in the padding; `labels` int32, indices into `tags`, -1 where there is none;
+      `sentence` int32 [n], the number of each window's sentence; and its `words` and true `tags`, as lists.
+
+    Raises:
+      ConfigError: no piece fits into `length`.
+    """
+    room = length - 2
+    if room < 1:
+        raise ConfigError(f"config.data.length={length} must be at least 3")
+    marked, unknown = encoding.marks(tokenizer), tokenizers.special(tokenizer, "[UNK]", "<unk>")
+    encoded = tokenizer.encode_batch([s.words for s in given], is_pretokenized=True, add_special_tokens=False)
+    numbers = {tag: i for i, tag in enumerate(tags)}
+    rows: list[tuple[int, int, int, list[int], list[int]]] = []  # sentence, first and last word, pieces, labels
+    for number, (sentence, found) in enumerate(zip(given, encoded, strict=True)):
+        pieces: list[list[int]] = [[] for _ in sentence.words]
+        for word, piece in zip(found.word_ids, found.ids, strict=True):
+            if word is not None:
+                pieces[word].append(piece)
+        for word, tag in enumerate(sentence.tags):
+            own = (pieces[word] or [unknown])[:room]
+            if not word or len(rows[-1][3]) + len(own) > room:
+                rows.append((number, word, word, [], []))
+            _, first, _, line, known = rows[-1]
+            rows[-1] = (number, first, word, line + own, known + [numbers[tag]] + [-1] * (len(own) - 1))
+    arrays = encoding.stacked([[row[3]] for row in rows], marked, length)
+    labels = np.full((len(rows), length), -1, np.int32)
+    for i, row in enumerate(rows):
+        labels[i, 1 : 1 + len(row[4])] = row[4]
+    return {
+        "tokens": arrays["tokens"],
+        "segments": arrays["segments"],
+        "labels": labels,
+        "sentence": np.array([row[0] for row in rows], np.int32),
+        "words": _lists([given[row[0]].words[row[1] : row[2] + 1] for row in rows]),
+        "tags": _lists([given[row[0]].tags[row[1] : row[2] + 1] for row in rows]),
+    }
+
+
+def _lists(values: Sequence[list[str]]) -> np.ndarray:
+    """[n] of lists; numpy would make a matrix of lists of equal length."""
+    found = np.empty(len(values), object)
+    found[:] = values
+    return found
+
+
+def _valid(tag: str) -> bool:
+    return tag == "O" or (tag[:1] in tuple("BIES") and (len(tag) == 1 or (tag[1] == "-" and len(tag) > 2)))

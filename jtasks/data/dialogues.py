@@ -1,0 +1,244 @@
+"""Dialogues about videos: the files of AVSD (Alamri et al. 2019, arXiv:1901.09107) and the videos' features.
+
+A file is `{"dialogs": [{"image_id", "caption", "summary", "dialog": [{"question", "answer"}, ...]}, ...]}`. An answer
+`__UNDISCLOSED__` is what a model is to give; a turn may have `references`, several answers to compare with. Features
+are arrays `KIND/VIDEO.npy` [time, width], one folder for each kind.
+"""
+
+import concurrent.futures
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jtasks.data import files
+from jtasks.errors import ConfigError, DataError
+
+UNDISCLOSED = "__UNDISCLOSED__"
+CAPTION, QUESTIONER, ANSWERER = 1, 2, 3  # kinds of what stands in a context, 0 for nothing
+
+# Names that a split's file goes by: those of the seventh and tenth Dialog System Technology Challenge, and a short one.
+NAMES = {
+    split: (*(f"{split}_set4DSTC{number}-AVSD.json" for number in (7, 10)), f"avsd_{split}.json")
+    for split in ("train", "valid", "test")
+}
+
+Turn = tuple[dict[str, Any], int]  # a dialogue, and which of its turns
+Encode = Callable[[str], Sequence[int]]
+
+
+def locate(split: str, name: str, folder: pathlib.Path) -> pathlib.Path | None:
+    """The file of a split: `name`, or if that is "" the first of NAMES; looked for in `folder` and `folder`/avsd.
+
+    Returns None where "" finds no file of a split other than train.
+
+    Raises:
+      DataError: there is no such file.
+    """
+    names, folders = (name,) if name else NAMES[split], (folder, folder / "avsd")
+    given = pathlib.Path(name).expanduser()
+    found = given if name and given.is_file() else files.find(names, folders)
+    if found is None and (name or split == "train"):
+        raise DataError(
+            f"no dialogues for the {split} split\n  looked for: {', '.join(names)}\n"
+            f"  in: {', '.join(map(str, folders))}\n  what to do: put AVSD's file there (its challenge's repository is"
+            " github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge), or set config.data.dir to"
+            f" its folder or config.data.{split} to its name"
+        )
+    return found
+
+
+def read(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The dialogues of a file.
+
+    Raises:
+      DataError: it is not JSON, or not of the form above.
+    """
+    try:
+        content = json.loads(files.read(path))
+    except ValueError as error:
+        raise DataError(f"{path} is no JSON ({error}); get the official file") from error
+    dialogues = content.get("dialogs") if isinstance(content, dict) else None
+    if not isinstance(dialogues, list) or not dialogues:
+        raise DataError(f'{path} has no dialogues: expected {{"dialogs": [{{"image_id", "dialog", ...}}, ...]}}')
+    for index, dialogue in enumerate(dialogues):
+        _check(dialogue, f"{path}, dialogue {index}")
+    return dialogues
+
+
+def turns(dialogues: Iterable[dict[str, Any]], which: str) -> list[Turn]:
+    """The turns to answer, in order.
+
+    Args:
+      which: "all"; "last" of each dialogue; or "asked", those that are undisclosed or have references.
+
+    Raises:
+      ConfigError: `which` is none of them.
+    """
+    if which not in ("all", "last", "asked"):
+        raise ConfigError(f'config.data.turns={which!r} must be "all", "last" or "asked"')
+    found = []
+    for dialogue in dialogues:
+        exchanges = dialogue["dialog"]
+        for turn, exchange in enumerate(exchanges):
+            asked = exchange["answer"] == UNDISCLOSED or "references" in exchange
+            if which == "all" or (which == "last" and turn == len(exchanges) - 1) or (which == "asked" and asked):
+                found.append((dialogue, turn))
+    return found
+
+
+def texts(dialogues: Iterable[dict[str, Any]]) -> Iterable[str]:
+    """All that is said in the dialogues and about the videos, each piece by itself."""
+    for dialogue in dialogues:
+        yield caption(dialogue)
+        for exchange in dialogue["dialog"]:
+            yield exchange["question"]
+            if exchange["answer"] != UNDISCLOSED:
+                yield exchange["answer"]
+
+
+def caption(dialogue: dict[str, Any]) -> str:
+    """Caption and summary of a video, as far as they are there."""
+    return " ".join(filter(None, (dialogue.get("caption"), dialogue.get("summary"))))
+
+
+def references(turn: Turn) -> list[str]:
+    """The answers to compare with: the file's references, else its answer; none for one that is undisclosed."""
+    exchange = turn[0]["dialog"][turn[1]]
+    answer = [exchange["answer"]] if exchange["answer"] != UNDISCLOSED else []
+    return list(exchange.get("references") or answer)
+
+
+def context(
+    turn: Turn, encode: Encode, mark: int, *, size: int, max_turns: int, use_caption: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """What comes before the answer: caption and summary, the last `max_turns` turns, the question.
+
+    Each piece begins with `mark`. What is too long loses its oldest turns, then the end of its caption, then the
+    beginning of its question.
+
+    Returns:
+      Ids int32 [size], and the kind of each, 0 for padding at the end.
+    """
+    dialogue, index = turn
+    about = [mark, *encode(caption(dialogue))] if use_caption else []
+    past = dialogue["dialog"][max(index - max_turns, 0) : index]
+    question = [mark, *encode(dialogue["dialog"][index]["question"])][-size:]
+    spoken = [
+        ([mark, *encode(exchange["question"])], [mark, *encode(exchange["answer"])])
+        for exchange in past
+        if exchange["answer"] != UNDISCLOSED
+    ]
+    while spoken and len(about) + len(question) + sum(len(q) + len(a) for q, a in spoken) > size:
+        spoken.pop(0)
+    about = about[: size - len(question)]
+    pieces = [(about, CAPTION), *(piece for q, a in spoken for piece in ((q, QUESTIONER), (a, ANSWERER)))]
+    pieces.append((question, QUESTIONER))
+    ids, kinds = np.zeros(size, np.int32), np.zeros(size, np.int32)
+    flat = [i for piece, _ in pieces for i in piece]
+    ids[: len(flat)] = flat
+    kinds[: len(flat)] = [kind for piece, kind in pieces for _ in piece]
+    return ids, kinds
+
+
+def answer(turn: Turn, encode: Encode, mark: int, *, size: int) -> tuple[np.ndarray, int]:
+    """The answer, marked at both ends and cut to `size` ids after the first mark; and how many those are.
+
+    Returns:
+      Ids int32 [size + 1], with marks as padding; the count is 0 for an answer that is undisclosed.
+    """
+    ids, text = np.full(size + 1, mark, np.int32), turn[0]["dialog"][turn[1]]["answer"]
+    if text == UNDISCLOSED:
+        return ids, 0
+    spoken = [*encode(text), mark][:size]
+    ids[1 : len(spoken) + 1] = spoken
+    return ids, len(spoken)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """The features of videos in a folder, `KIND/VIDEO.npy`, read when they are asked for.
+
+    Attributes:
+      frames: most feature vectors of a video.
+      threads: that read the videos of a batch.
+    """
+
+    folder: pathlib.Path
+    kinds: tuple[str, ...]
+    frames: int
+    threads: int = 1
+
+    def path(self, kind: str, video: str) -> pathlib.Path:
+        """The file of one kind for one video."""
+        return self.folder / kind / f"{video}.npy"
+
+    def require(self, videos: Iterable[str]) -> None:
+        """Raises a DataError that names what is missing, if anything is."""
+        wanted = [self.path(kind, video) for kind in self.kinds for video in dict.fromkeys(videos)]
+        missing = [path for path in wanted if not path.is_file()]
+        if missing:
+            some = "".join(f"\n  {path}" for path in missing[:5])
+            raise DataError(
+                f"{len(missing)} of {len(wanted)} files of features are missing, such as:{some}\n"
+                "  what to do: put them there, set config.data.features_dir to the folder that holds"
+                f" {', '.join(self.kinds)}, or train on text alone with --config.data.features='()'"
+            )
+
+    def width(self, video: str) -> int:
+        """Numbers a frame, all kinds together."""
+        return sum(self._read(kind, video).shape[1] for kind in self.kinds)
+
+    def batch(self, videos: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Features float32 [b, frames, width] of some videos, zeros behind the last frame; and frames of each, [b]."""
+        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
+            found = list(pool.map(self.aligned, videos))
+        widths = {array.shape[1] for array in found}
+        if len(widths) > 1:
+            raise DataError(f"features of different widths, {sorted(widths)}, among the videos {', '.join(videos[:5])}")
+        batch = np.zeros((len(found), self.frames, widths.pop()), np.float32)
+        for row, array in zip(batch, found, strict=True):
+            row[: len(array)] = array
+        return batch, np.array([len(array) for array in found], np.int32)
+
+    def aligned(self, video: str) -> np.ndarray:
+        """Features [time, width] of all kinds side by side, at most `frames` of them.
+
+        Kinds differ in frames a second. All are linearly interpolated at as many evenly spaced times as the shortest
+        has, or `frames` if that is less; the first and the last frame of each stay.
+        """
+        arrays = [self._read(kind, video) for kind in self.kinds]
+        length = min(self.frames, *(len(array) for array in arrays))
+        return np.concatenate([_resampled(array, length) for array in arrays], axis=1)
+
+    def _read(self, kind: str, video: str) -> np.ndarray:
+        path = self.path(kind, video)
+        try:
+            array = np.load(path, mmap_mode="r")  # only what is needed is read
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path} cannot be read ({error}); expected an array [time, width]") from error
+        if array.ndim != 2 or not array.size or array.dtype.kind != "f":
+            raise DataError(f"{path} holds {array.dtype} {list(array.shape)}; expected floats [time, width]")
+        return array
+
+
+def _resampled(array: np.ndarray, length: int) -> np.ndarray:
+    times = np.linspace(0, len(array) - 1, length)
+    before = np.floor(times).astype(int)
+    after = np.minimum(before + 1, len(array) - 1)
+    weight = (times - before)[:, None].astype(np.float32)
+    return array[before].astype(np.float32) * (1 - weight) + array[after].astype(np.float32) * weight
+
+
+def _check(dialogue: Any, where: str) -> None:
+    if not isinstance(dialogue, dict) or not isinstance(dialogue.get("image_id"), str):
+        raise DataError(f"{where} has no image_id; expected an object with image_id, caption, summary and dialog")
+    exchanges = dialogue.get("dialog")
+    if not isinstance(exchanges, list) or not exchanges:
+        raise DataError(f"{where} ({dialogue['image_id']}) has no turns; expected dialog: [{{question, answer}}, ...]")
+    for turn, exchange in enumerate(exchanges):
+        if not isinstance(exchange, dict) or not all(isinstance(exchange.get(k), str) for k in ("question", "answer")):
+            raise DataError(f"{where} ({dialogue['image_id']}), turn {turn}: expected a question and an answer")

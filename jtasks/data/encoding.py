@@ -1,0 +1,80 @@
+"""Texts as BERT reads them: `[CLS] first [SEP] second [SEP]`, padded to one length (Devlin et al. 2019, 3)."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from jtasks.config import Config
+from jtasks.data import files, tokenizers
+from jtasks.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+
+class Marks(NamedTuple):
+    """Ids of the special tokens."""
+
+    start: int
+    separator: int
+    padding: int
+
+
+def tokenizer(config: Config, texts: tokenizers.Texts) -> "Tokenizer":
+    """The tokenizer of `config.data`; `texts` iterates over what it is trained on, if it is trained."""
+    folder = files.data_folder(config.data.dir)
+    return tokenizers.load(config.data.tokenizer, lowercase=config.data.lowercase, texts=texts, folder=folder)
+
+
+def marks(tokenizer: "Tokenizer") -> Marks:
+    """The ids of `[CLS]`, `[SEP]` and `[PAD]`, or of what RoBERTa calls them; DataError where there are none."""
+    names = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
+    return Marks(*(tokenizers.special(tokenizer, *name) for name in names))
+
+
+def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, without special ones."""
+    return [found.ids for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def pairs(
+    tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str] | None, length: int
+) -> dict[str, np.ndarray]:
+    """Texts, or pairs of texts, as arrays [n, length].
+
+    Of a pair that is too long, the longer text loses tokens from its end until both fit.
+
+    Returns:
+      `tokens` int32; `types` uint8, 1 in the second text; `segments` uint8, 0 in the padding and else 1.
+
+    Raises:
+      ConfigError: `length` leaves no room for a token of each text.
+    """
+    count = 1 if second is None else 2
+    room = length - 1 - count
+    if room < count:
+        raise ConfigError(f"config.data.length={length} must be at least {1 + 2 * count}")
+    marked = marks(tokenizer)
+    rows = []
+    half = room // 2
+    seconds = ids(tokenizer, second) if second is not None else [[]] * len(first)
+    for a, b in zip(ids(tokenizer, first), seconds, strict=True):
+        kept = min(len(a), max(room - len(b), room - half))
+        rows.append([a[:kept], b[: room - kept]][:count])
+    return stacked(rows, marked, length)
+
+
+def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:
+    """Rows of one or two token lists that fit, with their special tokens, as the arrays of `pairs`."""
+    rows = list(rows)
+    tokens = np.full((len(rows), length), marked.padding, np.int32)
+    types, segments = np.zeros((2, len(rows), length), np.uint8)
+    for row, texts in enumerate(rows):
+        line = [marked.start]
+        for number, text in enumerate(texts):
+            types[row, len(line) : len(line) + len(text) + 1] = number
+            line += [*text, marked.separator]
+        tokens[row, : len(line)] = line
+        segments[row, : len(line)] = 1
+    return {"tokens": tokens, "types": types, "segments": segments}

@@ -1,0 +1,150 @@
+"""Questions about paragraphs, in SQuAD's JSON of version 1.1 or 2.0, as windows that a model can read."""
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jtasks.data import encoding, files, tables
+from jtasks.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+MIRRORS = ("https://rajpurkar.github.io/SQuAD-explorer/dataset/",)
+OFFICIAL = {
+    "train-v1.1.json": "sha256:3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955",
+    "dev-v1.1.json": "sha256:95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    "train-v2.0.json": "sha256:68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002",
+    "dev-v2.0.json": "sha256:80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8",
+}
+
+
+class Question(NamedTuple):
+    """A question about a context; `answers` are (first character, text), none if it is unanswerable."""
+
+    name: str
+    text: str
+    context: str
+    answers: list[tuple[int, str]]
+
+
+def questions(name: str, split: str, *, folder: str | None = None) -> list[Question]:
+    """The questions of a file; an official one that is absent is downloaded.
+
+    Raises:
+      DataError: it is absent, or not in SQuAD's format, or an answer is not where it says.
+    """
+    root = files.data_folder(folder)
+    try:
+        text = tables.read(name, f"config.data.{split}", folder=folder)
+    except DataError:
+        if name not in OFFICIAL:
+            raise
+        own = root / "squad"
+        searched = [root, own]
+        path = own / name
+        path = path if path.exists() else files.fetch(name, OFFICIAL[name], MIRRORS, own, [name], searched)
+        text = files.read(path).decode()
+    try:
+        articles = json.loads(text)["data"]
+        found = [
+            _question(given, paragraph["context"])
+            for article in articles
+            for paragraph in article["paragraphs"]
+            for given in paragraph["qas"]
+        ]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{name} is not in SQuAD's format: {type(error).__name__}: {error}") from error
+    for question in found:
+        for start, answer in question.answers:
+            if question.context[start : start + len(answer)] != answer:
+                raise DataError(f"{name}: the context of question {question.name} has no {answer!r} at {start}")
+    if len({question.name for question in found}) < len(found) or not found:
+        raise DataError(f"{name} has {len(found)} questions; expected some, each with an id of its own")
+    return found
+
+
+def windows(
+    tokenizer: "Tokenizer", given: Sequence[Question], *, length: int, question: int, stride: int
+) -> dict[str, np.ndarray]:
+    """Questions as arrays [n, length]; a long context is read through overlapping windows (Devlin et al. 2019).
+
+    Args:
+      tokenizer: tells where in the text its tokens stand.
+      given: the questions.
+      length: of `[CLS] question [SEP] part of the context [SEP]`.
+      question: the most tokens of a question; the rest is cut off.
+      stride: from the beginning of a window to that of the next.
+
+    Returns:
+      `tokens` int32, `types` uint8 and `segments` uint8 as `encoding.pairs`; `start` and `end` int32 [n], places of
+      the first answer, both 0 where the window has not all of it; `begin` int32 [n], the place of the context's first
+      token; and for the host: `offsets`, of each window's context tokens the first character and that behind the
+      last, int32 [tokens, 2]; `question`, the Question.
+
+    Raises:
+      ConfigError: these lengths leave no room for the context.
+    """
+    room = length - 3 - question
+    if room < 1 or not 1 <= stride <= room or question < 1:
+        raise ConfigError(
+            f"config.data.length={length} leaves {room} tokens for the context beside config.data.question={question};"
+            f" expected at least 1, and config.data.stride={stride} between 1 and that"
+        )
+    marked = encoding.marks(tokenizer)
+    asked = [ids[:question] for ids in encoding.ids(tokenizer, [q.text for q in given])]
+    contexts = list(dict.fromkeys(q.context for q in given))
+    read = dict(zip(contexts, tokenizer.encode_batch(contexts, add_special_tokens=False), strict=True))
+    rows: list[tuple[list[int], list[int]]] = []
+    spans: list[tuple[int, int, int]] = []
+    places: list[Any] = []
+    for entry, ids in zip(given, asked, strict=True):
+        context = read[entry.context]
+        offsets = np.array(context.offsets, np.int32).reshape(-1, 2)
+        answer = _tokens_of(entry, offsets)
+        space = length - 3 - len(ids)
+        first = 0
+        while True:
+            last = min(first + space, len(offsets))
+            inside = answer is not None and first <= answer[0] and answer[1] < last
+            begin = len(ids) + 2
+            shift = begin - first
+            rows.append((ids, context.ids[first:last]))
+            spans.append((answer[0] + shift, answer[1] + shift, begin) if inside and answer else (0, 0, begin))
+            places.append((offsets[first:last], entry))
+            if last == len(offsets):
+                break
+            first += stride
+    start, end, begin = np.array(spans, np.int32).T
+    return {
+        **encoding.stacked(rows, marked, length),
+        "start": start,
+        "end": end,
+        "begin": begin,
+        "offsets": _objects([offsets for offsets, _ in places]),
+        "question": _objects([entry for _, entry in places]),
+    }
+
+
+def _question(given: dict[str, Any], context: str) -> Question:
+    answers = [] if given.get("is_impossible") else [(a["answer_start"], a["text"]) for a in given["answers"]]
+    return Question(given["id"], given["question"], context, answers)
+
+
+def _tokens_of(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:
+    """The first and the last token of the first answer; None without one."""
+    if not question.answers or not len(offsets):
+        return None
+    start, text = question.answers[0]
+    first = int(np.searchsorted(offsets[:, 1], start, side="right"))
+    last = int(np.searchsorted(offsets[:, 0], start + len(text), side="left")) - 1
+    return (first, last) if first <= last else None
+
+
+def _objects(values: Sequence[Any]) -> np.ndarray:
+    found = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        found[i] = value
+    return found

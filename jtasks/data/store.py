@@ -1,0 +1,110 @@
+"""Arrays made once from data and stored beside it, to be mapped into memory: whole, or absent."""
+
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jtasks.data.files import cache_folder
+from jtasks.errors import DataError
+
+Arrays = dict[str, np.ndarray]
+
+
+class Writer:
+    """Appends to named arrays in a folder; the first axis grows."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.arrays: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
+        self.facts: dict[str, Any] = {}  # plain JSON data to be stored with the arrays
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """Add `rows` [n, ...] to the end of an array; its type and further axes are those of the first rows."""
+        dtype, shape, n = self.arrays.get(name, (rows.dtype, rows.shape[1:], 0))
+        if rows.dtype != dtype or rows.shape[1:] != shape:
+            was, now = (", ".join(map(str, axes)) for axes in (("n", *shape), rows.shape))
+            raise ValueError(f"{name} is {dtype} [{was}], so {rows.dtype} [{now}] cannot be appended")
+        with (self.folder / name).open("ab") as file:
+            file.write(rows.tobytes())
+        self.arrays[name] = (dtype, shape, n + len(rows))
+
+    def close(self) -> None:
+        """Write what `load` needs to find the arrays again."""
+        arrays = {name: {"dtype": dtype.str, "shape": [n, *shape]} for name, (dtype, shape, n) in self.arrays.items()}
+        (self.folder / "arrays.json").write_text(json.dumps({"arrays": arrays, "facts": self.facts}))
+
+
+def stored(
+    kind: str, parts: Iterable[object], folder: pathlib.Path, write: Callable[[Writer], None]
+) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays mapped from disk, and the facts stored with them; `write` makes them where they are absent.
+
+    They lie in `folder`/prepared, or in the user's cache folder where that cannot be written. Processes that
+    make the same at once each rename a whole folder into place, and a failure leaves nothing behind.
+
+    Args:
+      kind: names them for people, such as "tokens".
+      parts: everything that they depend on.
+      folder: the folder of data.
+
+    Raises:
+      DataError: they can be stored nowhere.
+    """
+    name = f"{kind}-{hashlib.blake2b(repr(list(parts)).encode(), digest_size=8).hexdigest()}"
+    places = [place / "prepared" / name for place in (folder, cache_folder())]
+    for path in places:
+        if (path / "arrays.json").exists():
+            return load(path)
+    for path in places:
+        partial = path.with_name(f".{os.getpid()}-{name}")
+        try:
+            partial.mkdir(parents=True)
+        except OSError as error:  # a read-only folder of shared data
+            reason = error
+            continue
+        try:
+            writer = Writer(partial)
+            write(writer)
+            writer.close()
+            _rename(partial, path)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return load(path)
+    raise DataError(f"{kind} can be stored neither beside the data nor in the user's cache folder: {reason}")
+
+
+def load(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
+    """The arrays of a folder, mapped into memory, and its facts.
+
+    Raises:
+      DataError: it is not what `stored` wrote.
+    """
+    try:
+        described: Mapping[str, Any] = json.loads((path / "arrays.json").read_text())
+        arrays = {name: _map(path / name, **array) for name, array in described["arrays"].items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path} is damaged ({error}): delete that folder, and it is made again") from None
+    return arrays, described["facts"]
+
+
+def _map(path: pathlib.Path, dtype: str, shape: list[int]) -> np.ndarray:
+    if 0 in shape:  # nothing can be mapped from an empty file
+        return np.zeros(shape, dtype)
+    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if path.stat().st_size != expected:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes; expected {expected}")
+    return np.memmap(path, dtype, "r", shape=tuple(shape))
+
+
+def _rename(partial: pathlib.Path, path: pathlib.Path) -> None:
+    try:
+        partial.rename(path)
+    except OSError:
+        if not (path / "arrays.json").exists():  # another process was first otherwise
+            raise

@@ -1,0 +1,165 @@
+"""Files of plain text: found by name or pattern, cut into documents, and parted into train and valid."""
+
+import glob
+import hashlib
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from jtasks.data import files
+from jtasks.data.images import split_rows
+from jtasks.errors import ConfigError, DataError
+
+DOCUMENTS = ("file", "blank", "line")
+
+# Where a file of this name comes from if it is nowhere: other names that it goes by, mirrors and hash.
+_SOURCES = {
+    "tinyshakespeare.txt": (
+        "input.txt",
+        ("https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/",),
+        "sha256:86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed",
+    ),
+}
+
+
+class Source(NamedTuple):
+    """Where a split's text is."""
+
+    paths: list[pathlib.Path]
+    part: str  # of these files: "train" or "valid"
+    valid: float  # share of them that is the valid part
+
+
+def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
+    """The text of a split as `options` (config.data) say, None where there is none.
+
+    They have `files`, `valid_files` and `test_files` as `locate` takes them, and `valid`: without files of its own,
+    the valid split is that share of the train files.
+    """
+    own = {"train": options.files, "valid": options.valid_files, "test": options.test_files}[split]
+    if split == "valid" and not own and options.valid:
+        return Source(locate(options.files, folder), "valid", options.valid)
+    if split != "train" and not own:
+        return None
+    field = "config.data.files" if split == "train" else f"config.data.{split}_files"
+    share = options.valid if split == "train" and not options.valid_files else 0.0
+    return Source(locate(own, folder, field), "train", share)
+
+
+def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files") -> list[pathlib.Path]:
+    """The files that comma-separated names or patterns (`*`, `?`, `**`) stand for, sorted, each once.
+
+    Each is looked for as given, then in `folder` (the folder of data) and in `folder`/text. `tinyshakespeare.txt`
+    is downloaded if it is nowhere.
+
+    Raises:
+      ConfigError: no name is given.
+      DataError: a name or pattern finds no file.
+    """
+    found: list[pathlib.Path] = []
+    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+        for path in _matches(pattern, folder, field):
+            if path not in found:
+                found.append(path)
+    if not found:
+        raise ConfigError(f"{field} is empty: give names of text files, or patterns such as books/*.txt")
+    return found
+
+
+def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
+    places = [pathlib.Path(pattern).expanduser(), folder / pattern, folder / "text" / pattern]
+    for place in places:
+        paths = sorted(pathlib.Path(name).resolve() for name in glob.glob(str(place), recursive=True))
+        if paths := [path for path in paths if path.is_file()]:
+            return paths
+    if pattern in _SOURCES:
+        name, mirrors, known_hash = _SOURCES[pattern]
+        own = folder / pathlib.Path(pattern).stem
+        found = own / name
+        if not found.exists():
+            found = files.fetch(name, known_hash, mirrors, own, [pattern, name], [folder, own])
+        return [found]
+    raise DataError(f"no file for {pattern!r} of {field}: looked for {', '.join(map(str, places))}")
+
+
+def identity(paths: Sequence[pathlib.Path], *options: object) -> str:
+    """A hash of the files' paths, sizes and times, and of how they are read."""
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.blake2b(repr((stamps, options)).encode(), digest_size=16).hexdigest()
+
+
+def documents(
+    paths: Sequence[pathlib.Path], kind: str, split: str = "train", *, seed: int = 0, valid: float = 0.0
+) -> Iterator[str]:
+    """The documents of one part of the text, in order.
+
+    Whole files are cut: the last share `valid` of each one's characters is its valid part. Smaller documents go
+    to one part or the other whole, chosen by `seed`.
+
+    Args:
+      paths: text files in UTF-8.
+      kind: "file" (each is one document), "blank" (blank lines stand between documents) or "line" (each line is one).
+      split: "train" or "valid".
+      seed: decides which documents become valid, and nothing else.
+      valid: share that becomes valid, in [0, 1); 0: all is train.
+
+    Raises:
+      ConfigError: an argument is none of the above.
+      DataError: a file is absent or not UTF-8.
+    """
+    if kind not in DOCUMENTS:
+        raise ConfigError(f"config.data.documents={kind!r} must be one of {', '.join(DOCUMENTS)}")
+    if not 0 <= valid < 1:
+        raise ConfigError(f"config.data.valid={valid} must be at least 0 and less than 1")
+    if kind == "file":
+        for path in paths:
+            text = _read(path)
+            end = int(len(text) * (1 - valid))
+            if part := text[end:] if split == "valid" else text[:end]:
+                yield part
+        return
+    kept = None
+    if valid or split == "valid":
+        count = sum(1 for _ in _documents(paths, kind))
+        kept = set(split_rows(count, split, seed, valid).tolist()) if count else set()
+    for index, document in enumerate(_documents(paths, kind)):
+        if kept is None or index in kept:
+            yield document
+
+
+def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
+    """Line by line, so that files may be larger than memory."""
+    for path in paths:
+        lines: list[str] = []
+        for line in _lines(path):
+            if not line.strip() or kind == "line":
+                if kind == "line" and line.strip():
+                    yield line
+                elif lines:
+                    yield "\n".join(lines)
+                lines = []
+            else:
+                lines.append(line)
+        if lines:
+            yield "\n".join(lines)
+
+
+def _lines(path: pathlib.Path) -> Iterator[str]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                yield line.removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _read(path: pathlib.Path) -> str:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:  # line ends as they are: bytes are counted
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: pathlib.Path, error: Exception) -> DataError:
+    return DataError(f"text {path} cannot be read ({error}): expected a file of plain text in UTF-8")

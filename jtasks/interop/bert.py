@@ -1,0 +1,108 @@
+"""BERT (Devlin et al. 2019) as transformers has it, with its pre-training and fine-tuning heads, and `models.BERT`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jtasks.interop import settings
+from jtasks.interop.layouts import SAME, TRANSPOSED, Entry, apart, linear, norm
+
+PREFIX = "bert."
+CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
+ANSWERS = "BertForQuestionAnswering"
+ARCHITECTURES = ("BertForPreTraining", *CLASSIFIERS, ANSWERS)
+
+DEFAULTS: Mapping[str, Any] = {
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "classifier_dropout": None,
+    "layer_norm_eps": 1e-12,
+    "type_vocab_size": 2,
+}
+FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_attention": False}
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `models.BERT` that say the same as config.json."""
+    config = {**DEFAULTS, **config}
+    settings.refuse(config, FIXED)
+    dropout = config["classifier_dropout"]
+    return {
+        "vocab": config["vocab_size"],
+        "positions": config["max_position_embeddings"],
+        "width": config["hidden_size"],
+        "depth": config["num_hidden_layers"],
+        "heads": config["num_attention_heads"],
+        "hidden": config["intermediate_size"],
+        "types": config["type_vocab_size"],
+        "activation": settings.activation(config["hidden_act"]),
+        "epsilon": config["layer_norm_eps"],
+        "dropout": config["hidden_dropout_prob"],
+        "attention_dropout": config["attention_probs_dropout_prob"],
+        "classifier_dropout": config["hidden_dropout_prob"] if dropout is None else dropout,
+    }
+
+
+def entries(config: Mapping[str, Any]) -> list[Entry]:
+    """Where each parameter is; all heads are optional, and tasks have one kind of classifier each."""
+    layer, embeddings = f"{PREFIX}encoder.layer.{{}}", f"{PREFIX}embeddings"
+    attention, three = f"{layer}.attention.self", ("query", "key", "value")
+    heads = config["num_attention_heads"]
+    body = [
+        Entry("tokens/embedding", (f"{embeddings}.word_embeddings.weight",), SAME),
+        Entry("position/embedding", (f"{embeddings}.position_embeddings.weight",), SAME),
+        Entry("type/embedding", (f"{embeddings}.token_type_embeddings.weight",), SAME),
+        *norm("norm", f"{embeddings}.LayerNorm"),
+        *(
+            Entry(f"blocks/attention/query_key_value/{ours}", names, apart(heads))
+            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+            for names in [tuple(f"{attention}.{name}.{theirs}" for name in three)]
+        ),
+        *linear("blocks/attention/output", f"{layer}.attention.output.dense"),
+        *norm("blocks/norm1", f"{layer}.attention.output.LayerNorm"),
+        *linear("blocks/up", f"{layer}.intermediate.dense"),
+        *linear("blocks/down", f"{layer}.output.dense"),
+        *norm("blocks/norm2", f"{layer}.output.LayerNorm"),
+        *linear("pooler", f"{PREFIX}pooler.dense", head=True),
+    ]
+    architecture = settings.architecture(config)
+    if architecture == ANSWERS:
+        return [*body, *linear("classifier", "qa_outputs", head=True)]
+    if architecture in CLASSIFIERS:
+        return [*body, *linear("classifier", "classifier", head=True)]
+    transform = "cls.predictions.transform"
+    pretraining = [
+        *linear("masked_dense", f"{transform}.dense", head=True),
+        *norm("masked_norm", f"{transform}.LayerNorm", head=True),
+        Entry("masked_out/bias", ("cls.predictions.bias",), SAME, head=True),
+        *linear("next_sentence", "cls.seq_relationship", head=True),
+    ]
+    if not config.get("tie_word_embeddings", True):  # no place in our model, and so an error where that head is wanted
+        pretraining.append(Entry("masked_out/kernel", ("cls.predictions.decoder.weight",), TRANSPOSED, head=True))
+    return [*body, *pretraining]
+
+
+def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
+    """config.json of a BERT's parameters."""
+    vocab, width = params["tokens"]["embedding"].shape
+    config = {
+        "architectures": [architecture],
+        "model_type": "bert",
+        "vocab_size": vocab,
+        "max_position_embeddings": params["position"]["embedding"].shape[0],
+        "type_vocab_size": params["type"]["embedding"].shape[0],
+        "hidden_size": width,
+        "num_hidden_layers": params["blocks"]["up"]["kernel"].shape[0],
+        "num_attention_heads": settings.needed(model, "heads"),
+        "intermediate_size": params["blocks"]["up"]["kernel"].shape[-1],
+        "hidden_act": settings.activation_out(settings.needed(model, "activation")),
+        "layer_norm_eps": settings.needed(model, "epsilon"),
+        "hidden_dropout_prob": model.get("dropout", 0.0),
+        "attention_probs_dropout_prob": model.get("attention_dropout", 0.0),
+        "classifier_dropout": model.get("classifier_dropout"),
+        "pad_token_id": 0,
+        "tie_word_embeddings": True,
+    }
+    if "classifier" in params and architecture in CLASSIFIERS[:2]:
+        config |= settings.labels(params["classifier"]["bias"].size)
+    return config, params

@@ -1,0 +1,98 @@
+"""Folders as `save_pretrained` of transformers writes them: config.json and safetensors, whole or in shards."""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jtasks.errors import CheckpointError
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+LAYOUT = f"expected a folder with {CONFIG} and {WEIGHTS}, as save_pretrained of transformers writes it"
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+    """The folder's config.json.
+
+    Raises:
+      CheckpointError: the folder or the file is absent, or it is not a JSON object.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"config.init_from: there is no folder {folder}; {LAYOUT}")
+    return read_json(folder / CONFIG)
+
+
+def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """The file of each tensor by its name.
+
+    Raises:
+      CheckpointError: there are no safetensors, a shard is absent, or one is damaged.
+    """
+    if (folder / INDEX).exists():
+        names: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
+        files = {name: folder / file for name, file in names.items()}
+        if missing := sorted({file.name for file in files.values() if not file.exists()}):
+            raise CheckpointError(f"{folder / INDEX} names {', '.join(missing)}, which the folder does not have")
+        found = {name for file in set(files.values()) for name in _names(file)}
+        if absent := sorted(set(files) - found):
+            raise CheckpointError(f"{folder / INDEX} names {absent[0]}, which is not in {files[absent[0]].name}")
+        return files
+    if not (folder / WEIGHTS).exists():
+        hint = ""
+        if list(folder.glob("*.bin")) or list(folder.glob("*.pt")):
+            hint = "; what it has is torch's own format: load it with transformers and save_pretrained it again"
+        raise CheckpointError(f"{folder} has no {WEIGHTS}: {LAYOUT}{hint}")
+    return dict.fromkeys(_names(folder / WEIGHTS), folder / WEIGHTS)
+
+
+def read(file: pathlib.Path, name: str) -> np.ndarray:
+    """One tensor as float32."""
+    with _opened(file) as tensors:
+        return np.asarray(tensors.get_tensor(name)).astype(np.float32)
+
+
+def write(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
+    """Write config.json and model.safetensors; each appears whole or not at all."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f"{WEIGHTS}.tmp"
+    # It would write the memory of an array that is not contiguous as it lies, without a word.
+    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, partial, metadata={"format": "pt"})
+    partial.replace(folder / WEIGHTS)
+    write_json(folder / CONFIG, config)
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """The same for a file of JSON."""
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A file that holds a JSON object; CheckpointError where it does not."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}): {LAYOUT}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object: {LAYOUT}")
+    return content
+
+
+def _names(file: pathlib.Path) -> list[str]:
+    with _opened(file) as tensors:
+        return list(tensors.keys())
+
+
+def _opened(file: pathlib.Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="numpy")
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{file} cannot be read ({error}): copy it anew") from error

@@ -1,0 +1,142 @@
+"""GPT-2 (Radford et al. 2019) and ImageGPT (Chen et al. 2020) as transformers has them, and `models.GPT`.
+
+ImageGPT is GPT-2 with root-mean-square norms, another activation, and a head without the start token.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jtasks.errors import CheckpointError
+from jtasks.interop import settings
+from jtasks.interop.layouts import SAME, TRANSPOSED, Entry, joined, linear, norm
+
+PREFIX = "transformer."
+IMAGE = "ImageGPTForCausalImageModeling"
+TEXT = "GPT2LMHeadModel"
+ARCHITECTURES = (TEXT, IMAGE)
+
+DEFAULTS: Mapping[str, Any] = {
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+}
+# What our model always does; a folder that says otherwise is another model.
+FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+
+START_LOGIT = -1000.0
+
+
+def fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `models.GPT` that say the same as config.json, and for ImageGPT its number of colours."""
+    config = {**DEFAULTS, **config}
+    settings.refuse(config, FIXED)
+    image, vocab = config["model_type"] == "imagegpt", config["vocab_size"]
+    found = {
+        "vocab": vocab,
+        "outputs": vocab - 1 if image else vocab,
+        "positions": config["n_positions"],
+        "width": config["n_embd"],
+        "depth": config["n_layer"],
+        "heads": config["n_head"],
+        "hidden": config["n_inner"] or 4 * config["n_embd"],
+        "tied": _tied(config),
+        "activation": settings.activation(config["activation_function"]),
+        "norm": "rms" if image else "layer",
+        "epsilon": config["layer_norm_epsilon"],
+        "dropout": config["resid_pdrop"],
+        "attention_dropout": config["attn_pdrop"],
+    }
+    return {**found, "colours": vocab - 1} if image else found
+
+
+def entries(config: Mapping[str, Any]) -> list[Entry]:
+    """Where each parameter is; the head is needed just of a model that is said to have it."""
+    layer, biased = f"{PREFIX}h.{{}}", config["model_type"] != "imagegpt"
+    attention, fused = f"{layer}.attn.c_attn", joined(config["n_head"])
+    body = [
+        Entry("tokens/embedding", (f"{PREFIX}wte.weight",), SAME),
+        Entry("position/embedding", (f"{PREFIX}wpe.weight",), SAME),
+        *norm("blocks/norm1", f"{layer}.ln_1", bias=biased),
+        Entry("blocks/attention/query_key_value/kernel", (f"{attention}.weight",), fused),
+        Entry("blocks/attention/query_key_value/bias", (f"{attention}.bias",), fused),
+        *linear("blocks/attention/output", f"{layer}.attn.c_proj", SAME),
+        *norm("blocks/norm2", f"{layer}.ln_2", bias=biased),
+        *linear("blocks/up", f"{layer}.mlp.c_fc", SAME),
+        *linear("blocks/down", f"{layer}.mlp.c_proj", SAME),
+        *norm("norm", f"{PREFIX}ln_f", bias=biased),
+    ]
+    if _tied(config):
+        return body
+    needed = settings.architecture(config) in (*ARCHITECTURES, "GPT2DoubleHeadsModel")
+    return [*body, Entry("head/kernel", ("lm_head.weight",), TRANSPOSED, head=not needed)]
+
+
+def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
+    """config.json of a GPT's parameters, and the parameters as that architecture needs them.
+
+    ImageGPT has no layer norms: an ImageGPT with those becomes a GPT-2.
+    """
+    vocab, width = params["tokens"]["embedding"].shape
+    rms, outputs = "bias" not in params["norm"], vocab
+    if "head" in params:
+        outputs = params["head"]["kernel"].shape[1]
+    if architecture == IMAGE and not rms:
+        architecture = TEXT
+    if architecture == TEXT and rms:
+        raise CheckpointError(f"{TEXT} of Hugging Face has layer norms, this model root-mean-square norms")
+    if architecture == TEXT and outputs == vocab - 1:
+        params, outputs = with_start_token(params), vocab
+    if outputs != vocab - (architecture == IMAGE):
+        raise CheckpointError(f"{architecture} of Hugging Face cannot read {vocab} ids and predict {outputs}")
+    config = {
+        "architectures": [architecture],
+        "model_type": "imagegpt" if architecture == IMAGE else "gpt2",
+        "vocab_size": vocab,
+        "n_positions": params["position"]["embedding"].shape[0],
+        "n_embd": width,
+        "n_layer": params["blocks"]["up"]["kernel"].shape[0],
+        "n_head": settings.needed(model, "heads"),
+        "n_inner": params["blocks"]["up"]["kernel"].shape[-1],
+        "activation_function": settings.activation_out(settings.needed(model, "activation")),
+        "layer_norm_epsilon": settings.needed(model, "epsilon"),
+        "resid_pdrop": model.get("dropout", 0.0),
+        "embd_pdrop": model.get("dropout", 0.0),
+        "attn_pdrop": model.get("attention_dropout", 0.0),
+        "tie_word_embeddings": "head" not in params,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        **FIXED,
+    }
+    return config, params
+
+
+def with_start_token(params: dict[str, Any]) -> dict[str, Any]:
+    """The same model with one more output, for the start token, whose logit is always START_LOGIT.
+
+    Where a layer norm scales by s and adds b, its output h always has sum(h / s) = sum(b / s) = B: any multiple of
+    1 / s is a row of the head with a constant logit. So that B is far from 0, s (or -s) is added to b first, and
+    what that adds to the other logits is taken off again in the same way.
+    """
+    scale, bias = (np.asarray(params["norm"][name], np.float64) for name in ("scale", "bias"))
+    if not scale.all():
+        raise CheckpointError("a scale of the last norm is exactly 0: this model has no form in Hugging Face's GPT-2")
+    sign = 1.0 if (bias / scale).sum() >= 0 else -1.0
+    shifted = bias + sign * scale
+    constant = 1 / scale / (shifted / scale).sum()  # times h: always 1
+    head = np.asarray(params["head"]["kernel"], np.float64)
+    head = head - np.outer(constant, sign * scale @ head)
+    head = np.concatenate([head, START_LOGIT * constant[:, None]], axis=1)
+    return {
+        **params,
+        "norm": {"scale": params["norm"]["scale"], "bias": shifted.astype(np.float32)},
+        "head": {"kernel": head.astype(np.float32)},
+    }
+
+
+def _tied(config: Mapping[str, Any]) -> bool:
+    return bool(config.get("tie_word_embeddings", config["model_type"] == "gpt2"))

@@ -1,0 +1,299 @@
+"""Hugging Face weights in and out: GPT-2, ImageGPT, BERT and ViT, as folders that transformers reads and writes.
+
+| architecture | our model |
+|---|---|
+| GPT2LMHeadModel | `models.GPT` with layer norms |
+| ImageGPTForCausalImageModeling | `models.GPT` with `norm="rms"`, whose outputs lack the start token |
+| BertForPreTraining | `models.BERT`, initialised for `pretrain` |
+| BertForSequenceClassification, BertForMultipleChoice | the same for `classify` |
+| BertForTokenClassification, BertForQuestionAnswering | the same for `tag` |
+| ViTForImageClassification | `models.ViT` with `pool="token"` |
+"""
+
+import pathlib
+import re
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks.errors import CheckpointError, ConfigError
+from jtasks.interop import bert, files, gpt2, settings, vit
+from jtasks.interop.layouts import Entry
+
+PREFIX = "hf:"  # of config.init_from
+
+# Fields of config.model that follow the task and not the weights; the rest must agree.
+FREE = ("dropout", "attention_dropout", "classifier_dropout", "palette")
+# Fields that no shape of a parameter shows.
+UNSEEN = ("heads", "activation", "norm", "epsilon")
+
+
+def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
+    """The fields of config.model that make our model the folder's, from its config.json.
+
+    They are the arguments of the model, and what a task derives from its data: `colours` and `palette` of an
+    ImageGPT (whose folder holds its colour clusters), `shape` of a ViT's images.
+
+    Raises:
+      CheckpointError: there is no such folder, or its model is none of ours.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    config = files.read_config(folder)
+    found = _family(config).fields(config)
+    clusters = folder / "preprocessor_config.json"
+    if config["model_type"] == "imagegpt" and clusters.exists():
+        levels = np.asarray(files.read_json(clusters).get("clusters", ()), np.float64)
+        if levels.shape == (found["colours"], 3):
+            found["palette"] = tuple(tuple(float(x) for x in colour) for colour in (levels + 1) * 127.5)
+    return found
+
+
+def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Values for the placeholders (None) of config.model: the folder's, and else `values`, which the data gave.
+
+    The folder's model may have more ids and positions than the data needs. The images' shape is the data's, and so
+    is the number of colours where the folder has no palette.
+
+    Raises:
+      ConfigError: the data needs more ids or positions than the folder's model has.
+    """
+    found = model_fields(folder)
+    asked = {name for name in model if model[name] is None}
+    for name in sorted({"vocab", "positions"} & asked & set(values) & set(found)):
+        if values[name] > found[name]:
+            raise ConfigError(
+                f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {found[name]}"
+            )
+    of_the_data = {"shape"} if "palette" in found else {"shape", "colours"}
+    return {**values, **{name: value for name, value in found.items() if name in asked - of_the_data}}
+
+
+def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
+    """The folder's parameters, float32 in host memory, as our model of the same fields has them.
+
+    Returns:
+      The nested params, with all heads that the folder has, and the names of tensors that are none of them.
+
+    Raises:
+      CheckpointError: there is no such folder, a tensor is absent or damaged, or the model is none of ours.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    config = files.read_config(folder)
+    table, fields = _family(config).entries(config), _family(config).fields(config)
+    where = files.where(folder)
+    names = _canonical(where, table, _family(config).PREFIX, fields["depth"])
+    flat: dict[str, np.ndarray] = {}
+    used: set[str] = set()
+    for entry in table:
+        wanted = _expanded(entry, fields["depth"])
+        absent = [name for layer in wanted for name in layer if name not in names]
+        if absent and entry.head and len(absent) == sum(map(len, wanted)):
+            continue
+        if absent and entry.zeros:
+            flat[entry.path] = np.zeros((len(wanted), 3 * fields["width"]), np.float32)
+            continue
+        if absent:
+            raise CheckpointError(f"{folder} has no tensor {absent[0]}, which a {config['model_type']} must have")
+        theirs = [[files.read(where[names[name]], names[name]) for name in layer] for layer in wanted]
+        try:
+            layers = [entry.layout.read(tensors) for tensors in theirs]
+            flat[entry.path] = np.stack(layers) if "{}" in entry.names[0] else layers[0]
+        except ValueError as error:  # shapes that config.json does not go with
+            shapes = [list(tensor.shape) for tensor in theirs[0]]
+            raise CheckpointError(f"{folder}: {wanted[0][0]} has the shape {shapes[0]} ({error})") from error
+        used |= {name for layer in wanted for name in layer}
+    return _nested(flat), sorted(name for canonical, name in names.items() if canonical not in used)
+
+
+def import_params(
+    folder: str, params: Any, model: Mapping[str, Any], architecture: str | None, warn: Callable[[str], None]
+) -> tuple[Any, dict[str, list[str]]]:
+    """Take a folder's weights for `params`, which keep their structure and sharding.
+
+    Args:
+      folder: as `save_pretrained` writes it.
+      params: the parameters as initialised; heads that the folder does not have stay as they are.
+      model: config.model, which must describe the folder's model.
+      architecture: of the task's model; a classifier of another one is not taken. None: whatever fits.
+      warn: told what can be wrong and cannot be checked.
+
+    Returns:
+      The parameters, and the names that were `taken`, `left` as initialised, and the tensors `unused`.
+
+    Raises:
+      ConfigError: config.model describes another model; all differences are listed.
+      CheckpointError: the folder is damaged, or a parameter outside the heads is absent or of another shape.
+    """
+    config, fields = files.read_config(pathlib.Path(folder).expanduser()), model_fields(folder)
+    _agree(fields, model, folder, warn)
+    table = _family(config).entries(config)
+    tree, unused = from_hf(folder)
+    there, wanted = _flat(tree), _flat(params)
+    other = architecture in (*bert.CLASSIFIERS, bert.ANSWERS) and architecture != settings.architecture(config)
+    found = {name: array for name, array in there.items() if not (other and name.startswith("classifier/"))}
+    problems, left = _differences(found, wanted, {entry.path for entry in table if entry.head}, fields)
+    if problems:
+        raise CheckpointError(f"the weights in {folder} do not fit this model:\n  " + "\n  ".join(problems))
+    taken = [name for name in wanted if name not in left]
+    unused += [name for entry in table if entry.path in there and entry.path not in taken for name in entry.names]
+    report = {"taken": taken, "left": list(left.values()), "unused": _by_layer(unused)}
+
+    def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        if _name(path) in left:
+            return leaf
+        array = found[_name(path)].astype(leaf.dtype)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+    return jax.tree_util.tree_map_with_path(put, params), report
+
+
+def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Tensors by name and config.json of a model's parameters, as transformers has that architecture.
+
+    Args:
+      params: nested, in host memory.
+      model: config.model, for what the parameters do not tell: `heads`, `activation`, `epsilon`, ...
+      architecture: one of the table above.
+
+    Raises:
+      ConfigError: an unknown architecture, or a field that config.model lacks.
+      CheckpointError: that architecture cannot express the model.
+    """
+    families = [family for family in (gpt2, bert, vit) if architecture in family.ARCHITECTURES]
+    if not families:
+        known = ", ".join((*gpt2.ARCHITECTURES, *bert.ARCHITECTURES, *vit.ARCHITECTURES))
+        raise ConfigError(f"no export to {architecture!r}: expected one of {known}")
+    try:
+        config, params = families[0].outward(jax.tree.map(np.asarray, params), model, architecture)
+    except KeyError as error:
+        raise CheckpointError(f"the model has no {error} parameters, which a {architecture} must have") from error
+    flat, tensors = _flat(params), {}
+    for entry in families[0].entries(config):
+        if entry.path not in flat and entry.head:
+            continue
+        if entry.path not in flat:
+            raise CheckpointError(f"the model has no parameter {entry.path}, which a {architecture} must have")
+        array = flat.pop(entry.path)
+        stacked = "{}" in entry.names[0]
+        for layer, ours in enumerate(array if stacked else [array]):
+            for name, tensor in zip(entry.names, entry.layout.write(ours), strict=True):
+                tensors[name.format(layer)] = np.ascontiguousarray(tensor, np.float32)
+    if flat:
+        raise CheckpointError(f"Hugging Face's {architecture} has no place for the parameters {', '.join(flat)}")
+    return tensors, config
+
+
+def architecture(task: ModuleType) -> str | None:
+    """The architecture that a task's model is, from the task's constant HUGGINGFACE; None where it has none."""
+    return getattr(task, "HUGGINGFACE", None)
+
+
+def _family(config: Mapping[str, Any]) -> ModuleType:
+    families = {"gpt2": gpt2, "imagegpt": gpt2, "bert": bert, "vit": vit}
+    kind = config.get("model_type")
+    if kind not in families:
+        raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {', '.join(families)}")
+    return families[kind]
+
+
+def _canonical(names: Mapping[str, Any], table: list[Entry], prefix: str, depth: int) -> dict[str, str]:
+    """The names of the file by those of the table: the prefix of a bare body and BERT's old norm names are mended."""
+    known = {name for entry in table for layer in _expanded(entry, depth) for name in layer}
+    found = {}
+    for name in names:
+        mended = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+        found[prefix + mended if mended not in known and prefix + mended in known else mended] = name
+    return found
+
+
+def _expanded(entry: Entry, depth: int) -> list[list[str]]:
+    """The names of its tensors, a list a layer."""
+    layers = range(depth) if "{}" in entry.names[0] else [0]
+    return [[name.format(layer) for name in entry.names] for layer in layers]
+
+
+def _agree(fields: Mapping[str, Any], model: Mapping[str, Any], folder: str, warn: Callable[[str], None]) -> None:
+    """Check config.model against the folder's fields."""
+    resolved = {name: model[name] for name in model}
+    if resolved.get("hidden") == 0:
+        resolved["hidden"] = 4 * resolved["width"]
+    hints = {"shape": " (config.data.size scales the images)"}
+    different = [
+        f"config.model.{name} is {resolved[name]!r}, there {value!r}{hints.get(name, '')}"
+        for name, value in fields.items()
+        if name in resolved and name not in FREE and not _equal(resolved[name], value)
+    ]
+    if different:
+        raise ConfigError(
+            f"config.model is not the model in {folder}:\n  "
+            + "\n  ".join(different)
+            + "\nset them as there, or to None, which takes the value from there"
+        )
+    for name in UNSEEN:
+        if name in fields and name not in resolved:
+            warn(f"config.model has no {name}; the weights in {folder} are for {name}={fields[name]!r}")
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, int | float):
+        return abs(one - other) <= 1e-6 * abs(other)
+    return bool(one == other)
+
+
+def _differences(
+    found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], heads: set[str], fields: Mapping[str, Any]
+) -> tuple[list[str], dict[str, str]]:
+    """What must not differ and does; and parameters to leave as they are, by name, with the reason."""
+    problems, left = [], {}
+    for name, leaf in wanted.items():
+        ours = f"{name} {list(leaf.shape)}"
+        if name not in found:
+            left[name] = f"{ours}: not there"
+            if name == "head/kernel" and fields.get("tied"):
+                problems.append(f"{ours}: there the head is the input embedding; set config.model.tied=True")
+        elif found[name].shape != leaf.shape:
+            left[name] = f"{ours}: there it is {list(found[name].shape)}"
+            if name not in heads:
+                problems.append(left[name])
+    # A kernel without its bias is half a head.
+    halves = {name.rpartition("/")[0] for name in left if name in heads}
+    for name in wanted:
+        if name not in left and name in heads and name.rpartition("/")[0] in halves:
+            left[name] = f"{name} {list(wanted[name].shape)}: its other part does not fit"
+    modules = {name.rpartition("/")[0] for name in wanted if name not in left}
+    for name in found:
+        if name not in wanted and (name not in heads or name.rpartition("/")[0] in modules):
+            problems.append(f"{name} {list(found[name].shape)} is there, and this model has no place for it")
+    missing = [text for name, text in left.items() if name not in found and name.rpartition("/")[0] in modules]
+    return problems + missing, left
+
+
+def _by_layer(names: list[str]) -> list[str]:
+    """The names with those that differ in the layer alone as one."""
+    counts: dict[str, int] = {}
+    for name in names:
+        general = re.sub(r"\.\d+\.", ".*.", name)
+        counts[general] = counts.get(general, 0) + 1
+    return [name if count == 1 else f"{name} ({count} layers)" for name, count in counts.items()]
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, array in flat.items():
+        *parents, last = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = array
+    return tree

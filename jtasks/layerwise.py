@@ -1,0 +1,93 @@
+"""Single layers of a stack, whose parameters are scanned along a leading axis: held fixed, or trained more slowly.
+
+A parameter of layer i stands in the row i of a leaf such as `blocks/up/kernel` [depth, ...], and is named
+`blocks/i/up/kernel` here.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks.errors import ConfigError
+
+STACK = re.compile(r"(^|/)blocks/(?!\d+(/|$))")  # what is numbered already is not stacked
+
+
+def path(keys: tuple[Any, ...]) -> str:
+    """The "/"-joined path of a leaf."""
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def depth(name: str, leaf: Any) -> int:
+    """How many layers are stacked in a leaf; 0 in one that belongs to no stack."""
+    shape = getattr(leaf, "shape", ())
+    return shape[0] if STACK.search(name) and shape else 0
+
+
+def matching(regex: str, params: Any) -> Any:
+    """A tree shaped as `params`: does `re.search` find `regex` in the parameter's path?
+
+    Leaves are bools, or bool arrays [depth, 1, ...] where it is found in the paths of some layers of a stack.
+
+    >>> params = {"blocks": {"bias": np.zeros((3, 2))}, "head": {"bias": np.zeros(2)}}
+    >>> matching("^blocks/[01]/", params)["blocks"]["bias"].tolist()
+    [[True], [True], [False]]
+    >>> matching("bias", params)
+    {'blocks': {'bias': True}, 'head': {'bias': True}}
+    """
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> bool | np.ndarray:
+        name = path(keys)
+        if re.search(regex, name):
+            return True
+        place, layers = STACK.search(name), range(depth(name, leaf))
+        hits = [bool(place and re.search(regex, f"{name[: place.end()]}{i}/{name[place.end() :]}")) for i in layers]
+        if all(hits) or not any(hits):
+            return bool(hits) and all(hits)
+        return np.array(hits).reshape(-1, *[1] * (leaf.ndim - 1))
+
+    return jax.tree.map_with_path(one, params)
+
+
+def rates(decay: float, embeddings: str, params: Any) -> Any:
+    """A tree of factors of the learning rate that fall from the head to the embeddings (Clark et al. 2020, ELECTRA).
+
+    The last of n layers has `decay`, the one before it decay ** 2, the first decay ** n, and the parameters before it
+    decay ** (n + 1); all else, such as a head, has 1.
+
+    Args:
+      decay: above 0 and at most 1.
+      embeddings: regex of the parameters before the first layer.
+      params: nested dict of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Floats, or float32 arrays [depth, 1, ...] for the leaves of a stack.
+
+    Raises:
+      ConfigError: there is no stack of layers, or nothing before it.
+
+    >>> params = {"blocks": {"bias": np.zeros((2, 3))}, "head": {"bias": 0}, "tokens": {"embedding": 0}}
+    >>> found = rates(0.5, "^tokens/", params)
+    >>> found["blocks"]["bias"].tolist(), found["head"], found["tokens"]
+    ([[0.25], [0.5]], {'bias': 1.0}, {'embedding': 0.125})
+    """
+    names = {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(params)}
+    layers = max(depth(name, leaf) for name, leaf in names.items())
+    first = [name for name in names if re.search(embeddings, name) and not STACK.search(name)]
+    if not layers or not first:
+        lacking = f"config.optim.embeddings={embeddings!r} matches none" if layers else "there is no stack `blocks/`"
+        raise ConfigError(
+            f"config.optim.layer_decay={decay} needs layers and parameters before them, and {lacking};"
+            f" the parameters are such as {', '.join(list(names)[:8])}"
+        )
+
+    def one(keys: tuple[Any, ...], leaf: Any) -> float | np.ndarray:
+        name = path(keys)
+        if own := depth(name, leaf):
+            factors = np.float32(decay) ** np.arange(own, 0, -1, dtype=np.float32)
+            return factors.reshape(-1, *[1] * (leaf.ndim - 1))
+        return decay ** (layers + 1) if name in first else 1.0
+
+    return jax.tree.map_with_path(one, params)

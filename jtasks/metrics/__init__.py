@@ -1,0 +1,101 @@
+"""Metrics are sums and counts until they are printed, so no split of a batch changes them."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks.errors import ConfigError
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Mean:
+    """A weighted mean kept as its two sums; a pytree that merges by addition.
+
+    >>> first, second = Mean.of(jnp.array([1.0, 3.0]), jnp.array([1.0, 1.0])), Mean.of(jnp.array([8.0]))
+    >>> float(first.merge(second).value)
+    4.0
+    """
+
+    total: Any  # an array or a number
+    count: Any
+
+    @classmethod
+    def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Mean":
+        """Sum `values` [b, ...] where `mask` says so.
+
+        `mask` has the leading dimensions of `values` ([b], or [b, t] for per-token masks) and holds
+        weights, mostly 0 and 1; None counts every value. Sums are float32. A value under a zero weight
+        is dropped, even a NaN.
+        """
+        values = jnp.asarray(values, jnp.float32)
+        weights = jnp.ones(values.shape, jnp.float32) if mask is None else jnp.asarray(mask, jnp.float32)
+        if values.shape[: weights.ndim] != weights.shape:
+            raise ValueError(f"mask {weights.shape} must have the leading dimensions of values {values.shape}")
+        weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)), values.shape)
+        return cls(jnp.sum(jnp.where(weights == 0, 0.0, values * weights)), jnp.sum(weights))
+
+    @property
+    def value(self) -> jax.Array:
+        """total / count, and 0 for an empty mean."""
+        return self.total / jnp.where(self.count == 0, 1.0, self.count)
+
+    def merge(self, other: "Mean") -> "Mean":
+        """The mean over both sets of values."""
+        return dataclasses.replace(self, total=self.total + other.total, count=self.count + other.count)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Perplexity(Mean):
+    """A mean of nats that is printed as its exponential; it merges as the mean does.
+
+    >>> round(float(Perplexity.of(jnp.log(jnp.array([2.0, 8.0]))).value), 4)
+    4.0
+    """
+
+    @property
+    def value(self) -> jax.Array:
+        """exp(total / count), and 1 for an empty mean."""
+        return jnp.exp(super().value)
+
+
+def scaled(mean: Mean, coefficient: float) -> Mean:
+    """Fold a coefficient into the total, as a term of a loss needs it."""
+    return Mean(mean.total * coefficient, mean.count)
+
+
+def checked(metrics: Any, losses: tuple[str, ...], function: str) -> dict[str, Mean]:
+    """The metrics that a task's `function` returned, if they are what the contract says.
+
+    Raises:
+      ConfigError: they are no dict of Mean, or a term of the loss is not among them.
+    """
+    if not isinstance(metrics, Mapping) or not all(isinstance(mean, Mean) for mean in metrics.values()):
+        kinds = {k: type(v).__name__ for k, v in metrics.items()} if isinstance(metrics, Mapping) else type(metrics)
+        raise ConfigError(f"the metrics of {function} must be a dict of jtasks.metrics.Mean, not {kinds}")
+    if missing := [name for name in losses if name not in metrics]:
+        raise ConfigError(f"the metrics of {function} lack {missing} of LOSSES = {losses}; they have {list(metrics)}")
+    return dict(metrics)
+
+
+def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
+    """Add up metrics that are already on the host, in float64, where counts stay exact up to 2**53."""
+    sums: dict[str, Mean] = {}
+    for metrics in batches:
+        for name, mean in metrics.items():
+            mean = dataclasses.replace(mean, total=np.float64(mean.total), count=np.float64(mean.count))
+            sums[name] = sums[name].merge(mean) if name in sums else mean
+    return sums
+
+
+def values(means: Mapping[str, Mean], losses: tuple[str, ...]) -> dict[str, float]:
+    """Means as plain numbers, with `loss` (the sum of the terms' means) first."""
+    numbers = {name: float(mean.total / mean.count) if mean.count else 0.0 for name, mean in means.items()}
+    with np.errstate(over="ignore"):
+        numbers |= {name: float(np.exp(numbers[name])) for name in means if isinstance(means[name], Perplexity)}
+    return {"loss": sum(numbers[name] for name in losses), **{k: v for k, v in numbers.items() if k != "loss"}}

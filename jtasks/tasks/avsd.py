@@ -1,0 +1,270 @@
+"""Answer questions in a dialogue about a video (AVSD): [video | caption, summary | turns | question | answer].
+
+The model is that of Le and Hoi (2020, arXiv:2006.15319): features of the video are projected into a GPT, and each
+position has an embedding of its kind: video, caption, questioner or answerer. The loss has two terms: nats a token of
+the answer, and the mean squared error of each feature vector predicted from those before. Answers that the data hides
+(`__UNDISCLOSED__`) count for neither and are only predicted, by beam search.
+"""
+
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks import decode, models
+from jtasks.config import Config, given
+from jtasks.data import dialogues, tokenizers
+from jtasks.data.files import data_folder
+from jtasks.metrics import Mean, Perplexity, captions, scaled, submissions
+
+Batch = dict[str, jax.Array]
+
+LOSSES = ("answer", "video")
+PADDED = ("context", "kinds")  # what config.batch_tokens may cut
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer if need be, once; it is stored beside the data."""
+    _tokenizer(config)
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
+    """A turn an example: ids and kinds of its context [n, t], and of its answer [n, a + 1].
+
+    `answered` [n] counts the answer's ids after the first, 0 for one that is undisclosed; those are left out of
+    train. The dialogue itself and the number of the turn in it go along for the host.
+
+    Raises:
+      DataError: the file is absent or wrong, or features of its videos are missing.
+    """
+    data = config.data
+    path = dialogues.locate(split, data[split], _folder(config))
+    if path is None:
+        return None
+    found = dialogues.turns(_read(path), "all" if split == "train" else data.turns)
+    if split == "train":
+        found = [turn for turn in found if dialogues.references(turn)]
+    if data.features:
+        _features(config).require(dialogue["image_id"] for dialogue, _ in found)
+    tokenizer, mark = _tokenizer(config), _mark(config)
+    encode = functools.lru_cache(None)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+    options = {"max_turns": data.max_turns, "use_caption": data.use_caption}
+    contexts = [dialogues.context(turn, encode, mark, size=data.context, **options) for turn in found]
+    answers = [dialogues.answer(turn, encode, mark, size=data.answer) for turn in found]
+    whole = np.empty(len(found), object)
+    whole[:] = [dialogue for dialogue, _ in found]
+    return {
+        "context": np.array([ids for ids, _ in contexts], np.int32),
+        "kinds": np.array([kinds for _, kinds in contexts], np.int32),
+        "answer": np.array([ids for ids, _ in answers], np.int32),
+        "answered": np.array([count for _, count in answers], np.int32),
+        "turn": np.array([turn for _, turn in found], np.int32),
+        "dialogue": whole,
+    }
+
+
+def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
+    """Ids of each context, int [n]."""
+    return np.sum(examples["kinds"] > 0, axis=1)
+
+
+def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
+    """A batch with its videos' features: `video` [b, frames, width] and how many frames each has, `frames` [b]."""
+    batch = {name: np.stack([row[name] for row in examples]) for name in examples[0] if name != "dialogue"}
+    if config.data.features:
+        video, frames = _features(config).batch([row["dialogue"]["image_id"] for row in examples])
+    else:
+        video, frames = np.zeros((len(examples), 0, 0), np.float32), np.zeros(len(examples), np.int32)
+    return batch | {"video": video, "frames": frames}
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """Number of ids, positions that video, context and answer take, and the features' width."""
+    data, frames, width = config.data, 0, 0
+    if data.features:
+        path = dialogues.locate("train", data.train, _folder(config))
+        assert path is not None  # or an error has said so
+        videos = [dialogue["image_id"] for dialogue in _read(path)]
+        _features(config).require(videos)
+        frames, width = data.frames, _features(config).width(videos[0])
+    positions = frames + data.context + max(data.answer, config.beam.max_len)
+    vocab = _tokenizer(config).get_vocab_size()
+    return {"vocab": vocab, "positions": positions, "features": width, "end": _mark(config)}
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the GPT, of the kinds' embeddings, and for a video of its projections in and out."""
+    answer = batch["answer"][:, :2]
+    return _model(config).init(rng, *_context(batch), answer, method="losses")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """The loss with dropout, and its two terms."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["answer"].value + metrics["video"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """The two terms; perplexity of the answers' tokens, and how often the likeliest was the right one."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """The best answer of a beam search: `tokens` [b, max_len], with the end mark behind it, and its `score` [b]."""
+    model, variables, beam = _model(config), {"params": params}, config.beam
+    start = batch["answer"][:, 0]
+    logits, cache = model.apply(
+        variables, *_context(batch), start, length=beam.max_len, branches=beam.num_beams, method="read"
+    )
+    found = decode.beam_search(
+        lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
+        cache,
+        logits,
+        eos=config.model.end,
+        pad=config.model.end,
+        reorder=models.reordered,
+        **beam,
+    )
+    return {"tokens": found.tokens[:, 0], "score": found.scores[:, 0]}
+
+
+def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
+    """Scores of the answers against the references of their turns, one or several; {} if no turn has any."""
+    references = [dialogues.references(_turn(example)) for example in examples]
+    pairs = [pair for pair in zip(answers(outputs, config), references, strict=True) if pair[1]]
+    if not pairs or not config.report_metric:
+        return {}
+    generated, wanted = zip(*pairs, strict=True)
+    return captions.scores(generated, wanted, protocol=config.score.protocol, metrics=config.score.metrics)
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
+    """A page of dialogues: caption, the turns before, and the answer beside the references."""
+    pages = []
+    for example, answer in zip(examples, answers(outputs, config), strict=True):
+        dialogue, turn = _turn(example)
+        lines = [f"=== {dialogue['image_id']}, turn {turn + 1}"]
+        lines += [f"{name:9} {dialogue[name]}" for name in ("caption", "summary") if dialogue.get(name)]
+        for exchange in dialogue["dialog"][:turn]:
+            lines += [f"Q         {exchange['question']}", f"A         {exchange['answer']}"]
+        lines += [f"question  {dialogue['dialog'][turn]['question']}", f"generated {answer}"]
+        lines += [f"reference {text}" for text in dialogues.references((dialogue, turn))]
+        pages.append("\n".join(lines) + "\n")
+    return {"dialogues": "\n".join(pages)}
+
+
+def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """The answers in the official formats: `dstc7.json` (the file of dialogues, filled) and `coco.json` (results).
+
+    In a file with undisclosed answers those alone are filled in. One in which a video comes twice has no `dstc7.json`.
+    """
+    said = {
+        (example["dialogue"]["image_id"], int(example["turn"])): answer
+        for example, answer in zip(examples, answers(outputs, config), strict=True)
+    }
+    whole = list({id(example["dialogue"]): example["dialogue"] for example in examples}.values())
+    hidden = [
+        (dialogue["image_id"], turn)
+        for dialogue in whole
+        for turn, exchange in enumerate(dialogue["dialog"])
+        if exchange["answer"] == dialogues.UNDISCLOSED
+    ]
+    said = {place: said[place] for place in hidden} if hidden else said
+    names = [f"{video}_{turn}" for video, turn in said]
+    files: dict[str, Any] = {"coco": submissions.coco_results(names, list(said.values()))}
+    if len({dialogue["image_id"] for dialogue in whole}) == len(whole):
+        files |= {"dstc7": submissions.dstc7_results({"dialogs": whole}, said)}
+    return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in files.items()}
+
+
+def answers(outputs: Any, config: Config) -> list[str]:
+    """The text of predicted answers."""
+    rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
+    end = _mark(config)
+    texts = _tokenizer(config).decode_batch([row[: row.index(end)] if end in row else row for row in rows])
+    return [text.strip() for text in texts]
+
+
+def _turn(example: Any) -> dialogues.Turn:
+    return example["dialogue"], int(example["turn"])
+
+
+def _context(batch: Batch) -> tuple[jax.Array, ...]:
+    return batch["video"], batch["frames"], batch["context"], batch["kinds"]
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    nats, correct, error = _model(config).apply(
+        {"params": params}, *_context(batch), batch["answer"], method="losses", **options
+    )
+    said = (jnp.arange(nats.shape[1])[None] < batch["answered"][:, None]) * batch["mask"][:, None]
+    seen = (jnp.arange(error.shape[1])[None] + 1 < batch["frames"][:, None]) * batch["mask"][:, None]
+    answer = Mean.of(nats, said)
+    return {
+        "answer": answer,
+        "video": scaled(Mean.of(error, seen), config.video_loss),
+        "perplexity": Perplexity(answer.total, answer.count),
+        "accuracy": Mean.of(correct, said),
+    }
+
+
+def _model(config: Config) -> Any:
+    model = config.model
+    return models.VideoGPT(
+        vocab=model.vocab,
+        outputs=model.vocab,
+        positions=model.positions,
+        features=model.features,
+        width=model.width,
+        depth=model.depth,
+        heads=model.heads,
+        remat=model.remat,
+        dtype=jnp.dtype(config.precision),
+        **given(model, "tied", "hidden", "activation", "norm", "epsilon", "dropout", "attention_dropout"),
+    )
+
+
+def _folder(config: Config) -> pathlib.Path:
+    return data_folder(config.data.dir)
+
+
+def _features(config: Config) -> dialogues.Features:
+    folder, data = _folder(config), config.data
+    places = [pathlib.Path(data.features_dir).expanduser()] if data.features_dir else [folder, folder / "avsd"]
+    found = next((place for place in places if (place / data.features[0]).is_dir()), places[0])
+    return dialogues.Features(found, tuple(data.features), data.frames, max(data.threads, 1))
+
+
+@functools.lru_cache(maxsize=4)
+def _parsed(path: pathlib.Path, changed: int) -> list[dict[str, Any]]:
+    return dialogues.read(path)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    return _parsed(path, path.stat().st_mtime_ns)
+
+
+def _tokenizer(config: Config) -> Any:
+    """The tokenizer; a trained one from the dialogues of the train split."""
+    folder, data = _folder(config), config.data
+
+    def texts() -> Any:
+        path = dialogues.locate("train", data.train, folder)
+        assert path is not None  # or an error has said so
+        yield from dialogues.texts(_read(path))
+
+    return tokenizers.load(data.tokenizer, lowercase=data.lowercase, texts=texts, folder=folder)
+
+
+def _mark(config: Config) -> int:
+    """The id that begins each piece of a context, and ends an answer."""
+    return tokenizers.special(_tokenizer(config), tokenizers.END, "[SEP]")

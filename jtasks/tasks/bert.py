@@ -1,0 +1,176 @@
+"""Pre-training of BERT: masked language modelling and next-sentence prediction (Devlin et al. 2019).
+
+From raw text (one sentence a line, a blank line between documents), which `prepare` tokenizes and pairs; masks are
+drawn on the device from each example's seed, new ones each epoch. Or from HDF5 shards of prepared examples, whose masks
+are taken as they stand.
+"""
+
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtasks import augment, masking, models
+from jtasks.config import Config
+from jtasks.data import pairs, shards, text, tokenizers
+from jtasks.data.files import data_folder
+from jtasks.errors import ConfigError
+from jtasks.log import say
+from jtasks.metrics import Mean, Perplexity
+
+LOSSES = ("masked", "next_sentence")
+HUGGINGFACE = "BertForPreTraining"
+IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # what masking knows, in config.model
+
+Batch = dict[str, jax.Array]
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer if need be, tokenize the text and make the pairs, once; they are stored beside the data."""
+    for split in ("train", "valid", "test"):
+        source = _source(split, config)
+        if source is None or _sharded(source):
+            continue
+        *_, facts = _paired(split, source, config)
+        say(
+            f"{split}: {facts['pairs']:,} pairs of {config.data.length} tokens, {facts['padding']:.1%} of them padding;"
+            f" in {facts['follows']:.1%} the second text follows the first"
+        )
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def dataset(split: str, config: Config) -> Any:
+    """Examples as `pairs.Pairs` or `shards.read` have them."""
+    source, tokenizer = _source(split, config), _tokenizer(config)
+    if source is None:
+        return None
+    if _sharded(source):
+        return shards.read(
+            source.paths,
+            source.part,
+            seed=config.seed,
+            valid=source.valid,
+            vocab=tokenizer.get_vocab_size(),
+            folder=_folder(config),
+        )
+    begins = np.array(tokenizers.words(tokenizer), np.uint8) if config.data.whole_words else None
+    sources, spans, labels, _ = _paired(split, source, config)
+    first, separator = (tokenizers.special(tokenizer, name) for name in ("[CLS]", "[SEP]"))
+    return pairs.Pairs(sources["tokens"], spans, labels, config.data.length, first, separator, begins)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """Number of ids, those that masking needs to know, and positions."""
+    tokenizer = _tokenizer(config)
+    return {
+        "vocab": tokenizer.get_vocab_size(),
+        "positions": config.data.length,
+        **{field: tokenizers.special(tokenizer, name) for field, name in IDS.items()},
+    }
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of BERT with both heads."""
+    return _model(config).init(rng, *_inputs(batch, config)[:5], method="pretrain")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Nats of a hidden token and of a next-sentence label, with dropout."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["masked"].value + metrics["next_sentence"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """Both terms, their accuracies, and the perplexity of hidden tokens; masks are the same each time."""
+    return _metrics(params, batch, config)
+
+
+def _folder(config: Config) -> pathlib.Path:
+    return data_folder(config.data.dir)
+
+
+def _source(split: str, config: Config) -> text.Source | None:
+    return text.source(split, config.data, _folder(config))
+
+
+def _sharded(source: text.Source) -> bool:
+    kinds = {path.suffix in shards.SUFFIXES for path in source.paths}
+    if len(kinds) > 1:
+        raise ConfigError("config.data.files has both text and HDF5 shards: give one kind or the other")
+    return kinds == {True}
+
+
+def _tokenizer(config: Config) -> Any:
+    """The tokenizer; a trained one from the text of the train split."""
+    source = _source("train", config)
+    assert source is not None
+    paths, valid = source.paths, source.valid
+    return tokenizers.load(
+        config.data.tokenizer,
+        lowercase=config.data.lowercase,
+        texts=None if _sharded(source) else lambda: text.documents(paths, "blank", seed=config.seed, valid=valid),
+        identity=text.identity(paths, config.seed, valid),
+        folder=_folder(config),
+    )
+
+
+def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
+    """The tokenized documents of a split, and `pairs.paired` of them."""
+    tokenizer, folder = _tokenizer(config), _folder(config)
+    sources = pairs.tokenized(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)
+    return sources, *pairs.paired(
+        sources,
+        [text.identity(source.paths, source.part, source.valid), tokenizer.to_str()],
+        length=config.data.length,
+        duplicates=config.data.duplicates if split == "train" else 1,
+        seed=config.seed,
+        folder=folder,
+    )
+
+
+def _model(config: Config) -> Any:
+    fields = {name: value for name, value in config.model.items() if name not in IDS}
+    return models.BERT(**fields, dtype=jnp.dtype(config.precision))
+
+
+def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
+    """Tokens, types, segments [b, t]; places and labels [b, m] of the hidden tokens, and weights [b, m]."""
+    tokens, types, segments = (batch[name].astype(jnp.int32) for name in ("tokens", "types", "segments"))
+    if "places" in batch:
+        places = batch["places"]
+        return tokens, types, segments, places, batch["labels"], (places > 0).astype(jnp.float32)
+    model = config.model
+    special = (tokens == model.first_token) | (tokens == model.separator)
+    masked = masking.mask(
+        tokens,
+        (segments > 0) & ~special,
+        augment.keys(batch["seed"]),
+        rate=config.data.masked,
+        places=config.data.predictions,
+        vocab=model.vocab,
+        mask_token=model.mask_token,
+        begins=batch["begins"] > 0 if "begins" in batch else None,
+    )
+    return masked.inputs, types, segments, masked.places, masked.labels, masked.weights
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    *inputs, weights = _inputs(batch, config)
+    nats, correct, follows = _model(config).apply({"params": params}, *inputs, method="pretrain", **options)
+    weights = weights * batch["mask"][:, None]
+    masked = Mean.of(nats, weights)
+    next_sentence = optax.softmax_cross_entropy_with_integer_labels(follows, batch["next"])
+    return {
+        "masked": masked,
+        "next_sentence": Mean.of(next_sentence, batch["mask"]),
+        "masked_accuracy": Mean.of(correct, weights),
+        "next_sentence_accuracy": Mean.of(follows.argmax(-1) == batch["next"], batch["mask"]),
+        "perplexity": Perplexity(masked.total, masked.count),
+    }

@@ -1,0 +1,168 @@
+"""Choose the right one of several texts with a BERT: SWAG's endings (Zellers et al. 2018), RACE's (Lai et al. 2017).
+
+Each choice is read behind its context and gets a score (Devlin et al. 2019, 4.4). With `config.init_from` the body is
+that of another run, such as one of `bert`, and the head is fresh.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtasks import models
+from jtasks.config import Config
+from jtasks.data import encoding, tables, tokenizers
+from jtasks.errors import ConfigError, DataError
+from jtasks.metrics import Mean
+
+Batch = dict[str, jax.Array]
+
+HUGGINGFACE = "BertForMultipleChoice"
+INPUTS = ("tokens", "types", "segments")
+FIELDS = {
+    "swag": ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
+    "race": ("article", "question", "options", "answer"),
+}
+
+
+def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
+    """Token arrays [n, choices, length] as `encoding.pairs` makes them, `label` [n], and the texts.
+
+    Raises:
+      DataError: a file is absent, an example has another number of choices than the first, or its label is none.
+    """
+    found = _read(split, config)
+    if found is None:
+        return None
+    contexts, choices, labels = (list(column) for column in zip(*found, strict=True))
+    count = len(choices[0])
+    for i, (texts, label) in enumerate(zip(choices, labels, strict=True)):
+        if len(texts) != count:
+            raise DataError(f"{config.data[split]}: example {i} has {len(texts)} choices, the first has {count}")
+        if not 0 <= label < count:
+            raise DataError(f"{config.data[split]}: the answer of example {i} is none of its {count} choices")
+    first = [context for context in contexts for _ in range(count)]
+    second = [text for texts in choices for text in texts]
+    arrays = encoding.pairs(_tokenizer(config), first, second, config.data.length)
+    return {
+        **{name: array.reshape(-1, count, config.data.length) for name, array in arrays.items()},
+        "label": np.array(labels, np.int32),
+        "context": np.array(contexts, object),
+        "choices": np.array(choices, object),
+    }
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer, if it is to be trained."""
+    _tokenizer(config)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """The sizes of vocabulary, positions and head."""
+    return {"vocab": _tokenizer(config).get_vocab_size(), "positions": config.data.length, "labels": 1}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the BERT and its head."""
+    return _model(config).init(rng, *_inputs(batch), method="classify")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Nats an example, with dropout."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["loss"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """Nats an example, and accuracy."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """The likeliest choice [b] and the probability of each [b, choices]."""
+    probabilities = jax.nn.softmax(_scores(params, batch, config))
+    return {"label": probabilities.argmax(-1), "probabilities": probabilities}
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """The contexts and their choices; > is before the model's, * before the right one."""
+    lines = []
+    for example, output in zip(examples, outputs, strict=True):
+        lines.append(example["context"])
+        for i, (text, probability) in enumerate(zip(example["choices"], output["probabilities"], strict=True)):
+            marks = (">" if i == output["label"] else " ") + ("*" if i == example["label"] else " ")
+            lines.append(f"  {marks} {probability:.3f} {text}")
+    return {"choices": "\n".join(lines)}
+
+
+def _model(config: Config) -> Any:
+    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
+    """[b, choices, t] -> [b * choices, t] each."""
+    return tuple(batch[name].astype(jnp.int32).reshape(-1, batch[name].shape[-1]) for name in INPUTS)
+
+
+def _scores(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
+    head = params["classifier"]
+    # The bias is added to each choice alike: it changes nothing, and its gradient would be mere rounding.
+    params = params | {"classifier": head | {"bias": jax.lax.stop_gradient(head["bias"])}}
+    logits = _model(config).apply({"params": params}, *_inputs(batch), method="classify", **options)
+    return logits.reshape(batch["tokens"].shape[:2])
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    scores = _scores(params, batch, config, **options)
+    loss = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
+    correct = scores.argmax(-1) == batch["label"]
+    return {"loss": Mean.of(loss, batch["mask"]), "accuracy": Mean.of(correct, batch["mask"])}
+
+
+def _read(split: str, config: Config) -> list[tuple[str, list[str], int]] | None:
+    """Context, choices and the number of the right one, of each example."""
+    data = config.data
+    if data.fields not in FIELDS:
+        raise ConfigError(f"config.data.fields={data.fields!r} must be one of {', '.join(FIELDS)}")
+    if not data[split]:
+        return None
+    rows = tables.rows(data[split], split, FIELDS[data.fields], folder=data.dir, source=data.source)
+    return [_race(row) if data.fields == "race" else _swag(row) for row in rows]
+
+
+def _swag(row: tables.Row) -> tuple[str, list[str], int]:
+    """SWAG: a sentence, how the next one begins, and four ways to end it."""
+    endings = [f"{row['sent2']} {row[f'ending{i}']}" for i in range(4)]
+    return row["sent1"], endings, _number(row["label"])
+
+
+def _race(row: tables.Row) -> tuple[str, list[str], int]:
+    """RACE: an article, and a question that an option answers, or whose blank it fills."""
+    question = row["question"]
+    choices = [
+        question.replace("_", option) if "_" in question else f"{question} {option}" for option in row["options"]
+    ]
+    return row["article"], choices, _number(row["answer"])
+
+
+def _number(answer: Any) -> int:
+    """0, "0" or "A" for the first; -1 for what is no answer."""
+    text = str(answer).strip()
+    return int(text) if text.isdecimal() else "ABCDEFGHIJ".find(text) if len(text) == 1 else -1
+
+
+def _tokenizer(config: Config) -> Any:
+    def texts() -> Iterator[str]:
+        for context, choices, _ in _read("train", config) or []:
+            yield context
+            yield from choices
+
+    return encoding.tokenizer(config, texts)

@@ -1,0 +1,165 @@
+"""Classify texts, or pairs of texts, with a BERT: the tasks of GLUE (Wang et al. 2018) but for regression.
+
+Files are TSV, CSV or JSONL, or prepared by TFDS; the config names their columns. With `config.init_from` the body is
+that of another run, such as one of `bert`, and the head is fresh.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtasks import models
+from jtasks.config import Config
+from jtasks.data import encoding, tables, tokenizers
+from jtasks.errors import ConfigError, DataError
+from jtasks.metrics import Mean
+
+Batch = dict[str, jax.Array]
+
+HUGGINGFACE = "BertForSequenceClassification"
+PADDED = ("tokens", "types", "segments")
+
+
+def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
+    """Token arrays [n, length] as `encoding.pairs` makes them, `label` [n], and the texts; None without a file.
+
+    Raises:
+      DataError: a file is absent, or a label of it is not among the classes.
+    """
+    rows = _rows(split, config)
+    if rows is None:
+        return None
+    first = [str(row[config.data.first]) for row in rows]
+    second = [str(row[config.data.second]) for row in rows] if config.data.second else None
+    numbers = {name: i for i, name in enumerate(_classes(config))}
+    labels = [str(row[config.data.label]) for row in rows]
+    if unknown := sorted(set(labels) - set(numbers)):
+        raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
+    texts = {"first": first} | ({} if second is None else {"second": second})
+    return {
+        **encoding.pairs(_tokenizer(config), first, second, config.data.length),
+        "label": np.array([numbers[label] for label in labels], np.int32),
+        **{name: np.array(values, object) for name, values in texts.items()},
+    }
+
+
+def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
+    """Tokens of each example."""
+    return examples["segments"].sum(1, dtype=np.int64)
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer, if it is to be trained."""
+    _tokenizer(config)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """The sizes of vocabulary, positions and head."""
+    vocabulary = _tokenizer(config).get_vocab_size()
+    return {"vocab": vocabulary, "positions": config.data.length, "labels": len(_classes(config))}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the BERT and its classifier."""
+    return _model(config).init(rng, *_inputs(batch), method="classify")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Nats a text, with dropout."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["loss"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """Nats a text, and accuracy."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """The likeliest class [b] and its probability [b]."""
+    probabilities = jax.nn.softmax(_logits(params, batch, config))
+    return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+
+
+def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
+    """F1 of the second class where there are two, else the mean of all classes' F1; Matthews's correlation."""
+    from sklearn import metrics
+
+    truth = [int(example["label"]) for example in examples]
+    found = [int(output["label"]) for output in outputs]
+    classes = list(range(config.model.labels))
+    kind = {"average": "binary"} if len(classes) == 2 else {"average": "macro", "labels": classes}
+    table = metrics.confusion_matrix(truth, found, labels=classes).astype(float)
+    return {"f1": metrics.f1_score(truth, found, zero_division=0.0, **kind), "matthews": _matthews(table)}
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """The texts, and what the model takes them for."""
+    names = _classes(config)
+    lines = []
+    for example, output in zip(examples, outputs, strict=True):
+        text = " | ".join(example[name].strip() for name in ("first", "second") if name in example)
+        said = f"{names[int(output['label'])]} ({output['probability']:.3f})"
+        lines.append(f"{said}, truly {names[int(example['label'])]}: {text}")
+    return {"labels": "\n".join(lines)}
+
+
+def _matthews(table: np.ndarray) -> float:
+    """The correlation in a table of counts [true, found] (Gorodkin 2004); 0 where either knows one class alone."""
+    total, right, true, found = table.sum(), np.trace(table), table.sum(1), table.sum(0)
+    spread = np.sqrt((total**2 - found @ found) * (total**2 - true @ true))
+    return float((right * total - true @ found) / spread) if spread else 0.0
+
+
+def _model(config: Config) -> Any:
+    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
+    return tuple(batch[name].astype(jnp.int32) for name in PADDED)
+
+
+def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
+    return _model(config).apply({"params": params}, *_inputs(batch), method="classify", **options)
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    logits = _logits(params, batch, config, **options)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    correct = logits.argmax(-1) == batch["label"]
+    return {"loss": Mean.of(loss, batch["mask"]), "accuracy": Mean.of(correct, batch["mask"])}
+
+
+def _rows(split: str, config: Config) -> list[tables.Row] | None:
+    data = config.data
+    fields = [field for field in (data.first, data.second, data.label) if field]
+    if not data[split]:
+        return None
+    return tables.rows(data[split], split, fields, folder=data.dir, source=data.source)
+
+
+def _tokenizer(config: Config) -> Any:
+    def texts() -> Iterator[str]:
+        for row in _rows("train", config) or []:
+            yield from (str(row[field]) for field in (config.data.first, config.data.second) if field)
+
+    return encoding.tokenizer(config, texts)
+
+
+def _classes(config: Config) -> tuple[str, ...]:
+    """The names of the classes in the order of their numbers: as configured, or those of train, sorted."""
+    if config.data.labels:
+        return tuple(str(name) for name in config.data.labels)
+    found = {str(row[config.data.label]) for row in _rows("train", config) or []}
+    if len(found) < 2:
+        raise ConfigError(f"config.data.label={config.data.label!r} has the values {sorted(found)}: no two classes")
+    return tuple(sorted(found, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))

@@ -1,0 +1,181 @@
+"""Next-token language models over text: bytes, characters, BPE or any tokenizer's tokens (Radford et al. 2019).
+
+`prepare` trains the tokenizer if need be and tokenizes the text into one stream, mapped into memory. Training reads
+windows of it that begin at every `config.data.stride`-th token, so 1 means anywhere; evaluation reads every token once.
+With `config.data.packed` attention stays inside documents and positions count from the start of each.
+"""
+
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks import augment, decode, models
+from jtasks.config import Config
+from jtasks.data import text, tokenizers, tokens
+from jtasks.data.files import data_folder
+from jtasks.metrics import Mean, Perplexity
+
+Batch = dict[str, jax.Array]
+
+HUGGINGFACE = "GPT2LMHeadModel"
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer and tokenize the text, once; they are stored beside the data."""
+    for split in ("train", "valid", "test"):
+        _stream(split, config)
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def dataset(split: str, config: Config) -> Any:
+    """Windows: tokens [n, length + 1]; `skip` [n], labels at the front that do not count; `bytes` [n] of text."""
+    found = _stream(split, config)
+    if found is None:
+        return None
+    stream, size = found
+    if split == "train":
+        return tokens.windows(stream, size, config.data.length, config.data.stride)
+    return tokens.cover(stream, size, config.data.length)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """Number of ids, positions, and for packed documents the id that ends one."""
+    tokenizer = _tokenizer(config)
+    end = tokenizers.special(tokenizer, *tokens.ENDS) if config.data.packed else -1
+    return {"vocab": tokenizer.get_vocab_size(), "positions": config.data.length, "end": end}
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the GPT."""
+    return _model(config).init(rng, batch["tokens"][:, :-1].astype(jnp.int32))["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Nats a token, with dropout."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["loss"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """Nats a token, perplexity, bits a byte of the text, and how often the next token was the likeliest."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Go on from the first half of each window: tokens [b, given + config.sample.length].
+
+    The model reads `config.data.length` tokens at most: every time they are full it goes on from the last half of them,
+    with packed documents from what they hold of the last one.
+    """
+    model, variables, sampling = _model(config), {"params": params}, config.sample
+    given = max(config.data.length // 2, 1)
+    fresh = max(config.data.length - given, 1)
+    keys = augment.keys(batch["seed"])
+
+    def go_on(prompt: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+        segments = _packing(prompt, config)["segments"]
+        valid = None if segments is None else segments == segments[:, -1:]
+        logits, cache = model.apply(variables, prompt, length=fresh, valid=valid, method="prefill")
+        drawn = decode.sample(
+            lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
+            cache,
+            logits[:, None],
+            jax.vmap(jax.random.fold_in, (0, None))(keys, turn)[:, None],
+            fresh,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+        )[:, 0]
+        return jnp.concatenate([prompt, drawn], axis=1)[:, -given:], drawn
+
+    prompt = batch["tokens"][:, :given].astype(jnp.int32)
+    _, drawn = jax.lax.scan(go_on, prompt, jnp.arange(-(-sampling.length // fresh)))
+    drawn = jnp.moveaxis(drawn, 0, 1).reshape(len(prompt), -1)[:, : sampling.length]
+    return {"tokens": jnp.concatenate([prompt, drawn], axis=1)}
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
+    """The given text of each example, and how the model goes on."""
+    tokenizer = _tokenizer(config)
+    parts = []
+    for output in outputs:
+        ids = np.asarray(output["tokens"]).tolist()
+        given = len(ids) - config.sample.length
+        before, after = (tokenizer.decode(part, skip_special_tokens=False) for part in (ids[:given], ids[given:]))
+        parts.append(f"--- given\n{before}\n--- sampled\n{after}\n")
+    return {"samples": "\n".join(parts)}
+
+
+def _folder(config: Config) -> pathlib.Path:
+    return data_folder(config.data.dir)
+
+
+def _tokenizer(config: Config) -> Any:
+    """The tokenizer; a trained one from the text of the train split."""
+    source = text.source("train", config.data, _folder(config))
+    assert source is not None
+
+    def texts() -> Iterator[str]:
+        for document in text.documents(source.paths, config.data.documents, seed=config.seed, valid=source.valid):
+            yield from tokens.chunks(document)
+
+    return tokenizers.load(
+        config.data.tokenizer,
+        lowercase=config.data.lowercase,
+        texts=texts,
+        identity=text.identity(source.paths, config.data.documents, config.seed, source.valid),
+        folder=_folder(config),
+    )
+
+
+def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
+    """Tokens of a split and its bytes, None where there is none."""
+    source = text.source(split, config.data, _folder(config))
+    return source and tokens.stream(
+        source.paths,
+        config.data.documents,
+        source.part,
+        _tokenizer(config),
+        seed=config.seed,
+        valid=source.valid,
+        folder=_folder(config),
+    )
+
+
+def _model(config: Config) -> Any:
+    fields = {name: value for name, value in config.model.items() if name != "end"}
+    return models.GPT(**{"outputs": config.model.vocab} | fields, dtype=jnp.dtype(config.precision))
+
+
+def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:
+    """Which document each of the inputs [b, t] is of, and its place in it; the end of one opens the next."""
+    if not config.data.packed:
+        return {"segments": None, "positions": None}
+    opens = inputs == config.model.end
+    places = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape)
+    start = jax.lax.cummax(jnp.where(opens, places, 0), axis=1)
+    return {"segments": jnp.cumsum(opens, axis=1) + 1, "positions": places - start}
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    window = batch["tokens"].astype(jnp.int32)
+    inputs, labels = window[:, :-1], window[:, 1:]
+    nats, correct = _model(config).apply(
+        {"params": params}, inputs, labels, method="nats", **_packing(inputs, config), **options
+    )
+    counted = (jnp.arange(labels.shape[1])[None] >= batch["skip"][:, None]) * batch["mask"][:, None]
+    loss = Mean.of(nats, counted)
+    return {
+        "loss": loss,
+        "accuracy": Mean.of(correct, counted),
+        "perplexity": Perplexity(loss.total, loss.count),
+        "bits_per_byte": Mean(loss.total / np.log(2), jnp.sum(batch["bytes"] * batch["mask"])),
+    }

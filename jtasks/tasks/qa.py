@@ -1,0 +1,208 @@
+"""Answer questions by a span of a text, with a BERT (Devlin et al. 2019, 4.2 and 4.3), as in SQuAD 1.1 and 2.0.
+
+With `config.init_from` the body is that of another run, such as one of `bert`, and the head is fresh.
+"""
+
+import collections
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtasks import models
+from jtasks.config import Config
+from jtasks.data import encoding, squad, tokenizers
+from jtasks.errors import DataError
+from jtasks.metrics import Mean, scaled, spans
+
+Batch = dict[str, jax.Array]
+
+HUGGINGFACE = "BertForQuestionAnswering"
+LOSSES = ("start", "end")
+PADDED = ("tokens", "types", "segments")
+NEVER = -1e30  # the score of what is no span; JSON has no infinity
+
+
+class Found(NamedTuple):
+    """What the windows of a question say: texts with their scores, the best first, and what speaks for no answer."""
+
+    question: squad.Question
+    best: list[tuple[str, float]]
+    odds: float  # the score of no answer less that of the best
+
+    def answer(self, threshold: float) -> str:
+        """The best text, or "" where the odds against one are above the threshold."""
+        return self.best[0][0] if self.best and self.odds <= threshold else ""
+
+
+def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
+    """Windows as `squad.windows` makes them; None without a file.
+
+    Raises:
+      DataError: as `squad.questions`, or a question without an answer that the config says nothing of.
+    """
+    data, questions = config.data, _questions(split, config)
+    if questions is None:
+        return None
+    if not data.unanswerable and any(not question.answers for question in questions):
+        raise DataError(f"{data[split]} has questions without answers: set config.data.unanswerable=True")
+    sizes = {"length": data.length, "question": data.question, "stride": data.stride}
+    return squad.windows(_tokenizer(config), questions, **sizes)
+
+
+def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
+    """Tokens of each window."""
+    return examples["segments"].sum(1, dtype=np.int64)
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer, if it is to be trained."""
+    _tokenizer(config)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """The sizes of vocabulary, positions and head."""
+    return {"vocab": _tokenizer(config).get_vocab_size(), "positions": config.data.length, "labels": 2}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the BERT and its head."""
+    return _model(config).init(rng, *_inputs(batch), method="tag")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """The mean of the nats of the answer's first and of its last token, with dropout."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["start"].value + metrics["end"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """The two terms of the loss, and the share of windows where both tokens are right."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """The best spans of each window.
+
+    Returns:
+      `start` and `end` [b, n], the first and the last token of the `config.data.best` best spans of the context with at
+      most `config.data.answer` tokens; their `score` [b, n], the sum of the two logits, descending; and `none` [b],
+      that of the first token, which stands for no answer. What is no span has a score of -1e30.
+    """
+    start, end = jnp.moveaxis(_logits(params, batch, config), -1, 0)
+    b, t = start.shape
+    real = batch["segments"] > 0
+    follows = jnp.pad(real[:, 1:], ((0, 0), (0, 1)))  # all but the [SEP] behind the context
+    context = (batch["types"] > 0) & real & follows
+    width = min(config.data.answer, t)
+    padding = ((0, 0), (0, width))
+    ends = jnp.pad(jnp.where(context, end, NEVER), padding, constant_values=NEVER)
+    scores = jnp.stack([start + ends[:, more : more + t] for more in range(width)], axis=-1)  # [b, t, width]
+    scores = jnp.maximum(jnp.where(context[:, :, None], scores, NEVER), NEVER)
+    best, places = jax.lax.top_k(scores.reshape(b, -1), min(config.data.best, t * width))
+    first = places // width
+    return {"start": first, "end": first + places % width, "score": best, "none": start[:, 0] + end[:, 0]}
+
+
+def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
+    """Exact match and F1 of the official scripts; with unanswerable questions, those of version 2.0."""
+    found = list(_found(examples, outputs, config))
+    answers = {f.question.name: [text for _, text in f.question.answers] for f in found}
+    if not config.data.unanswerable:
+        return spans.scores({f.question.name: f.answer(np.inf) for f in found}, answers)
+    said = {f.question.name: f.answer(config.data.threshold) for f in found}
+    best = {f.question.name: f.answer(np.inf) for f in found}
+    odds = {f.question.name: f.odds for f in found}
+    sought = spans.scores_with_unanswerable(best, answers, odds)
+    kept = {name: value for name, value in sought.items() if name.startswith("best")}
+    return spans.scores_with_unanswerable(said, answers) | kept
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """Questions, the answers that the model finds, and the true ones."""
+    lines = []
+    for found in _found(examples, outputs, config):
+        true = " | ".join(dict.fromkeys(text for _, text in found.question.answers)) or "(no answer)"
+        said = found.answer(_threshold(config)) or "(no answer)"
+        lines.append(f"{found.question.text.strip()}\n  found: {said}\n  truly: {true}")
+    return {"answers": "\n".join(lines)}
+
+
+def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """The official file of predictions, {id: text}; the best spans of each question; the odds against an answer."""
+    found = list(_found(examples, outputs, config))
+    best = {f.question.name: [{"text": text, "score": score} for text, score in f.best] for f in found}
+    odds = {"odds.json": {f.question.name: f.odds for f in found}} if config.data.unanswerable else {}
+    answers = {f.question.name: f.answer(_threshold(config)) for f in found}
+    files = {"answers.json": answers, "best.json": best, **odds}
+    return {name: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for name, content in files.items()}
+
+
+def _found(examples: Any, outputs: Any, config: Config) -> Iterator[Found]:
+    """What each question's windows say together: every text at its best score, no answer at its worst."""
+    questions: dict[str, squad.Question] = {}
+    texts: dict[str, dict[str, float]] = collections.defaultdict(dict)
+    none: dict[str, float] = {}
+    for example, output in zip(examples, outputs, strict=True):
+        question, offsets, begin = example["question"], example["offsets"], int(example["begin"])
+        name = question.name
+        questions[name] = question
+        none[name] = min(none.get(name, np.inf), float(output["none"]))
+        for start, end, score in zip(output["start"], output["end"], output["score"], strict=True):
+            if score > NEVER:
+                text = question.context[offsets[start - begin][0] : offsets[end - begin][1]]
+                texts[name][text] = max(texts[name].get(text, -np.inf), float(score))
+    for name, question in questions.items():
+        best = sorted(texts[name].items(), key=lambda item: -item[1])[: config.data.best]
+        yield Found(question, best, none[name] - (best[0][1] if best else NEVER))
+
+
+def _threshold(config: Config) -> float:
+    return config.data.threshold if config.data.unanswerable else np.inf
+
+
+def _model(config: Config) -> Any:
+    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
+    return tuple(batch[name].astype(jnp.int32) for name in PADDED)
+
+
+def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
+    """Logits [b, t, 2] of the first and the last token; padding has none to speak of."""
+    logits = _model(config).apply({"params": params}, *_inputs(batch), method="tag", **options)
+    return jnp.where(batch["segments"][:, :, None] > 0, logits, NEVER)
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    logits = _logits(params, batch, config, **options)
+    metrics, right = {}, jnp.ones(batch["mask"].shape, bool)
+    for i, name in enumerate(LOSSES):
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., i], batch[name])
+        metrics[name] = scaled(Mean.of(nats, batch["mask"]), 0.5)
+        right &= logits[..., i].argmax(-1) == batch[name]
+    return metrics | {"accuracy": Mean.of(right, batch["mask"])}
+
+
+def _questions(split: str, config: Config) -> list[squad.Question] | None:
+    name = config.data[split]
+    return squad.questions(name, split, folder=config.data.dir) if name else None
+
+
+def _tokenizer(config: Config) -> Any:
+    def texts() -> Iterator[str]:
+        questions = _questions("train", config) or []
+        yield from dict.fromkeys(question.context for question in questions)
+        yield from (question.text for question in questions)
+
+    return encoding.tokenizer(config, texts)

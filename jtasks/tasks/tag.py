@@ -1,0 +1,167 @@
+"""Find entities in text by tagging its words with a BERT (Devlin et al. 2019, 5.3), from CoNLL-style files.
+
+With `config.init_from` the body is that of another run, such as one of `bert`, and the head is fresh.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jtasks import models
+from jtasks.config import Config
+from jtasks.data import conll, encoding, tables, tokenizers
+from jtasks.errors import DataError
+from jtasks.metrics import Mean, entities
+
+Batch = dict[str, jax.Array]
+
+HUGGINGFACE = "BertForTokenClassification"
+PADDED = ("tokens", "segments", "labels")
+
+
+def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
+    """Windows as `conll.windows` makes them; None without a file.
+
+    Raises:
+      DataError: a file is absent or damaged, or has types of entities that there are no labels for.
+    """
+    sentences, tags = _sentences(split, config), conll.classes(_types(config))
+    if sentences is None:
+        return None
+    if unknown := sorted({tag for sentence in sentences for tag in sentence.tags} - set(tags)):
+        raise DataError(f"the {split} split has the tags {unknown}, which train lacks; name all in config.data.labels")
+    return conll.windows(_tokenizer(config), sentences, tags, config.data.length)
+
+
+def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
+    """Tokens of each window."""
+    return examples["segments"].sum(1, dtype=np.int64)
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer, if it is to be trained."""
+    _tokenizer(config)
+
+
+def data_args(config: Config) -> dict[str, Any]:
+    """The sizes of vocabulary, positions and head."""
+    vocabulary = _tokenizer(config).get_vocab_size()
+    return {"vocab": vocabulary, "positions": config.data.length, "labels": 1 + 2 * len(_types(config))}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The tokenizer."""
+    return tokenizers.assets(_tokenizer(config))
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Parameters of the BERT and its tagger."""
+    return _model(config).init(rng, *_inputs(batch), method="tag")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Nats a word, with dropout."""
+    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
+    return metrics["loss"].value, metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """Nats a word, and the share of words that get their tag."""
+    return _metrics(params, batch, config)
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """The likeliest tag of each token, [b, t]; that of a word's first piece is the word's."""
+    return {"tag": _logits(params, batch, config).argmax(-1)}
+
+
+def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
+    """Precision, recall and F1 of whole entities."""
+    found = list(_tagged(examples, outputs, config))
+    return entities.scores([tags for _, tags, _ in found], [guess for _, _, guess in found])
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """The sentences with the entities that the model finds, and what truly is in them."""
+    lines = []
+    for words, tags, guess in _tagged(examples, outputs, config):
+        said, true = (
+            [f"{' '.join(words[first : last + 1])} ({name})" for name, first, last in entities.entities(given)]
+            for given in (guess, tags)
+        )
+        lines.append(f"{' '.join(words)}\n  found: {', '.join(said) or 'none'}\n  truly: {', '.join(true) or 'none'}")
+    return {"entities": "\n".join(lines)}
+
+
+def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """Words, true tags and predicted tags in columns, which conlleval reads."""
+    return {
+        "tags.conll": "\n".join(
+            "".join(f"{' '.join(line)}\n" for line in zip(*sentence, strict=True))
+            for sentence in _tagged(examples, outputs, config)
+        )
+    }
+
+
+def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[str], list[str], list[str]]]:
+    """Words, true tags and predicted tags of each sentence, its windows put together."""
+    names = np.array(conll.classes(_types(config)))
+    words, tags, guess = list[str](), list[str](), list[str]()
+    number = None
+    for example, output in zip(examples, outputs, strict=True):
+        if number not in (None, int(example["sentence"])):
+            yield words, tags, guess
+            words, tags, guess = [], [], []
+        number = int(example["sentence"])
+        words, tags = words + example["words"], tags + example["tags"]
+        guess = guess + names[np.asarray(output["tag"])[np.flatnonzero(example["labels"] >= 0)]].tolist()
+    if words:
+        yield words, tags, guess
+
+
+def _model(config: Config) -> Any:
+    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+
+
+def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    tokens = batch["tokens"]
+    return tokens, jnp.zeros_like(tokens), batch["segments"].astype(jnp.int32)
+
+
+def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
+    return _model(config).apply({"params": params}, *_inputs(batch), method="tag", **options)
+
+
+def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
+    logits, labels = _logits(params, batch, config, **options), batch["labels"]
+    mask = batch["mask"][:, None] * (labels >= 0)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    return {"loss": Mean.of(loss, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}
+
+
+def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:
+    data = config.data
+    if not data[split]:
+        return None
+    text = tables.read(data[split], f"config.data.{split}", folder=data.dir, source=data.source)
+    return conll.sentences(text, data[split], word=data.word, tag=data.tag)
+
+
+def _tokenizer(config: Config) -> Any:
+    def texts() -> Iterator[str]:
+        for sentence in _sentences("train", config) or []:
+            yield " ".join(sentence.words)
+
+    return encoding.tokenizer(config, texts)
+
+
+def _types(config: Config) -> tuple[str, ...]:
+    """The types of entities: as configured, or those of train, sorted."""
+    if config.data.labels:
+        return tuple(config.data.labels)
+    sentences = _sentences("train", config) or []
+    return tuple(sorted({tag.partition("-")[2] for sentence in sentences for tag in sentence.tags if tag != "O"}))

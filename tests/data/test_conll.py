@@ -1,0 +1,106 @@
+"""Claims about files of tagged words: every word gets one label in one window."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jtasks.data import conll, tokenizers
+from jtasks.errors import ConfigError, DataError
+
+CONLL = """-DOCSTART- -X- O O
+
+EU NNP I-NP I-ORG
+rejects VBZ I-VP O
+German JJ I-NP I-MISC
+British JJ I-NP B-MISC
+
+Peter NNP I-NP I-PER
+Blackburn NNP I-NP I-PER
+"""
+TAGS = ("O", "B-per", "I-per")
+WORDS = st.lists(
+    st.sampled_from(["film", "town", "Ünïcödé", "x" * 30, "\u200b", "don't", "a"]), min_size=1, max_size=20
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    texts = ["the film of the town was seen", "a town in a film"] * 3
+    return tokenizers.load("wordpiece:40", texts=lambda: iter(texts), folder=tmp_path_factory.mktemp("tokenizer"))
+
+
+def test_iob1_is_read_and_documents_are_not_sentences():
+    found = conll.sentences(CONLL, "eng.train")
+    assert found == [
+        (["EU", "rejects", "German", "British"], ["B-ORG", "O", "B-MISC", "B-MISC"]),
+        (["Peter", "Blackburn"], ["B-PER", "I-PER"]),
+    ]
+
+
+def test_columns_are_parted_by_tabs_or_blanks_and_chosen_by_number():
+    text = "New York\tB-loc\r\nis\tO\r\n\r\n\r\n1 Rome B-loc\n"
+    assert conll.sentences(text, "x") == [(["New York", "is"], ["B-loc", "O"]), (["1"], ["B-loc"])]
+    assert conll.sentences("1 Rome B-loc x\n", "x", word=1, tag=2) == [(["Rome"], ["B-loc"])]
+
+
+def test_only_line_feeds_end_a_line():
+    assert conll.sentences("a\u2028b\tO\nc\tO", "x") == [(["a\u2028b", "c"], ["O", "O"])]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Rome LOC", "line 1: 'LOC' is no tag"),
+        ("Rome O\nParis B-", "line 2: 'B-' is no tag"),
+        ("\n\n", "holds no sentence"),
+    ],
+)
+def test_a_damaged_file_says_where(text, message):
+    with pytest.raises(DataError, match=message):
+        conll.sentences(text, "file.conll")
+    with pytest.raises(DataError, match=r"file.conll, line 1 has 1 columns; config.data.word=0 and config.data.tag=3"):
+        conll.sentences("Rome\n", "file.conll", tag=3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(WORDS, min_size=1, max_size=4), st.integers(3, 40))
+def test_every_word_has_one_label_in_one_window(tokenizer, texts, length):
+    random = np.random.default_rng(0)
+    given = [conll.Sentence(words, [TAGS[i] for i in random.integers(0, 2, len(words))]) for words in texts]
+    found = conll.windows(tokenizer, given, TAGS, length)
+    for number, sentence in enumerate(given):
+        rows = np.flatnonzero(found["sentence"] == number)
+        labels = [TAGS[label] for row in rows for label in found["labels"][row] if label >= 0]
+        assert labels == sentence.tags
+        assert [word for row in rows for word in found["words"][row]] == sentence.words
+        assert [tag for row in rows for tag in found["tags"][row]] == sentence.tags
+    assert (np.diff(found["sentence"]) >= 0).all()
+    segments, labels, tokens = found["segments"], found["labels"], found["tokens"]
+    assert (segments.sum(1) <= length).all() and (labels[segments == 0] == -1).all()
+    assert (tokens[:, 0] == tokenizer.token_to_id("[CLS]")).all() and (labels[:, 0] == -1).all()
+    assert (tokens[np.arange(len(tokens)), segments.sum(1) - 1] == tokenizer.token_to_id("[SEP]")).all()
+
+
+def test_a_sentence_that_fits_is_one_window_of_all_its_pieces(tokenizer):
+    sentence = conll.Sentence(["the", "film", "of", "town"], ["O", "B-per", "I-per", "O"])
+    found = conll.windows(tokenizer, [sentence], TAGS, 32)
+    ids = tokenizer.encode("the film of town").ids
+    assert found["tokens"][0, : len(ids)].tolist() == ids
+    firsts = tokenizer.encode("the film of town").word_ids
+    labels = [-1 if word is None or firsts[i - 1] == word else [0, 1, 2, 0][word] for i, word in enumerate(firsts)]
+    assert found["labels"][0, : len(ids)].tolist() == labels
+
+
+def test_a_long_sentence_is_cut_between_words(tokenizer):
+    words = ["film", "town"] * 20
+    found = conll.windows(tokenizer, [conll.Sentence(words, ["O"] * 40)], TAGS, 13)
+    pieces = [len(tokenizer.encode(word, add_special_tokens=False).ids) for word in words[:2]]
+    assert len(found["words"]) > 1
+    for row, kept in enumerate(found["words"]):
+        assert found["segments"][row].sum() == 2 + sum(pieces[words.index(word)] for word in kept)
+
+
+def test_no_room_is_an_error(tokenizer):
+    with pytest.raises(ConfigError, match=r"config.data.length=2 must be at least 3"):
+        conll.windows(tokenizer, [conll.Sentence(["film"], ["O"])], TAGS, 2)

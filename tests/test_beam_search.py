@@ -1,0 +1,204 @@
+"""Claims about jtasks.decode.beam_search, against transformers' `generate`, all sequences there are, and itself."""
+
+import functools
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jtasks import decode, models
+from jtasks.interop import huggingface
+
+GOLDEN = tiny.ROOT / "tests" / "golden" / "gpt2_lm"
+VOCAB, EOS, PAD = 5, 1, 0
+
+
+@functools.cache
+def gpt2():
+    model = models.GPT(**huggingface.model_fields(GOLDEN))
+    return model, {"params": huggingface.from_hf(GOLDEN)[0]}
+
+
+def searched(prompt, valid, *, num_beams, max_len, **options):
+    """A beam search of the golden GPT-2, jitted whole."""
+    model, params = gpt2()
+
+    def run(params, prompt, valid):
+        logits, cache = model.apply(params, prompt, length=max_len, branches=num_beams, valid=valid, method="prefill")
+        return decode.beam_search(
+            lambda cache, tokens: model.apply(params, tokens, cache, method="extend"),
+            cache,
+            logits,
+            num_beams=num_beams,
+            max_len=max_len,
+            eos=1,
+            pad=2,
+            reorder=models.reordered,
+            **options,
+        )
+
+    return jax.jit(run)(params, prompt, valid)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"), [("greedy", 1), ("beam5", 1), ("beam3_lp0", 4), ("beam4_lp2", 1)], ids=lambda value: str(value)
+)
+def test_sequences_and_scores_are_those_of_transformers_on_any_devices(name, devices):
+    golden = np.load(GOLDEN / "io.npz")
+    options = json.loads(str(golden[f"{name}_kwargs"]))
+    names = {"max_new_tokens": "max_len", "min_new_tokens": "min_len"}
+    prompt, valid = golden["prompt"].astype(np.int32), golden["prompt_mask"].astype(bool)
+    rows = NamedSharding(tiny.mesh(devices), PartitionSpec("data"))
+    prompt, valid = jax.device_put((prompt, valid), rows)
+    found = searched(prompt, valid, **{names.get(name, name): value for name, value in options.items()})
+    expected = golden[f"{name}_sequences"][:, prompt.shape[1] :]
+    np.testing.assert_array_equal(found.tokens[:, 0, : expected.shape[1]], expected)
+    assert (np.asarray(found.tokens[:, 0, expected.shape[1] :]) == 2).all()
+    if name != "greedy":
+        np.testing.assert_allclose(found.scores[:, 0], golden[f"{name}_scores"], rtol=1e-5)
+
+
+def markov(cache, tokens):
+    """A model whose logits after an id are a row of a table, a cache that all beams share."""
+    return cache[tokens], cache
+
+
+@functools.cache
+def search(num_beams, **options):
+    """Jitted (table [VOCAB, VOCAB], first logits [b, VOCAB]) -> Beams."""
+    options = {"max_len": 4, "eos": EOS, "pad": PAD} | options
+    kept = lambda cache, parents: cache  # noqa: E731
+    return jax.jit(
+        lambda table, first: decode.beam_search(markov, table, first, num_beams=num_beams, reorder=kept, **options)
+    )
+
+
+def log_softmax(x):
+    return x - np.log(np.sum(np.exp(x), axis=-1, keepdims=True))
+
+
+def every_sequence(table, first, length, penalty):
+    """All sequences that end, or have the full length: {ids: score}, from float64."""
+    after, begin, found = log_softmax(table.astype(np.float64)), log_softmax(first.astype(np.float64)), {}
+    for n in range(1, length + 1):
+        for ids in itertools.product(range(VOCAB), repeat=n):
+            if EOS in ids[:-1] or (n < length and ids[-1] != EOS):
+                continue
+            nats = begin[ids[0]] + sum(after[a, b] for a, b in itertools.pairwise(ids))
+            found[ids] = nats / n**penalty
+    return found
+
+
+def made(seed, b=3):
+    random = np.random.default_rng(seed)
+    return (2 * random.normal(size=(VOCAB, VOCAB))).astype(np.float32), (2 * random.normal(size=(b, VOCAB))).astype(
+        np.float32
+    )
+
+
+@pytest.mark.parametrize("penalty", [0.0, 1.0, -0.5])
+def test_a_search_that_is_wide_enough_finds_the_best_of_all_sequences(penalty):
+    run = search(VOCAB**3, length_penalty=penalty, early_stopping="never", n_best=3)
+    for seed in range(8):
+        table, first = made(seed)
+        found = jax.device_get(run(table, first))
+        for row in range(len(first)):
+            ranked = sorted(every_sequence(table, first[row], 4, penalty).items(), key=lambda item: -item[1])[:3]
+            for place, (ids, score) in enumerate(ranked):
+                assert tuple(found.tokens[row, place, : len(ids)]) == ids
+                assert found.lengths[row, place] == len(ids) and (found.tokens[row, place, len(ids) :] == PAD).all()
+                np.testing.assert_allclose(found.scores[row, place], score, rtol=1e-5)
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_scores_are_of_the_sequences_and_the_best_comes_first(early_stopping):
+    run = search(3, length_penalty=0.7, early_stopping=early_stopping, n_best=3)
+    for seed in range(20):
+        table, first = made(seed)
+        found = jax.device_get(run(table, first))
+        assert (np.diff(found.scores, axis=1) <= 0).all()
+        for row in range(len(first)):
+            possible = every_sequence(table, first[row], 4, 0.7)
+            for ids, count, score in zip(found.tokens[row], found.lengths[row], found.scores[row], strict=True):
+                np.testing.assert_allclose(score, possible[tuple(ids[:count].tolist())], rtol=1e-5)
+
+
+def test_one_beam_is_greedy_search():
+    run = search(1, max_len=6, min_len=2)
+    greedy = jax.jit(
+        lambda table, first: decode.sample(markov, table, first, None, 6, temperature=0, eos=EOS, pad=PAD, min_len=2)
+    )
+    for seed in range(20):
+        table, first = made(seed)
+        np.testing.assert_array_equal(run(table, first).tokens[:, 0], greedy(table, first))
+
+
+def test_a_prompt_is_searched_as_if_it_were_alone():
+    run = search(3, early_stopping=True)
+    for seed in range(5):
+        table, first = made(seed, b=6)
+        whole = run(table, first)
+        for row in range(6):
+            one = run(table, first[row : row + 1])
+            np.testing.assert_array_equal(one.tokens[0], whole.tokens[row])
+            np.testing.assert_allclose(one.scores[0], whole.scores[row], rtol=1e-6)
+
+
+def test_the_rules_hold_in_every_beam():
+    run = search(4, max_len=9, n_best=4, min_len=3, no_repeat_ngram_size=2, repetition_penalty=1.3)
+    for seed in range(10):
+        table, first = made(seed)
+        found = jax.device_get(run(table, first))
+        for ids, count in zip(found.tokens.reshape(-1, 9), found.lengths.reshape(-1), strict=True):
+            pairs = list(itertools.pairwise(ids[:count].tolist()))
+            assert len(pairs) == len(set(pairs))
+            assert not (ids[:3] == EOS).any() and count > 3
+
+
+def test_beams_with_a_cache_equal_reading_every_prefix_again():
+    """Branches that share their prompt's keys and values, against beams that each carry their tokens along."""
+    model = models.GPT(vocab=9, outputs=9, positions=16, width=8, depth=2, heads=2)
+    prompt = np.random.default_rng(0).integers(0, 9, (3, 4)).astype(np.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), prompt)
+    random = np.random.default_rng(1)
+    params = jax.tree.map(lambda x: (0.7 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    n, length = 4, 6
+    options = {"num_beams": n, "max_len": length, "eos": EOS, "pad": PAD, "n_best": n, "prompt": prompt}
+    options |= {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2}
+
+    def again(cache, tokens):
+        prefix = jax.lax.dynamic_update_slice_in_dim(cache["prefix"], tokens[..., None], cache["count"][0, 0], axis=2)
+        logits = model.apply(params, prefix.reshape(-1, prefix.shape[2]))
+        logits = jnp.take(logits, cache["count"][0, 0], axis=1).reshape(*tokens.shape, 9)
+        return logits, {"prefix": prefix, "count": cache["count"] + 1}
+
+    @jax.jit
+    def both():
+        logits, cache = model.apply(params, prompt, length=length, branches=n, method="prefill")
+        extend = lambda cache, tokens: model.apply(params, tokens, cache, method="extend")  # noqa: E731
+        first = decode.beam_search(extend, cache, logits, reorder=models.reordered, **options)
+        rows = jnp.repeat(jnp.pad(prompt, ((0, 0), (0, length)))[:, None], n, axis=1)
+        cache = {"prefix": rows, "count": jnp.full((3, n), prompt.shape[1])}
+        return first, decode.beam_search(again, cache, model.apply(params, prompt)[:, -1], **options)
+
+    first, second = both()
+    np.testing.assert_array_equal(first.tokens, second.tokens)
+    np.testing.assert_allclose(first.scores, second.scores, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2, "n_best": 3}, "n_best=3"),
+        ({"num_beams": 2, "max_len": 0}, "max_len=0"),
+        ({"num_beams": 2, "early_stopping": "always"}, "early_stopping='always'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        decode.beam_search(markov, jnp.zeros((5, 5)), jnp.zeros((1, 5)), **{"max_len": 3} | options)

@@ -1,0 +1,104 @@
+"""Claims about the task `classify`."""
+
+import json
+
+import finetune
+import numpy as np
+import pytest
+from finetune import config, prepared
+
+from jtasks import task
+from jtasks.data import tables
+from jtasks.errors import ConfigError, DataError
+
+CLASSIFY = task.load("jtasks.tasks.classify")
+
+
+def test_texts_become_tokens_with_the_labels_of_the_config(tmp_path):
+    made = prepared("sst2.py", tmp_path)
+    examples = made.required("valid")
+    assert {k: (v.shape, v.dtype.kind) for k, v in examples.items()} == {
+        "tokens": ((21, 16), "i"),
+        "types": ((21, 16), "u"),
+        "segments": ((21, 16), "u"),
+        "label": ((21,), "i"),
+        "first": ((21,), "O"),
+    }
+    assert examples["label"].tolist() == [i % 2 for i in range(21)]
+    assert (made.config.model.positions, made.config.model.labels) == (16, 2)
+    assert examples["tokens"].max() < made.config.model.vocab <= 150
+    np.testing.assert_array_equal(CLASSIFY.lengths(examples, made.config), (examples["tokens"] != 0).sum(1))
+
+
+def rows(folder, **columns):
+    """The same rows as train and dev."""
+    lines = [json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True)]
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    changes = ["data.train=train.jsonl", "data.valid=valid.jsonl", "data.test=", "data.labels=()"]
+    return [*changes, "data.first=premise", "data.second=hypothesis", "data.label=gold", "data.tokenizer=wordpiece:80"]
+
+
+def test_pairs_with_named_classes_in_alphabetical_order(tmp_path):
+    changes = rows(tmp_path, premise=["a b", "c", "d"], hypothesis=["e", "f g", "h"], gold=["yes", "no", "maybe"])
+    made = prepared("sst2.py", tmp_path, *changes)
+    examples = made.required("train")
+    assert examples["label"].tolist() == [2, 1, 0] and made.config.model.labels == 3
+    assert examples["types"].sum(1).tolist() == [2, 3, 2]  # the second text and its [SEP]
+    assert examples["second"].tolist() == ["e", "f g", "h"]
+    assert made.examples("test") is None
+
+
+def test_numbers_are_sorted_as_numbers(tmp_path):
+    changes = rows(tmp_path, premise=list("abc"), hypothesis=list("def"), gold=[10, 9, 2])
+    assert prepared("sst2.py", tmp_path, *changes).required("train")["label"].tolist() == [2, 1, 0]
+
+
+def test_a_label_without_a_class_is_named(tmp_path):
+    changes = rows(tmp_path, premise=["a", "b"], hypothesis=["c", "d"], gold=["yes", "no"])
+    with pytest.raises(DataError, match=r"the train split has the labels \['no'\]; the classes are \['yes', 'nay'\]"):
+        CLASSIFY.dataset("train", config("sst2.py", tmp_path, *changes, "data.labels=('yes', 'nay')"))
+    changes = rows(tmp_path, premise=["a", "b"], hypothesis=["c", "d"], gold=["yes", "yes"])
+    with pytest.raises(ConfigError, match=r"has the values \['yes'\]: no two classes"):
+        CLASSIFY.dataset("train", config("sst2.py", tmp_path, *changes))
+
+
+def scored(truth, found, classes):
+    examples = [{"label": np.int32(label)} for label in truth]
+    outputs = [{"label": np.int32(label)} for label in found]
+    made = finetune.configs.Config({"model": {"labels": classes}})
+    return CLASSIFY.score_fn(examples, outputs, made)
+
+
+def test_two_classes_are_scored_by_f1_of_the_second_and_matthews():
+    truth, found = [1, 1, 1, 0, 0, 0, 0, 1], [1, 1, 0, 0, 0, 1, 0, 0]  # 2 hits, 2 misses, 1 false alarm, 3 rejections
+    result = scored(truth, found, 2)
+    assert result["f1"] == pytest.approx(2 * 2 / (2 * 2 + 2 + 1))
+    assert result["matthews"] == pytest.approx((2 * 3 - 1 * 2) / np.sqrt(3 * 4 * 4 * 5))
+
+
+def test_more_classes_are_scored_by_the_mean_f1_of_all_of_them():
+    result = scored([0, 1, 1], [0, 1, 0], 3)  # F1 of 2/3, 2/3, and 0 for the class that never comes
+    assert result["f1"] == pytest.approx((2 / 3 + 2 / 3) / 3)
+    assert result["matthews"] == pytest.approx(0.5)  # sklearn's matthews_corrcoef
+
+
+def test_nothing_but_one_class_is_scored_without_a_warning():
+    assert scored([0, 0], [0, 0], 2) == {"f1": 0.0, "matthews": 0.0}
+
+
+def test_what_is_shown_names_the_classes(tmp_path):
+    made = prepared("sst2.py", tmp_path)
+    examples = [{"first": "fine ", "label": 1}, {"first": "poor", "label": 0}]
+    outputs = [{"label": 1, "probability": 0.75}, {"label": 1, "probability": 0.5}]
+    assert CLASSIFY.show_fn(examples, outputs, made.config)["labels"].split("\n") == [
+        "1 (0.750), truly 1: fine",
+        "1 (0.500), truly 0: poor",
+    ]
+
+
+def test_sst2_of_glue_is_read_as_it_is(shared):
+    folder = str(shared / "data" / "finetune" / "sst2")
+    for split, count in (("train", 60_614), ("dev", 6_735)):
+        found = tables.rows(f"{split}.tsv", split, ["sentence", "label"], folder=folder)
+        assert len(found) == count and {row["label"] for row in found} == {"0", "1"}

@@ -1,0 +1,114 @@
+"""Claims about the task vit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jtasks import augment, job, models
+from jtasks import config as configs
+from jtasks.errors import ConfigError
+from jtasks.tasks import vit
+
+RNG = jax.random.key(0)
+
+loss = jax.jit(jax.value_and_grad(vit.loss_fn, has_aux=True), static_argnames="config")
+evaluate = jax.jit(vit.eval_fn, static_argnames="config")
+
+
+@functools.cache
+def params():
+    return tiny.params("vit")
+
+
+def logits(images):
+    model = models.ViT(classes=10, width=16, depth=2, heads=2, patch=4, pool="token")
+    return jax.jit(model.apply)({"params": params()}, images)
+
+
+def test_the_metrics_are_those_of_the_logits_and_padding_counts_nothing():
+    batch = tiny.batch(32)
+    expected = np.asarray(logits(batch["image"] / 8 - 1))  # 16 is white in these images
+    order = np.argsort(-expected, axis=1)
+    nats = -jax.nn.log_softmax(expected)[np.arange(32), batch["label"]]
+    batch["mask"][20:] = 0
+    found = evaluate(params(), batch, config=tiny.config("vit"))
+    assert float(found["loss"].count) == 20
+    np.testing.assert_allclose(found["loss"].total, nats[:20].sum(), rtol=1e-5)
+    assert float(found["accuracy"].total) == (order[:20, 0] == batch["label"][:20]).sum()
+    top5 = (order[:20, :5] == batch["label"][:20, None]).any(1).sum()
+    assert float(found["top5"].total) == top5 and 0 < top5 < 20
+    (value, metrics), gradient = loss(params(), batch, RNG, config=tiny.config("vit"))
+    np.testing.assert_allclose(value, found["loss"].value, rtol=1e-5)  # neither augmentation nor dropout
+    assert set(metrics) == set(found)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize("kind", ["igpt", "imagenet"])
+def test_training_sees_augmented_images_and_evaluation_does_not(kind):
+    batch, config = tiny.batch(16), tiny.config("vit", data__augment=kind)
+    if kind == "igpt":
+        images = augment.crop_and_flip(jnp.asarray(batch["image"]), jnp.asarray(batch["seed"]), pad=1, mirror=True)
+    else:
+        images = augment.resized_crop_and_flip(
+            jnp.asarray(batch["image"]), jnp.asarray(batch["seed"]), area=0.2, mirror=True
+        )
+    plain = tiny.config("vit")
+    (value, _), _ = loss(params(), batch, RNG, config=config)
+    (expected, _), _ = loss(params(), batch | {"image": images}, RNG, config=plain)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert abs(float(value) - float(evaluate(params(), batch, config=plain)["loss"].value)) > 3e-5
+
+
+def test_a_predicted_class_is_the_likeliest():
+    batch = tiny.batch(16)
+    outputs = jax.jit(vit.predict_fn, static_argnames="config")(params(), batch, RNG, config=tiny.config("vit"))
+    probabilities = jax.nn.softmax(logits(batch["image"] / 8 - 1))
+    np.testing.assert_array_equal(outputs["label"], probabilities.argmax(-1))
+    np.testing.assert_allclose(outputs["probability"], probabilities.max(-1), rtol=1e-5)
+
+
+def test_what_is_shown_names_the_classes():
+    examples = [{"image": tiny.digits(2)["image"][i], "label": tiny.digits(2)["label"][i]} for i in range(2)]
+    outputs = [{"label": np.int32(3), "probability": np.float32(0.25)}] * 2
+    shown = vit.show_fn(examples, outputs, tiny.config("vit"))
+    assert shown["labels"].splitlines()[0] == f"3 (0.250), truly {examples[0]['label']}"
+    assert shown["images"].dtype == np.uint8
+
+
+def test_the_token_and_the_mean_are_two_models():
+    images = jnp.asarray(tiny.batch(2)["image"] / 8 - 1, jnp.float32)
+    fields = {"classes": 10, "width": 16, "depth": 2, "heads": 2, "patch": 4}
+    shapes = {
+        pool: jax.eval_shape(models.ViT(**fields, pool=pool).init, RNG, images)["params"] for pool in ("token", "mean")
+    }
+    assert set(shapes["token"]) - set(shapes["mean"]) == {"token"}
+    assert (shapes["token"]["position"].shape, shapes["mean"]["position"].shape) == ((5, 16), (4, 16))
+    # Only the first position is classified: a change of the norm's output elsewhere cannot show, so the mean differs.
+    same = {name: leaf for name, leaf in params().items() if name != "token"}
+    same["position"] = same["position"][1:]
+    assert not np.allclose(models.ViT(**fields).apply({"params": same}, images), logits(images), atol=1e-3)
+    with pytest.raises(ValueError, match="pool 'max' must be mean or token"):
+        models.ViT(**fields, pool="max").init(RNG, images)
+
+
+def test_sizes_come_from_the_data_and_a_wrong_augmentation_is_told():
+    found = job.prepare(tiny.config("vit", model__classes=None, model__shape=None, data__size=6)).config.model
+    assert (found.classes, found.shape) == (10, (6, 6))
+    with pytest.raises(ConfigError, match=r"config\.data\.augment='imagnet': expected igpt, imagenet, or nothing"):
+        vit.loss_fn(params(), tiny.batch(2), RNG, tiny.config("vit", data__augment="imagnet"))
+
+
+def test_the_presets_are_the_published_sizes_or_a_folders(monkeypatch):
+    monkeypatch.chdir(tiny.ROOT)
+    base = configs.load("configs/vit_cifar.py:base").model
+    model = models.ViT(**{**{name: base[name] for name in base if name != "shape"}, "classes": 1000})
+    shapes = jax.eval_shape(model.init, RNG, jnp.zeros((1, 224, 224, 3)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 86_567_656  # ViT-B/16 for ImageNet
+    with pytest.raises(
+        ConfigError, match=r"config\.model\.width is not set: give it, or --config\.init_from=hf:FOLDER"
+    ):
+        job.prepare(configs.load("configs/vit_cifar.py:hf", ["--config.data.name=digits"]))
