@@ -17,14 +17,12 @@ import sys
 import tempfile
 import time
 
-if "glibc.malloc.hugetlb" not in os.environ.get("GLIBC_TUNABLES", ""):  # as the command line does
-    os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-    os.execv(sys.executable, sys.orig_argv)
+from common import ROOT, use_huge_pages, write_data
 
-import jax
-import numpy as np
+use_huge_pages()
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+import jax  # noqa: E402 - not before this process has its final form
+
 TASK = """
 from jtasks.tasks import {task}
 from jtasks.tasks.{task} import *
@@ -83,24 +81,6 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
     print("ratios " + " ".join(f"{ratio:.3f}" for ratio in ratios), file=sys.stderr)
     step, loop = statistics.median(theirs), statistics.median(ours)
     return {"loop_s": round(loop, 5), "step_s": round(step, 5), "ratio": round(statistics.median(ratios), 4)}
-
-
-def write_data(folder: pathlib.Path) -> None:
-    """Random images in the files of MNIST and CIFAR-10, of their full size."""
-    random = np.random.default_rng(0)
-    for part, count in (("train", 60_000), ("t10k", 10_000)):
-        images, labels = random.integers(0, 256, (count, 784), np.uint8), random.integers(0, 10, count, np.uint8)
-        header = np.array([0x803, count, 28, 28], ">i4").tobytes()
-        (folder / f"{part}-images-idx3-ubyte").write_bytes(header + images.tobytes())
-        header = np.array([0x801, count], ">i4").tobytes()
-        (folder / f"{part}-labels-idx1-ubyte").write_bytes(header + labels.tobytes())
-    cifar = folder / "cifar-10-batches-bin"
-    cifar.mkdir()
-    for file in [*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"]:
-        records = random.integers(0, 256, (10_000, 3073), np.uint8)
-        records[:, 0] %= 10
-        (cifar / file).write_bytes(records.tobytes())
-    (cifar / "batches.meta.txt").write_text("\n".join("abcdefghij") + "\n")
 
 
 def bare_step(config):

@@ -1,0 +1,53 @@
+"""Our side's configs, as `benchmarks/cases.py:CASE/PRESET`."""
+
+import math
+from typing import Any
+
+import ml_collections
+import numpy as np
+from common import sizes
+
+
+def get_config(preset: str) -> ml_collections.ConfigDict:
+    """The config of a case with all placeholders filled, since no data is read."""
+    case, name = preset.split("/")
+    size = sizes(case, name)[1]
+    config = ml_collections.ConfigDict()
+    config.steps, config.batch_size = 1_000_000, size["batch"]
+    fields = {"igpt": _lm if size.get("tied") else _igpt, "bert": _bert, "mnist": _mnist, "vit": _vit}[case](size)
+    config.update({"optim": dict(name="adamw", lr=1e-4, weight_decay=0.01)} | fields)
+    return config
+
+
+def _transformer(size: dict[str, Any]) -> dict[str, Any]:
+    return dict(width=size["width"], depth=size["layers"], heads=size["heads"], dropout=0.0, remat=False)
+
+
+def _igpt(size: dict[str, Any]) -> dict[str, Any]:
+    side = math.isqrt(size["length"])
+    colours = np.random.default_rng(0).integers(0, 256, (size["vocab"], 3)).tolist()
+    model = dict(palette=tuple(map(tuple, colours)), colours=size["vocab"], shape=(side, side), positions=side * side)
+    return dict(task="jtasks.tasks.igpt", data=dict(crop=0, flip=False), model=_transformer(size) | model)
+
+
+def _lm(size: dict[str, Any]) -> dict[str, Any]:
+    model = dict(vocab=size["vocab"], positions=size["length"], tied=True, end=-1)
+    data = dict(length=size["length"], packed=False)
+    return dict(task="jtasks.tasks.lm", data=data, model=_transformer(size) | model)
+
+
+def _bert(size: dict[str, Any]) -> dict[str, Any]:
+    dropout = dict(dropout=0.1, attention_dropout=0.1)
+    special = dict(mask_token=3, first_token=1, separator=2)
+    model = dict(vocab=size["vocab"], positions=size["length"], **special)
+    data = dict(length=size["length"], masked=0.15, predictions=size["hidden"], whole_words=False)
+    return dict(task="jtasks.tasks.bert", data=data, model=_transformer(size) | model | dropout)
+
+
+def _mnist(size: dict[str, Any]) -> dict[str, Any]:
+    return dict(task="jtasks.tasks.mnist", model=dict(classes=10, dropout=True), optim=dict(name="adadelta", lr=1.0))
+
+
+def _vit(size: dict[str, Any]) -> dict[str, Any]:
+    model = dict(patch=size["patch"], classes=size["classes"], shape=(size["size"],) * 2)
+    return dict(task="jtasks.tasks.vit", data=dict(augment="", white=255), model=_transformer(size) | model)

@@ -1,0 +1,180 @@
+"""Our side of the benchmarks, started by them: the library's own step, decoding and pipeline on made data."""
+
+import functools
+import itertools
+import math
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from common import HERE, serve
+
+
+def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The work of a case, warmed up, and what there is to tell about it."""
+    case, size = orders["case"], orders["sizes"]
+    if case in ("arrays", "sequence", "pictures", "windows"):
+        import sources
+
+        return sources.ours(case, size)
+    if case == "beam":
+        return beam(size, orders)
+    from jtasks import config as configs
+    from jtasks import job, sharding, task
+
+    overrides = [f"--config.precision={'bfloat16' if orders['bf16'] else 'float32'}", *sys.argv[2:]]
+    config = configs.load(f"{HERE / 'cases.py'}:{case}/{orders['preset']}", overrides)
+    made = job.Job(task.load(config.task), config, sharding.make_mesh(config.mesh))
+    examples = EXAMPLES["lm" if size.get("tied") else case](size, np.random.default_rng(0))
+    plan = made.plan(examples, shuffle=True)
+    run, state, model_flops = step_of(made, made.batch_at(examples, plan, 0))
+    flops = transformer_flops(case, size) or model_flops
+
+    if case == "mnist":  # an epoch, with the pipeline that cuts its batches
+        epoch = -(-size["images"] // size["batch"])
+        batches = made.batches(examples, plan, range(1, sys.maxsize))
+    else:
+        epoch = 1
+        batches = itertools.cycle([made.batch_at(examples, plan, i) for i in range(8)])
+
+    def work(count: int) -> None:
+        nonlocal state
+        for _ in range(count * epoch):
+            state, report = run(state, next(batches))
+        jax.block_until_ready((state, report))
+
+    if case == "mnist":
+        for _ in range(3):
+            state, _ = run(state, next(batches))
+        jax.block_until_ready(state)
+    else:
+        work(2)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    return work, {"flops": flops * epoch, "parameters": parameters, **device(config.precision)}
+
+
+def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
+    """The compiled step as the loop runs it, its state, and its floating point operations."""
+    from jtasks import flops, optim, sharding, step
+
+    config, replicated = made.config, sharding.replicated(made.mesh)
+    params = jax.jit(lambda batch: made.task.init(jax.random.key(0), batch, config), out_shardings=replicated)(batch)
+    optimizer, schedule = optim.optimizer(config.optim, config.steps, params)
+    create = functools.partial(step.create, optimizer=optimizer, average=False)
+    state = jax.jit(create, out_shardings=replicated, donate_argnums=0)(params)
+    trainable = optim.trainable(config.optim, state.params)
+    function = step.make(made.task, config, optimizer, schedule, trainable)
+    run = jax.jit(function, donate_argnums=0, out_shardings=replicated)
+    operations = flops.count(run, state, batch)
+    return run.lower(state, batch).compile(), state, operations
+
+
+def transformer_flops(case: str, size: dict[str, Any]) -> float:
+    """Of the model in a step: recomputation is no work, and causal attention is half (PaLM, appendix B, stricter)."""
+    if case == "mnist":
+        return 0.0
+    length = (size["size"] // size["patch"]) ** 2 if case == "vit" else size["length"]
+    tokens, width, layers = size["batch"] * length, size["width"], size["layers"]
+    predicted = {"igpt": tokens, "bert": size["batch"] * size.get("hidden", 0), "vit": 0}[case]
+    attention = layers * length * width * (6 if case == "igpt" else 12)
+    return tokens * (6 * 12 * layers * width**2 + attention) + 6 * predicted * width * size.get("vocab", 0)
+
+
+def device(precision: str) -> dict[str, Any]:
+    """What the step runs on, and its peak in FLOP/s if known."""
+    from jtasks import flops
+
+    first = jax.devices()[0]
+    return {"device": first.device_kind, "peak_flops": flops.peak(first, precision)}
+
+
+def device_peak() -> int | None:
+    """Bytes of the device's memory, None on a CPU."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return statistics["peak_bytes_in_use"] if statistics else None
+
+
+def igpt(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Pictures, whose nearest colours are the tokens."""
+    n, side = 8 * size["batch"], math.isqrt(size["length"])
+    return {"image": random.integers(0, 256, (n, side, side, 3), np.uint8), "label": np.zeros(n, np.int32)}
+
+
+def lm(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    n = 8 * size["batch"]
+    tokens = random.integers(0, size["vocab"], (n, size["length"] + 1), np.int32)
+    return {"tokens": tokens, "skip": np.zeros(n, np.int32), "bytes": np.ones(n, np.float32)}
+
+
+def bert(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Two texts each, and a tenth of padding."""
+    n, length = 8 * size["batch"], size["length"]
+    tokens = random.integers(4, size["vocab"], (n, length), np.int32)
+    tokens[:, 0], tokens[:, length // 2] = 1, 2
+    filled = np.arange(length) < length - length // 10
+    types = np.broadcast_to((np.arange(length) > length // 2) * filled, (n, length))
+    segments = np.broadcast_to(filled, (n, length))
+    labels = random.integers(0, 2, n, np.int32)
+    return {"tokens": tokens, "types": types.astype(np.int32), "segments": segments.astype(np.int32), "next": labels}
+
+
+def mnist(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    n = size["images"]
+    images = random.integers(0, 256, (n, 28, 28, 1), np.uint8)
+    return {"image": images, "label": random.integers(0, 10, n, np.int32)}
+
+
+def vit(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    n, side = 8 * size["batch"], size["size"]
+    images = random.integers(0, 256, (n, side, side, 3), np.uint8)
+    return {"image": images, "label": random.integers(0, size["classes"], n, np.int32)}
+
+
+def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Beam search from random prompts with a GPT-2 of random weights, compiled whole."""
+    from jtasks import decode, models
+
+    longest = size["longest"]
+    model = models.GPT(
+        vocab=size["vocab"],
+        outputs=size["vocab"],
+        positions=size["prompt"] + longest,
+        width=size["width"],
+        depth=size["layers"],
+        heads=size["heads"],
+        tied=True,
+        dtype=jax.numpy.bfloat16 if orders["bf16"] else jax.numpy.float32,
+    )
+    shape = (size["batch"], size["prompt"])
+    prompts = jax.device_put(np.random.default_rng(0).integers(3, size["vocab"], shape, np.int32))
+    variables = jax.jit(model.init)(jax.random.key(0), prompts)
+
+    def search(variables: Any, prompts: jax.Array) -> Any:
+        start = {"length": longest, "branches": size["beams"]}
+        logits, cache = model.apply(variables, prompts, method="prefill", **start)
+
+        def step(cache: Any, tokens: jax.Array) -> Any:
+            return model.apply(variables, tokens, cache, method="extend")
+
+        wanted = {"num_beams": size["beams"], "min_len": size["shortest"], "max_len": longest}
+        return decode.beam_search(step, cache, logits, eos=1, pad=2, reorder=models.reordered, **wanted)
+
+    begun = time.perf_counter()
+    run = jax.jit(search).lower(variables, prompts).compile()
+    compiled = time.perf_counter() - begun
+
+    def work(count: int) -> None:
+        for _ in range(count):
+            found = run(variables, prompts)
+        jax.block_until_ready(found)
+
+    work(2)
+    return work, {"compile_s": compiled, **device("float32")}
+
+
+EXAMPLES = {"igpt": igpt, "lm": lm, "bert": bert, "mnist": mnist, "vit": vit}
+
+if __name__ == "__main__":
+    serve(setup, device_peak)
