@@ -9,6 +9,9 @@ The official files are downloaded, or found in $JTASKS_DATA or --config.data.dir
   the published BERT base, Devlin et al. 2019 report an F1 of 88.5 on version 1.1; here it has not been measured yet.
 - `v2`, `hf-v2`: the same on version 2.0, with questions that have no answer.
 - `small`: a small encoder that may start from nothing.
+
+Measured, `small` from nothing on the 1,190 English questions of XQuAD (Artetxe et al. 2020), two CPU cores: after 6
+epochs (240 steps) on 40 of its 48 articles, F1 18.2 (exact 10.7) on these and 7.8 (0.6) on the other eight.
 """
 
 import ml_collections
