@@ -33,6 +33,12 @@ outside training it takes the last turn of each, which here is config.data.turns
 |---|---|---|
 | `gpt2` (default) | GPT-2, 12 layers of 768, and 6.5 million for the video | pre-trained weights |
 | `small` | 3 layers of 128, 2,000 BPE tokens, 0.9 million | scratch, on a CPU, on text alone or made features |
+
+Measured, on two busy CPU cores (some 55 examples/s), 2,373 dialogues with 22,281 turns and text alone: `:small` has a
+perplexity of 39.0, 29.4 and 25.1 on the answers of 477 other dialogues after 1,000, 2,000 and 3,000 of its 6,963 steps.
+After 3,500 steps its answers to the 886 of those turns that have six references (`--mode=eval
+--config.data.turns=asked`) score CIDEr 0.508, BLEU-4 0.228 and ROUGE-L 0.421, where always giving the commonest answer
+scores 0.249, 0.139 and 0.322. The whole run has not been measured, and neither has the default preset.
 """
 
 import ml_collections
