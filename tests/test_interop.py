@@ -511,6 +511,7 @@ def command(capfd, *arguments, code=0):
     return json.loads(output) if output else {}, errors
 
 
+@pytest.mark.slow  # two runs through the command line
 def test_a_run_is_exported_and_another_starts_from_it(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     trained, _ = command(capfd, "--config=configs/vit_digits.py", f"--workdir={tmp_path / 'one'}", *VIT)

@@ -89,6 +89,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step_and_the_run_goes_
         assert one[key] == pytest.approx(two[key], rel=1e-4), key
 
 
+@pytest.mark.slow  # six starts of a process
 def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_goes_on(tmp_path):
     saved = 0
     for victim in (1, 0):  # 0 is the coordinator
