@@ -20,6 +20,7 @@ import numpy as np
 from jtasks.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
+SLICE_BYTES = 2**22  # of an array, for each of the devices that hold it to save its own
 # Orbax writes this mark after its own rename; it says nothing about the content.
 UNCHECKED = {CHECKSUMS, "commit_success.txt"}
 
@@ -31,7 +32,11 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.folder = folder.absolute()  # Orbax refuses relative paths
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler(**_together()), **_together())
+        # By default each replica of an array saves a slice of it, and each shape's slicing is compiled for that.
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
+        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **_together())
+        self._checkpointer = ocp.AsyncCheckpointer(handler, **_together())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
 
@@ -55,7 +60,7 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             if jax.process_index() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            self._checkpointer.save(partial, args=ocp.args.StandardSave(leaves(state)), force=True)
+            self._checkpointer.save(partial, args=ocp.args.PyTreeSave(leaves(state)), force=True)
         except (OSError, ValueError) as error:
             raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {error}") from error
         self._thread = threading.Thread(target=self._commit, args=(partial, step), name="commit", daemon=True)
