@@ -30,9 +30,8 @@ command="cd $(printf %q "${FOLDER:-jtasks}") && echo \$\$ >~/.jtasks.pid && exec
 ) &
 running=$!
 trap 'echo "stopping all workers" >&2; on_all "kill -TERM \$(cat ~/.jtasks.pid)"' INT TERM
-while :; do
-  wait "$running"
-  code=$?
-  kill -0 "$running" 2>/dev/null || break # else a signal came, and the run is saving
+while kill -0 "$running" 2>/dev/null; do
+  wait "$running" # a signal ends the waiting, while the run saves
 done
-exit "$code"
+wait "$running" # bash remembers how it ended
+exit

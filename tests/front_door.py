@@ -27,7 +27,10 @@ def start(*arguments: object, devices: int = 1, **environment: str) -> subproces
 def run(*arguments: object, code: int = 0, devices: int = 1, **environment: str) -> tuple[dict, str]:
     """Run to the end; returns the last line of stdout as JSON, and stderr."""
     process = start(*arguments, devices=devices, **environment)
-    output, errors = process.communicate(timeout=300)
+    try:
+        output, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
     assert process.returncode == code, errors
     return json.loads(output) if output else {}, errors
 

@@ -46,7 +46,12 @@ def size(path: pathlib.Path) -> tuple[int, int]:
         return image.size
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+AGAIN = ("igpt_mnist.py:xxs", "igpt_cifar.py:xxs", "igpt_cifar.py:s")  # presets of configs that are run anyway
+
+
+@pytest.mark.parametrize(
+    "config", [pytest.param(name, marks=[pytest.mark.slow] if name in AGAIN else []) for name in CONFIGS]
+)
 def test_every_config_trains_evaluates_and_shows_on_eight_devices(config, pictures, tmp_path):
     data = [f"--config.data.name=folder:{pictures}"] if "cifar" in config else []
     result, errors = run(

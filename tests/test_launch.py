@@ -1,5 +1,6 @@
 """The launch recipes, with launchers that start what they are given on this machine."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -36,7 +37,14 @@ def fakes(tmp_path):
 
 def script(name: str, *arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
     command = ["bash", str(LAUNCH / name), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=400, check=False)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    running = subprocess.Popen(command, cwd=ROOT, env=env, start_new_session=True, **pipes)
+    try:
+        found = running.communicate(timeout=300)
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # all that it started: they hold the pipes open
+            os.killpg(running.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, running.returncode, *found)
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "ssh-hosts.sh", "tpu-vm.sh"])

@@ -14,6 +14,7 @@ from jtasks import checkpoint, processes
 from jtasks.errors import ConfigError
 
 RUN = [*DIGITS, "--config.log_every=5", "--config.save_every=20", "--config.eval_every=20"]
+RUN += ["--config.show_count=0"]
 RUN += ["--config.optim.schedule=constant", "--config.optim.warmup=0"]  # steps do not depend on how many will follow
 
 
@@ -93,7 +94,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step_and_the_run_goes_
 def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_goes_on(tmp_path):
     saved = 0
     for victim in (1, 0):  # 0 is the coordinator
-        running = pair(tmp_path, "--config.steps=100000", "--config.eval_every=0", "--config.show_count=0")
+        running = pair(tmp_path, "--config.steps=100000", "--config.eval_every=0")
         wait_for(tmp_path, saved + 25, running[0])
         begun = time.monotonic()
         running[victim].kill()
@@ -103,7 +104,7 @@ def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_go
         assert code == 1, errors
         assert f"error: process {victim} on {socket.gethostname()} is gone" in errors
         saved = checkpoint.saved_steps(tmp_path / "checkpoints")[-1]
-    ends = finish(pair(tmp_path, f"--config.steps={saved + 2}", "--config.eval_every=0", "--config.show_count=0"))
+    ends = finish(pair(tmp_path, f"--config.steps={saved + 2}", "--config.eval_every=0"))
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert f"resumed from step {saved}" in ends[0][2]
     assert len({(record["step"], record["split"]) for record in records(tmp_path)}) == len(records(tmp_path))
@@ -135,7 +136,7 @@ def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):
 
 def test_a_shell_in_an_allocation_trains_alone(tmp_path):
     allocation = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
-    result, errors = run(*RUN, f"--workdir={tmp_path}", "--config.steps=2", "--config.show_count=0", **allocation)
+    result, errors = run(*RUN, f"--workdir={tmp_path}", "--config.steps=2", **allocation)
     assert result["step"] == 2
     assert "this process is alone: SLURM_NTASKS=8" in errors
 

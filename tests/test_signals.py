@@ -13,6 +13,7 @@ from front_door import DIGITS, ROOT, run, start, untimed, wait_for
 from jtasks import checkpoint
 
 LONG = [*DIGITS, "--config.steps=300", "--config.log_every=5", "--config.save_every=50", "--config.eval_every=100"]
+LONG += ["--config.show_count=0"]
 
 # A task file whose functions hold the process up where a test wants it, once HOLD names the place.
 HOLDING = """
@@ -174,6 +175,7 @@ def limited(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_ends_non_zero(tmp_path):
     arguments = [*DIGITS, f"--workdir={tmp_path}", "--config.log_every=2", "--config.save_every=2"]
+    arguments += ["--config.eval_every=0", "--config.show_count=0"]
     run(*arguments, "--config.steps=2")
     found = limited(20_000, *arguments, "--config.steps=6")
     assert found.returncode == 1, found.stderr
