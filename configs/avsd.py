@@ -96,7 +96,6 @@ def get_config(preset: str = "gpt2") -> ml_collections.ConfigDict:
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
     )
-    config.report_metric = True
     config.score = dict(protocol="plain", metrics=("bleu", "rouge_l", "cider", "meteor"))
     if preset == "small":
         config.init_from = ""

@@ -40,6 +40,7 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
             "log_every": 50,
             "keep": 2,  # newest checkpoints kept
             "best": "",  # the checkpoint with the lowest (or "-split/name": highest) metric is kept too
+            "report_metric": True,  # evaluate predictions too, by the task's score_fn, at the end and in --mode=eval
             "show_count": 8,  # examples that show_fn pictures at each evaluation; 0: none
             "precision": "float32",  # of the computation: float32 or bfloat16; parameters stay float32
             "ema": 0.0,  # decay of a moving average of the parameters, used to evaluate; 0: none

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from jtasks import metrics, predict, sharding
+from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.job import Job, prepare
@@ -25,7 +26,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     def sums_of(params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
         return metrics.checked(job.task.eval_fn(params, batch, job.config), losses(job.task), "eval_fn")
 
-    step = jax.jit(job.over(sums_of), out_shardings=replicated)
+    step = Compiled(jax.jit(job.over(sums_of), out_shardings=replicated))
 
     def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
         plan = job.plan(examples, shuffle=False)
@@ -44,13 +45,18 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     return evaluate
 
 
+def scored(job: Job) -> bool:
+    """Whether predictions are evaluated too, which may take much longer than eval_fn."""
+    return hasattr(job.task, "score_fn") and job.config.report_metric
+
+
 def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline.Examples) -> dict[str, float]:
-    """What the task's score_fn says of its predictions over a whole split; {} if it has none."""
-    if not hasattr(job.task, "score_fn"):
+    """What the task's score_fn says of its predictions over a whole split; {} if it has none or none is wanted."""
+    if not scored(job):
         return {}
     rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
-    scored = job.task.score_fn(rows, predictor(params, examples), job.config)
-    return {name: float(value) for name, value in scored.items()}
+    found = job.task.score_fn(rows, predictor(params, examples), job.config)
+    return {name: float(value) for name, value in found.items()}
 
 
 def run(config: Config, workdir: pathlib.Path, split: str) -> dict[str, float]:
@@ -59,6 +65,6 @@ def run(config: Config, workdir: pathlib.Path, split: str) -> dict[str, float]:
     examples = job.required(split)
     step, params = job.restored(workdir, examples)
     found = make(job)(params, examples)
-    if hasattr(job.task, "score_fn"):
+    if scored(job):
         found |= scores(job, predict.make(job), params, examples)
     return {"step": step, **{f"{split}/{name}": value for name, value in found.items()}}

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from jtasks import processes, sharding
+from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
@@ -22,10 +23,8 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
     if not hasattr(job.task, "predict_fn"):
         raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
     rng = jax.random.key(job.config.seed)
-    step = jax.jit(
-        job.over(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config)),
-        out_shardings=sharding.replicated(job.mesh),
-    )
+    predict_fn = job.over(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config))
+    step = Compiled(jax.jit(predict_fn, out_shardings=sharding.replicated(job.mesh)))
 
     def predict(params: Any, examples: pipeline.Examples) -> list[Any]:
         plan = job.plan(examples, shuffle=False)

@@ -1,14 +1,16 @@
 """The one training loop."""
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 
 from jtasks import calibration, checkpoint, flops, hetero, optim, processes, sharding, summary
 from jtasks import step as steps_
+from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import buckets, pipeline
 from jtasks.interop import huggingface
@@ -177,29 +179,14 @@ def begin(
     if isinstance(plan, buckets.BucketPlan):
         batched, longest = buckets.waste(plan)
         log.message(f"padding: {batched:.1%} of the tokens in batches by length, {longest:.1%} at {plan.buckets[-1]}")
-    compiled = Compiled(program.step, log)
+
+    @contextlib.contextmanager
+    def compiling() -> Iterator[None]:
+        begun = time.perf_counter()
+        with log.pause():
+            yield
+        log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+
+    compiled = Compiled(program.step, compiling)
     compiled.program(state, batch)
     return state, compiled
-
-
-class Compiled:
-    """The jitted step, compiled once for each shape that batches have."""
-
-    def __init__(self, step: Any, log: Log):
-        self.step, self.log = step, log
-        self.programs: dict[Any, Step] = {}
-
-    def __call__(self, state: State, batch: Batch) -> tuple[State, Report]:
-        """One step of training."""
-        return self.program(state, batch)(state, batch)
-
-    def program(self, state: State, batch: Batch) -> Step:
-        """The program for batches like this one."""
-        shape = tuple((name, x.shape) for name, x in batch.items())
-        if shape not in self.programs:
-            begun = time.perf_counter()
-            with self.log.pause():
-                self.programs[shape] = self.step.lower(state, batch).compile()
-                processes.meet()
-            self.log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
-        return self.programs[shape]

@@ -72,6 +72,7 @@ OTHER_VALUES = {
     "log_every": ("2", 2),
     "keep": ("4", 4),
     "best": ("valid/loss", "valid/loss"),
+    "report_metric": ("False", False),
     "show_count": ("0", 0),
     "precision": ("bfloat16", "bfloat16"),
     "ema": ("0.9", 0.9),

@@ -106,12 +106,13 @@ def test_predictions_do_not_depend_on_batches_and_devices_and_keep_their_order(n
 def scored(tmp_path):
     """A job of a task that scores its own predictions, on 8 devices."""
 
-    def make(n, text=SCORED, batch_size=16):
+    def make(n, text=SCORED, batch_size=16, report_metric=True):
         path = tmp_path / "scored.py"
         path.write_text(text)
         full = configs.defaults()
         with full.unlocked():
             full.task, full.batch_size, full.n, full.steps = str(path), batch_size, n, 1
+            full.report_metric = report_metric
         return Job(task.load(str(path)), configs.Config(full), tiny.mesh())
 
     return make
@@ -127,6 +128,13 @@ def test_score_fn_gets_the_whole_split_in_order(scored, n, batch_size):
 
 def test_a_task_without_score_fn_has_no_scores():
     assert evaluate.scores(tiny.job("mnist"), None, None, None) == {}
+
+
+def test_nothing_is_predicted_where_no_scores_are_wanted(scored):
+    def never(*_):
+        raise AssertionError("predicted")
+
+    assert evaluate.scores(scored(3, report_metric=False), never, None, None) == {}
 
 
 def test_a_task_without_predict_fn_says_so(scored):

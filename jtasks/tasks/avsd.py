@@ -141,7 +141,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Scores of the answers against the references of their turns, one or several; {} if no turn has any."""
     references = [dialogues.references(_turn(example)) for example in examples]
     pairs = [pair for pair in zip(answers(outputs, config), references, strict=True) if pair[1]]
-    if not pairs or not config.report_metric:
+    if not pairs:
         return {}
     generated, wanted = zip(*pairs, strict=True)
     return captions.scores(generated, wanted, protocol=config.score.protocol, metrics=config.score.metrics)
