@@ -8,11 +8,14 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jtasks.models import kernels
 from jtasks.models.dropout import dropped
 
 BLOCK = 128  # queries; on two CPU cores 64 and 128 were as fast as each other, 256 slower by a third
+
+KEPT = "attention"  # name of what the backward pass shall not compute again
 
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
@@ -102,8 +105,8 @@ def _forward(
         )
         outputs.append((mixed / total).astype(value.dtype))
         log_sums.append(largest + jnp.log(total))
-    output = jnp.concatenate(outputs, axis=2)
-    return output, (query, key, value, segments, output, jnp.concatenate(log_sums, axis=2))
+    output = checkpoint_name(jnp.concatenate(outputs, axis=2), KEPT)
+    return output, (query, key, value, segments, output, checkpoint_name(jnp.concatenate(log_sums, axis=2), KEPT))
 
 
 def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
@@ -113,16 +116,20 @@ def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple
     d_query, d_key, d_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
     for start, stop, seen in _blocks(query.shape[2], causal):
         rows = slice(start, stop)
-        scores = _block_scores(query, key, start, stop, seen, causal, segments)
-        weights = jnp.exp(scores - log_sums[:, :, rows])
+        # Turned round, [keys, queries], since then two of the three products below need no transposition.
+        scores = _scores(key[:, :, :seen], query[:, :, rows])
+        mask = _visible(start, stop, seen, causal, segments)
+        if mask is not None:
+            scores = jnp.where(jnp.swapaxes(mask, 2, 3), scores, jnp.finfo(jnp.float32).min)
+        weights = jnp.exp(scores - jnp.swapaxes(log_sums[:, :, rows], 2, 3))
         d_weights = jnp.einsum(
-            "bhtd,bhsd->bhts", cotangent[:, :, rows], value[:, :, :seen], preferred_element_type=jnp.float32
+            "bhsd,bhtd->bhst", value[:, :, :seen], cotangent[:, :, rows], preferred_element_type=jnp.float32
         )
-        d_scores = weights * (d_weights - inner[:, :, rows]) * query.shape[-1] ** -0.5
+        d_scores = weights * (d_weights - jnp.swapaxes(inner[:, :, rows], 2, 3)) * query.shape[-1] ** -0.5
         d_scores, weights = d_scores.astype(query.dtype), weights.astype(value.dtype)
-        d_query.append(jnp.einsum("bhts,bhsd->bhtd", d_scores, key[:, :, :seen]))
-        d_key = d_key.at[:, :, :seen].add(jnp.einsum("bhts,bhtd->bhsd", d_scores, query[:, :, rows]))
-        d_value = d_value.at[:, :, :seen].add(jnp.einsum("bhts,bhtd->bhsd", weights, cotangent[:, :, rows]))
+        d_query.append(jnp.einsum("bhst,bhsd->bhtd", d_scores, key[:, :, :seen]))
+        d_key = d_key.at[:, :, :seen].add(jnp.einsum("bhst,bhtd->bhsd", d_scores, query[:, :, rows]))
+        d_value = d_value.at[:, :, :seen].add(jnp.einsum("bhst,bhtd->bhsd", weights, cotangent[:, :, rows]))
     return jnp.concatenate(d_query, axis=2), d_key.astype(key.dtype), d_value.astype(value.dtype), None
 
 

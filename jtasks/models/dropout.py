@@ -9,8 +9,10 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 LEVELS = 2**16
+DRAWN = "dropout"  # name of the draws, for what a backward pass shall not compute again
 
 
 def dropped(x: jax.Array, rng: jax.Array, rate: float, broadcast: tuple[int, ...] = ()) -> jax.Array:
@@ -23,7 +25,8 @@ def dropped(x: jax.Array, rng: jax.Array, rate: float, broadcast: tuple[int, ...
     if threshold <= 0:
         return x
     shape = tuple(1 if d in broadcast else size for d, size in enumerate(x.shape))
-    return jnp.where(_bits(rng, shape) >= threshold, x / (1 - threshold / LEVELS), jnp.zeros_like(x))
+    kept = checkpoint_name(_bits(rng, shape) >= threshold, DRAWN)
+    return jnp.where(kept, x / (1 - threshold / LEVELS), jnp.zeros_like(x))
 
 
 def _bits(rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -10,7 +10,7 @@ import optax
 
 from jtasks import sharding
 from jtasks.models import attention as attend
-from jtasks.models.dropout import Dropout
+from jtasks.models.dropout import DRAWN, Dropout
 
 Cache = dict[str, jax.Array]
 
@@ -161,9 +161,12 @@ def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Modu
 
     It is called as a Block: (x, cache, segments, deterministic).
     """
-    cls = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if remat else Block
+    policies = jax.checkpoint_policies
+    kept = policies.save_from_both_policies(
+        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(attend.KEPT, DRAWN)
+    )
     scanned = nn.scan(
-        cls,
+        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else kept),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
