@@ -154,13 +154,19 @@ def _huge_pages(environment: dict[str, str]) -> dict[str, str]:
     return environment | {"GLIBC_TUNABLES": ":".join(filter(None, tunables))}
 
 
-def in_turn(ours: Program, peer: Program | None, rounds: int, count: int) -> dict[str, Any]:
-    """Blocks of work of both sides, A B A B ...: medians of seconds a unit, and their ratio."""
+def in_turn(ours: Program, peer: Program | None, rounds: int, count: int, warm: int = 0) -> dict[str, Any]:
+    """Blocks of work of both sides, A B A B ...: medians of seconds a unit, and their ratio.
+
+    Before each block the side does `warm` units that are not timed: a system may take pages away from a program that
+    waits, and nobody waits in a training loop.
+    """
     mine, theirs = [], []
     for _ in range(rounds):
-        mine.append(ours.run(count)["seconds"])
-        if peer:
-            theirs.append(peer.run(count)["seconds"])
+        for program, seconds in ((ours, mine), (peer, theirs)):
+            if program and warm:
+                program.run(warm)
+            if program:
+                seconds.append(program.run(count)["seconds"])
     found = {"jtasks_s": round(statistics.median(mine), 6), "peer_s": None, "ratio": None}
     if theirs:
         ratio = statistics.median(mine) / statistics.median(theirs)

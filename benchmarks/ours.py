@@ -58,6 +58,7 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
     """The compiled step as the loop runs it, its state, and its floating point operations."""
     from jtasks import flops, optim, sharding, step
+    from jtasks.compiled import Compiled
 
     config, replicated = made.config, sharding.replicated(made.mesh)
     params = jax.jit(lambda batch: made.task.init(jax.random.key(0), batch, config), out_shardings=replicated)(batch)
@@ -68,7 +69,9 @@ def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
     function = step.make(made.task, config, optimizer, schedule, trainable)
     run = jax.jit(function, donate_argnums=0, out_shardings=replicated)
     operations = flops.count(run, state, batch)
-    return run.lower(state, batch).compile(), state, operations
+    program = Compiled(run)
+    program.program(state, batch)
+    return program, state, operations
 
 
 def transformer_flops(case: str, size: dict[str, Any]) -> float:
