@@ -21,31 +21,46 @@ def value_and_gradient(convolve, *x):
     return jax.jit(jax.value_and_grad(lambda *x: jnp.sum(jnp.sin(convolve(*x))), argnums=(0, 1)))(*x)
 
 
-@pytest.mark.parametrize("cache", [1, 3000, 2**22])
-def test_groups_of_any_size_give_the_convolution_and_its_gradient(cache, monkeypatch):
-    monkeypatch.setattr(convolution, "CACHE", cache)
-    found = value_and_gradient(convolution.convolve, *arrays())
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(value_and_gradient(plain, *arrays())), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+def plain_pooled(images, kernel):
+    return nn.max_pool(plain(images, kernel), (2, 2), strides=(2, 2))
 
 
-def test_each_device_convolves_its_own_images():
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    expected = value_and_gradient(plain, *arrays(16))
-    with jax.set_mesh(mesh):
-        found = value_and_gradient(convolution.convolve, *arrays(16))
+def pooled(images, kernel):
+    return convolution.convolve(images, kernel, pool=True)
+
+
+def assert_same(found, expected, atol):
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, atol=5e-5)
+        np.testing.assert_allclose(a, b, atol=atol)
 
 
-def test_pooling_takes_the_largest_of_each_square():
-    images = jax.random.normal(jax.random.key(1), (2, 7, 8, 3))
+CASES = [(convolution.convolve, plain), (pooled, plain_pooled)]
 
-    def gradient(pool):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(pool(x))))(images)
 
-    def windows(x):
-        return nn.max_pool(x, (2, 2), strides=(2, 2))
+@pytest.mark.parametrize(("ours", "expected"), CASES)
+@pytest.mark.parametrize("cache", [1, 3000, 2**22])
+def test_groups_of_any_size_give_the_convolution_and_its_gradient(cache, ours, expected, monkeypatch):
+    monkeypatch.setattr(convolution, "CACHE", cache)
+    assert_same(value_and_gradient(ours, *arrays()), value_and_gradient(expected, *arrays()), 2e-5)
 
-    np.testing.assert_array_equal(convolution.max_pool(images), windows(images))
-    np.testing.assert_allclose(gradient(convolution.max_pool), gradient(windows), atol=1e-6)
+
+@pytest.mark.parametrize(("ours", "expected"), CASES)
+def test_each_device_convolves_its_own_images(ours, expected):
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+    wanted = value_and_gradient(expected, *arrays(16))
+    with jax.set_mesh(mesh):
+        found = value_and_gradient(ours, *arrays(16))
+    assert_same(found, wanted, 5e-5)
+
+
+@pytest.mark.parametrize(("ours", "expected"), CASES)
+def test_accelerators_have_the_same(ours, expected, monkeypatch):
+    wanted = value_and_gradient(ours, *arrays())
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert_same(value_and_gradient(lambda *x: ours(*x), *arrays()), wanted, 2e-5)
+
+
+def test_of_equal_ones_the_first_gets_the_gradient():
+    images, kernel = jnp.ones((1, 3, 3, 1)), jnp.ones((1, 1, 1, 1))
+    found = jax.grad(lambda x: jnp.sum(pooled(x, kernel)))(images)
+    np.testing.assert_array_equal(found[0, ..., 0], [[1, 0, 0], [0, 0, 0], [0, 0, 0]])

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtasks.models.convolution import Conv, max_pool
+from jtasks.models.convolution import Conv
 from jtasks.models.dropout import Dropout
 
 
@@ -24,9 +24,8 @@ class ConvNet(nn.Module):
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         deterministic = deterministic or not self.dropout
         x = images.astype(self.dtype)
-        x = nn.relu(Conv(32, (3, 3), self.dtype, name="conv1")(x))
-        x = nn.relu(Conv(64, (3, 3), self.dtype, name="conv2")(x))
-        x = max_pool(x)
+        x = nn.relu(Conv(32, (3, 3), dtype=self.dtype, name="conv1")(x))
+        x = nn.relu(Conv(64, (3, 3), pool=True, dtype=self.dtype, name="conv2")(x))  # the same as pooling after relu
         x = Dropout(0.25, broadcast=(1, 2), name="dropout1")(x, deterministic)
         x = nn.relu(nn.Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
         x = Dropout(0.5, name="dropout2")(x, deterministic)
