@@ -278,14 +278,18 @@ class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
 
     def __init__(self, examples: Examples, plan: Plan, steps: range, rows: np.ndarray):
         self.examples, self.plan, self.steps, self.rows = examples, plan, steps, rows
+        self.planned: tuple[int, np.ndarray, dict[str, np.ndarray]] = (-1, np.array([]), {})
 
     def __len__(self) -> int:
         return len(self.steps) * len(self.rows)
 
     def __getitem__(self, i: Any) -> Any:
         step, row = divmod(int(i), len(self.rows))
-        indices, entries = self.plan.at(self.plan.positions(self.steps[step], self.rows[row : row + 1]))
-        return read(self.examples, int(indices[0])), {name: value[0] for name, value in entries.items()}
+        planned = self.planned  # one read: other threads replace it
+        if planned[0] != step:
+            self.planned = planned = (step, *self.plan.at(self.plan.positions(self.steps[step], self.rows)))
+        _, indices, entries = planned
+        return read(self.examples, int(indices[row])), {name: value[row] for name, value in entries.items()}
 
 
 def _read_ahead(
