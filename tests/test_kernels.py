@@ -5,6 +5,7 @@ import pytest
 from jax.experimental.pallas import tpu
 from jax.sharding import AxisType
 
+from jtasks import models
 from jtasks.models import attention, kernels
 
 LENGTH = 200  # no whole number of tiles
@@ -51,6 +52,17 @@ def test_on_a_tpu_each_device_runs_the_kernel_on_its_own_part(monkeypatch):
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
     assert "manual" in text
+
+
+@pytest.mark.parametrize(("remat", "calls"), [(False, 3), (True, 4)])
+def test_the_backward_pass_runs_the_forward_kernel_again_only_with_remat(remat, calls, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    model = models.GPT(vocab=8, outputs=8, positions=256, width=16, depth=3, heads=2, remat=remat)
+    tokens = jnp.zeros((2, 256), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    traced = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, tokens)))).trace(params)
+    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    assert text.count("tpu_custom_call") == calls  # forward, and two of the backward
 
 
 def test_what_cudnn_has_no_form_for_is_left_to_the_blocks(monkeypatch):

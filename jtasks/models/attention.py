@@ -154,7 +154,7 @@ def _weights(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Ar
 
 
 def _mix(weights: jax.Array, value: jax.Array) -> jax.Array:
-    return jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
+    return checkpoint_name(jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value), KEPT)
 
 
 def _scores(query: jax.Array, key: jax.Array) -> jax.Array:

@@ -29,7 +29,7 @@ class BERT(nn.Module):
     Attributes:
       labels: outputs of the fine-tuning head.
       classifier_dropout: before that head.
-      remat: recompute each layer in the backward pass, for less memory.
+      remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
       dtype: of the computation; parameters are float32.
     """
 

@@ -35,7 +35,7 @@ class GPT(nn.Module):
       classes: of the classifier on pooled features; 0 for none.
       tied: predict with the input embedding instead of a matrix of its own; `outputs` must be `vocab`.
       hidden, activation, norm, epsilon: as `layers.Block` has them.
-      remat: recompute each layer in the backward pass, for less memory.
+      remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
       dtype: of the computation; parameters are float32.
     """
 

@@ -14,6 +14,8 @@ from jtasks.models.dropout import DRAWN, Dropout
 
 Cache = dict[str, jax.Array]
 
+# Attention's forward passes on TPUs (a function with a derivative of its own, which its forward pass calls) and GPUs.
+KERNELS = ("custom_vjp_call", "dot_product_attention_fwd_wrapper")
 NORMAL = nn.initializers.normal(0.02)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -156,15 +158,24 @@ class Block(nn.Module):
         return x, (cache, jnp.mean(normed.astype(jnp.float32), axis=1))
 
 
+def kept(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+    """What the backward pass does not compute again: products with parameters, attention, draws of dropout.
+
+    A policy of `jax.checkpoint`. All else is cheap, and to keep it took two thirds of the memory, and time to write it
+    there and read it again.
+    """
+    policies = jax.checkpoint_policies
+    named = policies.save_only_these_names(attend.KEPT, DRAWN)
+    kinds = (policies.dots_with_no_batch_dims_saveable, named)
+    return primitive.name in KERNELS or any(kind(primitive, *arguments, **parameters) for kind in kinds)
+
+
 def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Module:
     """`depth` blocks as one scan: compiled once, parameters stacked along a leading axis.
 
-    It is called as a Block: (x, cache, segments, deterministic).
+    It is called as a Block: (x, cache, segments, deterministic). For the backward pass each layer keeps what `kept`
+    says, with `remat` nothing but what enters it.
     """
-    policies = jax.checkpoint_policies
-    kept = policies.save_from_both_policies(
-        policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(attend.KEPT, DRAWN)
-    )
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else kept),
         variable_axes={"params": 0},

@@ -17,7 +17,7 @@ class ViT(nn.Module):
       patch: side of the square patches; h and w must be multiples of it.
       pool: what is classified: the `mean` over patches, or a `token` of its own that stands before them.
       hidden, activation, epsilon: as `layers.Block` has them.
-      remat: recompute each layer in the backward pass, for less memory.
+      remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
       dtype: of the computation; parameters are float32.
     """
 
