@@ -115,6 +115,18 @@ time.sleep(1 if "FAIL" in os.environ else 60)
 """
 
 
+def at_a_terminal(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
+    """A command as an interactive shell starts it; a background job, which this may be, is deaf to Ctrl-C."""
+    return subprocess.Popen(
+        command,
+        env=env,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_path, fakes):
     (tmp_path / "main.py").write_text(SLEEPER)
     env = fakes(ssh=LOCAL_SSH) | {"FOLDER": str(tmp_path)}
@@ -124,7 +136,7 @@ def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_pat
     assert sorted(found.stdout.splitlines()) == ["a: here 0 it's one", "b: here 1 it's one"]
 
     command = ["bash", str(LAUNCH / "ssh-hosts.sh"), "a b", "x"]
-    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    running = at_a_terminal(command, env)
     assert sorted(running.stdout.readline() for _ in "ab") == ["a: here 0 x\n", "b: here 1 x\n"]
     begun = time.monotonic()
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
@@ -152,7 +164,7 @@ def test_ctrl_c_stops_the_workers_of_a_tpu_slice(tmp_path, fakes):
     (tmp_path / "main.py").write_text(SLEEPER)
     env = fakes(gcloud='HOME=$(dirname "$LOG") exec bash -c "${8#--command=}"') | {"FOLDER": str(tmp_path)}
     command = ["bash", str(LAUNCH / "tpu-vm.sh"), "pod", "zone-a", "x", "--process=0"]
-    running = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    running = at_a_terminal(command, env)
     assert running.stdout.readline() == "here 0 x\n"
     os.killpg(running.pid, signal.SIGINT)
     try:
