@@ -126,7 +126,7 @@ def test_a_task_in_a_file_of_the_users_own_has_equal_metrics_on_one_and_four_dev
 def test_the_library_imports_nothing_by_itself():
     heavy = "{'jax', 'numpy', 'flax', 'absl'} & {m.partition('.')[0] for m in sys.modules}"
     code = f"import sys, jtasks, jtasks.cli; assert not {heavy}, {heavy}"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
 
 
 def failing(tmp_path: pathlib.Path, name: str, body: str) -> str:

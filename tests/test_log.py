@@ -195,7 +195,7 @@ for step in range(1, 100):
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     run.evaluation(step, "valid", dict(loss=step), 1.0)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=300)
     text = (tmp_path / "metrics.jsonl").read_bytes()
     assert [json.loads(part)["step"] for part in text.splitlines()] == [1, 2, *range(50, 100)]
     assert done.stderr.count("WARNING") == 1

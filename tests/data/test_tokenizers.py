@@ -116,7 +116,7 @@ def test_training_gives_the_same_files_in_every_process(tmp_path):
     source, files = tmp_path / "text", []
     source.write_text("\n".join(LINES), encoding="utf-8")
     for i in range(3):
-        subprocess.run([sys.executable, "-c", TRAIN, tmp_path / str(i), source], check=True)
+        subprocess.run([sys.executable, "-c", TRAIN, tmp_path / str(i), source], check=True, timeout=300)
         files.append({path.name: path.read_text() for path in (tmp_path / str(i) / "tokenizers").iterdir()})
     assert len(files[0]) == 3
     assert files[0] == files[1] == files[2]
