@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -117,14 +118,11 @@ time.sleep(1 if "FAIL" in os.environ else 60)
 
 def at_a_terminal(command: list[str], env: dict[str, str]) -> subprocess.Popen[str]:
     """A command as an interactive shell starts it; a background job, which this may be, is deaf to Ctrl-C."""
-    return subprocess.Popen(
-        command,
-        env=env,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    hearing = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execvp(sys.argv[1], sys.argv[1:])"
     )
+    command = [sys.executable, "-c", hearing, *command]
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_path, fakes):
