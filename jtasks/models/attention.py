@@ -45,7 +45,7 @@ def continued(
       past_key: [b, h, s, d], as `past_value`.
       seen: bool [b, n, s].
     """
-    past = jnp.where(seen[:, None], _scores(query, past_key), jnp.finfo(jnp.float32).min)
+    past = _scores(query, past_key, seen[:, None])
     own = jnp.sum(query.astype(jnp.float32) * key, axis=-1, keepdims=True) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1).astype(value.dtype)
     return jnp.einsum("bhts,bhsd->bhtd", weights[..., :-1], past_value) + weights[..., -1:] * value
@@ -96,7 +96,8 @@ def _forward(
 ) -> tuple[jax.Array, Residuals]:
     outputs, log_sums = [], []
     for start, stop, seen in _blocks(query.shape[2], causal):
-        scores = _block_scores(query, key, start, stop, seen, causal, segments)
+        mask = _visible(start, stop, seen, causal, segments)
+        scores = _scores(query[:, :, start:stop], key[:, :, :seen], mask)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
@@ -117,10 +118,8 @@ def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple
     for start, stop, seen in _blocks(query.shape[2], causal):
         rows = slice(start, stop)
         # Turned round, [keys, queries], since then two of the three products below need no transposition.
-        scores = _scores(key[:, :, :seen], query[:, :, rows])
         mask = _visible(start, stop, seen, causal, segments)
-        if mask is not None:
-            scores = jnp.where(jnp.swapaxes(mask, 2, 3), scores, jnp.finfo(jnp.float32).min)
+        scores = _scores(key[:, :, :seen], query[:, :, rows], None if mask is None else jnp.swapaxes(mask, 2, 3))
         weights = jnp.exp(scores - jnp.swapaxes(log_sums[:, :, rows], 2, 3))
         d_weights = jnp.einsum(
             "bhsd,bhtd->bhst", value[:, :, :seen], cotangent[:, :, rows], preferred_element_type=jnp.float32
@@ -147,27 +146,16 @@ def _blocks(t: int, causal: bool) -> list[tuple[int, int, int]]:
 
 
 def _weights(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
-    scores = _scores(query, key)
-    if mask is not None:
-        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    return jax.nn.softmax(scores, axis=-1)
+    return jax.nn.softmax(_scores(query, key, mask), axis=-1)
 
 
 def _mix(weights: jax.Array, value: jax.Array) -> jax.Array:
     return checkpoint_name(jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value), KEPT)
 
 
-def _scores(query: jax.Array, key: jax.Array) -> jax.Array:
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32)
-    return scores * query.shape[-1] ** -0.5
-
-
-def _block_scores(
-    query: jax.Array, key: jax.Array, start: int, stop: int, seen: int, causal: bool, segments: jax.Array | None
-) -> jax.Array:
-    """Scores [b, h, stop - start, seen] of a block of queries, masked."""
-    scores = _scores(query[:, :, start:stop], key[:, :, :seen])
-    mask = _visible(start, stop, seen, causal, segments)
+def _scores(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Scores [b, h, t, s] float32, as low as can be where `mask` (broadcast to them) is False."""
+    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
 
 
