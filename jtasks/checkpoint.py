@@ -20,7 +20,7 @@ import numpy as np
 from jtasks.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
-SLICE_BYTES = 2**22  # of an array, for each of the devices that hold it to save its own
+SLICE_BYTES = 2**22  # least that a device saves of an array which others hold too; smaller ones are saved by one alone
 # Orbax writes this mark after its own rename; it says nothing about the content.
 UNCHECKED = {CHECKSUMS, "commit_success.txt"}
 

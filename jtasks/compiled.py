@@ -9,7 +9,7 @@ from jtasks import processes
 
 
 class Compiled:
-    """A jitted function of (state, batch), compiled once for each shape that batches have.
+    """A jitted function of (state, batch), compiled once for each shape that batches have; the state keeps its own.
 
     The processes of a run then wait for each other: machines that are not alike compile at different speeds, and a
     program's collectives find each other only if all come within half a minute.

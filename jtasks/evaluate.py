@@ -45,14 +45,14 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     return evaluate
 
 
-def scored(job: Job) -> bool:
+def wants_scores(job: Job) -> bool:
     """Whether predictions are evaluated too, which may take much longer than eval_fn."""
     return hasattr(job.task, "score_fn") and job.config.report_metric
 
 
 def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline.Examples) -> dict[str, float]:
     """What the task's score_fn says of its predictions over a whole split; {} if it has none or none is wanted."""
-    if not scored(job):
+    if not wants_scores(job):
         return {}
     rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
     found = job.task.score_fn(rows, predictor(params, examples), job.config)
@@ -65,6 +65,6 @@ def run(config: Config, workdir: pathlib.Path, split: str) -> dict[str, float]:
     examples = job.required(split)
     step, params = job.restored(workdir, examples)
     found = make(job)(params, examples)
-    if scored(job):
+    if wants_scores(job):
         found |= scores(job, predict.make(job), params, examples)
     return {"step": step, **{f"{split}/{name}": value for name, value in found.items()}}

@@ -59,6 +59,14 @@ def test_a_state_comes_back_bit_for_bit_onto_any_number_of_devices(folder, devic
     assert len(restored.params["scale"].sharding.device_set) == devices
 
 
+@pytest.mark.parametrize("least", [16, 2**22])  # bytes: some arrays in slices, all by one device
+def test_a_state_that_all_devices_hold_is_saved_once_whoever_saves_what(least, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SLICE_BYTES", least)
+    everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
+    save(tmp_path, jax.device_put(state(2, 7), everywhere))
+    assert_same(checkpoint.restore(tmp_path / "7", placed(jax.devices()[:1])), state(2, 7))
+
+
 def test_the_newest_undamaged_checkpoint_is_chosen(folder):
     assert checkpoint.newest(folder, pytest.fail) == 5
     assert checkpoint.newest(folder / "absent", pytest.fail) is None
