@@ -15,6 +15,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.job import Job
 from jtasks.log import say
+from jtasks.writing import write_file
 
 FILE = "shares.json"
 SECONDS = 0.5  # of each measurement, and at least three runs
@@ -114,9 +115,7 @@ def _record(job: Job, workdir: pathlib.Path, shares: tuple[int, ...], start: np.
         "seconds_to_start": start.tolist(),
         "seconds_an_example": example.tolist(),
     }
-    partial = workdir / f"{FILE}.tmp"
-    partial.write_text(json.dumps(record, indent=1) + "\n")
-    partial.replace(workdir / FILE)
+    write_file(workdir / FILE, json.dumps(record, indent=1) + "\n")
 
 
 def _devices(job: Job) -> list[str]:

@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from jtasks.writing import no_link, write_file
+
 _RESERVED = ("step", "split", "wall")
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them, so strings
 
@@ -287,17 +289,12 @@ def _rewrite(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> None
     """Leaves only the whole records that `keep` accepts, in one atomic replacement if anything changes."""
     kept = b"".join(_line(record) for record in read(path) if keep(record))
     if path.exists() and kept != path.read_bytes():
-        temporary = path.with_name(f"{path.name}.tmp")
-        with temporary.open("wb") as file:
-            file.write(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_file(path, kept)
 
 
 def _append(path: pathlib.Path, line: bytes) -> None:
     """Appends the whole line or, on a full disk, nothing: half a line would spoil the next one too."""
-    with path.open("ab", buffering=0) as file:
+    with open(path, "ab", buffering=0, opener=no_link) as file:
         size = file.tell()
         if file.write(line) != len(line):
             file.truncate(size)

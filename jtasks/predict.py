@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
 from jtasks.job import Job, prepare
+from jtasks.writing import check_name, write_file, writer
 
 Predict = Callable[[Any, pipeline.Examples], list[Any]]
 
@@ -60,12 +61,14 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, content in shown.items():
+        check_name(name, "show_fn of the task")
         path = folder / f"{name}-{suffix}.{'txt' if isinstance(content, str) else 'png'}"
         if isinstance(content, str):
-            path.write_text(content + "\n")
+            write_file(path, content + "\n")
         else:
             grey = content.ndim == 3 and content.shape[2] == 1
-            Image.fromarray(content[..., 0] if grey else content).save(path)
+            with writer(path) as file:
+                Image.fromarray(content[..., 0] if grey else content).save(file, "png")
         paths.append(path)
     return paths
 
@@ -80,15 +83,17 @@ def run(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
     _, params = job.restored(workdir, examples)
     outputs = make(job)(params, examples)
     path = workdir / f"predictions-{split}.jsonl"
-    lines = (json.dumps({"index": index, **_plain(output)}) + "\n" for index, output in enumerate(outputs))
+    lines = ((json.dumps({"index": index, **_plain(output)}) + "\n").encode() for index, output in enumerate(outputs))
 
     def write() -> None:
-        _write(path, lines)
+        with writer(path) as file:
+            file.writelines(lines)
         if hasattr(job.task, "report_fn"):
             rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
             for name, text in job.task.report_fn(rows, outputs, job.config).items():
-                file = pathlib.PurePath(name)
-                _write(workdir / f"{file.stem}-{split}{file.suffix}", [text])
+                check_name(name, "report_fn of the task")
+                report = pathlib.PurePath(name)
+                write_file(workdir / f"{report.stem}-{split}{report.suffix}", text)
 
     processes.once(write)
     return path
@@ -103,14 +108,6 @@ def run_show(config: Config, workdir: pathlib.Path, split: str) -> list[pathlib.
     step, params = job.restored(workdir, examples)
     shown = show(job, make(job), params, examples)
     return write_shown(shown, workdir / "show", f"{split}-{step}") if processes.first() else []
-
-
-def _write(path: pathlib.Path, parts: Iterable[str]) -> None:
-    """A file that is whole or absent."""
-    partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(parts)
-    partial.replace(path)
 
 
 def _plain(output: Any) -> dict[str, Any]:

@@ -14,10 +14,14 @@ from jtasks import processes
 from jtasks.config import Config
 from jtasks.errors import ConfigError
 from jtasks.log import say
+from jtasks.writing import check_name, no_link, write_file
 
 # A run that changes one of these is another run: its batches or its model would not be those of its first half.
 FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
 FREE = ("config.data.dir", "config.data.threads", "config.data.workers", "config.data.skip_bad")
+
+# Names of the run's own files, which no asset takes.
+OWN = ("config.json", "data.json", "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
 
 
 @contextlib.contextmanager
@@ -32,7 +36,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
+        file = open(workdir / ".lock", "a+", opener=no_link)  # noqa: SIM115
     except FileExistsError:
         raise ConfigError(f"--workdir={workdir} is a file: give a folder, which need not exist yet") from None
     except OSError as error:
@@ -75,9 +79,7 @@ def record_config(config: Config, workdir: pathlib.Path, *, resumed: bool) -> No
             )
         if lines:
             say("resuming with a changed config:\n  " + "\n  ".join(lines.values()))
-    partial = path.with_suffix(".json.tmp")
-    partial.write_text(json.dumps(new, indent=1) + "\n")
-    partial.replace(path)
+    write_file(path, json.dumps(new, indent=1) + "\n")
 
 
 def record_assets(assets: Mapping[str, str], workdir: pathlib.Path, *, resumed: bool) -> None:
@@ -88,8 +90,7 @@ def record_assets(assets: Mapping[str, str], workdir: pathlib.Path, *, resumed: 
     """
     for name, text in assets.items():
         path = workdir / name
-        if not name or pathlib.PurePath(name).name != name:
-            raise ConfigError(f"assets() of the task returned the name {name!r}; expected a file name without a folder")
+        check_name(name, "assets() of the task", OWN)
         if resumed and path.exists():
             if path.read_text(encoding="utf-8") == text:
                 continue
@@ -97,9 +98,7 @@ def record_assets(assets: Mapping[str, str], workdir: pathlib.Path, *, resumed: 
                 f"{path} is not what this config makes: the run so far used another {name}. Use another workdir, or"
                 " config.init_from to start from its parameters"
             )
-        partial = path.with_name(f"{name}.tmp")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
+        write_file(path, text)
 
 
 def _short(value: Any) -> str:

@@ -13,6 +13,7 @@ from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import files, gpt2, huggingface, vit
 from jtasks.job import SPLITS, prepare
+from jtasks.writing import write_file
 
 
 def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None) -> pathlib.Path:
@@ -44,7 +45,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None) -> p
         if processor := image_processor(theirs, job.config):
             files.write_json(folder / "preprocessor_config.json", processor)
         for name, text in assets.items():
-            (folder / name).write_text(text, encoding="utf-8")
+            write_file(folder / name, text)
 
     processes.once(write)
     return folder

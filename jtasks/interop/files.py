@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jtasks.errors import CheckpointError
+from jtasks.writing import write_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
@@ -68,9 +69,7 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str,
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
     """The same for a file of JSON."""
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
