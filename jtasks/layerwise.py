@@ -1,4 +1,4 @@
-"""Single layers of a stack, whose parameters are scanned along a leading axis: held fixed, or trained more slowly.
+"""Single layers of a stack, whose parameters are scanned along a leading axis: frozen, slowed, optimized one by one.
 
 A parameter of layer i stands in the row i of a leaf such as `blocks/up/kernel` [depth, ...], and is named
 `blocks/i/up/kernel` here.
@@ -8,11 +8,15 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jtasks.errors import ConfigError
 
 STACK = re.compile(r"(^|/)blocks/(?!\d+(/|$))")  # what is numbered already is not stacked
+
+INPUTS = re.compile(r"^(tokens|token|position|type|kind|embed|project)(/|$)")  # what comes before the layers
 
 
 def path(keys: tuple[Any, ...]) -> str:
@@ -51,6 +55,37 @@ def matching(regex: str, params: Any) -> Any:
     return jax.tree.map_with_path(one, params)
 
 
+def one_by_one(transformation: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
+    """Return a transformation that takes each layer of a stacked leaf [depth, ...] for a leaf of its own.
+
+    It is for optimizers with statistics of whole leaves, as LAMB's trust ratio (You et al. 2020, arXiv:1904.00962) is.
+    Their state is stacked like the parameters, with one row for each layer; counts of updates stay scalars.
+    """
+    depths = jax.tree.map_with_path(lambda keys, leaf: depth(path(keys), leaf), params)
+    kinds = {
+        layers: _mapped(transformation, layers) if layers else transformation for layers in jax.tree.leaves(depths)
+    }
+    return optax.partition(kinds, depths) if any(kinds) else transformation
+
+
+def _mapped(transformation: optax.GradientTransformation, layers: int) -> optax.GradientTransformation:
+    """Return `jax.vmap` of a transformation over the leading axis [layers, ...] of all leaves but counts."""
+
+    def axes(state: Any) -> Any:
+        return jax.tree.map(lambda x: None if not x.ndim and jnp.issubdtype(x.dtype, jnp.integer) else 0, state)
+
+    def init(params: Any) -> Any:
+        row = jax.eval_shape(lambda tree: jax.tree.map(lambda x: x[0], tree), params)
+        over = axes(jax.eval_shape(transformation.init, row))
+        return jax.vmap(transformation.init, out_axes=over, axis_size=layers)(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        over = axes(state)
+        return jax.vmap(transformation.update, (0, over, 0), (0, over), axis_size=layers)(updates, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
 def rates(decay: float, embeddings: str, params: Any) -> Any:
     """A tree of factors of the learning rate that fall from the head to the embeddings (Clark et al. 2020, ELECTRA).
 
@@ -59,7 +94,7 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
 
     Args:
       decay: above 0 and at most 1.
-      embeddings: regex of the parameters before the first layer.
+      embeddings: regex of the parameters before the first layer; "": as the backbones of `jtasks.models` name them.
       params: nested dict of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
@@ -75,7 +110,7 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
     """
     names = {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(params)}
     layers = max(depth(name, leaf) for name, leaf in names.items())
-    first = [name for name in names if re.search(embeddings, name) and not STACK.search(name)]
+    first = [name for name in names if _is_input(name, embeddings, names) and not STACK.search(name)]
     if not layers or not first:
         lacking = f"config.optim.embeddings={embeddings!r} matches none" if layers else "there is no stack `blocks/`"
         raise ConfigError(
@@ -91,3 +126,11 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
         return decay ** (layers + 1) if name in first else 1.0
 
     return jax.tree.map_with_path(one, params)
+
+
+def _is_input(name: str, embeddings: str, names: Any) -> bool:
+    if embeddings:
+        return re.search(embeddings, name) is not None
+    # BERT, the one with types of tokens, normalizes its embeddings; the `norm` of the others comes after the layers.
+    bert = any(other.startswith("type/") for other in names)
+    return INPUTS.search(name) is not None or (bert and name.startswith("norm/"))

@@ -22,6 +22,9 @@ import optax.contrib
 from jtasks import layerwise
 from jtasks.errors import ConfigError
 
+# What these do depends on the shape or the norm of a leaf.
+PER_LEAF = ("adafactor", "fromage", "galore", "lamb", "lars", "novograd")
+
 
 def defaults() -> dict[str, Any]:
     """Return the fields that every `config.optim` has, with their default values.
@@ -41,7 +44,7 @@ def defaults() -> dict[str, Any]:
         "decay": ".*",  # regex (re.search) of the parameters that weight decay touches
         "freeze": "",  # regex of the parameters that stay as they are, single layers as blocks/INDEX/...; "": none
         "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it; 1: all alike
-        "embeddings": "^(tokens|position|type|embed)(/|$)",  # of layer_decay: regex of what comes before the layers
+        "embeddings": "",  # of layer_decay: regex of what comes before the layers; "": as jtasks.models names it
         "clip": 0.0,  # largest global norm of the gradient; 0: no clipping
     }
 
@@ -49,8 +52,12 @@ def defaults() -> dict[str, Any]:
 def arguments(name: str) -> dict[str, Any]:
     """Return the further fields of `config.optim` for optimizer `name`: optax's scalar arguments and their defaults.
 
-    Left out are those that other fields set (learning rate, weight decay), masks, dtypes and functions; and rmsprop's
-    `decay` (0.9), whose name is taken by the regex of weight decay.
+    Left out are those that other fields set (learning rate, weight decay), masks, dtypes and functions. rmsprop's decay
+    is called `b2`, since the name `decay` is taken by the regex of weight decay.
+
+    torch's RMSprop(alpha=0.99) is rmsprop with b2=0.99 and eps_in_sqrt=False: optax adds eps to the mean square, torch
+    to its root. radam is torch's, but optax computes the rectification's 1 - b2**t in float32: in the first dozen steps
+    an update is up to 1 % off.
 
     Raises:
       ConfigError: there is no such optimizer.
@@ -58,12 +65,13 @@ def arguments(name: str) -> dict[str, Any]:
     >>> arguments("lion")
     {'b1': 0.9, 'b2': 0.99}
     """
-    settled = re.compile(r"^learning_rate$|weight_decay|mask|dtype|dimension_numbers|^base_optimizer$|^decay$")
+    settled = re.compile(r"^learning_rate$|weight_decay|mask|dtype|dimension_numbers|^base_optimizer$")
     known = _factories()
     _require(known, name, f"optimizer config.optim.name={name!r}")
     values = {field: parameter.default for field, parameter in inspect.signature(known[name]).parameters.items()}
     scalars = {field: value for field, value in values.items() if isinstance(value, bool | int | float | str | None)}
-    return {field: value for field, value in scalars.items() if not settled.search(field)}
+    named = {"b2" if field == "decay" else field: value for field, value in scalars.items()}
+    return {field: value for field, value in named.items() if not settled.search(field)}
 
 
 def schedule(optim: Any, steps: int) -> optax.Schedule:
@@ -131,6 +139,9 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     else is on its Adam part: embeddings, biases, norms, convolutions and the output layer, known by a module name that
     ends in `head`. The field `adam_learning_rate` is that part's peak rate; its default is `lr`.
 
+    Optimizers with statistics of whole leaves (PER_LEAF: LAMB's and LARS's trust ratios, adafactor's factors, ...) take
+    each layer of a scanned stack for a leaf of its own, so a stack trains as the same layers without scan do.
+
     Args:
       optim: `config.optim`, a ConfigDict or a mapping; absent fields have their default values.
       steps: updates in the run.
@@ -148,6 +159,8 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     """
     fields, rate, train = _fields(optim), schedule(optim, steps), trainable(optim, params)
     transformation = _unfrozen(fields, rate, params, train)
+    if fields["name"] in PER_LEAF or (fields["name"] == "muon" and fields.get("adaptive")):
+        transformation = layerwise.one_by_one(transformation, params)
     if fields["clip"]:
         transformation = optax.chain(optax.clip_by_global_norm(fields["clip"]), transformation)
     if fields["freeze"]:
@@ -274,6 +287,8 @@ def _unfrozen(fields: dict[str, Any], rate: optax.Schedule, params: Any, train: 
     name, decay = fields["name"], fields["weight_decay"]
     factory = _factories()[name]
     given = {field: fields[field] for field in arguments(name) if field in fields}
+    if name == "rmsprop" and "b2" in given:
+        given["decay"] = given.pop("b2")
     mask = _matching("decay", fields["decay"], params)
     if name == "muon":
         return _muon(rate, fields, given, mask, params)

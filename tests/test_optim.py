@@ -157,6 +157,63 @@ def test_arguments_reach_the_optimizer_and_common_fields_are_not_among_them():
     jax.tree.map(lambda u, g: np.testing.assert_allclose(u, -0.1 * 1.5 * g, rtol=1e-5), updates, grads)
 
 
+def torch_rmsprop(params, gradients, *, lr, alpha=0.99, eps=1e-8, momentum=0.0, centered=False):
+    """torch.optim.RMSprop as its documentation has it, in float64."""
+    square = mean = buffer = np.zeros_like(params)
+    for gradient in gradients:
+        square = alpha * square + (1 - alpha) * gradient**2
+        mean = alpha * mean + (1 - alpha) * gradient
+        buffer = momentum * buffer + gradient / (np.sqrt(square - centered * mean**2) + eps)
+        params = params - lr * buffer
+    return params
+
+
+def torch_radam(params, gradients, *, lr, b1=0.9, b2=0.999, eps=1e-8):
+    """torch.optim.RAdam as its documentation has it (Liu et al. 2020), in float64."""
+    first = second = np.zeros_like(params)
+    longest = 2 / (1 - b2) - 1
+    for t, gradient in enumerate(gradients, 1):
+        first, second = b1 * first + (1 - b1) * gradient, b2 * second + (1 - b2) * gradient**2
+        update = first / (1 - b1**t)
+        length = longest - 2 * t * b2**t / (1 - b2**t)
+        if length > 5:
+            r = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+            update = update * np.sqrt(r) * np.sqrt(1 - b2**t) / (np.sqrt(second) + eps)
+        params = params - lr * update
+    return params
+
+
+def distance_to_reference(fields, reference, dtype=np.float32, **options):
+    """Largest difference of the change of 50 numbers in 60 steps, as a share of the largest change."""
+    random = np.random.default_rng(0)
+    start, gradients = random.normal(size=50), random.normal(size=(60, 50))
+    params = {"w": jnp.asarray(start, dtype)}
+    transformation, _ = optim.optimizer({"lr": 0.01} | fields, 60, params)
+
+    def step(carry, gradient):
+        params, state = carry
+        updates, state = transformation.update({"w": gradient}, state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, transformation.init(params)), jnp.asarray(gradients, dtype))
+    expected = reference(start, gradients, lr=0.01, **options)
+    return np.abs(params["w"] - expected).max() / np.abs(expected - start).max()
+
+
+@pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"centered": True}])
+def test_rmsprop_with_eps_beside_the_root_is_torchs(options):
+    fields = {"name": "rmsprop", "b2": 0.99, "eps_in_sqrt": False} | options
+    assert distance_to_reference(fields, torch_rmsprop, **options) < 1e-5
+    assert distance_to_reference(fields | {"b2": 0.9}, torch_rmsprop, **options) > 0.1
+    assert optim.arguments("rmsprop")["b2"] == 0.9
+
+
+def test_radam_is_torchs_but_for_the_rounding_of_its_rectification():
+    assert distance_to_reference({"name": "radam"}, torch_radam) < 1e-3
+    with jax.enable_x64(True):
+        assert distance_to_reference({"name": "radam"}, torch_radam, np.float64) < 1e-6
+
+
 def test_a_frozen_config_dict_a_dict_and_all_defaults_written_out_mean_the_same():
     params = make_params()
     fields = {"name": "lion", "lr": 0.1, "b1": 0.8, "weight_decay": 0.01}
