@@ -7,6 +7,7 @@ is whole, and one whose files do not match its checksums has been damaged since.
 
 import hashlib
 import json
+import math
 import pathlib
 import shutil
 import threading
@@ -17,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtasks import processes
 from jtasks.errors import CheckpointError
 
 CHECKSUMS = "checksums.json"
@@ -102,7 +104,7 @@ class Checkpoints:
 
 def saved_steps(folder: pathlib.Path) -> list[int]:
     """The steps that have a finished checkpoint, ascending."""
-    return sorted(int(p.name) for p in folder.glob("*") if p.name.isdigit()) if folder.is_dir() else []
+    return sorted(int(p.name) for p in folder.glob("*") if _is_step(p.name)) if folder.is_dir() else []
 
 
 def clear_unfinished(folder: pathlib.Path) -> None:
@@ -111,13 +113,15 @@ def clear_unfinished(folder: pathlib.Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def newest(folder: pathlib.Path, warn: Callable[[str], None]) -> int | None:
-    """The newest undamaged checkpoint's step; None where there is no checkpoint at all.
+def newest(folder: pathlib.Path, warn: Callable[[str], None], before: float = math.inf) -> int | None:
+    """The newest undamaged checkpoint's step below `before`; None where there is no checkpoint at all.
+
+    It reads the whole checkpoint: of several processes, one decides for all (see `processes.agree`).
 
     Raises:
       CheckpointError: there are checkpoints, and each is damaged.
     """
-    steps = saved_steps(folder)
+    steps = [step for step in saved_steps(folder) if step < before]
     found = []
     for step in reversed(steps):
         problems = damage(folder / str(step))
@@ -131,6 +135,35 @@ def newest(folder: pathlib.Path, warn: Callable[[str], None]) -> int | None:
             " move the folder away to start afresh"
         )
     return None
+
+
+def require(folder: pathlib.Path, step: int) -> int:
+    """`step`, if its checkpoint is there and undamaged; CheckpointError otherwise."""
+    if step not in (steps := saved_steps(folder)):
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}: it has {_some(map(str, steps)) or 'none'}")
+    if problems := damage(folder / str(step)):
+        raise CheckpointError(f"checkpoint {folder / str(step)} is damaged: {'; '.join(problems)}")
+    return step
+
+
+def best(values: Mapping[int, float], metric: str) -> int | None:
+    """The step with the best of its finite values: the lowest, or for a `metric` with a "-" the highest."""
+    finite = {step: value for step, value in values.items() if math.isfinite(value)}
+    choose = max if metric.startswith("-") else min
+    return choose(finite, key=lambda step: finite[step], default=None)
+
+
+def locate(source: str) -> tuple[pathlib.Path, str]:
+    """The `checkpoints` folder that config.init_from means, and the step that it names ("" for the newest).
+
+    Args:
+      source: a workdir, whatever its name, its `checkpoints` folder, or one `checkpoints/STEP`.
+    """
+    path = pathlib.Path(source).expanduser().absolute()
+    if (path / "checkpoints").is_dir():
+        return path / "checkpoints", ""
+    named = _is_step(path.name) and (path.parent.name == "checkpoints" or (path / CHECKSUMS).exists())
+    return (path.parent, path.name) if named else (path, "")
 
 
 def checksums(folder: pathlib.Path) -> dict[str, str]:
@@ -147,8 +180,10 @@ def damage(folder: pathlib.Path) -> list[str]:
     """What differs from the checksums written when it was saved; empty when nothing does."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         return [f"{CHECKSUMS} cannot be read ({error})"]
+    if not isinstance(expected, dict) or not expected:
+        return [f"{CHECKSUMS} holds no checksums"]
     try:
         found = checksums(folder)
     except OSError as error:
@@ -204,7 +239,13 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
     Returns:
       The parameters, and the names that were `taken`, `left` as initialised, and `unused` of the checkpoint.
     """
-    folder = _checkpoint_folder(pathlib.Path(source).absolute(), warn)
+    folder, named = locate(source)
+    step = processes.agree(lambda: (require(folder, int(named)) if named else newest(folder, warn)) or 0)
+    if not step:
+        raise CheckpointError(
+            f"no checkpoint in config.init_from={source}: give a workdir of a run, or checkpoints/STEP"
+        )
+    folder = folder / str(step)
     saved = _saved_leaves(folder)
     prefix = "average/" if any(name.startswith("average/") for name in saved) else "params/"
     saved = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
@@ -233,16 +274,9 @@ def _name(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _checkpoint_folder(source: pathlib.Path, warn: Callable[[str], None]) -> pathlib.Path:
-    if source.name.isdigit() and source.is_dir():
-        if problems := damage(source):
-            raise CheckpointError(f"checkpoint {source} is damaged: {'; '.join(problems)}")
-        return source
-    for folder in (source / "checkpoints", source):
-        step = newest(folder, warn)
-        if step is not None:
-            return folder / str(step)
-    raise CheckpointError(f"no checkpoint in config.init_from={source}: give a workdir of a run, or checkpoints/STEP")
+def _is_step(name: str) -> bool:
+    """Whether a folder's name is a step as `save` writes it; "²" and "007" are digits too."""
+    return name.isascii() and name.isdigit() and not name.startswith("0")
 
 
 def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
@@ -268,8 +302,8 @@ def _together() -> dict[str, Any]:
     """Options with which Orbax names the processes; else it has them meet by way of equal numbers of devices."""
     import orbax.checkpoint as ocp
 
-    processes = set(range(jax.process_count()))
-    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes=processes)}
+    everyone = set(range(jax.process_count()))
+    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes=everyone)}
 
 
 def _describe(leaf: Any) -> str:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import sys
 import traceback
@@ -16,19 +17,23 @@ from typing import Any
 from jtasks.errors import EXIT_STOPPED
 
 MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
+READING = ("eval", "predict", "show", "export")  # those that take a --checkpoint
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 HELP = """\
 modes:
   train    train, going on from whatever DIR holds; evaluates `valid` on the way, `valid` and `test` at the end
-  eval     metrics of the newest checkpoint on one split
-  predict  outputs of the newest checkpoint on one split, into DIR/predictions-SPLIT.jsonl
-  show     pictures and texts of the newest checkpoint, into DIR/show/
-  export   the newest checkpoint as a folder that Hugging Face's transformers loads, into DIR/export/hf/
+  eval     metrics of a checkpoint (the newest, unless --checkpoint says best or a step) on one split
+  predict  outputs of a checkpoint on one split, into DIR/predictions-SPLIT.jsonl
+  show     pictures and texts of a checkpoint, into DIR/show/
+  export   a checkpoint as a folder that Hugging Face's transformers loads, into DIR/export/hf/
   check    does the task keep the contract? Needs no DIR. With --config.check.step=N, replays the batch of
            step N and tells where the first non-finite number appears
   plan     memory, computation and communication of a step on a mesh that this machine need not have, such as
            --config.mesh.data=8 --config.mesh.fsdp=8. Needs no DIR
+
+Without --config, DIR/config.json is the config: --workdir=DIR goes on with the run, --workdir=DIR --mode=eval
+evaluates it. With --config, every mode but plan compares it with that of the run.
 
 Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4
 
@@ -101,18 +106,41 @@ def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
         )
     if flags.workdir is None and flags.mode not in ("check", "plan"):
         raise errors.ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
-    workdir = pathlib.Path(flags.workdir or ".").expanduser()
+    workdir = _workdir(flags.workdir)
+    if flags.checkpoint is not None and flags.mode not in READING:
+        raise errors.ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
     _quiet()
     _compilation_cache()
     from jtasks import config as configs
     from jtasks import processes
 
     if flags.mode == "plan":
-        return _plan(flags, configs.load(flags.config, overrides))
+        return _plan(flags, configs.load(_config_file(flags), overrides))
     _join(flags)
-    config = configs.load(flags.config, overrides)
+    config = configs.load(_config_file(flags), overrides)
     result = _mode(flags, config, workdir)
     return result if processes.first() else None
+
+
+def _workdir(given: str | None) -> pathlib.Path:
+    from jtasks import errors
+
+    if given is not None and not given.strip():
+        raise errors.ConfigError("--workdir= is empty: give the run's folder, which need not exist yet")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given or ""):
+        raise errors.ConfigError(f"--workdir={given} is a URL: give a local folder, such as where a bucket is mounted")
+    return pathlib.Path(given or ".").expanduser()
+
+
+def _config_file(flags: argparse.Namespace) -> str:
+    """--config, or without it the config.json of the run in --workdir."""
+    from jtasks import errors
+
+    own = _workdir(flags.workdir) / "config.json"
+    if flags.config is None and (flags.workdir is None or not own.is_file()):
+        where = "" if flags.workdir is None else f", as {own.parent} holds no config.json of a run"
+        raise errors.ConfigError(f"--config=FILE.py[:PRESET] is missing{where}: it defines get_config (see --help)")
+    return flags.config or str(own)
 
 
 def _join(flags: argparse.Namespace) -> None:
@@ -127,6 +155,7 @@ def _join(flags: argparse.Namespace) -> None:
 
 
 def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    which = flags.checkpoint or "newest"
     if flags.mode == "train":
         from jtasks.train import train
 
@@ -134,18 +163,19 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "eval":
         from jtasks import evaluate
 
-        return evaluate.run(config, workdir, flags.split)
+        return evaluate.run(config, workdir, flags.split, which)
     if flags.mode == "check":
         return _check(config, workdir)
     if flags.mode == "export":
         from jtasks.interop import export
 
-        return {"exported": str(export.run(config, workdir, pathlib.Path(flags.out) if flags.out else None))}
+        out = pathlib.Path(flags.out) if flags.out else None
+        return {"exported": str(export.run(config, workdir, out, which))}
     from jtasks import predict
 
     if flags.mode == "predict":
-        return {"predictions": str(predict.run(config, workdir, flags.split))}
-    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split)]}
+        return {"predictions": str(predict.run(config, workdir, flags.split, which))}
+    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split, which)]}
 
 
 def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
@@ -189,12 +219,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", required=True, metavar="FILE.py[:PRESET]", help="a file that defines get_config")
+    parser.add_argument(
+        "--config", metavar="FILE.py[:PRESET]", help="a file that defines get_config; without it, DIR/config.json"
+    )
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument("--format", default="hf", choices=("hf",), help="for export: that of Hugging Face")
     parser.add_argument("--out", metavar="FOLDER", help="for export: where to, instead of DIR/export/FORMAT")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
+    parser.add_argument(
+        "--checkpoint", metavar="WHICH", help="for eval, predict, show, export: newest (default), best, or a step"
+    )
     several = parser.add_argument_group(
         "a run of several processes, which share DIR",
         "SLURM, Open MPI, JobSet and TPU pods are recognised and need none of these; --processes=1 ignores them",

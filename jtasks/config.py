@@ -51,6 +51,7 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
                 "dir": placeholder(str),  # None: $JTASKS_DATA, else the user's cache folder
                 "threads": 16,  # that read ahead, where data is not in memory
                 "workers": 0,  # processes that do so instead
+                "allow_changes": False,  # go on with other data, or other fields here, than the run in the workdir had
                 "skip_bad": 0,  # examples that may be replaced by others because they cannot be read
                 "buckets": (),  # of config.batch_tokens: the lengths that batches are cut to, ascending
             },
@@ -87,6 +88,8 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
         if any(o.startswith(f"--config.{given}=") for o in overrides):
             config[other] = type(config[other])(0)  # the command line's length of the run replaces the file's
     _override(config, overrides)
+    if path.endswith(".json") and config.task.endswith(".py") and not pathlib.Path(config.task).is_file():
+        raise ConfigError(f"{path} names the task {config.task}, which is not there: give --config.task=FILE.py")
     _validate(config)
     return Config(config)
 
@@ -133,6 +136,8 @@ def fields(config: Mapping[str, Any], prefix: str = "config") -> Iterator[tuple[
 
 
 def _read(path: str) -> ml_collections.ConfigDict:
+    if path.endswith(".json"):
+        return _read_json(pathlib.Path(path))
     file, _, preset = path.partition(":")
     if not pathlib.Path(file).is_file():
         here = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
@@ -152,6 +157,23 @@ def _read(path: str) -> ml_collections.ConfigDict:
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
     return config
+
+
+def _read_json(path: pathlib.Path) -> ml_collections.ConfigDict:
+    """A run's own config.json, whose lists were tuples."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}): give --config=FILE.py") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is no config (no JSON object): give --config=FILE.py")
+    return ml_collections.ConfigDict(_tuples(content))
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _tuples(child) for name, child in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _merge(config: ml_collections.ConfigDict, user: ml_collections.ConfigDict, prefix: str) -> None:

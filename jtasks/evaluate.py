@@ -10,7 +10,8 @@ from jtasks import metrics, predict, sharding
 from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
-from jtasks.job import Job, prepare
+from jtasks.job import Job
+from jtasks.run import open_run
 from jtasks.task import losses
 
 Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
@@ -59,12 +60,12 @@ def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline
     return {name: float(value) for name, value in found.items()}
 
 
-def run(config: Config, workdir: pathlib.Path, split: str) -> dict[str, float]:
-    """Evaluate the newest checkpoint of a workdir on one split; keys are `split/metric`."""
-    job = prepare(config)
-    examples = job.required(split)
-    step, params = job.restored(workdir, examples)
+def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> dict[str, float]:
+    """Evaluate a checkpoint (see `open_run`) of a workdir on one split; keys are `split/metric`."""
+    run = open_run(config, workdir, which)
+    job, examples = run.job, run.required(split)
+    params = run.params(examples)
     found = make(job)(params, examples)
     if wants_scores(job):
         found |= scores(job, predict.make(job), params, examples)
-    return {"step": step, **{f"{split}/{name}": value for name, value in found.items()}}
+    return {"step": run.step, **{f"{split}/{name}": value for name, value in found.items()}}

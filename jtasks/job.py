@@ -1,6 +1,5 @@
 """What every mode starts from: the task, its prepared data, the filled config, the mesh."""
 
-import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -9,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jtasks import checkpoint, hetero, processes, sharding, task
 from jtasks import config as configs
+from jtasks import hetero, processes, sharding, task
 from jtasks.config import Config
 from jtasks.data import buckets, pipeline
-from jtasks.errors import CheckpointError, ConfigError, DataError
+from jtasks.errors import ConfigError, DataError
 from jtasks.log import warn
 
 SPLITS = ("train", "valid", "test")
@@ -120,23 +119,6 @@ class Job(NamedTuple):
             workers=self.config.data.workers,
             poll=poll,
         )
-
-    def restored(self, workdir: pathlib.Path, examples: pipeline.Examples) -> tuple[int, Any]:
-        """Step and parameters of a workdir's newest checkpoint; the averaged ones where config.ema is set.
-
-        Raises:
-          CheckpointError: there is none, or it does not fit the config.
-        """
-        folder = workdir / "checkpoints"
-        step = checkpoint.newest(folder, warn)
-        if step is None:
-            raise CheckpointError(f"no checkpoint in {folder}: train first, with the same --config and --workdir")
-        plan = pipeline.Plan(pipeline.size(examples), 0, sharding.parts(self.mesh), shuffle=False)
-        batch = self.batch_at(examples, plan, 0)
-        shapes = jax.eval_shape(lambda b: self.task.init(jax.random.key(0), b, self.config), batch)
-        like = sharding.placed(shapes, self.shardings(shapes, shapes))
-        name = "average" if self.config.ema else "params"
-        return step, checkpoint.restore(folder / str(step), {name: like}, only=f"{name}/")[name]
 
 
 def prepare(config: Config) -> Job:

@@ -184,7 +184,8 @@ class Milestones:
         """Keep the newest checkpoints and the best by `config.best`."""
         config, steps = self.job.config, checkpoint.saved_steps(self.workdir / "checkpoints")
         keep = set(steps[-config.keep :])
-        values = {step: value for step, value in self.log.values(config.best.lstrip("-")).items() if step in steps}
-        if config.best and values:
-            keep.add((max if config.best.startswith("-") else min)(values, key=lambda step: values[step]))
-        self.checkpoints.keep(keep)
+        values = {
+            step: value for step, value in self.log.values(config.best.removeprefix("-")).items() if step in steps
+        }
+        best = checkpoint.best(values, config.best)
+        self.checkpoints.keep(keep if best is None else keep | {best})

@@ -13,7 +13,8 @@ from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
-from jtasks.job import Job, prepare
+from jtasks.job import Job
+from jtasks.run import open_run
 from jtasks.writing import check_name, write_file, writer
 
 Predict = Callable[[Any, pipeline.Examples], list[Any]]
@@ -73,14 +74,14 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
     return paths
 
 
-def run(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
-    """Write predictions-SPLIT.jsonl from the newest checkpoint: `{"index", ...outputs}`, one example a line.
+def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> pathlib.Path:
+    """Write predictions-SPLIT.jsonl from a checkpoint (see `open_run`): `{"index", ...outputs}`, one example a line.
 
     What the task's report_fn makes of them goes beside it, as NAME-SPLIT.SUFFIX.
     """
-    job = prepare(config)
-    examples = job.required(split)
-    _, params = job.restored(workdir, examples)
+    run = open_run(config, workdir, which)
+    job, examples = run.job, run.required(split)
+    params = run.params(examples)
     outputs = make(job)(params, examples)
     path = workdir / f"predictions-{split}.jsonl"
     lines = ((json.dumps({"index": index, **_plain(output)}) + "\n").encode() for index, output in enumerate(outputs))
@@ -99,15 +100,15 @@ def run(config: Config, workdir: pathlib.Path, split: str) -> pathlib.Path:
     return path
 
 
-def run_show(config: Config, workdir: pathlib.Path, split: str) -> list[pathlib.Path]:
-    """Write show_fn's pictures and texts of the newest checkpoint to DIR/show/."""
-    job = prepare(config)
+def run_show(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> list[pathlib.Path]:
+    """Write show_fn's pictures and texts of a checkpoint (see `open_run`) to DIR/show/."""
+    run = open_run(config, workdir, which)
+    job = run.job
     if not hasattr(job.task, "show_fn"):
         raise ConfigError(f"task {config.task} has no show_fn(examples, outputs, config)")
-    examples = job.required(split)
-    step, params = job.restored(workdir, examples)
-    shown = show(job, make(job), params, examples)
-    return write_shown(shown, workdir / "show", f"{split}-{step}") if processes.first() else []
+    examples = run.required(split)
+    shown = show(job, make(job), run.params(examples), examples)
+    return write_shown(shown, workdir / "show", f"{split}-{run.step}") if processes.first() else []
 
 
 def _plain(output: Any) -> dict[str, Any]:

@@ -12,14 +12,22 @@ from jtasks import calibration, checkpoint, flops, hetero, optim, processes, sha
 from jtasks import step as steps_
 from jtasks.compiled import Compiled
 from jtasks.config import Config
-from jtasks.data import buckets, pipeline
+from jtasks.data import buckets, fingerprint, pipeline
 from jtasks.interop import huggingface
 from jtasks.job import SPLITS, Job, prepare, total_steps
 from jtasks.log import Log, say, warn
 from jtasks.milestones import Milestones, due
 from jtasks.signals import Stop
 from jtasks.step import Batch, Report, State
-from jtasks.workdir import locked, record_assets, record_config
+from jtasks.workdir import (
+    compare_assets,
+    compare_config,
+    compare_data,
+    locked,
+    record_assets,
+    record_config,
+    record_data,
+)
 
 AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
@@ -47,12 +55,15 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
             plan = job.plan(examples, shuffle=True)
             steps = total_steps(config, plan)
             start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
-            processes.once(lambda: record(job, workdir, resumed=start > 0))
+            processes.once(lambda: record(job, workdir, splits, start, steps))
+            if start > steps:
+                say(f"{workdir} holds step {start}, past config.steps={steps}: nothing is trained")
+                steps = start
             log = Log(workdir, start=start, steps=steps, amounts=plan.amounts, writer=processes.first())
             evaluated = [split for split in ("valid", "test") if splits[split] is not None]
             if start >= steps and processes.agree(lambda: all(log.has(start, split) for split in evaluated)):
                 say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
-                return log.last() or {"step": start}
+                return result(log, start)
             job = calibration.settled(job, workdir, examples)
             plan = job.plan(examples, shuffle=True)
             state, step = begin(job, workdir, splits, plan, start, steps, log)
@@ -75,14 +86,27 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
                     reports = []
                 between.reach(state, now)
             between.finish()
-            return log.last() or {"step": steps}
+            return result(log, steps)
 
 
-def record(job: Job, workdir: pathlib.Path, *, resumed: bool) -> None:
-    """Write the config and the task's assets; a resumed run must agree with them."""
-    record_config(job.config, workdir, resumed=resumed)
-    if hasattr(job.task, "assets"):
-        record_assets(job.task.assets(job.config), workdir, resumed=resumed)
+def result(log: Log, step: int) -> dict[str, float]:
+    """What was measured of the state after `step`; never of another one."""
+    last = log.last()
+    return last if last.get("step") == step else {"step": step}
+
+
+def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, steps: int) -> None:
+    """Write the config, the task's assets and the data's fingerprint; a run that goes on must agree with them."""
+    assets = job.task.assets(job.config) if hasattr(job.task, "assets") else {}
+    data = {split: fingerprint.of(examples) for split, examples in splits.items() if examples is not None}
+    if start:
+        compare_config(job.config, workdir)
+        compare_assets(assets, workdir)
+        compare_data(data, workdir, allow=job.config.data.allow_changes)
+    if start <= steps:
+        record_config(job.config, workdir)
+        record_assets(assets, workdir)
+        record_data(data, workdir, anew=not start)
 
 
 def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
@@ -92,6 +116,23 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
         return checkpoint.import_params(source, params, warn)
     folder, architecture = source.removeprefix(huggingface.PREFIX), huggingface.architecture(job.task)
     return huggingface.import_params(folder, params, job.config.model, architecture, warn)
+
+
+def state_after(
+    step: int, job: Job, workdir: pathlib.Path, program: "Programs", batch: Batch, say: Callable[[str], None]
+) -> State:
+    """The state saved after `step`, or at 0 the initial one, with the parameters of config.init_from."""
+    if step:
+        folder = workdir / "checkpoints" / str(step)
+        state = checkpoint.restore(folder, sharding.placed(program.shapes, program.shardings))
+        say(f"resumed from step {step} of {workdir}")
+        return state
+    params = jax.jit(program.init, out_shardings=program.shardings.params)(batch)  # born divided: nowhere whole
+    if job.config.init_from:
+        params, taken = imported(job, params)
+        for kind, names in taken.items():
+            say(f"init_from: {len(names)} parameters {kind}" + "".join(f"\n  {name}" for name in names))
+    return jax.jit(program.create, out_shardings=program.shardings, donate_argnums=0)(params)
 
 
 class Programs(NamedTuple):
@@ -136,17 +177,7 @@ def begin(
     config = job.config
     batch = job.batch_at(splits["train"], plan, start)
     program = programs(job, batch, steps)
-    shapes, shardings = program.shapes, program.shardings
-    if start:
-        state = checkpoint.restore(workdir / "checkpoints" / str(start), sharding.placed(shapes, shardings))
-        log.message(f"resumed from step {start} of {workdir}")
-    else:
-        params = jax.jit(program.init, out_shardings=shardings.params)(batch)  # born divided: nowhere whole
-        if config.init_from:
-            params, taken = imported(job, params)
-            for kind, names in taken.items():
-                log.message(f"init_from: {len(names)} parameters {kind}" + "".join(f"\n  {name}" for name in names))
-        state = jax.jit(program.create, out_shardings=shardings, donate_argnums=0)(params)
+    state = state_after(start, job, workdir, program, batch, log.message)
 
     operations = sum(
         share * flops.count(program.step, state, job.batch_at(splits["train"], plan, at) if plan.varies else batch)

@@ -12,16 +12,19 @@ from typing import Any
 from jtasks import config as configs
 from jtasks import processes
 from jtasks.config import Config
+from jtasks.data import fingerprint
+from jtasks.data.fingerprint import Prints
 from jtasks.errors import ConfigError
-from jtasks.log import say
+from jtasks.log import say, warn
 from jtasks.writing import check_name, no_link, write_file
 
 # A run that changes one of these is another run: its batches or its model would not be those of its first half.
 FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
-FREE = ("config.data.dir", "config.data.threads", "config.data.workers", "config.data.skip_bad")
+FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
+DATA = "data.json"
 
 # Names of the run's own files, which no asset takes.
-OWN = ("config.json", "data.json", "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
+OWN = ("config.json", DATA, "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
 
 
 @contextlib.contextmanager
@@ -56,49 +59,118 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def record_config(config: Config, workdir: pathlib.Path, *, resumed: bool) -> None:
-    """Write config.json; a resumed run must agree with it where the run's identity lies.
+def stored(path: pathlib.Path) -> dict[str, Any]:
+    """A file of a run that holds a JSON object; {} where there is none.
 
     Raises:
-      ConfigError: a field of the task, data or model differs from that of the run so far; all are listed.
+      ConfigError: it holds something else.
     """
-    path, new = workdir / "config.json", configs.to_json(config)
-    if resumed and path.exists():
-        try:
-            old = dict(configs.fields(json.loads(path.read_text())))
-        except ValueError as error:
-            raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from error
-        now = dict(configs.fields(new))
-        changed = {k: (old.get(k), now.get(k)) for k in {**old, **now} if old.get(k) != now.get(k)}
-        lines = {k: f"{k}: {_short(a)} -> {_short(b)}" for k, (a, b) in changed.items()}
-        refused = [line for k, line in lines.items() if k.startswith(FIXED) and k not in FREE]
-        if refused:
-            raise ConfigError(
-                f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nuse another workdir,"
-                " or config.init_from to start from its parameters"
-            )
-        if lines:
-            say("resuming with a changed config:\n  " + "\n  ".join(lines.values()))
-    write_file(path, json.dumps(new, indent=1) + "\n")
+    try:
+        content = json.loads(path.read_bytes()) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged (no JSON object): restore it from a copy, or delete it")
+    return content
 
 
-def record_assets(assets: Mapping[str, str], workdir: pathlib.Path, *, resumed: bool) -> None:
-    """Write a task's assets, {file name: text}; those of a resumed run must be what it has.
+def record_config(config: Config, workdir: pathlib.Path) -> None:
+    """Write config.json, from which `--config` may be left out."""
+    new = configs.to_json(config)
+    new["data"] |= {"allow_changes": False}  # of this part of the run alone
+    if config.task.endswith(".py"):
+        new["task"] = str(pathlib.Path(config.task).resolve())
+    write_file(workdir / "config.json", json.dumps(new, indent=1) + "\n")
+
+
+def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] = ()) -> None:
+    """Say what differs from DIR/config.json; where the run's identity lies, nothing may.
+
+    Args:
+      config: the config of now, filled.
+      workdir: the run's folder, DIR.
+      free: further fields that may differ without a word.
 
     Raises:
-      ConfigError: one of them differs from that of the run so far, or its name is no plain file name.
+      ConfigError: a field of the task, data or model differs from that of the run; all are listed.
+    """
+    old, new = stored(workdir / "config.json"), configs.to_json(config)
+    if not old:
+        return
+    before, now = dict(configs.fields(old)), dict(configs.fields(new))
+    usual = dict(configs.fields(configs.to_json(configs.defaults(config.optim.name))))
+    fields = [k for k in {**before, **now} if k not in free and not _alike(k, before.get(k, usual.get(k)), now.get(k))]
+    lines = {k: f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}" for k in fields}
+    refused = [line for k, line in lines.items() if k.startswith(FIXED) and k not in FREE and not _allowed(k, config)]
+    if refused:
+        raise ConfigError(
+            f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nuse another workdir,"
+            " or config.init_from to start from its parameters; config.data.allow_changes=True lets config.data change"
+        )
+    if lines:
+        say(f"the config is not that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))
+
+
+def record_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
+    """Write a task's assets, {file name: text}; ConfigError if a name is no plain file name."""
+    for name, text in assets.items():
+        check_name(name, "assets() of the task", OWN)
+        write_file(workdir / name, text)
+
+
+def compare_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
+    """Refuse assets other than those that the run has stored.
+
+    Raises:
+      ConfigError: one of them differs from that of the run so far.
     """
     for name, text in assets.items():
-        path = workdir / name
         check_name(name, "assets() of the task", OWN)
-        if resumed and path.exists():
-            if path.read_text(encoding="utf-8") == text:
-                continue
+        path = workdir / name
+        if path.exists() and path.read_bytes() != text.encode():
             raise ConfigError(
                 f"{path} is not what this config makes: the run so far used another {name}. Use another workdir, or"
                 " config.init_from to start from its parameters"
+                + (f"; config.data.tokenizer={workdir} is the run's own tokenizer" if name == "tokenizer.json" else "")
             )
-        write_file(path, text)
+
+
+def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bool) -> None:
+    """Refuse examples other than those that the run has seen, by the sizes and samples of its splits.
+
+    Args:
+      data: of each split that is open, what `fingerprint.of` gives.
+      workdir: the run's folder.
+      allow: say what has changed, and go on.
+
+    Raises:
+      ConfigError: a split has changed; it says what.
+    """
+    known = stored(workdir / DATA)
+    lines = [f"{split}: {text}" for split, new in data.items() for text in fingerprint.changes(known.get(split), new)]
+    if lines and not allow:
+        raise ConfigError(
+            f"the data is not that of the run in {workdir}:\n  " + "\n  ".join(lines) + "\nrestore the data, or use"
+            " another workdir; config.data.allow_changes=True goes on with it"
+        )
+    if lines:
+        warn(f"the data is not that of the run in {workdir}:\n  " + "\n  ".join(lines))
+
+
+def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, anew: bool) -> None:
+    """Write data.json: number of examples, entries and hashes of each split that the run has opened."""
+    known = {} if anew else stored(workdir / DATA)
+    write_file(workdir / DATA, json.dumps(known | dict(data), indent=1) + "\n")
+
+
+def _alike(name: str, old: Any, new: Any) -> bool:
+    if name == "config.task" and isinstance(old, str) and old.endswith(".py"):  # the file may have moved
+        return pathlib.PurePath(old).name == pathlib.PurePath(new).name
+    return old == new or (old != old and new != new)  # nan
+
+
+def _allowed(name: str, config: Config) -> bool:
+    return config.data.allow_changes and name.startswith("config.data.")
 
 
 def _short(value: Any) -> str:

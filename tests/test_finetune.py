@@ -16,6 +16,7 @@ from jtasks import train as training
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
 from jtasks.metrics import Mean
+from jtasks.run import open_run
 from jtasks.testing import contract, exactness
 from jtasks.testing.result import Fault
 from jtasks.train import train
@@ -219,7 +220,7 @@ def test_layers_are_frozen_and_slowed_in_a_run(tmp_path):
     examples = made.required("train")
     batch = made.batch_at(examples, made.plan(examples, shuffle=True), 0)
     start = jax.jit(lambda b: made.task.init(jax.random.key(0), b, made.config))(batch)
-    _, end = made.restored(tmp_path / "run", examples)
+    end = open_run(settings, tmp_path / "run").params(examples)
     for name in ("tokens", "position", "type", "norm"):
         jax.tree.map(np.testing.assert_array_equal, start[name], end[name])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), start["blocks"], end["blocks"])

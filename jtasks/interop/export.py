@@ -12,18 +12,26 @@ from jtasks import processes
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import files, gpt2, huggingface, vit
-from jtasks.job import SPLITS, prepare
+from jtasks.job import SPLITS
+from jtasks.run import open_run
 from jtasks.writing import write_file
 
 
-def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None) -> pathlib.Path:
-    """Write the newest checkpoint to `folder`, by default DIR/export/hf, as Hugging Face's form of the task's model.
+def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, which: str = "newest") -> pathlib.Path:
+    """Write a checkpoint as Hugging Face's form of the task's model.
+
+    Args:
+      config: must be the run's own.
+      workdir: the run's folder, DIR.
+      folder: where to; None: DIR/export/hf.
+      which: of the checkpoints (see `open_run`).
 
     Raises:
       ConfigError: the task does not say which architecture its model is, or `folder` holds something else.
       CheckpointError: there is no checkpoint, or that architecture cannot express the model.
     """
-    job = prepare(config)
+    run = open_run(config, workdir, which)
+    job = run.job
     architecture = huggingface.architecture(job.task)
     if architecture is None:
         raise ConfigError(
@@ -33,11 +41,10 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None) -> p
     folder = (folder or workdir / "export" / "hf").expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / files.CONFIG).exists()):
         raise ConfigError(f"--out={folder} holds something else: give a new folder, or that of an earlier export")
-    examples = next((found for split in SPLITS if (found := job.examples(split)) is not None), None)
+    examples = next((found for split in SPLITS if (found := run.examples(split)) is not None), None)
     if examples is None:
         raise DataError(f"task {config.task} has no examples to initialise its model with")
-    _, params = job.restored(workdir, examples)
-    tensors, theirs = huggingface.to_hf(_on_host(params), job.config.model, architecture)
+    tensors, theirs = huggingface.to_hf(_on_host(run.params(examples)), job.config.model, architecture)
     assets = job.task.assets(job.config) if hasattr(job.task, "assets") else {}
 
     def write() -> None:

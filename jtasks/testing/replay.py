@@ -2,7 +2,6 @@
 
 import functools
 import pathlib
-import sys
 import traceback
 from collections.abc import Callable
 from types import ModuleType
@@ -11,12 +10,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import calibration, checkpoint, hetero, optim, sharding
+from jtasks import calibration, checkpoint, hetero, processes, sharding, train
 from jtasks import step as steps
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
-from jtasks.job import Job, prepare, total_steps
+from jtasks.job import Job, total_steps
+from jtasks.log import say, warn
+from jtasks.run import compared
 from jtasks.testing.result import author_frames, located, some
 
 
@@ -30,7 +31,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
       ConfigError: there is no such step.
       CheckpointError: the checkpoint does not fit the config.
     """
-    job = prepare(config)
+    job = compared(config, workdir)
     job = calibration.recorded(job, workdir) or job
     examples = job.required("train")
     plan = job.plan(examples, shuffle=True)
@@ -125,36 +126,10 @@ def _state(
     job: Job, examples: Any, plan: pipeline.Plan, workdir: pathlib.Path, step: int, total: int
 ) -> tuple[steps.State, int]:
     """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
-    config = job.config
     batch = job.batch_at(examples, plan, 0)
-
-    def init(batch: Any) -> Any:
-        return job.task.init(jax.random.key(config.seed), batch, config)
-
-    shapes = jax.eval_shape(init, batch)
-    optimizer, schedule = optim.optimizer(config.optim, total, shapes)
-
-    def create(params: Any) -> steps.State:
-        return steps.create(params, optimizer, average=config.ema > 0)
-
-    state_shapes = jax.eval_shape(create, shapes)
-    shardings = job.shardings(state_shapes, shapes)
-    folder = workdir / "checkpoints"
-    saved = [s for s in checkpoint.saved_steps(folder) if s < step and not checkpoint.damage(folder / str(s))]
-    if saved:
-        state = checkpoint.restore(folder / str(saved[-1]), sharding.placed(state_shapes, shardings))
-    else:
-        params = jax.jit(init, out_shardings=shardings.params)(batch)
-        if config.init_from:
-            params, _ = checkpoint.import_params(config.init_from, params, lambda text: print(text, file=sys.stderr))
-        state = jax.jit(create, out_shardings=shardings)(params)
-    start = int(state.step)
-    if start < step - 1:
-        trainable = optim.trainable(config.optim, shapes)
-        make = jax.jit(
-            steps.make(job.task, config, optimizer, schedule, trainable, job.mesh),
-            out_shardings=(shardings, sharding.replicated(job.mesh)),
-        )
-        for index in range(start, step - 1):
-            state, _ = make(state, job.batch_at(examples, plan, index))
+    program = train.programs(job, batch, total)
+    start = processes.agree(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)
+    state = train.state_after(start, job, workdir, program, batch, say)
+    for index in range(start, step - 1):
+        state, _ = program.step(state, job.batch_at(examples, plan, index))
     return state, start

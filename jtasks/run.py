@@ -1,0 +1,114 @@
+"""The one door to a run: whatever reads the folder DIR of a run opens it here and gets what was trained."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+
+from jtasks import checkpoint, log, processes, sharding, workdir
+from jtasks.config import Config
+from jtasks.data import fingerprint, pipeline
+from jtasks.errors import CheckpointError, ConfigError
+from jtasks.job import Job, prepare
+
+# Exact in any batches: a smaller machine may evaluate what a larger one trained.
+BATCHES = ("config.batch_size", "config.batch_tokens")
+
+
+class Run(NamedTuple):
+    """One checkpoint of a run, with the job that made it."""
+
+    job: Job
+    workdir: pathlib.Path
+    step: int
+
+    def examples(self, split: str) -> pipeline.Examples | None:
+        """A split as the run had it, None where there is none; ConfigError if it has changed since."""
+        examples = self.job.examples(split)
+        if examples is not None:
+            processes.once(lambda: self._compare(split, examples))
+        return examples
+
+    def required(self, split: str) -> pipeline.Examples:
+        """The same for a split that must be there."""
+        return self.job.required(split) if (examples := self.examples(split)) is None else examples
+
+    def params(self, examples: pipeline.Examples) -> Any:
+        """The parameters, the averaged ones where config.ema is set; `examples` tell their shapes.
+
+        Raises:
+          CheckpointError: they do not fit the config.
+        """
+        job = self.job
+        plan = pipeline.Plan(pipeline.size(examples), 0, sharding.parts(job.mesh), shuffle=False)
+        batch = job.batch_at(examples, plan, 0)
+        shapes = jax.eval_shape(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
+        like = sharding.placed(shapes, job.shardings(shapes, shapes))
+        name = "average" if job.config.ema else "params"
+        folder = self.workdir / "checkpoints" / str(self.step)
+        return checkpoint.restore(folder, {name: like}, only=f"{name}/")[name]
+
+    def _compare(self, split: str, examples: pipeline.Examples) -> None:
+        allow = self.job.config.data.allow_changes
+        workdir.compare_data({split: fingerprint.of(examples)}, self.workdir, allow=allow)
+
+
+def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run:
+    """Open the run in `folder` to look at one of its checkpoints; nothing is written.
+
+    Args:
+      config: must be the run's own, but for fields that do not make another run of it.
+      folder: the run's workdir.
+      which: "newest" (that is not damaged), "best" by config.best, or a step.
+
+    Raises:
+      ConfigError: config or assets are not the run's, or `which` is none of these.
+      CheckpointError: there is no such checkpoint, or it is damaged.
+    """
+    if which not in ("newest", "best") and not (which.isascii() and which.isdigit()):
+        raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
+    job = compared(config, folder, free=BATCHES)
+    step = processes.agree(lambda: _choose(config, folder, which))
+    return Run(job, folder, step)
+
+
+def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
+    """The job of a config, after comparing it with the run in `folder`, if there is one; some fields are `free`."""
+    job = prepare(config)
+
+    def compare() -> None:
+        workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
+        if hasattr(job.task, "assets"):
+            workdir.compare_assets(job.task.assets(job.config), folder)
+
+    processes.once(compare)
+    return job
+
+
+def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
+    """The step of the checkpoint that is asked for; it is read once, to see that it is not damaged."""
+    checkpoints = folder / "checkpoints"
+    if which.isdigit():
+        return checkpoint.require(checkpoints, int(which))
+    if which == "best":
+        return checkpoint.require(checkpoints, _best(config.best, folder))
+    step = checkpoint.newest(checkpoints, log.warn)
+    if step is None:
+        raise CheckpointError(f"no checkpoint in {checkpoints}: train first, with the same --config and --workdir")
+    return step
+
+
+def _best(metric: str, folder: pathlib.Path) -> int:
+    split, _, name = metric.removeprefix("-").partition("/")
+    if not name:
+        raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
+    steps = checkpoint.saved_steps(folder / "checkpoints")
+    records = [r for r in log.read(folder / "metrics.jsonl") if r["split"] == split and r["step"] in steps]
+    values = {r["step"]: r[name] for r in records if isinstance(r.get(name), float | int)}
+    step = checkpoint.best(values, metric)
+    if step is None:
+        raise CheckpointError(
+            f"{folder / 'metrics.jsonl'} has no finite {split}/{name} of a checkpoint that is kept"
+            f" ({', '.join(map(str, steps)) or 'none'}): give --checkpoint=STEP"
+        )
+    return step
