@@ -13,6 +13,7 @@ import numpy as np
 from jtasks.data import pipeline
 from jtasks.data.files import cache_folder, data_folder
 from jtasks.data.pipeline import Examples
+from jtasks.data.shuffle import permuted
 from jtasks.errors import DataError
 
 Palette = tuple[tuple[float, ...], ...]
@@ -53,7 +54,7 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
         return
     examples = read()
     n = pipeline.size(examples)
-    rows = np.sort(pipeline.permutation(seed, 0, n)[:10_000])
+    rows = np.sort(permuted(np.arange(min(n, 10_000)), n, seed))
     images = pipeline.fetch(examples, rows, None)["image"]
     palette = fit(images, options.colours, seed) if options.colours else levels(images)
     for path in _places(options, seed):

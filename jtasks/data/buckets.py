@@ -16,7 +16,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from jtasks import hetero
-from jtasks.data.pipeline import Plan, example_seeds
+from jtasks.data.pipeline import Plan
+from jtasks.data.shuffle import example_seeds, permutation
 from jtasks.errors import ConfigError, DataError
 
 MULTIPLE = 8  # rows are rounded down to multiples of it, so that up to 8 devices share a batch evenly
@@ -119,19 +120,19 @@ class BucketPlan(Plan):
         return self.epochs[number]
 
     def _epoch(self, number: int) -> Epoch:
-        random, kinds_of = np.random.default_rng([self.seed, number]), self.kinds
+        key, kinds_of = (self.seed, number), self.kinds
         batches: list[np.ndarray] = []
         kinds: list[int] = []
         left = np.empty(0, np.int64)
         for kind, size in enumerate(self.full):
             members = np.concatenate([left, np.flatnonzero(kinds_of == kind)])
-            members = random.permutation(members) if self.shuffle else members
+            members = members[permutation(len(members), *key, kind)] if self.shuffle else members
             last = kind == len(self.full) - 1
             whole = len(members) if last else len(members) // size * size
             batches += [members[i : i + size] for i in range(0, whole, size)]
             kinds += [kind] * (len(batches) - len(kinds))
             left = members[whole:]
-        order = random.permutation(len(batches)) if self.shuffle else np.arange(len(batches))
+        order = permutation(len(batches), *key, len(self.full)) if self.shuffle else np.arange(len(batches))
         starts = np.cumsum([0, *(len(batches[k]) for k in order)])
         return Epoch(np.concatenate([batches[k] for k in order]), starts, np.array(kinds)[order])
 

@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from jtasks import hetero
 from jtasks import sharding as shardings
+from jtasks.data.shuffle import example_seeds, order
 from jtasks.errors import ConfigError, DataError
 
 Arrays = Mapping[str, np.ndarray]
@@ -35,38 +36,6 @@ def example(examples: Examples, index: int) -> Mapping[str, Any]:
     if isinstance(examples, Mapping):
         return {name: array[index] for name, array in examples.items()}
     return examples[index]
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The order of the examples in one epoch."""
-    order = np.random.default_rng([seed, epoch]).permutation(n)
-    order.flags.writeable = False  # the cache hands out the same array again
-    return order
-
-
-def order(seed: int, n: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(epoch, example) at `positions` of the endless stream that strings the epochs' permutations together."""
-    epochs, offsets = np.divmod(positions, n)
-    indices = np.empty_like(positions)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = permutation(seed, int(epoch), n)[offsets[here]]
-    return epochs, indices
-
-
-def example_seeds(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """uint32 hashes of (run seed, epoch, example): the same however batches are cut and devices arranged.
-
-    Three rounds of the splitmix64 finaliser (Steele, Lea and Flood 2014).
-    """
-    state = np.full(indices.shape, seed, np.uint64)
-    for part in (np.zeros_like(indices), epochs, indices):
-        state = (state ^ part.astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
-        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        state ^= state >> np.uint64(31)
-    return (state >> np.uint64(32)).astype(np.uint32)
 
 
 def fetch(examples: Examples, indices: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
