@@ -83,7 +83,7 @@ def windows(
     if room < 1:
         raise ConfigError(f"config.data.length={length} must be at least 3")
     marked, unknown = encoding.marks(tokenizer), tokenizers.special(tokenizer, "[UNK]", "<unk>")
-    encoded = tokenizer.encode_batch([s.words for s in given], is_pretokenized=True, add_special_tokens=False)
+    encoded = tokenizers.encode(tokenizer, [s.words for s in given], split=True)
     numbers = {tag: i for i, tag in enumerate(tags)}
     rows: list[tuple[int, int, int, list[int], list[int]]] = []  # sentence, first and last word, pieces, labels
     for number, (sentence, found) in enumerate(zip(given, encoded, strict=True)):

@@ -35,7 +35,7 @@ def marks(tokenizer: "Tokenizer") -> Marks:
 
 def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
     """The tokens of each text, without special ones."""
-    return [found.ids for found in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+    return [found.ids for found in tokenizers.encode(tokenizer, texts)]
 
 
 def pairs(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jtasks.data import store, text
+from jtasks.data import store, text, tokenizers
 from jtasks.data.tokens import batched, smallest
 from jtasks.errors import DataError
 
@@ -65,14 +65,14 @@ def tokenized(
     """
 
     def write(writer: store.Writer) -> None:
-        kind = smallest(tokenizer.get_vocab_size())
+        kind = smallest(tokenizers.size(tokenizer))
         tokens = sentences = written = 0
         writer.append("sentences", np.zeros(1, np.int64))
         writer.append("documents", np.zeros(1, np.int64))
         for batch in batched(_lines(text.documents(paths, "blank", split, seed=seed, valid=valid)), _BATCH):
             ids: list[int] = []
             ends: dict[str, list[int]] = {"sentences": [], "documents": []}
-            encoded = iter(tokenizer.encode_batch_fast([line for line in batch if line], add_special_tokens=False))
+            encoded = iter(tokenizers.encode(tokenizer, [line for line in batch if line], offsets=False))
             for line in batch:
                 if line and (found := next(encoded).ids):
                     ids += found

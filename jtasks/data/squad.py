@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jtasks.data import encoding, files, tables
+from jtasks.data import encoding, files, tables, tokenizers
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def windows(
     marked = encoding.marks(tokenizer)
     asked = [ids[:question] for ids in encoding.ids(tokenizer, [q.text for q in given])]
     contexts = list(dict.fromkeys(q.context for q in given))
-    read = dict(zip(contexts, tokenizer.encode_batch(contexts, add_special_tokens=False), strict=True))
+    read = dict(zip(contexts, tokenizers.encode(tokenizer, contexts), strict=True))
     rows: list[tuple[list[int], list[int]]] = []
     spans: list[tuple[int, int, int]] = []
     places: list[Any] = []

@@ -2,8 +2,9 @@
 
 | spec | tokenizer |
 |---|---|
-| path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased or not |
+| path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased or not: tokenizer_config.json decides |
 | path of a `tokenizer.json`, or of a folder that holds one | what the file says; a run's workdir is such a folder |
+| path of a `vocab.json` beside a `merges.txt` | GPT-2's byte-level BPE |
 | `bytes` | the 256 bytes of UTF-8 |
 | `characters` | the characters of the text |
 | `wordpiece:N` | WordPiece (Wu et al. 2016) with N pieces, trained on the text |
@@ -19,7 +20,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jtasks.data import tokenizer_files
 from jtasks.data.files import cache_folder
+from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -27,9 +30,7 @@ if TYPE_CHECKING:
 
 Texts = Callable[[], Iterator[str]]
 
-BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 END = "<|endoftext|>"  # GPT-2's end of a document
-FILE = "tokenizer.json"
 
 _ALPHABET = 1000  # most characters that a trained WordPiece vocabulary holds
 
@@ -65,7 +66,7 @@ def load(
         path = _trained(spec, lowercase, texts, identity, folder)
     else:
         path = _locate(spec, folder)
-    return _read(path, lowercase, path.stat().st_mtime_ns)
+    return _read(path, lowercase, _changed(path))
 
 
 def special(tokenizer: "Tokenizer", *names: str) -> int:
@@ -80,7 +81,7 @@ def special(tokenizer: "Tokenizer", *names: str) -> int:
             return found
     raise DataError(
         f"the tokenizer has no token {' or '.join(names)}, which this task needs: its vocabulary of"
-        f" {tokenizer.get_vocab_size()} is made for another use; choose another config.data.tokenizer"
+        f" {size(tokenizer)} is made for another use; choose another config.data.tokenizer"
     )
 
 
@@ -93,7 +94,18 @@ def words(tokenizer: "Tokenizer") -> list[bool]:
     continues = {i for token, i in tokenizer.get_vocab().items() if token.startswith("##") and len(token) > 2}
     if not continues:
         raise DataError("the tokenizer has no pieces that go on a word, such as ##ing: whole words need WordPiece")
-    return [i not in continues for i in range(tokenizer.get_vocab_size())]
+    return [i not in continues for i in range(size(tokenizer))]
+
+
+def encode(tokenizer: "Tokenizer", texts: Sequence[Any], *, offsets: bool = True, split: bool = False) -> list[Any]:
+    """The encodings of texts, or with `split` of lists of words, without special tokens; faster without `offsets`.
+
+    Raises:
+      DataError: the library cannot read a text, as one with half a surrogate pair.
+    """
+    run = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+    with tokenizer_files.told("the tokenizer cannot read a text of the data"):
+        return run(list(texts), is_pretokenized=split, add_special_tokens=False)
 
 
 def digest(texts: Iterator[str]) -> str:
@@ -113,13 +125,13 @@ def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
     """The tokenizer's file, as given or in the folder of data."""
     given = pathlib.Path(spec).expanduser()
     places = [given, *([folder / given] if folder else [])]
-    names = [place / name for place in places for name in (FILE, "vocab.txt")]
+    names = [place / name for place in places for name in tokenizer_files.NAMES]
     for path in [place for place in places if place.is_file()] + names:
         if path.is_file():
             return path.resolve()
     folders = [place for place in places if place.is_dir()]
     if folders:
-        raise DataError(f"no tokenizer in {folders[0]}: looked for {FILE} and vocab.txt")
+        raise DataError(f"no tokenizer in {folders[0]}: looked for {', '.join(tokenizer_files.NAMES)}")
     if not given.suffix and len(given.parts) == 1:
         raise ConfigError(
             f"unknown tokenizer config.data.tokenizer={spec!r}: expected bytes, characters, wordpiece:N, bpe:N,"
@@ -129,47 +141,14 @@ def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
 
 
 @functools.lru_cache(maxsize=16)
-def _read(path: pathlib.Path, lowercase: bool, changed: int) -> "Tokenizer":
-    from tokenizers import Tokenizer
-
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"tokenizer {path} cannot be read ({error}): expected a text file in UTF-8") from None
-    if path.suffix != ".json":
-        return _vocabulary(path, text, lowercase)
-    try:
-        return Tokenizer.from_str(text)
-    except Exception as error:  # the library raises nothing narrower
-        raise DataError(
-            f"{path} is no tokenizer ({' '.join(str(error).split())[:200]}): expected JSON of the tokenizers library"
-        ) from None
+def _read(path: pathlib.Path, lowercase: bool, changed: tuple[int, ...]) -> "Tokenizer":
+    return tokenizer_files.read(path, lowercase)
 
 
-def _vocabulary(path: pathlib.Path, text: str, lowercase: bool) -> "Tokenizer":
-    """A WordPiece tokenizer from BERT's file of one piece a line."""
-    pieces = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    vocabulary = {piece: i for i, piece in enumerate(pieces)}
-    if len(vocabulary) < len(pieces):
-        twice = next(piece for i, piece in enumerate(pieces) if vocabulary[piece] != i)
-        raise DataError(f"{path} has {twice!r} twice: expected a BERT vocabulary, one piece a line")
-    if "[UNK]" not in vocabulary:
-        raise DataError(f"{path} has no line [UNK]: expected a BERT vocabulary, one piece a line")
-    return _wordpiece(vocabulary, lowercase)
-
-
-def _wordpiece(vocabulary: dict[str, int], lowercase: bool) -> "Tokenizer":
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    if "[CLS]" in vocabulary and "[SEP]" in vocabulary:
-        ends = ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
-        tokenizer.post_processor = processors.BertProcessing(*ends)
-    tokenizer.add_special_tokens([token for token in BERT if token in vocabulary])
-    return tokenizer
+def _changed(path: pathlib.Path) -> tuple[int, ...]:
+    """When the tokenizer's file and those beside it were last written; 0 for one that is absent."""
+    files = [path, *(path.with_name(name) for name in tokenizer_files.BESIDE)]
+    return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
 
 
 @functools.lru_cache(maxsize=1)
@@ -178,7 +157,7 @@ def _bytes() -> "Tokenizer":
     from tokenizers import models
 
     vocabulary = {sign: byte for byte, sign in enumerate(byte_signs())}
-    tokenizer = _byte_level(models.BPE(vocabulary, []), split=False)
+    tokenizer = byte_level(models.BPE(vocabulary, []), split=False)
     tokenizer.add_special_tokens([END])
     return tokenizer
 
@@ -194,16 +173,6 @@ def byte_signs() -> list[str]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
-
-
-def _byte_level(model: Any, *, split: bool) -> "Tokenizer":
-    """A tokenizer of bytes; `split` cuts the text into words first, as GPT-2 does."""
-    from tokenizers import Tokenizer, decoders, pre_tokenizers
-
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split)
-    tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
 
 
 def _trained(
@@ -266,7 +235,7 @@ def _characters(texts: Texts) -> "Tokenizer":
 def _train_bpe(pieces: int, texts: Texts) -> "Tokenizer":
     from tokenizers import models, trainers
 
-    tokenizer = _byte_level(models.BPE(), split=True)
+    tokenizer = byte_level(models.BPE(), split=True)
     trainer = trainers.BpeTrainer(
         vocab_size=pieces, special_tokens=[END], initial_alphabet=byte_signs(), show_progress=False
     )
@@ -280,7 +249,7 @@ def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
     """
     from tokenizers import trainers
 
-    tokenizer = _wordpiece({"[UNK]": 0}, lowercase)
+    tokenizer = wordpiece({"[UNK]": 0}, lowercase)
     alphabet, inside = _alphabet(tokenizer, texts)
     trainer = trainers.WordPieceTrainer(
         vocab_size=pieces,
@@ -290,7 +259,7 @@ def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
     )
     tokenizer.train_from_iterator(texts(), trainer)
     model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return _wordpiece(model, lowercase)
+    return wordpiece(model, lowercase)
 
 
 def _alphabet(tokenizer: "Tokenizer", texts: Texts) -> tuple[list[str], list[str]]:

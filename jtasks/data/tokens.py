@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jtasks.data import store, text
+from jtasks.data import store, text, tokenizers
 from jtasks.data.tokenizers import END, special
 from jtasks.errors import ConfigError, DataError
 
@@ -42,13 +42,13 @@ def stream(
         size, end = 0, -1
         for batch in batched(separated, _BATCH):
             rows: list[int] = []
-            encoded = iter(tokenizer.encode_batch_fast([part for part in batch if part], add_special_tokens=False))
+            encoded = iter(tokenizers.encode(tokenizer, [part for part in batch if part], offsets=False))
             for part in batch:
                 if not part and end < 0:
                     end = special(tokenizer, *ENDS)
                 rows += next(encoded).ids if part else [end]
                 size += len(part.encode()) if part else 1
-            writer.append("tokens", np.array(rows, smallest(tokenizer.get_vocab_size())))
+            writer.append("tokens", np.array(rows, smallest(tokenizers.size(tokenizer))))
         writer.facts["bytes"] = size
 
     parts = [text.identity(paths, kind, split, seed if kind != "file" else 0, valid), tokenizer.to_str()]

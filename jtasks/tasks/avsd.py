@@ -56,7 +56,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     if data.features:
         _features(config).require(dialogue["image_id"] for dialogue, _ in found)
     tokenizer, mark = _tokenizer(config), _mark(config)
-    encode = functools.lru_cache(None)(lambda text: tokenizer.encode(text, add_special_tokens=False).ids)
+    encode = functools.lru_cache(None)(lambda text: tokenizers.encode(tokenizer, [text])[0].ids)
     options = {"max_turns": data.max_turns, "use_caption": data.use_caption}
     contexts = [dialogues.context(turn, encode, mark, size=data.context, **options) for turn in found]
     answers = [dialogues.answer(turn, encode, mark, size=data.answer) for turn in found]
@@ -97,7 +97,7 @@ def data_args(config: Config) -> dict[str, Any]:
         _features(config).require(videos)
         frames, width = data.frames, _features(config).width(videos[0])
     positions = frames + data.context + max(data.answer, config.beam.max_len)
-    vocab = _tokenizer(config).get_vocab_size()
+    vocab = tokenizers.size(_tokenizer(config))
     return {"vocab": vocab, "positions": positions, "features": width, "end": _mark(config)}
 
 

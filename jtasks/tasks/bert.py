@@ -57,7 +57,7 @@ def dataset(split: str, config: Config) -> Any:
             source.part,
             seed=config.seed,
             valid=source.valid,
-            vocab=tokenizer.get_vocab_size(),
+            vocab=tokenizers.size(tokenizer),
             folder=_folder(config),
         )
     begins = np.array(tokenizers.words(tokenizer), np.uint8) if config.data.whole_words else None
@@ -70,7 +70,7 @@ def data_args(config: Config) -> dict[str, Any]:
     """Number of ids, those that masking needs to know, and positions."""
     tokenizer = _tokenizer(config)
     return {
-        "vocab": tokenizer.get_vocab_size(),
+        "vocab": tokenizers.size(tokenizer),
         "positions": config.data.length,
         **{field: tokenizers.special(tokenizer, name) for field, name in IDS.items()},
     }

@@ -59,7 +59,7 @@ def prepare(config: Config) -> None:
 
 def data_args(config: Config) -> dict[str, Any]:
     """The sizes of vocabulary, positions and head."""
-    vocabulary = _tokenizer(config).get_vocab_size()
+    vocabulary = tokenizers.size(_tokenizer(config))
     return {"vocab": vocabulary, "positions": config.data.length, "labels": len(_classes(config))}
 
 

@@ -50,7 +50,7 @@ def data_args(config: Config) -> dict[str, Any]:
     """Number of ids, positions, and for packed documents the id that ends one."""
     tokenizer = _tokenizer(config)
     end = tokenizers.special(tokenizer, *tokens.ENDS) if config.data.packed else -1
-    return {"vocab": tokenizer.get_vocab_size(), "positions": config.data.length, "end": end}
+    return {"vocab": tokenizers.size(tokenizer), "positions": config.data.length, "end": end}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

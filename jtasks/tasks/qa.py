@@ -66,7 +66,7 @@ def prepare(config: Config) -> None:
 
 def data_args(config: Config) -> dict[str, Any]:
     """The sizes of vocabulary, positions and head."""
-    return {"vocab": _tokenizer(config).get_vocab_size(), "positions": config.data.length, "labels": 2}
+    return {"vocab": tokenizers.size(_tokenizer(config)), "positions": config.data.length, "labels": 2}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -18,7 +18,7 @@ LINES = [
     "running runner runs ran, jumping jumper jumps jumped, walking walker walks walked",
 ] * 3
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "Hello", "un", "##able", "##s", ",", "ö"]
-ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
+ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: tokenizers.END not in text)
 
 
 def lines():
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_tokenizer_is_told(name, content, message, tmp_path):
 def test_an_absent_file_is_told_with_the_places(tmp_path):
     with pytest.raises(DataError, match=f"looked for nowhere/vocab.txt, {tmp_path}/nowhere/vocab.txt"):
         tokenizers.load("nowhere/vocab.txt", folder=tmp_path)
-    with pytest.raises(DataError, match=r"no tokenizer in .*: looked for tokenizer.json and vocab.txt"):
+    with pytest.raises(DataError, match=r"no tokenizer in .*: looked for tokenizer.json, vocab.txt, vocab.json"):
         tokenizers.load(str(tmp_path))
 
 
@@ -231,3 +231,156 @@ def test_a_missing_special_token_is_told(byte_pairs):
     assert tokenizers.special(byte_pairs, "[MASK]", tokenizers.END) == byte_pairs.token_to_id(tokenizers.END)
     with pytest.raises(DataError, match=r"has no token \[MASK\] or <mask>.* choose another config.data.tokenizer"):
         tokenizers.special(byte_pairs, "[MASK]", "<mask>")
+
+
+# Files as people have them
+
+
+def wordpiece_json(path, vocabulary, **more):
+    """A tokenizer.json of WordPiece at `path`, its JSON with `more` fields."""
+    (path.parent / "v.txt").write_text("\n".join(VOCABULARY) + "\n")
+    state = json.loads(tokenizers.load(str(path.parent / "v.txt")).to_str())
+    state["model"]["vocab"] = vocabulary
+    path.write_text(json.dumps(state | more), encoding="utf-8-sig")
+    return str(path)
+
+
+def numbered(pieces):
+    return {piece: i for i, piece in enumerate(pieces)}
+
+
+TRUNCATION = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+PADDING = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None}
+PADDING |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]"}
+
+
+def test_a_files_own_truncation_and_padding_are_off_and_its_byte_order_mark_is_none(tmp_path):
+    file = wordpiece_json(tmp_path / "t.json", numbered(VOCABULARY), truncation=TRUNCATION, padding=PADDING)
+    tokenizer = tokenizers.load(file)
+    assert tokenizers.encode(tokenizer, ["hello world , hello"], offsets=False)[0].ids == [5, 6, 11, 5]
+    assert json.loads(tokenizers.assets(tokenizer)["tokenizer.json"])["truncation"] is None
+
+
+@settings(max_examples=20, deadline=None)
+@given(gaps=st.lists(st.integers(0, 50), min_size=len(VOCABULARY), max_size=len(VOCABULARY)))
+def test_the_size_is_the_largest_id_and_one(gaps, tmp_path_factory):
+    ids = {piece: i + sum(gaps[: i + 1]) for i, piece in enumerate(VOCABULARY)}
+    tokenizer = tokenizers.load(wordpiece_json(tmp_path_factory.mktemp("gaps") / "t.json", ids, added_tokens=[]))
+    assert tokenizers.size(tokenizer) == max(ids.values()) + 1
+    assert tokenizer.encode("hello", add_special_tokens=False).ids == [ids["hello"]]
+
+
+def test_ids_without_bound_are_refused(tmp_path):
+    file = wordpiece_json(tmp_path / "t.json", {"[UNK]": 2**32 - 1}, added_tokens=[], post_processor=None)
+    with pytest.raises(DataError, match="has ids up to 4294967295: expected 0 to at most 16777215"):
+        tokenizers.load(file)
+
+
+def test_a_panic_in_rust_is_an_error_like_others(tmp_path):
+    damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    file = wordpiece_json(tmp_path / "t.json", numbered(VOCABULARY), normalizer=damaged)
+    with pytest.raises(DataError, match=r"t\.json is no tokenizer.*precompiled_charsmap"):
+        tokenizers.load(file)
+    with pytest.raises(DataError, match="cannot read a text of the data"):
+        tokenizers.encode(tokenizers.load("bytes"), ["half of a pair: \ud800"])
+
+
+def test_a_tokenizer_that_fails_on_unknown_characters_is_told_at_once(tmp_path):
+    file = wordpiece_json(tmp_path / "t.json", {"a": 0}, added_tokens=[], post_processor=None)
+    with pytest.raises(DataError, match=r"cannot be used .*Missing \[UNK\]"):
+        tokenizers.load(file)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n\n", ""])
+def test_a_vocabulary_keeps_its_ids_whatever_ends_it(end, vocabulary):
+    vocabulary.write_bytes(b"\xef\xbb\xbf" + ("\n".join(VOCABULARY) + end).encode())
+    tokenizer = tokenizers.load(str(vocabulary))
+    assert encode(tokenizer, "hello world") == [5, 6] and tokenizers.size(tokenizer) == len(VOCABULARY)
+
+
+def test_an_empty_line_of_a_vocabulary_counts(vocabulary):
+    vocabulary.write_text("\n".join(["[UNK]", "", "", "hello"]))
+    assert encode(tokenizers.load(str(vocabulary)), "hello") == [3]
+
+
+@pytest.fixture
+def beside(vocabulary):
+    """Writes a file of JSON beside the vocabulary."""
+    return lambda name, **content: (vocabulary.parent / name).write_text(json.dumps(content), encoding="utf-8-sig")
+
+
+@pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("asked", [True, False])
+def test_what_the_folder_says_of_case_decides_and_a_contradiction_is_told(form, asked, vocabulary, beside, capsys):
+    if form == "tokenizer.json":
+        wordpiece_json(vocabulary.parent / form, numbered(VOCABULARY))
+    beside("tokenizer_config.json", do_lower_case=False, tokenizer_class="BertTokenizer")
+    tokenizer = tokenizers.load(str(vocabulary.parent), lowercase=asked)
+    assert encode(tokenizer, "Hello ö") == [7, 12]
+    assert ("config.data.lowercase=True is not used" in capsys.readouterr().err) == asked
+
+
+def test_the_folders_accents_and_special_tokens_are_used(vocabulary, beside):
+    vocabulary.write_text("<unk>\nhello\nö\n<s>\n</s>\n")
+    beside("special_tokens_map.json", unk_token="<unk>", cls_token={"content": "<s>"}, sep_token="</s>")
+    beside("tokenizer_config.json", do_lower_case=True, strip_accents=False)
+    tokenizer = tokenizers.load(str(vocabulary.parent))
+    assert tokenizer.encode("Hello Ö x").ids == [3, 1, 2, 0, 4]
+
+
+@pytest.mark.parametrize("form", ["vocab.txt", "tokenizer.json"])
+def test_added_tokens_keep_their_ids(form, vocabulary, beside):
+    if form == "tokenizer.json":
+        wordpiece_json(vocabulary.parent / form, numbered(VOCABULARY))
+    beside("added_tokens.json", **{"[NEW]": 20})
+    beside("tokenizer_config.json", added_tokens_decoder={"22": {"content": "<x>", "special": True}})
+    tokenizer = tokenizers.load(str(vocabulary.parent))
+    assert encode(tokenizer, "hello[NEW] <x>") == [5, 20, 22] and tokenizers.size(tokenizer) == 23
+    assert tokenizer.decode([5, 22]) == "hello"
+    beside("added_tokens.json", hello=3)
+    with pytest.raises(DataError, match=r"gives 'hello' the id 5, while .* says 3"):
+        tokenizers.load(str(vocabulary.parent))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_gpt2s_vocabulary_and_merges_are_a_tokenizer(end, tmp_path):
+    pieces = [*tokenizers.byte_signs(), "he", "Ġhe", "<|endoftext|>"]
+    (tmp_path / "vocab.json").write_text(json.dumps(numbered(pieces)), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text(end.join(["#version: 0.2", "h e", "Ġ he", ""]), encoding="utf-8", newline="")
+    tokenizer = tokenizers.load(str(tmp_path))
+    assert tokenizer.encode("he he<|endoftext|>x").ids == [256, 257, 258, pieces.index("x")]
+    assert tokenizer.decode(tokenizer.encode("Straße, 日本語").ids) == "Straße, 日本語"
+    (tmp_path / "merges.txt").write_text("h e\nh\n")
+    with pytest.raises(DataError, match=r"merges\.txt, line 2: 'h'; expected two pieces"):
+        tokenizers.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", b"[]", "holds list: expected a JSON object"),
+        ("tokenizer_config.json", b'{"do_lower_case": "no"}', "do_lower_case is 'no', expected bool"),
+        ("tokenizer_config.json", b'{"unk_token": 3}', "unk_token is 3, expected str"),
+        ("tokenizer_config.json", b'{"added_tokens_decoder": {"x": 1}}', "added_tokens_decoder has 'x'"),
+        ("added_tokens.json", b'{"[NEW]": "nine"}', r"'\[NEW\]' has the id 'nine'"),
+        ("special_tokens_map.json", b"[" * 100_000, "cannot be read"),
+        ("special_tokens_map.json", b'{"unk_token": "<unk>"}', "has no line <unk>"),
+    ],
+)
+def test_odd_files_beside_a_vocabulary_are_told(name, content, message, vocabulary):
+    (vocabulary.parent / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        tokenizers.load(str(vocabulary.parent))
+
+
+@pytest.mark.parametrize("name", ["tokenizer_gaps", "tokenizer_truncates", "cased_vocabulary"])
+def test_cases_from_bug_reports(name, shared):
+    folder = shared / "cases" / name
+    file = {"tokenizer_gaps": "gaps.json", "tokenizer_truncates": "truncates.json"}.get(name, "model")
+    tokenizer = tokenizers.load(str(folder / file))
+    if name == "tokenizer_gaps":
+        assert tokenizers.size(tokenizer) == 105
+    elif name == "cased_vocabulary":
+        assert tokenizer.encode("Rome Is[NEW]", add_special_tokens=False).tokens == ["Rome", "Is", "[NEW]"]
+    else:
+        assert tokenizer.truncation is None is tokenizer.padding

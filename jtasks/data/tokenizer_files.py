@@ -1,0 +1,253 @@
+"""Tokenizers in files as people have them: tokenizer.json, BERT's vocab.txt, GPT-2's vocab.json and merges.txt.
+
+The files beside them that transformers reads too say more: tokenizer_config.json whether to lower-case and what the
+special tokens are called (as special_tokens_map.json does), added_tokens.json which tokens came later.
+"""
+
+import contextlib
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from jtasks.errors import DataError
+from jtasks.log import warn
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+FILE = "tokenizer.json"
+NAMES = (FILE, "vocab.txt", "vocab.json")  # in a folder, the first of them is taken
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
+CONFIG, MAP, ADDED, MERGES = BESIDE
+
+LARGEST_FILE = 2**28  # bytes; the largest in use are about 2**25
+MOST_IDS = 2**24  # more ids than any vocabulary has: an embedding of them would not fit into memory
+UNSEEN = "a \U0001f9ff"  # text with a character that few vocabularies have
+
+
+def read(path: pathlib.Path, lowercase: bool) -> "Tokenizer":
+    """Read a tokenizer and what lies beside it, without its own truncation and padding.
+
+    Args:
+      path: a file of NAMES, or of another name with the same content.
+      lowercase: whether a WordPiece vocabulary drops case and accents, where tokenizer_config.json does not say.
+
+    Raises:
+      DataError: a file is absent, too large or damaged, or the tokenizer cannot be used.
+    """
+    settings = _settings(path.parent)
+    if path.name.endswith("vocab.json"):
+        tokenizer = _byte_pairs(path, settings)
+    elif path.suffix == ".json":
+        tokenizer = _parsed(path, _text(path))
+        _normalize(tokenizer, settings, lowercase)
+    else:
+        tokenizer = _vocabulary(path, settings, lowercase)
+    tokenizer = _with_added(tokenizer, _added(path.parent, settings), path)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    with told(f"{path} cannot be used"):
+        tokenizer.encode(UNSEEN, add_special_tokens=False)
+    if not 0 < size(tokenizer) <= MOST_IDS:
+        raise DataError(f"{path} has ids up to {size(tokenizer) - 1}: expected 0 to at most {MOST_IDS - 1}")
+    return tokenizer
+
+
+def size(tokenizer: "Tokenizer") -> int:
+    """The number of rows that an embedding of its ids needs: the largest id + 1, as ids may have gaps."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+@contextlib.contextmanager
+def told(what: str) -> Iterator[None]:
+    """Turn whatever the library raises into a DataError; a panic in Rust is no Exception in Python."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise DataError(f"{what} ({' '.join(str(error).split())[:200]}): give another config.data.tokenizer") from None
+
+
+def wordpiece(vocabulary: dict[str, int], lowercase: bool, settings: Mapping[str, Any] = {}) -> "Tokenizer":
+    """BERT's tokenizer; `settings` may name other special tokens and ways to normalize, as tokenizer_config.json."""
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    names = {token: settings.get(f"{token[1:-1].lower()}_token", token) for token in BERT}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=names["[UNK]"], max_input_chars_per_word=100))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=lowercase,
+        strip_accents=settings.get("strip_accents"),
+        handle_chinese_chars=settings.get("tokenize_chinese_chars", True),
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    end, start = names["[SEP]"], names["[CLS]"]
+    if start in vocabulary and end in vocabulary:
+        tokenizer.post_processor = processors.BertProcessing((end, vocabulary[end]), (start, vocabulary[start]))
+    tokenizer.add_special_tokens([token for token in names.values() if token in vocabulary])
+    return tokenizer
+
+
+def byte_level(model: Any, *, split: bool, prefix: bool = False) -> "Tokenizer":
+    """A tokenizer of bytes; `split` cuts the text into words first, as GPT-2 does, `prefix` puts a blank before it."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=split)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _text(path: pathlib.Path) -> str:
+    """The file's text without a byte order mark, its lines ended by newlines."""
+    try:
+        if (bytes_ := path.stat().st_size) > LARGEST_FILE:
+            raise DataError(f"tokenizer {path} has {bytes_:,} bytes: expected at most {LARGEST_FILE:,}")
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"tokenizer {path} cannot be read ({error}): expected a text file in UTF-8") from None
+
+
+def _json(path: pathlib.Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} cannot be read ({error}): expected a JSON object") from None
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds {type(content).__name__}: expected a JSON object")
+    return content
+
+
+def _settings(folder: pathlib.Path) -> dict[str, Any]:
+    """tokenizer_config.json and special_tokens_map.json; the special tokens by their text, null as if absent."""
+    merged = {**_json(folder / MAP), **_json(folder / CONFIG)}
+    settings = {}
+    for name, value in merged.items():
+        if name.endswith("_token") and isinstance(value, dict):
+            value = value.get("content")
+        kind = _KINDS.get(name, str if name.removesuffix("_token") in _ROLES else None)
+        if kind and value is not None and not isinstance(value, kind):
+            raise DataError(f"{folder / CONFIG}: {name} is {value!r}, expected {kind.__name__}")
+        if value is not None:
+            settings[name] = value
+    return settings
+
+
+_ROLES = ("unk", "cls", "sep", "pad", "mask", "bos", "eos")
+_KINDS = {
+    **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), bool),
+    "added_tokens_decoder": dict,
+}
+
+
+def _added(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The added tokens with their ids and properties, as tokenizer.json lists them."""
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
+    tokens = {content: plain | {"id": i} for content, i in _json(folder / ADDED).items()}
+    for i, properties in settings.get("added_tokens_decoder", {}).items():
+        if not isinstance(properties, dict) or not isinstance(properties.get("content"), str) or not i.isdecimal():
+            raise DataError(f"{folder / CONFIG}: added_tokens_decoder has {i!r}: {properties!r}; expected a token")
+        known = {name: value for name, value in properties.items() if name in plain}
+        tokens[properties["content"]] = plain | known | {"id": int(i)}
+    for content, token in tokens.items():
+        if isinstance(token["id"], bool) or not isinstance(token["id"], int) or not 0 <= token["id"] < MOST_IDS:
+            raise DataError(
+                f"{folder}: the added token {content!r} has the id {token['id']!r}, expected a small number"
+            )
+    return tokens
+
+
+def _with_added(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], path: pathlib.Path) -> "Tokenizer":
+    """The tokenizer with the added tokens under their own ids."""
+    from tokenizers import Tokenizer
+
+    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    missing = {content: token for content, token in added.items() if content and content not in known}
+    if missing:
+        state = json.loads(tokenizer.to_str())
+        entries = [*state["added_tokens"], *({"content": text} | token for text, token in missing.items())]
+        vocabulary = state["model"].get("vocab")
+        if isinstance(vocabulary, dict):  # the library numbers tokens that are not in there by itself
+            vocabulary.update({text: token["id"] for text, token in missing.items() if text not in vocabulary})
+        state["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
+        with told(f"the tokens added to {path} cannot be used"):
+            tokenizer = Tokenizer.from_str(json.dumps(state))
+    for content, token in added.items():
+        if content and tokenizer.token_to_id(content) != token["id"]:
+            raise DataError(
+                f"{path} gives {content!r} the id {tokenizer.token_to_id(content)}, while {ADDED} or {CONFIG} beside it"
+                f" says {token['id']}: save the tokenizer again, or give another config.data.tokenizer"
+            )
+    return tokenizer
+
+
+def _parsed(path: pathlib.Path, text: str) -> "Tokenizer":
+    from tokenizers import Tokenizer
+
+    with told(f"{path} is no tokenizer, JSON of the tokenizers library"):
+        return Tokenizer.from_str(text)
+
+
+def _normalize(tokenizer: "Tokenizer", settings: Mapping[str, Any], lowercase: bool) -> None:
+    """Let tokenizer_config.json decide over the normalizer in a BERT's tokenizer.json, as transformers does."""
+    from tokenizers.normalizers import BertNormalizer
+
+    normalizer = tokenizer.normalizer
+    if not isinstance(normalizer, BertNormalizer):
+        return
+    own = {} if settings.get("tokenizer_class") == "PreTrainedTokenizerFast" else settings
+    chosen = _lowercase(own.get("do_lower_case", normalizer.lowercase), lowercase)
+    tokenizer.normalizer = BertNormalizer(
+        clean_text=normalizer.clean_text,
+        lowercase=chosen,
+        strip_accents=own.get("strip_accents", normalizer.strip_accents),
+        handle_chinese_chars=own.get("tokenize_chinese_chars", normalizer.handle_chinese_chars),
+    )
+
+
+def _lowercase(theirs: bool, ours: bool) -> bool:
+    """Whether to lower-case: the tokenizer's files decide over config.data.lowercase, and a contradiction is said."""
+    if theirs != ours:
+        warn(f"the tokenizer's files say do_lower_case={theirs}: config.data.lowercase={ours} is not used")
+    return theirs
+
+
+def _vocabulary(path: pathlib.Path, settings: Mapping[str, Any], lowercase: bool) -> "Tokenizer":
+    """A WordPiece tokenizer from BERT's file of one piece a line; a line without a piece counts and is none."""
+    vocabulary: dict[str, int] = {}
+    for i, piece in enumerate(_text(path).split("\n")):
+        if piece in vocabulary:
+            raise DataError(f"{path} has {piece!r} twice, in line {i + 1} again: expected one piece a line")
+        if piece:
+            vocabulary[piece] = i
+    unknown = settings.get("unk_token", "[UNK]")
+    if unknown not in vocabulary:
+        raise DataError(f"{path} has no line {unknown}: expected a BERT vocabulary, one piece a line")
+    return wordpiece(vocabulary, _lowercase(settings.get("do_lower_case", lowercase), lowercase), settings)
+
+
+def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
+    """GPT-2's tokenizer from its vocabulary and the merges beside it."""
+    from tokenizers import models
+
+    merges = path.with_name(path.name.replace("vocab.json", MERGES))
+    pairs = []
+    for number, line in enumerate(_text(merges).split("\n"), 1):
+        if line.strip() and not line.startswith("#version"):
+            pair = line.split(" ")
+            if len(pair) != 2:
+                raise DataError(f"{merges}, line {number}: {line[:80]!r}; expected two pieces with a blank between")
+            pairs.append((pair[0], pair[1]))
+    with told(f"{path} and {merges.name} are no byte-level BPE"):
+        tokenizer = byte_level(
+            models.BPE(_json(path), pairs), split=True, prefix=settings.get("add_prefix_space", False)
+        )
+    names = [settings[f"{role}_token"] for role in _ROLES if f"{role}_token" in settings] or ["<|endoftext|>"]
+    tokenizer.add_special_tokens([name for name in names if tokenizer.token_to_id(name) is not None])
+    return tokenizer
