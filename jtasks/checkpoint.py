@@ -189,6 +189,7 @@ def damage(folder: pathlib.Path) -> list[str]:
     except OSError as error:
         return [str(error)]
     missing = [f"{name} is missing" for name in expected if name not in found]
+    missing += [f"{name} has no checksum" for name in found if name not in expected and "/." not in f"/{name}"]
     return missing + [f"{name} has changed" for name in expected if name in found and found[name] != expected[name]]
 
 

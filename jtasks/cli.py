@@ -155,7 +155,7 @@ def _join(flags: argparse.Namespace) -> None:
 
 
 def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    which = flags.checkpoint or "newest"
+    which, out = flags.checkpoint or "newest", pathlib.Path(flags.out).expanduser() if flags.out else None
     if flags.mode == "train":
         from jtasks.train import train
 
@@ -169,13 +169,12 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "export":
         from jtasks.interop import export
 
-        out = pathlib.Path(flags.out) if flags.out else None
         return {"exported": str(export.run(config, workdir, out, which))}
     from jtasks import predict
 
     if flags.mode == "predict":
-        return {"predictions": str(predict.run(config, workdir, flags.split, which))}
-    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split, which)]}
+        return {"predictions": str(predict.run(config, workdir, flags.split, which, out))}
+    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split, which, out)]}
 
 
 def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
@@ -225,7 +224,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument("--format", default="hf", choices=("hf",), help="for export: that of Hugging Face")
-    parser.add_argument("--out", metavar="FOLDER", help="for export: where to, instead of DIR/export/FORMAT")
+    parser.add_argument("--out", metavar="FOLDER", help="for predict, show, export: where to, instead of in DIR")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
     parser.add_argument(
         "--checkpoint", metavar="WHICH", help="for eval, predict, show, export: newest (default), best, or a step"

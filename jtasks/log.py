@@ -48,17 +48,22 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 999.95 <= size < 1e9 else f"{value:.4g}"
 
 
-def read(path: pathlib.Path) -> list[dict[str, Any]]:
+def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Returns the whole records of a metrics.jsonl, the newest of each (step, split); [] if there is no file.
 
-    Torn and foreign lines are skipped. The strings "nan", "inf" and "-inf" become floats again.
+    A torn last line is skipped, and with a word to `warn` each line that is no record. The strings "nan", "inf" and
+    "-inf" become floats again.
     """
     found: dict[Any, dict[str, Any]] = {}
+    damaged = 0
     for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:  # behind the last newline: torn
         record = _parse(line)
         if record is not None:
             found.pop((record["step"], record["split"]), None)
             found[record["step"], record["split"]] = record
+        damaged += record is None
+    if damaged:
+        warn(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out; what was measured there is lost")
     return list(found.values())
 
 
@@ -99,7 +104,7 @@ class Log:
         with self._guard():
             if writer:
                 workdir.mkdir(parents=True, exist_ok=True)
-                _rewrite(self._path, lambda record: record["step"] <= start)
+                _rewrite(self._path, lambda record: record["step"] <= start, self.warn)
             for record in read(self._path):
                 if record["step"] <= start:
                     self._remember(record)
@@ -285,9 +290,11 @@ def _line(record: dict[str, Any]) -> bytes:
     return json.dumps(safe).encode() + b"\n"
 
 
-def _rewrite(path: pathlib.Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+def _rewrite(
+    path: pathlib.Path, keep: Callable[[dict[str, Any]], bool], warn: Callable[[str], None] = lambda text: None
+) -> None:
     """Leaves only the whole records that `keep` accepts, in one atomic replacement if anything changes."""
-    kept = b"".join(_line(record) for record in read(path) if keep(record))
+    kept = b"".join(_line(record) for record in read(path, warn) if keep(record))
     if path.exists() and kept != path.read_bytes():
         write_file(path, kept)
 

@@ -15,7 +15,7 @@ from jtasks.data import pipeline
 from jtasks.errors import ConfigError
 from jtasks.job import Job
 from jtasks.run import open_run
-from jtasks.writing import check_name, write_file, writer
+from jtasks.writing import check_name, require_writable, write_file, writer
 
 Predict = Callable[[Any, pipeline.Examples], list[Any]]
 
@@ -74,16 +74,21 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
     return paths
 
 
-def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> pathlib.Path:
+def run(
+    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", out: pathlib.Path | None = None
+) -> pathlib.Path:
     """Write predictions-SPLIT.jsonl from a checkpoint (see `open_run`): `{"index", ...outputs}`, one example a line.
+
+    It goes to the folder `out`, by default the workdir.
 
     What the task's report_fn makes of them goes beside it, as NAME-SPLIT.SUFFIX.
     """
-    run = open_run(config, workdir, which)
+    run, folder = open_run(config, workdir, which), out or workdir
+    processes.once(lambda: require_writable(folder))
     job, examples = run.job, run.required(split)
     params = run.params(examples)
     outputs = make(job)(params, examples)
-    path = workdir / f"predictions-{split}.jsonl"
+    path = folder / f"predictions-{split}.jsonl"
     lines = ((json.dumps({"index": index, **_plain(output)}) + "\n").encode() for index, output in enumerate(outputs))
 
     def write() -> None:
@@ -94,24 +99,28 @@ def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest"
             for name, text in job.task.report_fn(rows, outputs, job.config).items():
                 check_name(name, "report_fn of the task")
                 report = pathlib.PurePath(name)
-                write_file(workdir / f"{report.stem}-{split}{report.suffix}", text)
+                write_file(folder / f"{report.stem}-{split}{report.suffix}", text)
 
     processes.once(write)
     return path
 
 
-def run_show(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> list[pathlib.Path]:
-    """Write show_fn's pictures and texts of a checkpoint (see `open_run`) to DIR/show/."""
+def run_show(
+    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", out: pathlib.Path | None = None
+) -> list[pathlib.Path]:
+    """Write show_fn's pictures and texts of a checkpoint (see `open_run`) to the folder `out`, by default DIR/show."""
     run = open_run(config, workdir, which)
     job = run.job
     if not hasattr(job.task, "show_fn"):
         raise ConfigError(f"task {config.task} has no show_fn(examples, outputs, config)")
+    folder = out or workdir / "show"
+    processes.once(lambda: require_writable(folder))
     examples = run.required(split)
     shown = show(job, make(job), run.params(examples), examples)
-    return write_shown(shown, workdir / "show", f"{split}-{run.step}") if processes.first() else []
+    return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 
 def _plain(output: Any) -> dict[str, Any]:
-    """An output tree as JSON data, whatever its kind."""
+    """An output tree as JSON data, whatever its kind; whole where a name in it would hide the example's index."""
     tree = jax.tree.map(lambda x: np.asarray(x).tolist(), output)
-    return tree if isinstance(tree, dict) else {"output": tree}
+    return tree if isinstance(tree, dict) and "index" not in tree else {"output": tree}

@@ -103,7 +103,7 @@ def _best(metric: str, folder: pathlib.Path) -> int:
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
     steps = checkpoint.saved_steps(folder / "checkpoints")
-    records = [r for r in log.read(folder / "metrics.jsonl") if r["split"] == split and r["step"] in steps]
+    records = [r for r in log.read(folder / "metrics.jsonl", log.warn) if r["split"] == split and r["step"] in steps]
     values = {r["step"]: r[name] for r in records if isinstance(r.get(name), float | int)}
     step = checkpoint.best(values, metric)
     if step is None:

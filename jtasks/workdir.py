@@ -105,7 +105,8 @@ def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] 
     if refused:
         raise ConfigError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nuse another workdir,"
-            " or config.init_from to start from its parameters; config.data.allow_changes=True lets config.data change"
+            " or config.init_from to start from its parameters"
+            + ("; config.data.allow_changes=True goes on with other data" if "config.data." in "".join(refused) else "")
         )
     if lines:
         say(f"the config is not that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))

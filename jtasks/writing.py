@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -33,6 +34,15 @@ def writer(path: pathlib.Path) -> Iterator[IO[bytes]]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+def require_writable(folder: pathlib.Path) -> None:
+    """Make a folder, and see that files can be made in it; ConfigError otherwise, before anything is computed."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written to ({error.strerror}): give another one, --out=FOLDER") from None
 
 
 def no_link(path: str, flags: int) -> int:

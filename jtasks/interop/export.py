@@ -14,7 +14,7 @@ from jtasks.errors import ConfigError, DataError
 from jtasks.interop import files, gpt2, huggingface, vit
 from jtasks.job import SPLITS
 from jtasks.run import open_run
-from jtasks.writing import write_file
+from jtasks.writing import require_writable, write_file
 
 
 def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, which: str = "newest") -> pathlib.Path:
@@ -48,6 +48,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     assets = job.task.assets(job.config) if hasattr(job.task, "assets") else {}
 
     def write() -> None:
+        require_writable(folder)
         files.write(folder, theirs, tensors)
         if processor := image_processor(theirs, job.config):
             files.write_json(folder / "preprocessor_config.json", processor)
