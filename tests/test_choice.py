@@ -44,7 +44,7 @@ def race(folder, *rows):
 
 
 def row(question="Who met ?", options=("Ada", "Bo", "Cy"), answer="C"):
-    return {"article": "Ada met Cy in town.", "question": question, "options": list(options), "answer": answer}
+    return {"article": "Ada met Cy in town.", "question": question, "options": options, "answer": answer}
 
 
 def test_race_fills_blanks_and_asks_questions(tmp_path):
@@ -61,7 +61,11 @@ def test_race_fills_blanks_and_asks_questions(tmp_path):
     [
         (row(options=("Ada", "Bo")), "example 1 has 2 choices, the first has 3"),
         (row(answer="D"), "the answer of example 1 is none of its 3 choices"),
-        (row(answer=""), "the answer of example 1 is none of its 3 choices"),
+        (row(answer=""), "race.jsonl, line 2, column 'answer' is empty"),
+        (row(answer=None), "line 2, column 'answer': expected a label"),
+        (row(options="Ada"), "line 2, column 'options': expected a list of texts, not text"),
+        (row(options=("Ada", None, "Cy")), "line 2, column 'options', item 1: expected text, not null"),
+        (row(question=3), "line 2, column 'question': expected text, not the number 3"),
         (row(answer=-1), "the answer of example 1 is none of its 3 choices"),
     ],
 )

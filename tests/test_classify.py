@@ -8,7 +8,7 @@ import pytest
 from finetune import config, prepared
 
 from jtasks import task
-from jtasks.data import tables
+from jtasks.data import tables, values
 from jtasks.errors import ConfigError, DataError
 
 CLASSIFY = task.load("jtasks.tasks.classify")
@@ -100,5 +100,5 @@ def test_what_is_shown_names_the_classes(tmp_path):
 def test_sst2_of_glue_is_read_as_it_is(shared):
     folder = str(shared / "data" / "finetune" / "sst2")
     for split, count in (("train", 60_614), ("dev", 6_735)):
-        found = tables.rows(f"{split}.tsv", split, ["sentence", "label"], folder=folder)
+        found = tables.rows(f"{split}.tsv", split, {"sentence": values.content, "label": values.label}, folder=folder)
         assert len(found) == count and {row["label"] for row in found} == {"0", "1"}

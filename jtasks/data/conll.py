@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jtasks.data import encoding, tokenizers
+from jtasks.data import encoding, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import entities
 
@@ -23,33 +23,40 @@ class Sentence(NamedTuple):
 def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sentence]:
     """The sentences of a file, with IOB1 and IOBES brought to BIO.
 
+    LF or CRLF ends a line. Tabs part the columns of a line that has any, ASCII blanks those of others, and a line of
+    nothing but these ends a sentence; U+00A0, U+3000, U+0085 and U+2028 are parts of words. Quotes mean nothing. A byte
+    order mark and lines of `-DOCSTART-` are left out.
+
     Args:
-      text: its contents; columns are parted by tabs where a line has any, else by blanks.
+      text: its contents.
       name: of the file, for messages.
       word: the words' column; negative ones count from the last.
       tag: the tags' column.
 
     Raises:
-      DataError: a line lacks a column, a tag is none, or there is no sentence. Lines of `-DOCSTART-` are left out.
+      DataError: a line lacks a column, has a single CR, or not as many columns as the one before it in the sentence; a
+        word is empty, a tag is none, or there is no sentence.
     """
     found: list[Sentence] = []
     words, tags = list[str](), list[str]()
-    for number, line in enumerate([*text.split("\n"), ""], 1):
-        line = line.strip("\r")
-        columns = line.split("\t") if "\t" in line else line.split()
-        if not line.strip():
+    before = 0  # columns of the line before in this sentence
+    for number, line in enumerate([*text.removeprefix("\ufeff").split("\n"), ""], 1):
+        line = line.removesuffix("\r")
+        columns = line.split("\t") if "\t" in line else [column for column in line.split(" ") if column]
+        if not line.strip(values.BLANKS):
             if words:
                 found.append(Sentence(words, entities.bio(tags)))
-            words, tags = [], []
+            words, tags, before = [], [], 0
         elif columns[0] != "-DOCSTART-":
-            try:
-                words.append(columns[word])
-                tags.append(columns[tag])
-            except IndexError:
-                wanted = f"config.data.word={word} and config.data.tag={tag}"
-                raise DataError(f"{name}, line {number} has {len(columns)} columns; {wanted} need more") from None
+            where = f"{name}, line {number}"
+            _check_columns(columns, before, (word, tag), line, where)
+            before = len(columns)
+            words.append(columns[word])
+            tags.append(columns[tag])
+            if not words[-1]:
+                raise DataError(f"{where}: the word in column {word} is empty")
             if not _valid(tags[-1]):
-                raise DataError(f"{name}, line {number}: {tags[-1]!r} is no tag such as B-person, I-person or O")
+                raise DataError(f"{where}: {tags[-1]!r} is no tag such as B-person, I-person or O")
     if not found:
         raise DataError(f"{name} holds no sentence: expected a word and its tag on each line")
     return found
@@ -116,6 +123,16 @@ def _lists(values: Sequence[list[str]]) -> np.ndarray:
     found = np.empty(len(values), object)
     found[:] = values
     return found
+
+
+def _check_columns(columns: Sequence[str], before: int, wanted: tuple[int, int], line: str, where: str) -> None:
+    if "\r" in line:
+        raise DataError(f"{where} has a CR inside: expected LF or CRLF at the end of each line")
+    if max(i + 1 if i >= 0 else -i for i in wanted) > len(columns):
+        fields = f"config.data.word={wanted[0]} and config.data.tag={wanted[1]}"
+        raise DataError(f"{where} has {len(columns)} columns; {fields} need more")
+    if before and len(columns) != before:
+        raise DataError(f"{where} has {len(columns)} columns, the line before has {before}")
 
 
 def _valid(tag: str) -> bool:

@@ -7,14 +7,13 @@ are arrays `KIND/VIDEO.npy` [time, width], one folder for each kind.
 
 import concurrent.futures
 import dataclasses
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jtasks.data import files
+from jtasks.data import files, values
 from jtasks.errors import ConfigError, DataError
 
 UNDISCLOSED = "__UNDISCLOSED__"
@@ -52,15 +51,12 @@ def locate(split: str, name: str, folder: pathlib.Path) -> pathlib.Path | None:
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The dialogues of a file.
+    """The dialogues of a file; a byte order mark is left out. Captions and summaries may be null or absent.
 
     Raises:
-      DataError: it is not JSON, or not of the form above.
+      DataError: it is not JSON, or not of the form above; with dialogue and turn.
     """
-    try:
-        content = json.loads(files.read(path))
-    except ValueError as error:
-        raise DataError(f"{path} is no JSON ({error}); get the official file") from error
+    content = values.parse(files.decode(files.read(path), str(path)), str(path))
     dialogues = content.get("dialogs") if isinstance(content, dict) else None
     if not isinstance(dialogues, list) or not dialogues:
         raise DataError(f'{path} has no dialogues: expected {{"dialogs": [{{"image_id", "dialog", ...}}, ...]}}')
@@ -216,10 +212,7 @@ class Features:
 
     def _read(self, kind: str, video: str) -> np.ndarray:
         path = self.path(kind, video)
-        try:
-            array = np.load(path, mmap_mode="r")  # only what is needed is read
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path} cannot be read ({error}); expected an array [time, width]") from error
+        array = files.array(path)  # only what is needed is read
         if array.ndim != 2 or not array.size or array.dtype.kind != "f":
             raise DataError(f"{path} holds {array.dtype} {list(array.shape)}; expected floats [time, width]")
         return array
@@ -236,9 +229,20 @@ def _resampled(array: np.ndarray, length: int) -> np.ndarray:
 def _check(dialogue: Any, where: str) -> None:
     if not isinstance(dialogue, dict) or not isinstance(dialogue.get("image_id"), str):
         raise DataError(f"{where} has no image_id; expected an object with image_id, caption, summary and dialog")
+    video = values.text(dialogue["image_id"], f"{where}, 'image_id'")
+    if not files.is_plain(video):
+        raise DataError(f"{where}: the image_id {video!r} is no name of a file, as features need it")
+    where += f" ({video})"
+    for key in ("caption", "summary"):
+        if dialogue.get(key) is not None:
+            values.text(dialogue[key], f"{where}, {key!r}")
     exchanges = dialogue.get("dialog")
     if not isinstance(exchanges, list) or not exchanges:
-        raise DataError(f"{where} ({dialogue['image_id']}) has no turns; expected dialog: [{{question, answer}}, ...]")
+        raise DataError(f"{where} has no turns; expected dialog: [{{question, answer}}, ...]")
     for turn, exchange in enumerate(exchanges):
-        if not isinstance(exchange, dict) or not all(isinstance(exchange.get(k), str) for k in ("question", "answer")):
-            raise DataError(f"{where} ({dialogue['image_id']}), turn {turn}: expected a question and an answer")
+        if not isinstance(exchange, dict) or not {"question", "answer"} <= exchange.keys():
+            raise DataError(f"{where}, turn {turn}: expected a question and an answer")
+        for key in ("question", "answer"):
+            values.text(exchange[key], f"{where}, turn {turn}, {key!r}")
+        if "references" in exchange:
+            values.contents(exchange["references"], f"{where}, turn {turn}, 'references'")

@@ -4,11 +4,13 @@ A file is either whole or absent: downloads are checked by hash and renamed into
 read in memory and never unpacked, pickles are read without running what they ask for.
 """
 
+import codecs
 import io
 import os
 import pathlib
 import pickle
 import posixpath
+import stat
 import sys
 import tarfile
 import zlib
@@ -18,6 +20,9 @@ from typing import Any
 import numpy as np
 
 from jtasks.errors import DataError
+
+NUMERIC = "biuf"  # kinds of dtypes that may come from a file: an object would be followed as a pointer
+LIMIT = 1 << 30  # bytes that a download may have, or compressed data unfold to
 
 
 def data_folder(folder: str | None) -> pathlib.Path:
@@ -96,16 +101,74 @@ def _download(url: str, known_hash: str, folder: pathlib.Path, name: str) -> pat
     return path
 
 
-def read(path: pathlib.Path) -> bytes:
+def read(path: pathlib.Path, limit: int | None = None) -> bytes:
     """The bytes of a file.
 
     Raises:
-      DataError: if it cannot be read.
+      DataError: if it cannot be read, is a pipe or a device, or holds more than `limit` bytes.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            raise DataError(f"{path} is no regular file; put the file itself there")
+        if limit is not None and status.st_size > limit:
+            raise DataError(f"{path} holds {status.st_size:,} bytes; expected at most {limit:,}: get the official file")
         return path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
+
+
+def array(path: pathlib.Path) -> np.ndarray:
+    """The array of a .npy file, mapped into memory.
+
+    Raises:
+      DataError: it is no such file, shorter than its header says, or holds anything but numbers.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("no regular file")
+        values = np.lib.format.open_memmap(path, "r")
+    except Exception as error:  # headers are parsed as Python: anything can be wrong with them
+        raise DataError(
+            f"{path} cannot be read ({error}); expected one array of numbers as numpy.save writes"
+        ) from error
+    if values.dtype.kind not in NUMERIC:
+        raise DataError(f"{path} holds {values.dtype}; expected numbers")
+    return values
+
+
+def is_plain(name: object) -> bool:
+    """Whether `name` is that of a file in a folder: no way into another one, and no control characters."""
+    if not isinstance(name, str) or not name.isprintable() or name in ("", ".."):
+        return False
+    return pathlib.PurePath(name).name == name and "\\" not in name
+
+
+def decode(data: bytes, where: str, line: int = 1) -> str:
+    """Text in UTF-8, without the byte order mark that it may begin with; line ends stay as they are.
+
+    Args:
+      data: the bytes.
+      where: names the file in errors.
+      line: the number of the first line, for errors.
+
+    Raises:
+      DataError: at the first byte that is no UTF-8, or is zero, which no text holds.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(
+            f"{where} is in UTF-16 or UTF-32: expected text in UTF-8; convert it, such as by iconv -t UTF-8"
+        )
+    data = data.removeprefix(codecs.BOM_UTF8)
+    try:
+        text = data.decode()
+        wrong, reason = data.find(0), "a zero byte"
+    except UnicodeDecodeError as error:
+        wrong, reason = error.start, f"byte {error.start} is no UTF-8, {error.reason}"
+    if wrong >= 0:
+        place = f"{where}, line {line + data.count(10, 0, wrong)}"
+        raise DataError(f"{place}: {reason}; expected text in UTF-8: convert the file or get it again")
+    return text
 
 
 def read_members(archive: pathlib.Path, wanted: Collection[str]) -> dict[str, bytes]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jtasks.data import store, text, tokenizers
+from jtasks.data import store, text, tokenizers, values
 from jtasks.data.tokens import batched, smallest
 from jtasks.errors import DataError
 
@@ -133,7 +133,7 @@ def paired(
 def _lines(documents: Iterator[str]) -> Iterator[str]:
     """The sentences of the documents, and "" behind each document."""
     for document in documents:
-        yield from (line for line in document.split("\n") if line.strip())
+        yield from (line for line in document.split("\n") if line.strip(values.BLANKS))
         yield ""
 
 

@@ -1,12 +1,11 @@
 """Questions about paragraphs, in SQuAD's JSON of version 1.1 or 2.0, as windows that a model can read."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jtasks.data import encoding, files, tables, tokenizers
+from jtasks.data import encoding, files, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,19 +21,26 @@ OFFICIAL = {
 
 
 class Question(NamedTuple):
-    """A question about a context; `answers` are (first character, text), none if it is unanswerable."""
+    """A question about a context.
+
+    `answers` are (first character, text): an empty list if it is unanswerable, None if the file does not tell them.
+    """
 
     name: str
     text: str
     context: str
-    answers: list[tuple[int, str]]
+    answers: list[tuple[int, str]] | None
 
 
 def questions(name: str, split: str, *, folder: str | None = None) -> list[Question]:
-    """The questions of a file; an official one that is absent is downloaded.
+    """The questions of a file; an official one that is absent is downloaded. A byte order mark is left out.
+
+    A question that is_impossible has no answers whatever else stands there. One without `answers`, as in a test file,
+    can be predicted for.
 
     Raises:
-      DataError: it is absent, or not in SQuAD's format, or an answer is not where it says.
+      DataError: it is absent, or not in SQuAD's format; a text is empty, an id stands twice, or an answer is not where
+        it says, with the number of the paragraph or the id of the question.
     """
     root = files.data_folder(folder)
     try:
@@ -46,24 +52,15 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
         searched = [root, own]
         path = own / name
         path = path if path.exists() else files.fetch(name, OFFICIAL[name], MIRRORS, own, [name], searched)
-        text = files.read(path).decode()
-    try:
-        articles = json.loads(text)["data"]
-        found = [
-            _question(given, paragraph["context"])
-            for article in articles
-            for paragraph in article["paragraphs"]
-            for given in paragraph["qas"]
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{name} is not in SQuAD's format: {type(error).__name__}: {error}") from error
-    for question in found:
-        for start, answer in question.answers:
-            if question.context[start : start + len(answer)] != answer:
-                raise DataError(f"{name}: the context of question {question.name} has no {answer!r} at {start}")
-    if len({question.name for question in found}) < len(found) or not found:
-        raise DataError(f"{name} has {len(found)} questions; expected some, each with an id of its own")
-    return found
+        text = files.decode(files.read(path), str(path))
+    found: dict[str, Question] = {}
+    for question in _questions(values.parse(text, name), name):
+        if question.name in found:
+            raise DataError(f"{name}: the id {question.name!r} stands twice; each question needs an id of its own")
+        found[question.name] = question
+    if not found:
+        raise DataError(f"{name} has no questions")
+    return list(found.values())
 
 
 def windows(
@@ -80,9 +77,9 @@ def windows(
 
     Returns:
       `tokens` int32, `types` uint8 and `segments` uint8 as `encoding.pairs`; `start` and `end` int32 [n], places of
-      the first answer, both 0 where the window has not all of it; `begin` int32 [n], the place of the context's first
-      token; and for the host: `offsets`, of each window's context tokens the first character and that behind the
-      last, int32 [tokens, 2]; `question`, the Question.
+      the first answer, both 0 where the window has not all of it and -1 where the file tells none; `begin` int32 [n],
+      the place of the context's first token; and for the host: `offsets`, of each window's context tokens the first
+      character and that behind the last, int32 [tokens, 2]; `question`, the Question.
 
     Raises:
       ConfigError: these lengths leave no room for the context.
@@ -112,7 +109,8 @@ def windows(
             begin = len(ids) + 2
             shift = begin - first
             rows.append((ids, context.ids[first:last]))
-            spans.append((answer[0] + shift, answer[1] + shift, begin) if inside and answer else (0, 0, begin))
+            none = -1 if entry.answers is None else 0
+            spans.append((answer[0] + shift, answer[1] + shift, begin) if inside and answer else (none, none, begin))
             places.append((offsets[first:last], entry))
             if last == len(offsets):
                 break
@@ -128,9 +126,33 @@ def windows(
     }
 
 
-def _question(given: dict[str, Any], context: str) -> Question:
-    answers = [] if given.get("is_impossible") else [(a["answer_start"], a["text"]) for a in given["answers"]]
-    return Question(given["id"], given["question"], context, answers)
+def _questions(content: Any, name: str) -> Iterator[Question]:
+    for a, article in enumerate(values.entry(content, "data", list, name)):
+        for p, paragraph in enumerate(values.entry(article, "paragraphs", list, f"{name}, article {a}")):
+            where = f"{name}, article {a}, paragraph {p}"
+            context = values.content(values.entry(paragraph, "context", str, where), f"{where}, 'context'")
+            for q, given in enumerate(values.entry(paragraph, "qas", list, where)):
+                yield _question(given, context, name, f"{where}, question {q}")
+
+
+def _question(given: Any, context: str, name: str, where: str) -> Question:
+    own = values.content(values.entry(given, "id", str, where), f"{where}, 'id'")
+    where = f"{name}, question {own!r}"
+    text = values.content(values.entry(given, "question", str, where), f"{where}, 'question'")
+    if "is_impossible" in given and values.entry(given, "is_impossible", bool, where):
+        return Question(own, text, context, [])
+    if "answers" not in given:
+        return Question(own, text, context, None)
+    answers = [_answer(answer, context, where) for answer in values.entry(given, "answers", list, where)]
+    return Question(own, text, context, answers)
+
+
+def _answer(given: Any, context: str, where: str) -> tuple[int, str]:
+    text = values.content(values.entry(given, "text", str, where), f"{where}, the answer's 'text'")
+    start = values.entry(given, "answer_start", int, where)
+    if start < 0 or context[start : start + len(text)] != text:
+        raise DataError(f"{where}: the context has no {text!r} at answer_start {start}")
+    return start, text
 
 
 def _tokens_of(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:

@@ -3,67 +3,81 @@
 import csv
 import difflib
 import io
-import json
 import pathlib
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jtasks.data import files, tfds
+import numpy as np
+
+from jtasks.data import files, tfds, values
 from jtasks.errors import ConfigError, DataError
 
 Row = dict[str, Any]
 
 
-def rows(name: str, split: str, fields: Sequence[str], *, folder: str | None = None, source: str = "") -> list[Row]:
+def rows(
+    name: str, split: str, fields: Mapping[str, values.Check], *, folder: str | None = None, source: str = ""
+) -> list[Row]:
     """The wanted fields of each row of one split.
 
+    Empty lines are skipped, a byte order mark is left out, fields may be of any size. Only line ends and the
+    separator part rows and columns: other blanks, such as U+00A0, U+0085 and U+2028, are characters like others.
+
     Args:
-      name: a .tsv, .csv or .jsonl file; or `tfds:NAME`, whose own train, validation or test split is read, with
-        `#SPLIT` behind the name for another, such as `tfds:glue/mnli#validation_matched`.
+      name: a file in UTF-8, or `tfds:NAME`, whose own train, validation or test split is read, with `#SPLIT` behind
+        the name for another, such as `tfds:glue/mnli#validation_matched`. The kinds of files:
+        - .tsv: quotes mean nothing, as in GLUE. LF, CRLF or CR ends a row.
+        - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else behind a closing
+          quote is an error. LF, CRLF or CR ends a row.
+        - .jsonl: one JSON object a line. LF or CRLF ends a line.
       split: `train`, `valid` or `test`.
-      fields: names of columns. Where all are numbers, the file has no header and they count its columns from 0.
+      fields: names of columns, and the check of each one's values, such as `values.content`. Where all names are
+        numbers, a TSV or CSV file has no header and they count its columns from 0.
       folder: config.data.dir.
       source: where the file can be had, for the message when it is absent.
 
     Returns:
-      Rows in the file's order: text for TSV and CSV, what JSON says for JSONL. Empty lines are skipped.
+      At least one row, in the file's order.
 
     Raises:
       ConfigError: the file's kind is unknown, or there is no such column.
-      DataError: the file is absent, or a row is not as the others.
+      DataError: the file is absent or empty, a row is not as the others, a column or key stands twice, or a value is
+        not what its check expects; with file, line and column.
     """
     if name.startswith("tfds:"):
         table = _tfds(name.removeprefix("tfds:"), split, folder)
     else:
-        text, kind = read(name, f"config.data.{split}", folder=folder, source=source), pathlib.PurePath(name).suffix
+        kind = pathlib.PurePath(name).suffix
         readers = {".jsonl": _json_lines, ".tsv": _delimited, ".csv": _delimited}
         if kind not in readers:
             raise ConfigError(f"config.data.{split}={name!r} must be a .tsv, .csv or .jsonl file, or tfds:NAME")
+        text = read(name, f"config.data.{split}", folder=folder, source=source)
         table = readers[kind](text, name, all(field.isdecimal() for field in fields))
-    return [_picked(row, fields, f"{name}, {where}") for where, row in table]
+    picked: list[Row] = []
+    for where, row in table:
+        picked.append(_picked(row, fields, f"{name}, {where}", first=not picked))
+    if not picked:
+        raise DataError(f"{name} has no rows: expected some with the columns {', '.join(map(repr, fields))}")
+    return picked
 
 
 def read(name: str, field: str, *, folder: str | None = None, source: str = "") -> str:
     """The text of a file that a config names: as given, in the folder of data, or in a zip archive there.
 
-    `SST-2/train.tsv` is thus also found in `SST-2.zip`.
+    `SST-2/train.tsv` is thus also found in `SST-2.zip`. A byte order mark is left out.
 
     Raises:
-      DataError: it is nowhere, or no text in UTF-8.
+      DataError: it is nowhere, or no text in UTF-8; or the archive is damaged, encrypted, or holds more than 1 GiB.
     """
     root = files.data_folder(folder)
     places = [pathlib.Path(name).expanduser(), root / name]
+    archive = root / f"{next(iter(pathlib.PurePath(name).parts), '')}.zip"
     path = next((place for place in places if place.is_file()), None)
-    archive = root / f"{pathlib.PurePath(name).parts[0]}.zip"
-    try:
-        if path is None and archive.is_file():
-            with zipfile.ZipFile(archive) as members:
-                return members.read(name).decode("utf-8-sig")
-        if path is not None:
-            return files.read(path).decode("utf-8-sig")
-    except (UnicodeDecodeError, KeyError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path or archive}: {error}; expected {name} as text in UTF-8") from error
+    if path is not None:
+        return files.decode(files.read(path), str(path))
+    if archive.is_file():
+        return files.decode(_unzipped(archive, name), f"{archive}: {name}")
     raise DataError(
         f"no file {name!r} ({field})\n  looked for: {', '.join(map(str, [*places, archive]))}\n"
         f"  what to do: {f'get it from {source}, ' if source else ''}put it there, or set config.data.dir or"
@@ -71,34 +85,50 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
     )
 
 
+def _unzipped(archive: pathlib.Path, name: str) -> bytes:
+    try:
+        with zipfile.ZipFile(archive) as members:
+            size = members.getinfo(name).file_size  # and no more than this is unpacked
+            if size > files.LIMIT:
+                raise DataError(f"{archive}: {name} unpacks to {size:,} bytes; if you trust it, unpack it by hand")
+            return members.read(name)
+    except DataError:
+        raise
+    except Exception as error:  # encrypted or damaged members fail in many ways
+        raise DataError(f"{archive}: cannot read {name} ({error}); get the archive again or unpack it") from error
+
+
 def _delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
-    """Rows of TSV, where quotes mean nothing (as in GLUE), or of CSV, where they do."""
-    tabs = name.endswith(".tsv")
-    quoting = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {}
-    lines = csv.reader(io.StringIO(text, newline=""), **quoting)  # type: ignore[arg-type]
+    """Rows of TSV or CSV."""
+    quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.endswith(".tsv") else {"strict": True}
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process; 131,072 if left alone
+    lines = csv.reader(io.StringIO(text, newline=""), **quoting)
     header: list[str] | None = None
-    for values in lines:
-        if not any(values):
-            continue
-        if header is None:
-            header = [str(i) for i in range(len(values))] if bare else values
-            if not bare:
+    try:
+        for columns in lines:
+            if not columns:
                 continue
-        if len(values) != len(header):
-            raise DataError(f"{name}, line {lines.line_num}: {len(values)} columns, expected {len(header)}: {header}")
-        yield f"line {lines.line_num}", dict(zip(header, values, strict=True))
+            if header is None:
+                header = [str(i) for i in range(len(columns))] if bare else columns
+                if doubled := [column for column in header if column and header.count(column) > 1]:
+                    raise DataError(f"{name}, line {lines.line_num}: the column {doubled[0]!r} stands twice")
+                if not bare:
+                    continue
+            if len(columns) != len(header):
+                where = f"{name}, line {lines.line_num}"
+                raise DataError(f"{where}: {len(columns)} columns, expected {len(header)}: {header}")
+            yield f"line {lines.line_num}", dict(zip(header, columns, strict=True))
+    except csv.Error as error:
+        raise DataError(f"{name}, line {lines.line_num}: {error}; expected quotes around whole fields") from error
 
 
 def _json_lines(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+        if not line.strip(values.BLANKS):
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{name}, line {number} is no JSON: {error}") from error
+        row = values.parse(line, f"{name}, line {number}")
         if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number} is no JSON object but {type(row).__name__}")
+            raise DataError(f"{name}, line {number}: expected a JSON object, not {values.describe(row)}")
         yield f"line {number}", row
 
 
@@ -111,14 +141,21 @@ def _tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str, Row]
         splits = ", ".join(builder.info.splits)
         raise DataError(f"tfds:{name} has the splits {splits}; config.data.{split} names none of them")
     for index in range(len(source)):
-        row = source[index]
-        yield f"row {index}", {k: v.decode() if isinstance(v, bytes) else v for k, v in row.items()}
+        yield f"row {index}", {key: _plain(value, f"tfds:{name}, row {index}") for key, value in source[index].items()}
 
 
-def _picked(row: Row, fields: Sequence[str], where: str) -> Row:
+def _plain(value: Any, where: str) -> Any:
+    """TFDS's bytes as text, and its arrays as numbers and lists."""
+    if isinstance(value, bytes):
+        return files.decode(value, where)
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+
+
+def _picked(row: Row, fields: Mapping[str, values.Check], where: str, *, first: bool) -> Row:
     for field in fields:
         if field not in row:
             near = difflib.get_close_matches(field, row, n=1)
             hint = f", did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"{where}: no column {field!r}; there are {', '.join(map(repr, row))}{hint}")
-    return {field: row[field] for field in fields}
+            kind = ConfigError if first else DataError
+            raise kind(f"{where}: no column {field!r}; there are {', '.join(map(repr, row))}{hint}")
+    return {field: check(row[field], f"{where}, column {field!r}") for field, check in fields.items()}

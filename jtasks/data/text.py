@@ -2,11 +2,13 @@
 
 import glob
 import hashlib
+import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jtasks.data import files
+from jtasks.data import files, values
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
 
@@ -47,17 +49,20 @@ def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
 
 
 def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files") -> list[pathlib.Path]:
-    """The files that comma-separated names or patterns (`*`, `?`, `**`) stand for, sorted, each once.
+    r"""The files that comma-separated names or patterns (`*`, `?`, `[]`, `**`) stand for, sorted, each once.
 
-    Each is looked for as given, then in `folder` (the folder of data) and in `folder`/text. `tinyshakespeare.txt`
-    is downloaded if it is nowhere.
+    Each is looked for as given, then in `folder` (the folder of data) and in `folder`/text. A name that exists as it
+    stands is no pattern, nor are commas in it separators; in a list of several, `\,` is a comma in a name.
+    `tinyshakespeare.txt` is downloaded if it is nowhere.
 
     Raises:
       ConfigError: no name is given.
       DataError: a name or pattern finds no file.
     """
     found: list[pathlib.Path] = []
-    for pattern in filter(None, (part.strip() for part in patterns.split(","))):
+    whole = any(place.is_file() for place in _places(patterns, folder))
+    parts = [patterns] if whole else [p.strip(" ").replace("\\,", ",") for p in re.split(r"(?<!\\),", patterns)]
+    for pattern in filter(None, parts):
         for path in _matches(pattern, folder, field):
             if path not in found:
                 found.append(path)
@@ -66,10 +71,17 @@ def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files"
     return found
 
 
+def _places(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
+    return [pathlib.Path(name).expanduser(), folder / name, folder / "text" / name]
+
+
 def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
-    places = [pathlib.Path(pattern).expanduser(), folder / pattern, folder / "text" / pattern]
-    for place in places:
-        paths = sorted(pathlib.Path(name).resolve() for name in glob.glob(str(place), recursive=True))
+    places = _places(pattern, folder)
+    for place, base in zip(places, ("", folder, folder / "text"), strict=True):
+        if place.is_file():
+            return [place.resolve()]
+        wanted = os.path.join(glob.escape(str(base)), os.path.expanduser(pattern))
+        paths = sorted(pathlib.Path(name).resolve() for name in glob.glob(wanted, recursive=True))
         if paths := [path for path in paths if path.is_file()]:
             return paths
     if pattern in _SOURCES:
@@ -93,6 +105,9 @@ def documents(
 ) -> Iterator[str]:
     """The documents of one part of the text, in order.
 
+    A byte order mark is left out; quotes mean nothing. Whole files keep their line ends. Otherwise LF, CRLF or CR ends
+    a line, and a blank line holds nothing but ASCII blanks; U+0085, U+2028 and others are characters of the text.
+
     Whole files are cut: the last share `valid` of each one's characters is its valid part. Smaller documents go
     to one part or the other whole, chosen by `seed`.
 
@@ -105,7 +120,7 @@ def documents(
 
     Raises:
       ConfigError: an argument is none of the above.
-      DataError: a file is absent or not UTF-8.
+      DataError: a file is absent, not UTF-8 or holds a zero byte; with its line.
     """
     if kind not in DOCUMENTS:
         raise ConfigError(f"config.data.documents={kind!r} must be one of {', '.join(DOCUMENTS)}")
@@ -132,8 +147,8 @@ def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
     for path in paths:
         lines: list[str] = []
         for line in _lines(path):
-            if not line.strip() or kind == "line":
-                if kind == "line" and line.strip():
+            if not line.strip(values.BLANKS) or kind == "line":
+                if kind == "line" and line.strip(values.BLANKS):
                     yield line
                 elif lines:
                     yield "\n".join(lines)
@@ -146,20 +161,13 @@ def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
     try:
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                yield line.removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                text = files.decode(line, str(path), number)
+                yield from text.removesuffix("\n").removesuffix("\r").split("\r")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
 
 
 def _read(path: pathlib.Path) -> str:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:  # line ends as they are: bytes are counted
-            return file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise _unreadable(path, error) from None
-
-
-def _unreadable(path: pathlib.Path, error: Exception) -> DataError:
-    return DataError(f"text {path} cannot be read ({error}): expected a file of plain text in UTF-8")
+    return files.decode(files.read(path), str(path))

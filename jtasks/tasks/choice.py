@@ -14,7 +14,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, tokenizers
+from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Mean
 
@@ -22,9 +22,19 @@ Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "BertForMultipleChoice"
 INPUTS = ("tokens", "types", "segments")
-FIELDS = {
-    "swag": ("sent1", "sent2", "ending0", "ending1", "ending2", "ending3", "label"),
-    "race": ("article", "question", "options", "answer"),
+FIELDS: dict[str, dict[str, values.Check]] = {
+    "swag": {
+        "sent1": values.content,
+        "sent2": values.text,
+        **{f"ending{i}": values.content for i in range(4)},
+        "label": values.label,
+    },
+    "race": {
+        "article": values.content,
+        "question": values.content,
+        "options": values.contents,
+        "answer": values.label,
+    },
 }
 
 
@@ -153,10 +163,9 @@ def _race(row: tables.Row) -> tuple[str, list[str], int]:
     return row["article"], choices, _number(row["answer"])
 
 
-def _number(answer: Any) -> int:
-    """0, "0" or "A" for the first; -1 for what is no answer."""
-    text = str(answer).strip()
-    return int(text) if text.isdecimal() else "ABCDEFGHIJ".find(text) if len(text) == 1 else -1
+def _number(answer: str) -> int:
+    """0 for "0" or "A"; -1 for what is no answer."""
+    return int(answer) if answer.isdecimal() else "ABCDEFGHIJ".find(answer) if len(answer) == 1 else -1
 
 
 def _tokenizer(config: Config) -> Any:

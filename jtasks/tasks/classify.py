@@ -14,7 +14,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, tokenizers
+from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Mean
 
@@ -33,10 +33,10 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     rows = _rows(split, config)
     if rows is None:
         return None
-    first = [str(row[config.data.first]) for row in rows]
-    second = [str(row[config.data.second]) for row in rows] if config.data.second else None
+    first = [row[config.data.first] for row in rows]
+    second = [row[config.data.second] for row in rows] if config.data.second else None
     numbers = {name: i for i, name in enumerate(_classes(config))}
-    labels = [str(row[config.data.label]) for row in rows]
+    labels = [row[config.data.label] for row in rows]
     if unknown := sorted(set(labels) - set(numbers)):
         raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
     texts = {"first": first} | ({} if second is None else {"second": second})
@@ -141,16 +141,17 @@ def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[
 
 def _rows(split: str, config: Config) -> list[tables.Row] | None:
     data = config.data
-    fields = [field for field in (data.first, data.second, data.label) if field]
     if not data[split]:
         return None
+    check = values.text if data.second else values.content  # of a pair, one text may be empty
+    fields = {data.first: check, **({data.second: check} if data.second else {}), data.label: values.label}
     return tables.rows(data[split], split, fields, folder=data.dir, source=data.source)
 
 
 def _tokenizer(config: Config) -> Any:
     def texts() -> Iterator[str]:
         for row in _rows("train", config) or []:
-            yield from (str(row[field]) for field in (config.data.first, config.data.second) if field)
+            yield from (row[field] for field in (config.data.first, config.data.second) if field)
 
     return encoding.tokenizer(config, texts)
 
@@ -158,8 +159,8 @@ def _tokenizer(config: Config) -> Any:
 def _classes(config: Config) -> tuple[str, ...]:
     """The names of the classes in the order of their numbers: as configured, or those of train, sorted."""
     if config.data.labels:
-        return tuple(str(name) for name in config.data.labels)
-    found = {str(row[config.data.label]) for row in _rows("train", config) or []}
+        return tuple(values.label(name, "config.data.labels") for name in config.data.labels)
+    found = {row[config.data.label] for row in _rows("train", config) or []}
     if len(found) < 2:
         raise ConfigError(f"config.data.label={config.data.label!r} has the values {sorted(found)}: no two classes")
     return tuple(sorted(found, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))

@@ -48,7 +48,10 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     data, questions = config.data, _questions(split, config)
     if questions is None:
         return None
-    if not data.unanswerable and any(not question.answers for question in questions):
+    untold = [question.name for question in questions if question.answers is None]
+    if untold and split == "train":
+        raise DataError(f"{data[split]}: question {untold[0]!r} has no 'answers', which training needs")
+    if not data.unanswerable and any(question.answers == [] for question in questions):
         raise DataError(f"{data[split]} has questions without answers: set config.data.unanswerable=True")
     sizes = {"length": data.length, "question": data.question, "stride": data.stride}
     return squad.windows(_tokenizer(config), questions, **sizes)
@@ -116,7 +119,9 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Exact match and F1 of the official scripts; with unanswerable questions, those of version 2.0."""
     found = list(_found(examples, outputs, config))
-    answers = {f.question.name: [text for _, text in f.question.answers] for f in found}
+    if untold := [f.question.name for f in found if f.question.answers is None]:
+        raise DataError(f"question {untold[0]!r} has no 'answers' to compare with: use --mode=predict on such a file")
+    answers = {f.question.name: [text for _, text in f.question.answers or ()] for f in found}
     if not config.data.unanswerable:
         return spans.scores({f.question.name: f.answer(np.inf) for f in found}, answers)
     said = {f.question.name: f.answer(config.data.threshold) for f in found}
@@ -131,7 +136,8 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Questions, the answers that the model finds, and the true ones."""
     lines = []
     for found in _found(examples, outputs, config):
-        true = " | ".join(dict.fromkeys(text for _, text in found.question.answers)) or "(no answer)"
+        true = " | ".join(dict.fromkeys(text for _, text in found.question.answers or ()))
+        true = "(not told)" if found.question.answers is None else true or "(no answer)"
         said = found.answer(_threshold(config)) or "(no answer)"
         lines.append(f"{found.question.text.strip()}\n  found: {said}\n  truly: {true}")
     return {"answers": "\n".join(lines)}
@@ -186,12 +192,13 @@ def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Ar
 
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     logits = _logits(params, batch, config, **options)
-    metrics, right = {}, jnp.ones(batch["mask"].shape, bool)
+    mask = batch["mask"] * (batch["start"] >= 0)  # answers that no file tells count for nothing
+    metrics, right = {}, jnp.ones(mask.shape, bool)
     for i, name in enumerate(LOSSES):
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., i], batch[name])
-        metrics[name] = scaled(Mean.of(nats, batch["mask"]), 0.5)
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., i], jnp.maximum(batch[name], 0))
+        metrics[name] = scaled(Mean.of(nats, mask), 0.5)
         right &= logits[..., i].argmax(-1) == batch[name]
-    return metrics | {"accuracy": Mean.of(right, batch["mask"])}
+    return metrics | {"accuracy": Mean.of(right, mask)}
 
 
 def _questions(split: str, config: Config) -> list[squad.Question] | None:

@@ -44,8 +44,13 @@ def test_columns_are_parted_by_tabs_or_blanks_and_chosen_by_number():
     assert conll.sentences("1 Rome B-loc x\n", "x", word=1, tag=2) == [(["Rome"], ["B-loc"])]
 
 
-def test_only_line_feeds_end_a_line():
-    assert conll.sentences("a\u2028b\tO\nc\tO", "x") == [(["a\u2028b", "c"], ["O", "O"])]
+@pytest.mark.parametrize("between", [" ", "  ", "\t"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_other_blanks_are_parts_of_words_and_end_no_sentence(between, end):
+    words = ["a\u2028b", "10\u00a0000", "\u00a0", "\u3000", "\u0085", "\u200a.", '"']
+    lines = [f"{word}{between}O" for word in words]
+    text = "\ufeff" + end.join([*lines, " ", *lines, ""])
+    assert conll.sentences(text, "x") == [(words, ["O"] * len(words))] * 2
 
 
 @pytest.mark.parametrize(
@@ -54,6 +59,11 @@ def test_only_line_feeds_end_a_line():
         ("Rome LOC", "line 1: 'LOC' is no tag"),
         ("Rome O\nParis B-", "line 2: 'B-' is no tag"),
         ("\n\n", "holds no sentence"),
+        ("\u3000", "line 1: .* is no tag"),
+        ("Rome O\nNew York B-loc", "line 2 has 3 columns, the line before has 2"),
+        ("Rome\tO\n\tO", "line 2: the word in column 0 is empty"),
+        ("Rome\tO \n", "line 1: 'O ' is no tag"),
+        ("Rome O\rParis O", "line 1 has a CR inside"),
     ],
 )
 def test_a_damaged_file_says_where(text, message):

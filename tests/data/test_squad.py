@@ -36,9 +36,34 @@ def test_questions_of_both_versions(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda qa: qa["answers"][0].update(answer_start=2), "the context of question 1 has no 'Rome' at 2"),
-        (lambda qa: qa.pop("id"), "not in SQuAD's format: KeyError: 'id'"),
-        (lambda qa: qa.update(answers=None), "not in SQuAD's format: TypeError"),
+        (
+            lambda qa: qa["answers"][0].update(answer_start=2),
+            "question '1': the context has no 'Rome' at answer_start 2",
+        ),
+        (lambda qa: qa["answers"][0].update(answer_start=-4), "question '1': the context has no 'Rome' at .* -4"),
+        (
+            lambda qa: qa["answers"][0].update(answer_start="3"),
+            "question '1', 'answer_start': .* whole number, not text",
+        ),
+        (lambda qa: qa["answers"][0].update(answer_start=3.0), "question '1', 'answer_start': .*, not the number 3.0"),
+        (lambda qa: qa["answers"][0].update(answer_start=True), "question '1', 'answer_start': .*, not true"),
+        (lambda qa: qa["answers"][0].update(text=""), "question '1', the answer's 'text' is empty"),
+        (lambda qa: qa["answers"][0].update(text=None), "question '1', 'text': expected text, not null"),
+        (lambda qa: qa["answers"].append("Rome"), "question '1': expected an object with 'text', not text"),
+        (lambda qa: qa.update(answers="Rome"), "question '1', 'answers': expected a list, not text"),
+        (lambda qa: qa.update(answers=None), "question '1', 'answers': expected a list, not null"),
+        (
+            lambda qa: qa.update(is_impossible="false"),
+            "question '1', 'is_impossible': expected true or false, not text",
+        ),
+        (lambda qa: qa.update(question=None), "question '1', 'question': expected text, not null"),
+        (lambda qa: qa.update(question=[]), "question '1', 'question': expected text, not a list"),
+        (lambda qa: qa.update(question=" "), "question '1', 'question' is empty"),
+        (lambda qa: qa.pop("id"), "x.json, article 0, paragraph 0, question 0 has no 'id'"),
+        (
+            lambda qa: qa.update(id=1),
+            "x.json, article 0, paragraph 0, question 0, 'id': expected text, not the number 1",
+        ),
     ],
 )
 def test_a_damaged_file_says_what_is_wrong(tmp_path, change, message):
@@ -50,8 +75,37 @@ def test_a_damaged_file_says_what_is_wrong(tmp_path, change, message):
 
 def test_questions_have_ids_of_their_own(tmp_path):
     entry = question("1", "in Rome", "where?", "Rome")
-    with pytest.raises(DataError, match="has 2 questions; expected some, each with an id of its own"):
+    with pytest.raises(DataError, match="the id '1' stands twice"):
         squad.questions(write(tmp_path, {"context": "in Rome", "qas": [entry] * 2}), "train", folder=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "expected an object with 'data', not a list"),
+        ('{"data": {}}', "'data': expected a list, not an object"),
+        ('{"data": []}', "has no questions"),
+        (
+            '{"data": [{"paragraphs": [{"context": null, "qas": []}]}]}',
+            "paragraph 0, 'context': expected text, not null",
+        ),
+        ("[" * 100_000, "is no JSON"),
+        ('{"data": [], "data": []}', "the key 'data' stands twice"),
+    ],
+)
+def test_another_file_is_refused(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(DataError, match=message):
+        squad.questions("x.json", "train", folder=str(tmp_path))
+
+
+def test_questions_whose_answers_nobody_tells_are_windows_without_a_label(tmp_path, tokenizer):
+    entry = question("1", "in Rome", "where?")
+    del entry["answers"]
+    (found,) = squad.questions(write(tmp_path, {"context": "in Rome", "qas": [entry]}), "test", folder=str(tmp_path))
+    assert found.answers is None
+    windows = squad.windows(tokenizer, [found], length=12, question=3, stride=2)
+    assert windows["start"].tolist() == windows["end"].tolist() == [-1] * len(windows["tokens"])
 
 
 def test_official_files_are_downloaded_by_hash_and_others_are_not(tmp_path, monkeypatch):

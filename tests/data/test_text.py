@@ -58,6 +58,18 @@ def test_files_are_found_by_name_and_pattern(files, patterns, names):
         assert text.locate(absolute, pathlib.Path("/nowhere")) == [files / name for name in names]
 
 
+def test_a_name_that_exists_is_no_pattern_and_a_folder_never_is(tmp_path):
+    folder = tmp_path / "my [data], *"
+    (folder / "text").mkdir(parents=True)
+    for name in ("a.txt", "b[1].txt", "b1.txt", "c,d.txt", "e*.txt", "text/f.txt"):
+        (folder / name).write_text(name)
+    for name in ("a.txt", "b[1].txt", "c,d.txt", "e*.txt"):
+        assert text.locate(name, folder) == [folder / name]
+        assert text.locate(str(folder / name), pathlib.Path("/nowhere")) == [folder / name]
+    assert text.locate("f.txt", folder) == [folder / "text" / "f.txt"]
+    assert text.locate("[ab].txt,c\\,d.txt,b[0-9].txt", folder) == [folder / n for n in ("a.txt", "c,d.txt", "b1.txt")]
+
+
 def test_a_file_that_is_nowhere_is_told_with_the_places(files):
     with pytest.raises(
         DataError, match=r"no file for 'x\*.txt' of config.data.valid_files: looked for x\*.txt, .*text"
@@ -119,6 +131,15 @@ def test_documents_are_files_blocks_or_lines(tmp_path):
     assert list(text.documents([path], "line")) == ["one", "two", "three"]
 
 
+def test_only_line_ends_part_lines_and_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "x.txt"
+    odd = ["a\u0085b", "\u3000", "\u00a0", "c\u2028d\u2029", '"e']
+    path.write_text("\ufeff" + "\r\n".join(odd) + "\r\r", newline="")
+    assert list(text.documents([path], "line")) == odd
+    assert list(text.documents([path], "blank")) == ["\n".join(odd)]
+    assert list(text.documents([path], "file")) == ["\r\n".join(odd) + "\r\r"]
+
+
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 40), seed=st.integers(0, 3), valid=st.sampled_from([0.0, 0.1, 0.5, 0.9]))
 def test_each_document_is_in_one_part_and_the_seed_decides_in_which(tmp_path_factory, count, seed, valid):
@@ -139,10 +160,15 @@ def test_a_file_gives_its_end_away(tmp_path):
 
 def test_wrong_ways_of_reading_text_are_told(tmp_path):
     path = tmp_path / "x.txt"
-    path.write_bytes(b"caf\xe9")
-    for kind in ("file", "line"):
-        with pytest.raises(DataError, match=rf"text {path} cannot be read .*expected a file of plain text in UTF-8"):
-            list(text.documents([path], kind))
+    for content, message in (
+        (b"a\n\ncaf\xe9", ", line 3: byte [0-9]+ is no UTF-8"),
+        (b"a\nb\0", ", line 2: a zero byte"),
+        ("a".encode("utf-16"), " is in UTF-16"),
+    ):
+        path.write_bytes(content)
+        for kind in text.DOCUMENTS:
+            with pytest.raises(DataError, match=rf"{path}{message}.*expected text in UTF-8"):
+                list(text.documents([path], kind))
     with pytest.raises(ConfigError, match=r"config.data.documents='word' must be one of file, blank, line"):
         list(text.documents([path], "word"))
     with pytest.raises(ConfigError, match=r"config.data.valid=1.0 must be at least 0 and less than 1"):

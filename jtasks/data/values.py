@@ -1,0 +1,103 @@
+"""Values of data files, checked where they are read: nothing becomes text or a number by guessing."""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from jtasks.errors import DataError
+
+Check = Callable[[Any, str], Any]  # a value and where it stands -> the value, or a DataError
+
+BLANKS = " \t\r\f\v"  # what an empty line may hold; no-break and ideographic blanks are characters like others
+_KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
+
+
+def parse(content: str, where: str) -> Any:
+    """JSON as the standard has it: without NaN and Infinity, each key of an object once.
+
+    Raises:
+      DataError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(content, object_pairs_hook=_object, parse_constant=_constant)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON: {error}") from error
+
+
+def entry(value: Any, key: str, kind: type, where: str) -> Any:
+    """The entry `key` of a JSON object, which must be of the type `kind`; DataError where it is not."""
+    if not isinstance(value, dict):
+        raise DataError(f"{where}: expected an object with {key!r}, not {describe(value)}")
+    if key not in value:
+        raise DataError(f"{where} has no {key!r}")
+    if type(value[key]) is not kind:
+        raise DataError(f"{where}, {key!r}: expected {_KINDS[kind]}, not {describe(value[key])}")
+    return value[key]
+
+
+def text(value: Any, where: str) -> str:
+    """`value`, which must be text, perhaps empty, and valid Unicode; DataError where it is not."""
+    if not isinstance(value, str):
+        raise DataError(f"{where}: expected text, not {describe(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where} holds half a surrogate pair, which is no character: {value!r:.80}") from None
+    return value
+
+
+def content(value: Any, where: str) -> str:
+    """`value`, which must be text that holds more than white space; DataError where it is not."""
+    if not text(value, where).strip():
+        raise DataError(f"{where} is empty: expected text")
+    return value
+
+
+def contents(value: Any, where: str) -> list[str]:
+    """`value`, which must be a list of such texts; DataError where it is not."""
+    if not isinstance(value, list):
+        raise DataError(f"{where}: expected a list of texts, not {describe(value)}")
+    return [content(item, f"{where}, item {index}") for index, item in enumerate(value)]
+
+
+def label(value: Any, where: str) -> str:
+    """The name of a class: text without the blanks around it, or a whole number; 1 and 1.0 are one class, "1".
+
+    Raises:
+      DataError: it is empty, "nan", or of another kind.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        name = str(value)
+        if not re.fullmatch(r"-?\d+(\.0)?", name):
+            raise DataError(f"{where}: expected a label, a name or a whole number, not {describe(value)}")
+    elif isinstance(value, str):
+        name = content(value, where).strip(BLANKS)
+    else:
+        raise DataError(f"{where}: expected a label, a name or a whole number, not {describe(value)}")
+    if name.lower() == "nan":
+        raise DataError(f"{where} is {name!r}, which stands for a missing label")
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
+
+
+def describe(value: Any) -> str:
+    """What a value of JSON is, for messages."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return f"the number {value}"
+    return _KINDS.get(type(value), f"a {type(value).__name__}")
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+    return entries
+
+
+def _constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
