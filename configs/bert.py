@@ -34,7 +34,7 @@ from ml_collections.config_dict import placeholder
 
 SIZES = {"tiny": (128, 4, 4), "base": (768, 12, 12), "large": (1024, 24, 16)}
 # steps, batch size, optimizer, learning rate, warm-up, power of its decay
-RUNS = {
+PRESETS = {
     "tiny": (1500, 32, "adamw", 3e-3, 0.1, 1.0),
     "tiny_phase2": (300, 8, "adamw", 1e-3, 0.1, 1.0),
     "base": (900_000, 256, "adamw", 1e-4, 10_000, 1.0),
@@ -45,7 +45,7 @@ RUNS = {
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
-    steps, batch_size, optimizer, lr, warmup, power = RUNS[preset]
+    steps, batch_size, optimizer, lr, warmup, power = PRESETS[preset]
     size, _, second = preset.partition("_")
     width, depth, heads = SIZES[size]
     dropout = 0.0 if size == "tiny" else 0.1

@@ -1,97 +1,116 @@
-"""Configs: defaults of the common fields, presets, command-line overrides, and the frozen result."""
+"""Configs: fields that all have, presets, command-line overrides, and the frozen result."""
 
-import ast
-import difflib
+import copy
+import functools
 import inspect
 import json
 import pathlib
+import re
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
-from absl import flags
-from ml_collections import config_flags
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, RequiredValueError, placeholder
 
-from jtasks import optim, task
+from jtasks import optim, ranges, task
+from jtasks import overrides as overrides_
 from jtasks.errors import ConfigError
 from jtasks.interop import huggingface
+from jtasks.ranges import Field
 
 if TYPE_CHECKING:  # ml_collections has no types of its own
     Config = Any
 else:
     Config = ml_collections.FrozenConfigDict
 
+# The fields that every config has: type, what is allowed, default.
+FIELDS = {
+    "task": Field(str, None, ""),  # dotted module name, or the path of a .py file
+    "seed": Field(int, "[0, 9e18]", 0),
+    "steps": Field(int, "[0, 2e9]", 0),  # optimizer steps; or give epochs
+    "epochs": Field(float, "[0, inf)", 0.0),
+    "batch_size": Field(int, "[1, 2e9]", 64),  # examples a step, over all devices and microbatches
+    "batch_tokens": Field(int, "[0, 2e9]", 0),  # instead: tokens a step, by length (see data.buckets); 0: off
+    "accumulate": Field(int, "[1, 2e9]", 1),  # microbatches a step
+    "eval_every": Field(int, "[0, inf)", 0),  # steps; 0: only at the end
+    "save_every": Field(int, "[0, inf)", 1000),  # steps; 0: only at the end
+    "log_every": Field(int, "[1, inf)", 50),
+    "keep": Field(int, "[1, inf)", 2),  # newest checkpoints kept
+    "best": Field(str, None, ""),  # the checkpoint with the lowest (or "-split/name": highest) metric is kept too
+    "report_metric": Field(bool, None, True),  # evaluate predictions too, by score_fn, at the end and in --mode=eval
+    "show_count": Field(int, "[0, 2e9]", 8),  # examples that show_fn pictures at each evaluation; 0: none
+    "precision": Field(str, ("float32", "bfloat16"), "float32"),  # of the computation; parameters stay float32
+    "ema": Field(float, "[0, 1)", 0.0),  # decay of a moving average of the parameters, used to evaluate; 0: none
+    "max_bad_steps": Field(int, "[1, inf)", 10),  # stop after so many non-finite steps in a row
+    "check.step": Field(int, "[0, 2e9]", 0),  # of --mode=check: replay the batch of this step; 0: the conformance kit
+    "init_from": Field(str, None, ""),  # a workdir or checkpoint to take parameters from, as they fit; or hf:FOLDER
+    "data.dir": Field(str),  # None: $JTASKS_DATA, else the user's cache folder
+    "data.threads": Field(int, "[0, 10000]", 16),  # that read ahead, where data is not in memory
+    "data.workers": Field(int, "[0, 10000]", 0),  # processes that do so instead
+    "data.allow_changes": Field(bool, None, False),  # go on with other data or other fields here than the run had
+    "data.skip_bad": Field(int, "[0, inf)", 0),  # examples that may be replaced because they cannot be read
+    "data.buckets": Field(tuple, "[1, 2e9]", ()),  # of batch_tokens: lengths that batches are cut to, ascending
+    "mesh.data": Field(int, "[-1, 2e9]", -1),  # devices along each axis; -1: all that are left
+    "mesh.fsdp": Field(int, "[-1, 2e9]", 1),
+    "mesh.tensor": Field(int, "[-1, 2e9]", 1),
+    "sharding": Field(tuple, None, ()),  # ((regex of parameters, how they are divided), ...): see jtasks/sharding.py
+    "shares": Field(object),  # microbatches of each device: None (alike), (3, 1, ...), "auto"; see jtasks/hetero.py
+}
+STRICT = ("config.optim", "config.mesh", "config.check")  # groups that have no other fields than these
+GROUPS = ("data", "model", "optim", "mesh", "check")
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
+
 
 def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
-    """The fields that every config has, with their default values."""
-    return ml_collections.ConfigDict(
-        {
-            "task": "",  # dotted module name, or the path of a .py file
-            "seed": 0,
-            "steps": 0,  # optimizer steps; or give epochs
-            "epochs": 0.0,
-            "batch_size": 64,  # examples a step, over all devices and microbatches
-            "batch_tokens": 0,  # instead: tokens a step, in batches by length (see config.data.buckets); 0: off
-            "accumulate": 1,  # microbatches a step
-            "eval_every": 0,  # steps; 0: only at the end
-            "save_every": 1000,  # steps; 0: only at the end
-            "log_every": 50,
-            "keep": 2,  # newest checkpoints kept
-            "best": "",  # the checkpoint with the lowest (or "-split/name": highest) metric is kept too
-            "report_metric": True,  # evaluate predictions too, by the task's score_fn, at the end and in --mode=eval
-            "show_count": 8,  # examples that show_fn pictures at each evaluation; 0: none
-            "precision": "float32",  # of the computation: float32 or bfloat16; parameters stay float32
-            "ema": 0.0,  # decay of a moving average of the parameters, used to evaluate; 0: none
-            "max_bad_steps": 10,  # stop after so many non-finite steps in a row
-            "check": {"step": 0},  # of --mode=check: replay the batch of this step; 0: the conformance kit
-            "init_from": "",  # a workdir or checkpoint to take parameters from, as far as they fit; or hf:FOLDER
-            "data": {
-                "dir": placeholder(str),  # None: $JTASKS_DATA, else the user's cache folder
-                "threads": 16,  # that read ahead, where data is not in memory
-                "workers": 0,  # processes that do so instead
-                "allow_changes": False,  # go on with other data, or other fields here, than the run in the workdir had
-                "skip_bad": 0,  # examples that may be replaced by others because they cannot be read
-                "buckets": (),  # of config.batch_tokens: the lengths that batches are cut to, ascending
-            },
-            "model": {},
-            "optim": {**optim.defaults(), "name": optimizer, **optim.arguments(optimizer)},
-            "mesh": {"data": -1, "fsdp": 1, "tensor": 1},  # devices along each axis; -1: all that are left
-            "sharding": (),  # ((regex of parameters, how they are divided), ...): see jtasks/sharding.py
-            "shares": None,  # microbatches of each device: None (all alike), (3, 1, ...), "auto"; see jtasks/hetero.py
-        }
-    )
+    """Return the fields that every config has, with their default values."""
+    config = ml_collections.ConfigDict({group: {} for group in GROUPS})
+    for name, field in FIELDS.items():
+        *group, last = name.split(".")
+        empty = placeholder(field.kind) if field.kind is not object else None
+        _node(config, group)[last] = empty if field.default is None else field.default
+    config.optim = {**optim.defaults(), "name": optimizer, **optim.arguments(optimizer)}
+    return config
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read `FILE.py[:PRESET]`, fill in the defaults and apply `--config.a.b=value` overrides.
+    """Read `FILE.py[:PRESET]` and `freeze` its config with the overrides.
 
     Raises:
       ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
     """
-    user = _read(path)
-    optimizer = user.get("optim", {})
-    if not isinstance(optimizer, Mapping | ml_collections.ConfigDict):
-        raise ConfigError(f"config.optim must be a dict of fields, not {optimizer!r}")
-    name = optimizer.get("name", "adamw")
-    for override in overrides:
-        if override.startswith("--config.optim.name="):
-            name = override.partition("=")[2]
-    config = defaults(name)
-    for field in user:
-        near = difflib.get_close_matches(field, config, n=1, cutoff=0.8)
-        if field not in config and near:
-            raise ConfigError(f"unknown field config.{field} in {path}, did you mean {near[0]}?")
-    _merge(config, user, "config")
-    for given, other in (("steps", "epochs"), ("epochs", "steps")):
-        if any(o.startswith(f"--config.{given}=") for o in overrides):
-            config[other] = type(config[other])(0)  # the command line's length of the run replaces the file's
-    _override(config, overrides)
+    config = freeze(_read(path), overrides, path)
     if path.endswith(".json") and config.task.endswith(".py") and not pathlib.Path(config.task).is_file():
         raise ConfigError(f"{path} names the task {config.task}, which is not there: give --config.task=FILE.py")
-    _validate(config)
-    return Config(config)
+    return config
+
+
+def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), path: str = "the config") -> Config:
+    """Return a whole, checked and frozen config: defaults filled in, overrides applied, references resolved.
+
+    Args:
+      config: a ConfigDict, which stays as it is, or any mapping; a frozen config comes back equal.
+      overrides: `--config.a.b=value`; the last one of a field counts, and fields that refer to it follow.
+      path: where the config is from, for messages.
+
+    Raises:
+      ConfigError: a field or a value is wrong; the message names the nearest right one.
+    """
+    try:
+        tree = copy.deepcopy(ml_collections.ConfigDict(config))
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path} holds what no config can: {error}") from error
+    with tree.unlocked():
+        _lay(tree, defaults(_optimizer(tree, overrides)), "config", path)
+        known = FIELDS | ranges.of_task(overrides_.value(tree, "task"))
+        overrides_.apply(tree, overrides, known)
+        for length, other in (("steps", "epochs"), ("epochs", "steps")):
+            if overrides_.given(overrides, f"config.{length}") and not overrides_.given(overrides, f"config.{other}"):
+                overrides_.set_value(tree, other, FIELDS[other].default)  # the command line's replaces the file's
+    plain = _plain(tree, "config")
+    _check(plain)
+    return Config(plain)
 
 
 def fill(config: Config, module: ModuleType) -> Config:
@@ -102,14 +121,12 @@ def fill(config: Config, module: ModuleType) -> Config:
     values = module.data_args(config) if hasattr(module, "data_args") else {}
     if config.init_from.startswith(huggingface.PREFIX) and None in config.model.values():
         values = huggingface.completed(values, config.model, config.init_from.removeprefix(huggingface.PREFIX))
-    full = ml_collections.ConfigDict(config)
-    with full.unlocked():
-        for name, value in values.items():
-            if full.model.get(name) is None:
-                full.model[name] = value
-    if unset := [name for name in ("width", "depth", "heads") if name in full.model and full.model[name] is None]:
+    model = config.model.to_dict()
+    model |= {name: _plain(new, f"config.model.{name}") for name, new in values.items() if model.get(name) is None}
+    if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:
         raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
-    return Config(full) if values else config
+    ranges.check_model(model) if ranges.of_task(config.task) else None
+    return Config(config.to_dict() | {"model": model}) if values else config
 
 
 def given(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
@@ -135,14 +152,15 @@ def fields(config: Mapping[str, Any], prefix: str = "config") -> Iterator[tuple[
             yield f"{prefix}.{name}", value
 
 
-def _read(path: str) -> ml_collections.ConfigDict:
+def _read(path: str) -> Any:
     if path.endswith(".json"):
-        return _read_json(pathlib.Path(path))
+        return _read_json(path)
     file, _, preset = path.partition(":")
+    if pathlib.Path(file).is_dir():
+        raise ConfigError(f"{file} is a folder: give a config file, such as {file}/NAME.py")
     if not pathlib.Path(file).is_file():
         here = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        near = difflib.get_close_matches(file, here, n=1)
-        raise ConfigError(f"no config file {file}" + (f", did you mean {near[0]}?" if near else ""))
+        raise ConfigError(f"no config file {file}{ranges.did_you_mean(file, here)}")
     module = task.load_file(file)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
@@ -153,121 +171,160 @@ def _read(path: str) -> ml_collections.ConfigDict:
         config = get_config(preset) if preset else get_config()
     except Exception as error:
         named = f" for preset {preset!r}" if preset else ""
-        raise ConfigError(f"{file}: get_config failed{named}: {type(error).__name__}: {error}") from error
+        presets = (
+            f"; {file} has the presets {', '.join(module.PRESETS)}" if preset and hasattr(module, "PRESETS") else ""
+        )
+        raise ConfigError(f"{file}: get_config failed{named}: {type(error).__name__}: {error}{presets}") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
     return config
 
 
-def _read_json(path: pathlib.Path) -> ml_collections.ConfigDict:
-    """A run's own config.json, whose lists were tuples."""
+def _presets(error: BaseException) -> str:
+    """Return what PRESETS there are, of the config files that the error went through."""
+    there = [
+        frame.f_globals["PRESETS"]
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if "PRESETS" in frame.f_globals
+    ]
+    return f"; the presets are {', '.join(map(str, there[-1]))}" if there else ""
+
+
+def _read_json(file: str) -> dict[str, Any]:
+    """Read a run's own config.json."""
     try:
-        content = json.loads(path.read_bytes())
+        config = json.loads(pathlib.Path(file).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}): give --config=FILE.py") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is no config (no JSON object): give --config=FILE.py")
-    return ml_collections.ConfigDict(_tuples(content))
+        raise ConfigError(f"{file} cannot be read ({error}): give --config=FILE.py") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{file} is no config (no JSON object): give --config=FILE.py")
+    return config
 
 
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _tuples(child) for name, child in value.items()}
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def _optimizer(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> str:
+    """Return the name of the optimizer, which decides what fields config.optim has."""
+    group = overrides_.value(config, "optim") if "optim" in config else {}
+    if not isinstance(group, Mapping | ml_collections.ConfigDict):
+        raise ConfigError(f"config.optim must be a dict of fields, not {ranges.shown(group)}")
+    of_file = overrides_.value(group, "name") if "name" in group else None
+    return overrides_.given(overrides, "config.optim.name") or of_file or "adamw"
 
 
-def _merge(config: ml_collections.ConfigDict, user: ml_collections.ConfigDict, prefix: str) -> None:
-    """Lay the user's values over the defaults; values keep the defaults' types."""
-    with config.unlocked():
-        for name in user:
-            # The reference keeps a placeholder's type; a plain None has none.
-            value = None if user.get_type(name) is type(None) else user.get_ref(name)
-            name_here = f"{prefix}.{name}"
-            if name not in config:
-                if prefix == "config.optim":
-                    raise ConfigError(_unknown(name_here, config))
-                config[name] = value
-            elif isinstance(config[name], ml_collections.ConfigDict):
-                if not isinstance(user[name], ml_collections.ConfigDict):
-                    raise ConfigError(f"{name_here} must be a dict of fields, not {user[name]!r}")
-                _merge(config[name], user[name], name_here)
-            elif user[name] is not None:
-                config[name] = _typed(user[name], config.get_type(name), name_here)
+def _lay(config: Any, under: Any, prefix: str, path: str) -> None:
+    """Lay a config over the defaults; fields in it may be references, or required and not set yet."""
+    known = sorted(under)
+    for name in config:
+        if name not in under and prefix in STRICT:
+            raise ConfigError(overrides_.unknown(f"{prefix}.{name}", under))
+        near = name not in under and ranges.did_you_mean(name, known, cutoff=0.8)
+        if near and prefix in ("config", "config.data"):
+            raise ConfigError(f"unknown field {prefix}.{name} in {path}{near}")
+    for name, default in under.items(preserve_field_references=True):
+        here = f"{prefix}.{name}"
+        if name not in config:
+            config[name] = default
+        elif isinstance(default, ml_collections.ConfigDict):
+            if not isinstance(inner := overrides_.value(config, name), ml_collections.ConfigDict):
+                raise ConfigError(f"{here} must be a dict of fields, not {ranges.shown(inner)}")
+            _lay(inner, default, here, path)
 
 
-def _typed(value: Any, kind: type, name: str) -> Any:
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if kind is type(None) or (isinstance(value, kind) and isinstance(value, bool) == (kind is bool)):
-        return value
-    raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({value!r})")
-
-
-def _override(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> None:
-    rest = []
-    for override in overrides:
-        name = override.partition("=")[0].removeprefix("--")
-        *parents, last = name.split(".")[1:]
-        node = config
-        for depth, parent in enumerate(parents):
-            if parent not in node or not isinstance(node[parent], ml_collections.ConfigDict):
-                raise ConfigError(_unknown(".".join(["config", *parents[: depth + 1]]), node))
-            node = node[parent]
-        if last not in node:
-            raise ConfigError(_unknown(name, node))
-        if isinstance(node[last], ml_collections.ConfigDict):
-            raise ConfigError(f"{name} is a dict of fields: set one of {name}.{{{','.join(node[last])}}}")
-        if node.get_type(last) is type(None) or name == "config.shares":  # as sgd's momentum: a number, or none
-            with config.unlocked():
-                del node[last]  # and with it the type that a file's value gave it
-                node[last] = _literal(override, number=parents == ["optim"])
-        else:
-            rest.append(override)
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["", *rest])
-    try:
-        values(["", *rest])
-    except (flags.Error, ValueError, TypeError) as error:
-        raise ConfigError(f"wrong value on the command line: {error}") from error
-
-
-def _literal(override: str, *, number: bool) -> Any:
-    text = override.partition("=")[2]
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if number and not isinstance(value, int | float | None):
-        raise ConfigError(f"{override}: expected a number or None")
-    return value
-
-
-def _unknown(name: str, node: ml_collections.ConfigDict) -> str:
-    near = difflib.get_close_matches(name.rpartition(".")[2], list(node), n=1, cutoff=0.5)
-    parent = name.rpartition(".")[0]
-    return f"unknown field {name}, " + (
-        f"did you mean {parent}.{near[0]}?" if near else f"{parent} has {', '.join(node) or 'no fields'}"
+def _plain(value: Any, name: str) -> Any:
+    """Return a value as JSON has it, with tuples for lists and references resolved."""
+    if isinstance(value, FieldReference):
+        return _plain(_resolved(value, name), name)
+    if isinstance(value, Mapping | ml_collections.ConfigDict):
+        items = value.items(True) if isinstance(value, ml_collections.ConfigDict) else value.items()
+        return {_key(key, name): _plain(inner, f"{name}.{key}") for key, inner in items}
+    if hasattr(value, "tolist"):  # numbers and arrays of NumPy and JAX
+        value = value.tolist()
+    if isinstance(value, list | tuple):
+        parts = tuple(_plain(part, f"{name}[{i}]") for i, part in enumerate(value))
+        if any(isinstance(part, dict) for part in parts):
+            raise ConfigError(f"{name} has a dict in a list, which no config can hold: give it a name of its own")
+        return parts
+    if value is None:
+        return None
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return _printable(kind(value), name)
+    raise ConfigError(
+        f"{name} is a {type(value).__name__} ({ranges.shown(value)}), which JSON does not have:"
+        " give numbers, texts, True, False, None, or lists and dicts of these"
     )
 
 
-def _validate(config: ml_collections.ConfigDict) -> None:
-    if not config.task:
+def _resolved(reference: FieldReference, name: str) -> Any:
+    try:
+        return reference.get()
+    except RequiredValueError:
+        raise ConfigError(f"{name} is required and not set: give it as --{name}=VALUE or in the config file") from None
+    except Exception as error:
+        raise ConfigError(f"{name} follows from other fields, but {type(error).__name__}: {error}") from error
+
+
+def _key(key: Any, name: str) -> str:
+    if not isinstance(key, str) or not key or "." in key or not key.isprintable():
+        raise ConfigError(f"{name} has the field {key!r}: a field's name is a text without dots")
+    return key
+
+
+def _printable(value: Any, name: str) -> Any:
+    if isinstance(value, str) and CONTROL.search(value):
+        raise ConfigError(f"{name}={ranges.shown(value)} has a control character in it")
+    if isinstance(value, int) and value.bit_length() > 1024:
+        raise ConfigError(f"{name} is a number of more than 300 digits")
+    if value != value:
+        raise ConfigError(f"{name} is nan, which is no value of a field: give a number, or None")
+    return value
+
+
+def _node(config: Any, groups: Sequence[str]) -> Any:
+    """Return the group of fields that is reached by these names."""
+    return functools.reduce(lambda node, group: node[group], groups, config)
+
+
+def _check(config: dict[str, Any]) -> None:
+    """Check all fields of a plain config; where None stands for the default, put it there."""
+    table = FIELDS | ranges.of_task(config["task"])
+    for name, field in table.items():
+        *groups, last = name.split(".")
+        node = config.get(groups[0]) if groups else config
+        if isinstance(node, dict) and last in node:
+            node[last] = ranges.check(f"config.{name}", field.default if node[last] is None else node[last], field)
+    config["optim"] = optim.checked(config["optim"])
+    _check_length(config)
+    _check_batches(config)
+    if config["best"] and not re.fullmatch(r"-?(valid|test)/.+", config["best"]):
+        raise ConfigError(
+            f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - before it if high is good"
+        )
+    if known := ranges.of_task(config["task"]):
+        ranges.check_names(config, known)
+        ranges.check_shapes(config)
+
+
+def _check_length(config: Mapping[str, Any]) -> None:
+    steps, epochs = config["steps"], config["epochs"]
+    if not config["task"]:
         raise ConfigError("config.task is empty: give a task module such as jtasks.tasks.igpt, or a .py file")
-    if config.steps <= 0 and config.epochs <= 0:
+    if not steps and not epochs:
         raise ConfigError("config.steps is 0 and so is config.epochs: give one of them")
-    if config.steps > 0 and config.epochs > 0:
-        raise ConfigError(f"config.steps={config.steps} and config.epochs={config.epochs}: give one of them, not both")
-    for name in ("batch_size", "accumulate", "log_every", "max_bad_steps", "keep"):
-        if config[name] < 1:
-            raise ConfigError(f"config.{name} must be at least 1, not {config[name]}")
-    for name in ("eval_every", "save_every"):
-        if config[name] < 0:
-            raise ConfigError(f"config.{name} must be 0 (only at the end) or more, not {config[name]}")
-    if config.batch_tokens < 0:
-        raise ConfigError(f"config.batch_tokens must be 0 (off) or more, not {config.batch_tokens}")
-    if config.seed < 0:
-        raise ConfigError(f"config.seed must be 0 or more, not {config.seed}")
-    if config.precision not in ("float32", "bfloat16"):
-        raise ConfigError(f"config.precision must be float32 or bfloat16, not {config.precision!r}")
-    if not 0 <= config.ema < 1:
-        raise ConfigError(f"config.ema must be in [0, 1), not {config.ema}")
+    if steps and epochs:
+        raise ConfigError(f"config.steps={steps} and config.epochs={epochs}: give one of them, not both")
+
+
+def _check_batches(config: Mapping[str, Any]) -> None:
+    accumulate, size, buckets = config["accumulate"], config["batch_size"], config["data"]["buckets"]
+    if accumulate > size and not config["batch_tokens"]:
+        raise ConfigError(
+            f"config.accumulate={accumulate} microbatches need as many examples: config.batch_size={size}"
+        )
+    if any(type(length) is not int for length in buckets) or list(buckets) != sorted(set(buckets)):
+        raise ConfigError(f"config.data.buckets={ranges.shown(buckets)} must be whole numbers in ascending order")
+    sizes = list(config["mesh"].values())
+    if 0 in sizes or sizes.count(-1) > 1:
+        raise ConfigError(
+            f"config.mesh={config['mesh']}: each size must be at least 1, and only one may be -1,"
+            " to take all that is left"
+        )

@@ -8,7 +8,6 @@ field. Parameters are named by their "/"-joined paths, such as `blocks/mlp/up/ke
 
 import difflib
 import inspect
-import math
 import re
 from collections.abc import Callable, Collection
 from typing import Any
@@ -21,9 +20,22 @@ import optax.contrib
 
 from jtasks import layerwise
 from jtasks.errors import ConfigError
+from jtasks.ranges import Field, check
 
 # What these do depends on the shape or the norm of a leaf.
 PER_LEAF = ("adafactor", "fromage", "galore", "lamb", "lars", "novograd")
+
+# Where a field has to be, other than a number of at least 0.
+ALLOWED: dict[str, str | tuple[str, ...]] = {
+    "schedule": ("constant", "linear", "cosine", "rsqrt", "polynomial"),
+    "power": "(0, inf)",
+    "layer_decay": "(0, 1]",
+    **dict.fromkeys(("decay", "freeze", "embeddings"), "regex"),
+    **dict.fromkeys(("b1", "b2", "b3", "beta3", "adam_b1", "adam_b2", "momentum", "rho"), "[0, 1)"),
+    **dict.fromkeys(("beta", "decay_rate"), "[0, 1]"),
+    **dict.fromkeys(("ns_steps", "rank", "update_proj_gap"), "[1, 2e9]"),
+    "preconditioning": ("frobenius", "spectral", "aol", "schatten"),
+}
 
 
 def defaults() -> dict[str, Any]:
@@ -99,7 +111,7 @@ def schedule(optim: Any, steps: int) -> optax.Schedule:
     >>> [float(rate(count)) for count in range(5)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    fields = _fields(optim)
+    fields = checked(optim)
     name, peak, end, power = (fields[field] for field in ("schedule", "lr", "end_lr", "power"))
     warmup, total = _spans(fields, steps)
     held = max(warmup, 1)
@@ -111,9 +123,6 @@ def schedule(optim: Any, steps: int) -> optax.Schedule:
         "polynomial": lambda count, left: end + (peak - end) * left**power,
         "rsqrt": lambda count, left: peak * jnp.sqrt(held / jnp.maximum(count + 1, held)),
     }
-    _require(decays, name, f"schedule config.optim.schedule={name!r}")
-    if not power:
-        raise ConfigError("config.optim.power=0 should be above 0; for no decay set config.optim.schedule='constant'")
 
     def rate(count: Any) -> jax.Array:
         count = jnp.asarray(count, jnp.float32)
@@ -157,7 +166,7 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     [[-0.5 -0.5]
      [-0.5 -0.5]] [0. 0.]
     """
-    fields, rate, train = _fields(optim), schedule(optim, steps), trainable(optim, params)
+    fields, rate, train = checked(optim), schedule(optim, steps), trainable(optim, params)
     transformation = _unfrozen(fields, rate, params, train)
     if fields["name"] in PER_LEAF or (fields["name"] == "muon" and fields.get("adaptive")):
         transformation = layerwise.one_by_one(transformation, params)
@@ -204,7 +213,7 @@ def trainable(optim: Any, params: Any) -> Any:
     >>> trainable({"freeze": "^encoder/"}, {"encoder": {"kernel": 1}, "head": {"kernel": 2}})
     {'encoder': {'kernel': False}, 'head': {'kernel': True}}
     """
-    regex = _fields(optim)["freeze"]
+    regex = checked(optim)["freeze"]
     if not regex:
         return jax.tree.map(lambda _: True, params)
     train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _matching("freeze", regex, params))
@@ -225,7 +234,7 @@ def _matching(field: str, regex: str, params: Any) -> Any:
 
 
 def _require(known: Collection[str], name: str, what: str) -> None:
-    if name not in known:
+    if name not in list(known):
         close = difflib.get_close_matches(str(name), known)
         hint = f", did you mean {' or '.join(close)}?" if close else ";"
         raise ConfigError(f"unknown {what}{hint} available: {', '.join(sorted(known))}")
@@ -248,19 +257,23 @@ def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
     return found
 
 
-def _fields(optim: Any) -> dict[str, Any]:
-    """Return all common fields and the given further ones, checked."""
+def checked(optim: Any) -> dict[str, Any]:
+    """Return all common fields of `config.optim` and the given further ones.
+
+    Raises:
+      ConfigError: an unknown field, or one with a value that it cannot have.
+    """
     given = optim.to_dict() if hasattr(optim, "to_dict") else dict(optim)
     fields = defaults() | given
     known = defaults() | arguments(fields["name"])
-    for field in given:
-        _require(known, field, f"field config.optim.{field}")
-    for field in ("lr", "warmup", "end_lr", "power", "decay_steps", "weight_decay", "clip"):
-        value = fields[field]
-        if not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"config.optim.{field}={value!r} should be a number of at least 0")
-    if not isinstance(fields["layer_decay"], int | float) or not 0 < fields["layer_decay"] <= 1:
-        raise ConfigError(f"config.optim.layer_decay={fields['layer_decay']!r} should be above 0 and at most 1")
+    for name, value in fields.items():
+        _require(known, name, f"field config.optim.{name}")
+        kind = float if known[name] is None else type(known[name])
+        allowed = ALLOWED.get(name, "[0, inf)" if kind in (int, float) else None)
+        fields[name] = check(f"config.optim.{name}", value, Field(kind, allowed, known[name]))
+    warmup = fields["warmup"]
+    if warmup >= 1 and warmup != int(warmup):
+        raise ConfigError(f"config.optim.warmup={warmup} should be a whole number of updates or a fraction below 1")
     return fields
 
 
@@ -276,8 +289,6 @@ def _scaled(factors: Any) -> optax.GradientTransformation:
 def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
     """Return the updates of the warm-up and of the whole schedule."""
     given, total = fields["warmup"], fields["decay_steps"] or steps
-    if given >= 1 and given != int(given):
-        raise ConfigError(f"config.optim.warmup={given} should be a whole number of updates or a fraction below 1")
     warmup = int(given) if given >= 1 else round(given * total)
     return warmup, total
 

@@ -8,6 +8,7 @@ import types
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 import pytest
 from ml_collections.config_dict import placeholder
 from tiny import ROOT
@@ -128,7 +129,71 @@ def test_a_field_without_a_default_value_can_be_set(written):
     for text, value in (("(1, 2)", (1, 2)), ("3", 3), ("words", "words"), ("None", None)):
         assert configs.load(path, [f"--config.sources={text}"]).sources == value
     said = failure(written(), "--config.optim.name=sgd", "--config.optim.momentum=high")
-    assert said == "--config.optim.momentum=high: expected a number or None"
+    assert said == "--config.optim.momentum=high: expected float, not 'high'"
+
+
+# References between fields
+
+
+def test_fields_that_refer_to_others_follow_the_command_line(written):
+    lines = """config.a = 4
+config.steps = config.get_ref("a") * 10
+config.optim = dict(lr=1e-3)
+config.optim.end_lr = config.optim.get_ref("lr") * 0.1
+config.optim.warmup = config.get_ref("steps") // 10
+config.data = dict(name="digits")
+config.data.label = config.data.get_ref("name")
+config.batch_size = config.get_oneway_ref("a")
+config.model = ml_collections.FrozenConfigDict(dict(width=8))
+config.sizes = [config.get_ref("batch_size"), [config.get_ref("steps")]]"""
+    path = written(lines)
+    config = configs.load(path, ["--config.a=8", "--config.optim.lr=1.0", "--config.data.name=123"])
+    assert (config.steps, config.optim.end_lr, config.optim.warmup, config.data.label) == (80, 0.1, 8.0, "123")
+    assert config.sizes == (8, (80,)) and hash(config)
+    config = configs.load(path, ["--config.batch_size=3", "--config.steps=50", "--config.model.width=16"])
+    assert (config.a, config.sizes, config.optim.warmup, config.model.width) == (4, (3, (50,)), 5.0, 16)
+
+
+@pytest.mark.parametrize("field", ["batch_size", "own"])
+def test_a_required_field_that_is_not_set_is_named(written, field):
+    path = written(f"config.{field} = placeholder(int, required=True)")
+    assert failure(path).startswith(f"config.{field} is required and not set: give it as --config.{field}=VALUE")
+    assert configs.load(path, [f"--config.{field}=3"])[field] == 3
+
+
+def test_a_reference_that_cannot_be_computed_says_of_which_field(written):
+    path = written("config.a = 2\nconfig.b = 8 // config.get_ref('a')")
+    assert "config.b follows from other fields, but ZeroDivisionError" in failure(path, "--config.a=0")
+
+
+# Configs made in Python
+
+
+def test_a_config_made_in_python_is_checked_and_stays_as_it_is():
+    made = ml_collections.ConfigDict({"task": "jtasks.tasks.mnist", "steps": 4})
+    made.batch_size = made.get_ref("steps") * 2
+    config = configs.freeze(made, ["--config.steps=3"])
+    assert (config.steps, config.batch_size, config.optim.name) == (3, 6, "adamw")
+    assert made.steps == 4 and set(made) == {"task", "steps", "batch_size"}
+    assert configs.freeze(config) == config and hash(configs.freeze(config)) == hash(config)
+    assert configs.freeze(configs.to_json(config)) == config
+    with pytest.raises(ConfigError, match=r"config\.steps must be at least 0, not -3"):
+        configs.freeze({"task": "jtasks.tasks.mnist", "steps": -3})
+
+
+@pytest.mark.parametrize(
+    "value", [{1, 2}, print, pathlib.Path("x"), b"x", 1j, float("nan"), 10**400, [{"a": 1}], "a\x1b"]
+)
+def test_what_no_json_can_hold_is_refused_by_name(value):
+    with pytest.raises(ConfigError, match=r"config\.own"):
+        configs.freeze({"task": "jtasks.tasks.mnist", "steps": 4, "own": value})
+
+
+def test_numbers_of_numpy_and_jax_become_plain_ones():
+    fields = {"steps": np.int64(4), "ema": np.float32(0.5), "own": np.ones((2, 1)), "other": jnp.float32(2)}
+    config = configs.freeze({"task": "jtasks.tasks.mnist", **fields})
+    assert (config.steps, config.ema, config.own, config.other) == (4, 0.5, ((1.0,), (1.0,)), 2.0)
+    assert type(config.steps) is int and type(config.other) is float
 
 
 # Mistakes in names

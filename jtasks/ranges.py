@@ -1,0 +1,313 @@
+"""What the fields of a config may hold: a type, and an interval or a choice.
+
+The fields of every config are in `config.FIELDS`, those of an optimizer in `optim.ALLOWED`; here are those of the
+models and of the tasks that come with jtasks. Whoever adds a field adds a row.
+"""
+
+import difflib
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from jtasks.errors import ConfigError
+
+
+class Field(NamedTuple):
+    """A field of a config.
+
+    Attributes:
+      kind: type of the value; an int may stand for a float. `object`: any.
+      allowed: an interval, such as "[0, 1)", which the numbers of a tuple must be in as well; or the values to choose
+        from; or "regex"; None: all values.
+      default: where the config does not say; with None the field may also be None.
+    """
+
+    kind: type
+    allowed: str | tuple[str, ...] | None = None
+    default: Any = None
+
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu", "relu", "silu", "tanh")
+NORMS = ("layer", "rms")
+POOLS = ("mean", "token")
+
+MODEL = {
+    "width": Field(int, "[1, 2e9]"),
+    "depth": Field(int, "[1, 2e9]"),
+    "heads": Field(int, "[1, 2e9]"),
+    "patch": Field(int, "[1, 2e9]"),
+    "hidden": Field(int, "[0, 2e9]"),
+    "vocab": Field(int, "[1, 2e9]"),
+    "outputs": Field(int, "[1, 2e9]"),
+    "positions": Field(int, "[1, 2e9]"),
+    "types": Field(int, "[1, 2e9]"),
+    "classes": Field(int, "[0, 2e9]"),
+    "labels": Field(int, "[0, 2e9]"),
+    "features": Field(int, "[0, 2e9]"),
+    "activation": Field(str, ACTIVATIONS),
+    "norm": Field(str, NORMS),
+    "pool": Field(str, POOLS),
+    "epsilon": Field(float, "[0, 1]"),
+    "dropout": Field(float, "[0, 1)"),
+    "attention_dropout": Field(float, "[0, 1)"),
+    "classifier_dropout": Field(float, "[0, 1)"),
+    "tied": Field(bool),
+    "remat": Field(bool),
+    "colours": Field(int, "[1, 2e9]"),
+    "palette": Field(tuple),
+    "shape": Field(tuple, "[1, inf)"),
+    "layer": Field(int),
+    "end": Field(int),
+    "mask_token": Field(int),
+    "first_token": Field(int),
+    "separator": Field(int),
+}
+
+
+def _under(group: str, fields: Mapping[str, Field]) -> dict[str, Field]:
+    return {f"{group}.{name}": field for name, field in fields.items()}
+
+
+_MODEL = _under("model", MODEL)
+_SAMPLE = _under(
+    "sample",
+    {
+        "temperature": Field(float, "[0, inf)"),
+        "top_k": Field(int, "[0, 2e9]"),
+        "top_p": Field(float, "(0, 1]"),
+        "min_p": Field(float, "[0, 1]"),
+        "count": Field(int, "[1, 2e9]"),
+        "given": Field(float, "[0, 1]"),
+        "length": Field(int, "[0, 2e9]"),
+    },
+)
+_PICTURES = _under(
+    "data",
+    {
+        "name": Field(str),
+        "size": Field(int, "[1, 2e9]"),
+        "crop": Field(int, "[0, 2e9]"),
+        "flip": Field(bool),
+        "palette": Field(str),
+        "colours": Field(int, "[0, 2e9]"),
+        "white": Field(float, "(0, inf)"),
+        "area": Field(float, "(0, 1]"),
+        "augment": Field(str, ("igpt", "imagenet", "")),
+    },
+)
+_TOKENS = _under(
+    "data",
+    {"tokenizer": Field(str), "lowercase": Field(bool), "length": Field(int, "[3, 2e9]"), "source": Field(str)}
+    | {split: Field(str) for split in ("train", "valid", "test")},
+)
+_TEXT = _under(
+    "data",
+    {name: Field(str) for name in ("files", "valid_files", "test_files", "tokenizer")}
+    | {"valid": Field(float, "[0, 1)"), "lowercase": Field(bool), "length": Field(int, "[1, 2e9]")},
+)
+
+# Fields of the tasks that come with jtasks, by the last part of their name.
+TASKS: dict[str, dict[str, Field]] = {
+    "mnist": _PICTURES | {"model.classes": MODEL["classes"], "model.dropout": Field(bool)},
+    "vit": _MODEL | _PICTURES,
+    "igpt": _MODEL | _PICTURES | _SAMPLE,
+    "igpt_classify": _MODEL | _PICTURES | _SAMPLE | {"generation": Field(float, "[0, inf)")},
+    "lm": _MODEL
+    | _SAMPLE
+    | _TEXT
+    | _under(
+        "data",
+        {
+            "documents": Field(str, ("file", "blank", "line")),
+            "stride": Field(int, "[1, 2e9]"),
+            "packed": Field(bool),
+        },
+    ),
+    "bert": _MODEL
+    | _TEXT
+    | _under(
+        "data",
+        {
+            "length": Field(int, "[5, 2e9]"),
+            "duplicates": Field(int, "[1, 2e9]"),
+            "masked": Field(float, "(0, 1]"),
+            "predictions": Field(int, "[1, 2e9]"),
+            "whole_words": Field(bool),
+        },
+    ),
+    "classify": _MODEL
+    | _TOKENS
+    | _under("data", {"first": Field(str), "second": Field(str), "label": Field(str), "labels": Field(tuple)}),
+    "choice": _MODEL | _TOKENS | {"data.fields": Field(str, ("swag", "race"))},
+    "tag": _MODEL | _TOKENS | _under("data", {"word": Field(int), "tag": Field(int), "labels": Field(tuple)}),
+    "qa": _MODEL
+    | _TOKENS
+    | _under(
+        "data",
+        {
+            "question": Field(int, "[1, 2e9]"),
+            "stride": Field(int, "[1, 2e9]"),
+            "answer": Field(int, "[1, 2e9]"),
+            "best": Field(int, "[1, 2e9]"),
+            "threshold": Field(float, "(-inf, inf)"),
+            "unanswerable": Field(bool),
+        },
+    ),
+    "avsd": _MODEL
+    | _TOKENS
+    | _under(
+        "data",
+        {
+            "features": Field(tuple),
+            "features_dir": Field(str),
+            "frames": Field(int, "[1, 2e9]"),
+            "turns": Field(str, ("all", "last", "asked")),
+            "max_turns": Field(int, "[0, 2e9]"),
+            "use_caption": Field(bool),
+            "context": Field(int, "[1, 2e9]"),
+            "answer": Field(int, "[1, 2e9]"),
+        },
+    )
+    | _under(
+        "beam",
+        {
+            "num_beams": Field(int, "[1, 2e9]"),
+            "max_len": Field(int, "[1, 2e9]"),
+            "min_len": Field(int, "[0, 2e9]"),
+            "length_penalty": Field(float, "(-inf, inf)"),
+            "early_stopping": Field(bool),
+            "repetition_penalty": Field(float, "(0, inf)"),
+            "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
+        },
+    )
+    | {"video_loss": Field(float, "[0, inf)")},
+}
+
+
+def of_task(task: Any) -> dict[str, Field]:
+    """Return the fields of a task that comes with jtasks, by their names in the config; {} for another task."""
+    package, _, name = str(task).rpartition(".")
+    return TASKS.get(name, {}) if package == "jtasks.tasks" else {}
+
+
+def check(name: str, value: Any, field: Field) -> Any:
+    """Return the value as its field has it: an int as a float where the field holds floats.
+
+    Raises:
+      ConfigError: the value has another type, or is not allowed.
+
+    >>> check("config.ema", 0, Field(float, "[0, 1)"))
+    0.0
+    """
+    kind, allowed = field.kind, field.allowed
+    if value is None:
+        return None
+    fits = isinstance(value, kind) or (kind is float and type(value) is int)
+    if not fits or (isinstance(value, bool) and kind not in (bool, object)):
+        raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({shown(value)})")
+    if allowed == "regex":
+        _check_regex(name, value)
+    elif isinstance(allowed, tuple):
+        if value not in allowed:
+            raise ConfigError(f"{name} must be {_either(allowed)}, not {shown(value)}{did_you_mean(value, allowed)}")
+    elif allowed is not None:
+        for number in value if isinstance(value, tuple) else (value,):
+            _check_number(name, number, allowed)
+    return float(value) if kind is float else value
+
+
+def check_model(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
+    """Check the fields of a model by their names; those that have no value yet are left out.
+
+    Raises:
+      ConfigError: a field has another type or is not allowed, or the heads do not divide the width.
+    """
+    for name in (name for name in MODEL if fields.get(name) is not None):
+        check(f"{prefix}{name}", fields[name], MODEL[name])
+    check_heads(fields, prefix)
+
+
+def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
+    """Raise ConfigError where the heads do not divide the width."""
+    width, heads = fields.get("width"), fields.get("heads")
+    if width and heads and width % heads:
+        raise ConfigError(f"{prefix}width={width} must be divisible by {prefix}heads={heads}")
+
+
+def check_names(config: Mapping[str, Any], known: Collection[str]) -> None:
+    """Raise ConfigError where a field of a shipped task nearly has the name of another one, and the other is absent."""
+    for group in {name.partition(".")[0] for name in known if "." in name}:
+        names = [name.partition(".")[2] for name in known if name.startswith(f"{group}.")]
+        inner = config.get(group) or {}
+        for name in (name for name in inner if name not in names):
+            if near := did_you_mean(name, [other for other in names if other not in inner], f"config.{group}.", 0.75):
+                raise ConfigError(f"unknown field config.{group}.{name}{near}")
+
+
+def check_shapes(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError where fields of a shipped task do not go together."""
+    model, beam = config["model"], config.get("beam") or {}
+    check_heads(model)
+    palette = model.get("palette")
+    if palette is not None and {len(c) if isinstance(c, tuple) else 0 for c in palette} not in ({1}, {3}):
+        raise ConfigError(f"config.model.palette={shown(palette)} must be a tuple of (level,) or of (r, g, b)")
+    if beam.get("min_len", 0) > beam.get("max_len", math.inf):
+        raise ConfigError(f"config.beam.min_len={beam['min_len']} is above config.beam.max_len={beam['max_len']}")
+
+
+def did_you_mean(name: Any, known: Collection[str], prefix: str = "", cutoff: float = 0.6) -> str:
+    """Return ", did you mean ...?" with the nearest of the known names; "" where none is near.
+
+    >>> did_you_mean("widht", ["width", "depth"])
+    ', did you mean width?'
+    """
+    near = difflib.get_close_matches(str(name), [other for other in known if other], n=1, cutoff=cutoff)
+    return f", did you mean {prefix}{near[0]}?" if near else ""
+
+
+def shown(value: Any) -> str:
+    """Return the value on one line of an error, cut where it is long."""
+    try:
+        text = repr(value).replace("\n", " ")
+    except ValueError:
+        return "a number of thousands of digits"  # Python does not write these
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _check_number(name: str, value: Any, interval: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name} must hold numbers, not {shown(value)}")
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low < value or (interval[0] == "[" and value == low)
+    below = value < high or (interval[-1] == "]" and value == high)
+    if not (above and below and _finite(value)):
+        raise ConfigError(f"{name} must be {_said(interval, value)}, not {shown(value)}")
+
+
+def _check_regex(name: str, value: Any) -> None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ConfigError(f"{name}={value!r} is not a regular expression: {error}") from error
+
+
+def _said(interval: str, value: Any) -> str:
+    low, high = interval[1:-1].split(", ")
+    if low == "-inf":
+        return "a finite number"
+    if high not in ("inf", "2e9") or (high == "2e9" and 2e9 < value < math.inf):
+        return f"in {interval}"
+    return f"{'' if _finite(value) else 'finite and '}{'at least' if interval[0] == '[' else 'above'} {low}"
+
+
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+def _either(names: tuple[str, ...]) -> str:
+    *rest, last = (name or "empty" for name in names)
+    return f"{', '.join(rest)} or {last}" if rest else last
