@@ -6,7 +6,7 @@ r"""A vision transformer on CIFAR-10, or on any images: --config.data.name=folde
 |---|---|---|---|---|---|---|
 | `tiny` (default) | 32 | 4 | 192 | 6 | 3 | 2.7 million |
 | `base` | 224 | 16 | 768 | 12 | 12 | 86 million |
-| `hf` | 224 | as --config.init_from=hf:FOLDER, a ViT of transformers, has it |
+| `hf` | as --config.init_from=hf:FOLDER, a ViT of transformers, has it |
 
 `--config.data.augment=igpt` pads and crops by `data.crop` pixels and mirrors; `imagenet` scales a random part of at
 least `data.area` of the image up and mirrors. No preset has been measured yet; configs/vit_digits.py has.
@@ -19,7 +19,7 @@ from ml_collections.config_dict import placeholder
 PRESETS = {
     "tiny": (None, 4, 192, 6, 3, 20_000, 128, 1e-3),
     "base": (224, 16, 768, 12, 12, 20_000, 512, 3e-4),
-    "hf": (224, None, None, None, None, 5_000, 128, 5e-5),
+    "hf": (None, None, None, None, None, 5_000, 128, 5e-5),
 }
 FROM_FOLDER = ("hidden", "activation", "epsilon")
 

@@ -1,5 +1,6 @@
 """Pixels as colour tokens: a palette fitted by k-means, the nearest colour, and back (Chen et al. 2020, 3.1)."""
 
+import json
 import os
 import pathlib
 import re
@@ -91,15 +92,16 @@ def _places(options: Any, seed: int) -> list[pathlib.Path]:
 
 
 def load(path: pathlib.Path, channels: int) -> Palette:
-    """Read a palette [colours, channels] in pixel units from a .npy file, as a hashable tuple.
+    """Read a palette [colours, channels] in pixel units from a .npy file or a run's palette.json, as a hashable tuple.
 
     Raises:
-      DataError: absent, not a .npy file, or of another shape.
+      DataError: absent, neither of these, or of another shape.
     """
-    expected = f"expected .npy of finite numbers [colours, {channels}]"
+    expected = f"expected .npy or palette.json of finite numbers [colours, {channels}]"
     try:
-        palette = np.asarray(np.load(path, allow_pickle=False), np.float32)
-    except (OSError, ValueError, TypeError, EOFError) as error:
+        content = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, allow_pickle=False)
+        palette = np.asarray(content, np.float32)
+    except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
         raise DataError(f"palette {path} cannot be read ({error}): {expected}") from None
     if palette.ndim != 2 or palette.shape[1] != channels or not len(palette) or not np.isfinite(palette).all():
         raise DataError(f"palette {path} has shape {list(palette.shape)}, or values that are not finite: {expected}")

@@ -118,9 +118,15 @@ def fill(config: Config, module: ModuleType) -> Config:
 
     Where `config.init_from` is a Hugging Face folder, those that the data leaves open come from its config.json.
     """
+    folder = config.init_from.removeprefix(huggingface.PREFIX)
+    pretrained = config.init_from.startswith(huggingface.PREFIX)
+    if pretrained and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
+        sized = ml_collections.ConfigDict(config)
+        sized.data.size = size
+        config = Config(sized)
     values = module.data_args(config) if hasattr(module, "data_args") else {}
-    if config.init_from.startswith(huggingface.PREFIX) and None in config.model.values():
-        values = huggingface.completed(values, config.model, config.init_from.removeprefix(huggingface.PREFIX))
+    if pretrained:
+        values = huggingface.completed(values, config.model, folder)
     model = config.model.to_dict()
     model |= {name: _plain(new, f"config.model.{name}") for name, new in values.items() if model.get(name) is None}
     if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:

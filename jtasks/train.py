@@ -13,12 +13,12 @@ from jtasks import step as steps_
 from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import buckets, fingerprint, pipeline
-from jtasks.interop import huggingface
 from jtasks.job import SPLITS, Job, prepare, total_steps
 from jtasks.log import Log, say, warn
 from jtasks.milestones import Milestones, due
 from jtasks.signals import Stop
 from jtasks.step import Batch, Report, State
+from jtasks.transfer import imported
 from jtasks.workdir import (
     compare_assets,
     compare_config,
@@ -107,15 +107,6 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         record_config(job.config, workdir)
         record_assets(assets, workdir)
         record_data(data, workdir, anew=not start)
-
-
-def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
-    """The parameters with what `config.init_from` has for them, and the names of what was taken and what not."""
-    source = job.config.init_from
-    if not source.startswith(huggingface.PREFIX):
-        return checkpoint.import_params(source, params, warn)
-    folder, architecture = source.removeprefix(huggingface.PREFIX), huggingface.architecture(job.task)
-    return huggingface.import_params(folder, params, job.config.model, architecture, warn)
 
 
 def state_after(

@@ -121,6 +121,13 @@ def assets(tokenizer: "Tokenizer") -> dict[str, str]:
     return {FILE: tokenizer.to_str(pretty=True)}
 
 
+def parsed(text: str) -> "Tokenizer":
+    """The tokenizer that a run has stored as `assets`."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(text)
+
+
 def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
     """The tokenizer's file, as given or in the folder of data."""
     given = pathlib.Path(spec).expanduser()

@@ -104,5 +104,5 @@ def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str)
         "tie_word_embeddings": True,
     }
     if "classifier" in params and architecture in CLASSIFIERS[:2]:
-        config |= settings.labels(params["classifier"]["bias"].size)
+        config |= settings.labels(settings.unnamed(params["classifier"]["bias"].size))
     return config, params

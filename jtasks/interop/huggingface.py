@@ -26,7 +26,7 @@ from jtasks.interop.layouts import Entry
 PREFIX = "hf:"  # of config.init_from
 
 # Fields of config.model that follow the task and not the weights; the rest must agree.
-FREE = ("dropout", "attention_dropout", "classifier_dropout", "palette")
+FREE = ("dropout", "attention_dropout", "classifier_dropout")
 # Fields that no shape of a parameter shows.
 UNSEEN = ("heads", "activation", "norm", "epsilon")
 
@@ -48,7 +48,21 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
         levels = np.asarray(files.read_json(clusters).get("clusters", ()), np.float64)
         if levels.shape == (found["colours"], 3):
             found["palette"] = tuple(tuple(float(x) for x in colour) for colour in (levels + 1) * 127.5)
+    if config["model_type"] == "vit" and clusters.exists():
+        found |= vit.normalization(files.read_json(clusters), config.get("num_channels", 3), clusters)
     return found
+
+
+def class_names(folder: pathlib.Path) -> list[str] | None:
+    """The names of a folder's classes in the order of the classifier's rows; None where config.json has none."""
+    return settings.class_names(files.read_config(folder))
+
+
+def image_size(folder: str) -> int | None:
+    """The width and height of the images that a folder's ViT reads; None where they differ, or it is no ViT."""
+    config = files.read_config(pathlib.Path(folder).expanduser())
+    height, width = vit.fields(config)["shape"] if config.get("model_type") == "vit" else (0, 1)
+    return height if height == width else None
 
 
 def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -> dict[str, Any]:
@@ -60,8 +74,10 @@ def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) 
     Raises:
       ConfigError: the data needs more ids or positions than the folder's model has.
     """
+    asked = {name for name in {*model, *values} if model.get(name) is None}
+    if not asked:
+        return dict(values)
     found = model_fields(folder)
-    asked = {name for name in model if model[name] is None}
     for name in sorted({"vocab", "positions"} & asked & set(values) & set(found)):
         if values[name] > found[name]:
             raise ConfigError(
@@ -238,9 +254,16 @@ def _agree(fields: Mapping[str, Any], model: Mapping[str, Any], folder: str, war
 
 
 def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, int | float):
-        return abs(one - other) <= 1e-6 * abs(other)
-    return bool(one == other)
+    return alike(one, other) if isinstance(one, float | tuple) else bool(one == other)
+
+
+def alike(one: Any, other: Any) -> bool:
+    """Whether numbers, or nested lists of them, are the same but for rounding."""
+    try:
+        first, second = np.asarray(one, np.float64), np.asarray(other, np.float64)
+    except (ValueError, TypeError):
+        return False
+    return first.shape == second.shape and bool(np.allclose(first, second, rtol=1e-6, atol=1e-5 * first.ndim))
 
 
 def _differences(

@@ -1,6 +1,6 @@
 """What the model families share in reading and writing config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jtasks.errors import CheckpointError, ConfigError
@@ -49,7 +49,26 @@ def needed(model: Mapping[str, Any], name: str) -> Any:
     return model[name]
 
 
-def labels(count: int) -> dict[str, Any]:
-    """The entries that say how many classes there are."""
-    names = {i: f"LABEL_{i}" for i in range(count)}
-    return {"id2label": {str(i): name for i, name in names.items()}, "label2id": {v: k for k, v in names.items()}}
+def class_names(config: Mapping[str, Any]) -> list[str] | None:
+    """The names of the classes in the order of their numbers, from id2label; None where there are none.
+
+    Raises:
+      CheckpointError: id2label does not number its classes from 0.
+    """
+    names = config.get("id2label")
+    if names is None:
+        return None
+    if not isinstance(names, dict) or sorted(map(str, names)) != sorted(map(str, range(len(names)))):
+        raise CheckpointError(f"config.json has id2label={str(names)[:100]}: expected a name for each of 0, 1, ...")
+    return [str(names[str(i)]) for i in range(len(names))]
+
+
+def labels(names: Sequence[str]) -> dict[str, Any]:
+    """The entries that name the classes."""
+    numbers = {name: i for i, name in enumerate(names)}
+    return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": numbers}
+
+
+def unnamed(count: int) -> list[str]:
+    """The names of classes that have none."""
+    return [f"LABEL_{i}" for i in range(count)]

@@ -1,6 +1,7 @@
 """ViT (Dosovitskiy et al. 2021) as transformers has it, and `models.ViT` with `pool="token"`."""
 
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -85,8 +86,32 @@ def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str)
         "hidden_dropout_prob": model.get("dropout", 0.0),
         "attention_probs_dropout_prob": model.get("attention_dropout", 0.0),
         "qkv_bias": True,
-        **settings.labels(params["head"]["bias"].size),
+        **settings.labels(settings.unnamed(params["head"]["bias"].size)),
     }, params
+
+
+def normalization(processor: Mapping[str, Any], channels: int, path: pathlib.Path) -> dict[str, Any]:
+    """config.model's `mean`, `std` and `rescale` of a preprocessor_config.json, with transformers' defaults.
+
+    Raises:
+      CheckpointError: a value is none, or there is not one for each of the image's channels.
+    """
+
+    def numbers(name: str, usual: float, *, count: int, used: bool, otherwise: float) -> tuple[float, ...]:
+        value = processor.get(name)
+        value = otherwise if not used else usual if value is None else value
+        values = tuple(value) if isinstance(value, list | tuple) else (value,) * count
+        usable = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
+        if not usable or len(values) != count or (name != "image_mean" and not all(x > 0 for x in values)):
+            raise CheckpointError(f"{path}: {name} is {value!r}, expected {count} numbers or one for all")
+        return tuple(map(float, values))
+
+    normalize, rescale = (processor.get(name) is not False for name in ("do_normalize", "do_rescale"))
+    return {
+        "mean": numbers("image_mean", 0.5, count=channels, used=normalize, otherwise=0.0),
+        "std": numbers("image_std", 0.5, count=channels, used=normalize, otherwise=1.0),
+        "rescale": numbers("rescale_factor", 1 / 255, count=1, used=rescale, otherwise=1.0)[0],
+    }
 
 
 def _pair(size: Any) -> tuple[int, int]:

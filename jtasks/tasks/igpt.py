@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from jtasks import augment, colours, data, decode, models, picture
+from jtasks.assets import palette
 from jtasks.config import Config, given
 from jtasks.metrics import Mean, scaled
 
@@ -34,6 +35,11 @@ def prepare(config: Config) -> None:
 def data_args(config: Config) -> dict[str, Any]:
     """The palette, and what the model's sizes follow from: colours, image shape, positions."""
     return colours.data_args(dataset("train", config), config.data, config.seed)
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The palette."""
+    return palette(config.model)
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -79,15 +85,15 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray]:
     """A grid with a row an image: the given half, samples, and the original."""
-    palette, shape = config.model.palette, config.model.shape
+    levels, shape = config.model.palette, config.model.shape
     given = round(shape[0] * config.sample.given)
     rows = []
     for example, output in zip(examples, outputs, strict=True):
-        original = np.asarray(colours.nearest(example["image"][None], palette))[0]
-        original = colours.pictures(original, palette, shape)
+        original = np.asarray(colours.nearest(example["image"][None], levels))[0]
+        original = colours.pictures(original, levels, shape)
         half = original.copy()
         half[given:] = 160
-        rows.append([half, *colours.pictures(np.asarray(output["tokens"]), palette, shape), original])
+        rows.append([half, *colours.pictures(np.asarray(output["tokens"]), levels, shape), original])
     return {"completions": picture.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
 
 

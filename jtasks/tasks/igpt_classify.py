@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from jtasks import augment, colours, data, models, picture
+from jtasks.assets import labels, palette
 from jtasks.config import Config, given
 from jtasks.metrics import Mean, scaled
 
@@ -34,6 +35,11 @@ def data_args(config: Config) -> dict[str, Any]:
     """The palette, and what the model's sizes follow from: colours, image shape, positions, classes."""
     names = data.class_names(config.data.name, folder=config.data.dir)
     return {**colours.data_args(dataset("train", config), config.data, config.seed), "classes": len(names)}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The palette and the names of the classes."""
+    return palette(config.model) | labels(data.class_names(config.data.name, folder=config.data.dir))
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -64,14 +70,14 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The images in the model's colours, and what it takes them for."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    palette, shape = config.model.palette, config.model.shape
-    images = [np.asarray(colours.nearest(example["image"][None], palette))[0] for example in examples]
+    levels, shape = config.model.palette, config.model.shape
+    images = [np.asarray(colours.nearest(example["image"][None], levels))[0] for example in examples]
     lines = [
         f"{names[int(output['label'])]} ({output['probability']:.3f}), truly {names[int(example['label'])]}"
         for example, output in zip(examples, outputs, strict=True)
     ]
     return {
-        "images": picture.grid([[colours.pictures(tokens, palette, shape) for tokens in images]]),
+        "images": picture.grid([[colours.pictures(tokens, levels, shape) for tokens in images]]),
         "labels": "\n".join(lines),
     }
 

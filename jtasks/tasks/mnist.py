@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jtasks import data, models, picture
+from jtasks.assets import image_processor, labels
 from jtasks.config import Config
 from jtasks.metrics import Mean
 
@@ -22,6 +23,11 @@ def dataset(split: str, config: Config) -> Any:
 def data_args(config: Config) -> dict[str, Any]:
     """The number of classes."""
     return {"classes": len(data.class_names(config.data.name, folder=config.data.dir))}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The names of the classes, and how pixels are normalized."""
+    return labels(data.class_names(config.data.name, folder=config.data.dir)) | image_processor([0.5], [0.5], 1 / 255)
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import numpy as np
 import optax
 
 from jtasks import models
+from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import conll, encoding, tables, tokenizers
 from jtasks.errors import DataError
@@ -54,8 +55,8 @@ def data_args(config: Config) -> dict[str, Any]:
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The tokenizer."""
-    return tokenizers.assets(_tokenizer(config))
+    """The tokenizer and the names of the classes."""
+    return tokenizers.assets(_tokenizer(config)) | labels(conll.classes(_types(config)))
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import numpy as np
 import optax
 
 from jtasks import augment, data, models, picture
+from jtasks.assets import image_processor, labels
 from jtasks.config import Config, given
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
@@ -24,9 +25,17 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def data_args(config: Config) -> dict[str, Any]:
-    """The number of classes, and the images' shape (h, w)."""
-    h, w, _ = pipeline.example(dataset("train", config), 0)["image"].shape
-    return {"classes": len(data.class_names(config.data.name, folder=config.data.dir)), "shape": (h, w)}
+    """The number of classes, the images' shape (h, w), and how pixels are normalized."""
+    h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
+    half = (0.5,) * channels
+    classes = len(data.class_names(config.data.name, folder=config.data.dir))
+    return {"classes": classes, "shape": (h, w), "mean": half, "std": half, "rescale": 1 / config.data.white}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """The names of the classes, and how pixels are normalized."""
+    names = data.class_names(config.data.name, folder=config.data.dir)
+    return labels(names) | image_processor(*_normalization(config), config.model.shape)
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -89,8 +98,16 @@ def _augmented(batch: Batch, config: Config) -> jax.Array:
 
 
 def _scaled(images: jax.Array, config: Config) -> jax.Array:
-    """Pixels in [-1, 1]."""
-    return images * (2 / config.data.white) - 1
+    """Pixels by config.model's mean and deviation; with 0.5 and 0.5 they are in [-1, 1]."""
+    mean, std, rescale = (np.asarray(value, np.float64) for value in _normalization(config))
+    scale, shift = (np.broadcast_to(x, images.shape[-1:])[None, None, None] for x in (rescale / std, -mean / std))
+    return images * scale.astype(np.float32) + shift.astype(np.float32)
+
+
+def _normalization(config: Config) -> tuple[Any, Any, float]:
+    """Mean and deviation, of each channel, of pixels that are multiplied by the third value."""
+    model = config.model
+    return model.get("mean") or (0.5,), model.get("std") or (0.5,), model.get("rescale") or 1 / config.data.white
 
 
 def _logits(params: Any, images: jax.Array, config: Config, **options: Any) -> jax.Array:

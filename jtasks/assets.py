@@ -1,0 +1,55 @@
+"""What gives parameters their meaning lies beside them, as text in files: class names, palette, image processor."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+LABELS, PALETTE, PROCESSOR = "labels.json", "palette.json", "preprocessor_config.json"
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """The class names in the order of their numbers, for a task's `assets`."""
+    return {LABELS: _text([str(name) for name in names])}
+
+
+def palette(model: Mapping[str, Any]) -> dict[str, str]:
+    """The palette in pixel units, and of one with three channels ImageGPT's image processor."""
+    colours, (height, width) = model["palette"], model["shape"]
+    files = {PALETTE: _text(colours)}
+    if len(colours[0]) == 3:
+        files[PROCESSOR] = _text(
+            {
+                "image_processor_type": "ImageGPTImageProcessor",
+                "size": {"height": height, "width": width},
+                "do_resize": True,
+                "do_normalize": True,
+                "do_color_quantize": True,
+                "clusters": (np.asarray(colours, np.float64) / 127.5 - 1).tolist(),
+            }
+        )
+    return files
+
+
+def image_processor(
+    mean: Sequence[float], std: Sequence[float], rescale: float, shape: Sequence[int] | None = None
+) -> dict[str, str]:
+    """preprocessor_config.json of transformers: a pixel x goes in as (x * rescale - mean) / std, channel by channel."""
+    size = {"size": {"height": shape[0], "width": shape[1]}, "do_resize": True} if shape else {}
+    scaling = {"do_rescale": True, "rescale_factor": rescale, "do_normalize": True}
+    numbers = {"image_mean": list(mean), "image_std": list(std)}
+    return {PROCESSOR: _text({"image_processor_type": "ViTImageProcessor"} | size | scaling | numbers)}
+
+
+def read(path: pathlib.Path) -> Any:
+    """What a file holds; None where there is none or it is damaged (a run that is opened compares it)."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _text(content: Any) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"

@@ -1,0 +1,145 @@
+"""Start from the parameters of another model: of a run, or of a Hugging Face folder.
+
+Parameters are told apart by names and shapes, which do not say what a row stands for. So what lies beside them is
+compared: tokenizers, palettes and image processors must be alike, and a classifier's rows are put in order by class.
+"""
+
+import functools
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks import assets, checkpoint
+from jtasks.config import Config
+from jtasks.data import tokenizer_files, tokenizers
+from jtasks.errors import ConfigError
+from jtasks.interop import huggingface
+from jtasks.job import Job
+from jtasks.log import warn
+
+
+def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
+    """The parameters with what `config.init_from` has for them, and the names of what was taken and what not.
+
+    Raises:
+      ConfigError: the model there has another tokenizer, palette or image processor.
+      CheckpointError: there is none, or it does not fit.
+    """
+    source, config = job.config.init_from, job.config
+    own = job.task.assets(config) if hasattr(job.task, "assets") else {}
+    if source.startswith(huggingface.PREFIX):
+        folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
+        classes, architecture = huggingface.class_names(folder), huggingface.architecture(job.task)
+        _compare_tokens(source, folder, own, config)
+        taken, report = huggingface.import_params(str(folder), params, config.model, architecture, warn)
+    else:
+        folder = checkpoint.locate(source)[0].parent
+        classes = assets.read(folder / assets.LABELS)
+        _compare_tokens(source, folder, own, config)
+        _compare_pictures(source, folder, config.model)
+        taken, report = checkpoint.import_params(source, params, warn)
+    if assets.LABELS in own and isinstance(classes, list):
+        return _by_class(taken, params, report, _order(classes, json.loads(own[assets.LABELS])))
+    return taken, report
+
+
+def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], config: Config) -> None:
+    """Refuse a model whose ids stand for other tokens: its embedding's rows would be those of other tokens here."""
+    there = tokenizer(folder, config)
+    if there is None or tokenizers.FILE not in own:
+        return
+    theirs = _tokens(there)
+    ours = _tokens(tokenizers.parsed(own[tokenizers.FILE]))
+    other = [i for i in sorted(ours) if theirs.get(i, ours[i]) != ours[i]]
+    if other:
+        raise ConfigError(
+            f"config.init_from={source} was trained with another tokenizer: {len(other)} of {len(ours)} ids stand for"
+            f" other tokens there, {other[0]} for {theirs[other[0]]!r} and here for {ours[other[0]]!r}; set"
+            f" --config.data.tokenizer={folder}, or train without config.init_from"
+        )
+    if new := sorted(set(ours) - set(theirs)):
+        warn(f"{len(new)} tokens, such as {ours[new[0]]!r}, are none of the tokenizer of config.init_from={source}")
+
+
+def tokenizer(folder: pathlib.Path, config: Config) -> Any:
+    """The tokenizer in a folder, None where there is none."""
+    files = [folder / name for name in tokenizer_files.NAMES if (folder / name).is_file()]
+    return tokenizers.load(str(files[0]), lowercase=config.data.get("lowercase", True)) if files else None
+
+
+def _tokens(tokenizer: Any) -> dict[int, str]:
+    return {i: token for token, i in tokenizer.get_vocab().items()}
+
+
+def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
+    """Refuse a run whose colour tokens are other colours, or that saw pixels with another mean or deviation."""
+    processor = assets.read(folder / assets.PROCESSOR)
+    processor = processor if isinstance(processor, dict) else {}
+    theirs = {"palette": assets.read(folder / assets.PALETTE)}
+    theirs |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
+    for name, there in theirs.items():
+        here = model.get(name)
+        if there is not None and here is not None and not huggingface.alike(here, there):
+            raise ConfigError(
+                f"config.model.{name} is not that of config.init_from={source}: {_short(here)}, there {_short(there)}; "
+                + (f"set --config.data.palette={folder / assets.PALETTE}" if name == "palette" else "set it as there")
+            )
+
+
+def _order(there: Sequence[str], here: Sequence[str]) -> np.ndarray | None:
+    """The row there of each class here, -1 for a class of another name; None: rows have no names, or are as here."""
+    there, here = _comparable(there, here)
+    unnamed = [tuple(f"{prefix}{i}" for i in range(len(here))) for prefix in ("", "label_", "LABEL_")]
+    if len(there) != len(here) or there == here:
+        return None
+    if set(there) != set(here) and (tuple(there) in unnamed or tuple(here) in unnamed):
+        return None
+    return np.array([there.index(name) if name in there else -1 for name in here])
+
+
+def _comparable(there: Sequence[str], here: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The names without case, where case tells no two of a model apart."""
+    folded = [str(name).strip().casefold() for name in there], [str(name).strip().casefold() for name in here]
+    if all(len(set(names)) == len(names) for names in folded):
+        return folded
+    return [str(name) for name in there], [str(name) for name in here]
+
+
+def _by_class(
+    params: Any, fresh: Any, report: dict[str, list[str]], order: np.ndarray | None
+) -> tuple[Any, dict[str, list[str]]]:
+    """The classifier's rows in the order of this task's classes; those of other classes as initialised."""
+    if order is None:
+        return params, report
+    heads = {name.rpartition("/")[0] for name in report["taken"]} & {"classifier", "head", "dense2"}
+    head = "classifier" if "classifier" in heads else next(iter(heads), None)
+    names = [name for name in report["taken"] if name.rpartition("/")[0] == head]
+    if not names:
+        return params, report
+    if (order < 0).any():
+        warn(
+            f"config.init_from: {(order < 0).sum()} of {len(order)} classes are none of the classes there, by name:"
+            f" their rows of {head} start afresh"
+        )
+
+    def put(path: tuple[Any, ...], taken: jax.Array, initial: jax.Array) -> jax.Array:
+        if jax.tree_util.keystr(path, simple=True, separator="/") not in names:
+            return taken
+        return jax.jit(functools.partial(_rows, order), out_shardings=taken.sharding)(taken, initial)
+
+    return jax.tree_util.tree_map_with_path(put, params, fresh), report
+
+
+def _rows(order: np.ndarray, taken: jax.Array, initial: jax.Array) -> jax.Array:
+    known = np.broadcast_to(order >= 0, taken.shape)
+    return jnp.where(known, taken[..., np.maximum(order, 0)], initial)
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) < 60 else text[:57] + "..."
