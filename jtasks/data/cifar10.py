@@ -1,4 +1,7 @@
-"""CIFAR-10 (Krizhevsky 2009) in its binary or Python form, extracted or as the official archive."""
+"""CIFAR-10 (Krizhevsky 2009) in its binary form, extracted or as the official archive.
+
+The pickled form is not read: a pickle is a program.
+"""
 
 import pathlib
 from collections.abc import Sequence
@@ -12,10 +15,13 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
 ARCHIVE = "cifar-10-binary.tar.gz"
 HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"
-NAMES = ("cifar-10-batches-bin", "cifar-10-batches-py", ARCHIVE, "cifar-10-python.tar.gz")
-BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+FOLDER = "cifar-10-batches-bin"
+NAMES = (FOLDER, ARCHIVE)
+PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
+BATCHES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 RECORDS = 10_000  # in every file
 PIXELS = 3 * 32 * 32
+LIMIT = 1 << 28  # bytes; the archive unfolds to 184 million
 
 
 def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> dict[str, np.ndarray] | None:
@@ -29,26 +35,27 @@ def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> di
     if split == "valid":
         return None
     folders = (root, root / "cifar10")
-    path = files.find(NAMES, folders) or files.fetch(ARCHIVE, HASH, mirrors, root / "cifar10", NAMES, folders)
-    binary = path.name in ("cifar-10-batches-bin", ARCHIVE)
-    parse = parse_binary if binary else parse_pickle
-    names = [batch + (".bin" if binary else "") for batch in BATCHES[split]]
-    batches = read_batches(path, names, "cifar-10-batches-bin" if binary else "cifar-10-batches-py")
-    parts = [parse(data, where) for where, data in batches.items()]
+    path = files.find(NAMES, folders)
+    if path is None and (pickled := files.find(PICKLED, folders)):
+        raise DataError(
+            f"{pickled} is CIFAR-10's pickled form, which is not read; get {ARCHIVE} from {MIRRORS[0]} beside it"
+        )
+    path = path or files.fetch(ARCHIVE, HASH, mirrors, root / "cifar10", NAMES, folders)
+    parts = [parse(data, where) for where, data in read_batches(path, BATCHES[split]).items()]
     planes = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
     label = np.concatenate([labels for _, labels in parts])
     return {"image": np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), "label": label}
 
 
-def read_batches(path: pathlib.Path, names: Sequence[str], inside: str) -> dict[str, bytes]:
-    """The bytes of the named batches from a folder, or from an archive of the folder `inside`, by place."""
+def read_batches(path: pathlib.Path, names: Sequence[str]) -> dict[str, bytes]:
+    """The bytes of the named batches from a folder or the archive, by place."""
     if path.is_dir():
-        return {str(path / name): files.read(path / name) for name in names}
-    members = files.read_members(path, [f"{inside}/{name}" for name in names])
-    return {f"{path}: {inside}/{name}": members[f"{inside}/{name}"] for name in names}
+        return {str(path / name): files.read(path / name, LIMIT) for name in names}
+    members = files.read_members(path, [f"{FOLDER}/{name}" for name in names], LIMIT)
+    return {f"{path}: {name}": data for name, data in members.items()}
 
 
-def parse_binary(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def parse(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
     """The pixels uint8 [10000, 3072] and labels int32 [10000] of a .bin file: records of a label and three planes."""
     expected = RECORDS * (1 + PIXELS)
     if len(data) != expected:
@@ -57,26 +64,8 @@ def parse_binary(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
             "truncated or not CIFAR-10; get the official one"
         )
     records = np.frombuffer(data, np.uint8).reshape(RECORDS, 1 + PIXELS)
-    return records[:, 1:], _checked(records[:, 0], where)
-
-
-def parse_pickle(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """The same of a pickled batch, a dict with the entries data and labels."""
-    batch = files.load_pickle(data, where)
-    if not isinstance(batch, dict):
-        raise DataError(f"{where} holds a {type(batch).__name__}; expected a dict with data and labels")
-    pixels, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
-    if not isinstance(pixels, np.ndarray) or pixels.shape != (RECORDS, PIXELS) or pixels.dtype != np.uint8:
-        shape = getattr(pixels, "shape", None)
-        raise DataError(f"{where}: data has shape {shape}; expected uint8 [{RECORDS}, {PIXELS}]")
-    if not isinstance(labels, list) or len(labels) != RECORDS or not all(isinstance(label, int) for label in labels):
-        raise DataError(f"{where}: labels are not what was expected, a list of {RECORDS} integers")
-    return pixels, _checked(np.array(labels), where)
-
-
-def _checked(labels: np.ndarray, where: str) -> np.ndarray:
-    wrong = (labels < 0) | (labels > 9)
-    if wrong.any():
-        index = int(np.argmax(wrong))
+    labels = records[:, 0]
+    if labels.max() > 9:
+        index = int(np.argmax(labels > 9))
         raise DataError(f"{where}: the label of record {index} is {labels[index]}; expected 0 to 9")
-    return labels.astype(np.int32)
+    return records[:, 1:], labels.astype(np.int32)

@@ -1,14 +1,14 @@
 """Find, download and read files of data, trusting none of them.
 
 A file is either whole or absent: downloads are checked by hash and renamed into place, archives are
-read in memory and never unpacked, pickles are read without running what they ask for.
+read in memory and never unpacked, and what they and compressed files unfold to has a bound.
 """
 
 import codecs
+import gzip
 import io
 import os
 import pathlib
-import pickle
 import posixpath
 import stat
 import sys
@@ -95,10 +95,22 @@ def _download(url: str, known_hash: str, folder: pathlib.Path, name: str) -> pat
     pooch.get_logger().setLevel("ERROR")
     if sys.stderr.isatty():
         print(f"downloading {url} to {folder}", file=sys.stderr)
-    downloader = pooch.HTTPDownloader(chunk_size=1 << 20, timeout=30)
-    path = pathlib.Path(pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=downloader))
+    path = pathlib.Path(pooch.retrieve(url, known_hash, fname=name, path=folder, downloader=_get))
     path.chmod(0o644)  # temporary files are private, but a folder of data is often shared
     return path
+
+
+def _get(url: str, output: str, _: Any) -> None:
+    """Write what `url` serves to the file `output`, up to LIMIT bytes."""
+    import requests
+
+    size = 0
+    with requests.get(url, stream=True, timeout=30) as response, open(output, "wb") as file:
+        response.raise_for_status()
+        for part in response.iter_content(1 << 20):
+            if (size := size + len(part)) > LIMIT:
+                raise ValueError(f"more than {LIMIT:,} bytes")
+            file.write(part)
 
 
 def read(path: pathlib.Path, limit: int | None = None) -> bytes:
@@ -171,24 +183,45 @@ def decode(data: bytes, where: str, line: int = 1) -> str:
     return text
 
 
-def read_members(archive: pathlib.Path, wanted: Collection[str]) -> dict[str, bytes]:
-    """The bytes of the `wanted` members of a tar archive of any compression, by name.
+def gunzip(data: bytes, path: pathlib.Path, limit: int) -> bytes:
+    """What a gzip file of the bytes `data` holds.
 
     Raises:
-      DataError: if the archive is corrupt, lacks one of them, or has a member that leaves its folder.
+      DataError: it is damaged, or holds more than `limit` bytes.
+    """
+    parts, size = [], 0
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            while part := file.read(1 << 20):
+                parts.append(part)
+                if (size := size + len(part)) > limit:
+                    raise DataError(f"{path} unpacks to more than {limit:,} bytes; get the official file")
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(
+            f"{path} is truncated or corrupt ({error}); expected a whole gzip file: "
+            "delete it and run again to download it anew"
+        ) from error
+    return b"".join(parts)
+
+
+def read_members(archive: pathlib.Path, wanted: Collection[str], limit: int = LIMIT) -> dict[str, bytes]:
+    """The bytes of the `wanted` members of a .tar.gz archive of at most `limit` bytes, by name.
+
+    Raises:
+      DataError: if the archive is corrupt, lacks one of them, is too large, or has a member that leaves its folder.
     """
     found = {}
     try:
-        with tarfile.open(archive) as tar:
+        with tarfile.open(fileobj=io.BytesIO(gunzip(read(archive, limit), archive, limit)), mode="r:") as tar:
             for member in tar:
                 _check_member(archive, member)
                 name = posixpath.normpath(member.name)
                 stream = tar.extractfile(member) if name in wanted else None
                 if stream is not None:
                     found[name] = stream.read()
-            while tar.fileobj and tar.fileobj.read(1 << 20):
-                pass  # a checksum is at the very end, behind the members
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # headers of members can be wrong in many ways
         raise DataError(
             f"{archive} is truncated or corrupt ({error}); delete it and run again to download it anew"
         ) from error
@@ -203,65 +236,5 @@ def _check_member(archive: pathlib.Path, member: tarfile.TarInfo) -> None:
     path = pathlib.PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{archive}: member {member.name!r} leaves the archive's folder; get the official archive")
-    if not (member.isfile() or member.isdir()):
-        raise DataError(f"{archive}: member {member.name!r} is a link or a device; get the official archive")
-
-
-def load_pickle(data: bytes, where: str) -> Any:
-    """A pickle of plain Python values and numpy arrays, as Python 2 or 3 wrote it; strings of Python 2 are bytes.
-
-    Args:
-      data: the pickle.
-      where: names the file in errors.
-
-    Raises:
-      DataError: if it is corrupt, or asks for anything else, which might run code.
-    """
-    try:
-        return _ArrayUnpickler(io.BytesIO(data), encoding="bytes").load()
-    except pickle.UnpicklingError as error:
-        raise DataError(f"{where}: {error}") from error
-    except Exception as error:  # damaged bytes can fail anywhere in the unpickler
-        raise DataError(
-            f"{where} is truncated or corrupt ({type(error).__name__}: {error}); delete it and get the official one"
-        ) from error
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Rebuilds arrays by the functions below, under the names that numpy 1 and 2 gave them, and nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = {
-            "multiarray._reconstruct": _empty_array,
-            "numeric._frombuffer": _array_from_buffer,
-            "numpy.ndarray": np.ndarray,
-            "numpy.dtype": _dtype,
-            "_codecs.encode": _latin1,
-        }
-        place = f"{module}.{name}"
-        short = place.removeprefix("numpy.core.").removeprefix("numpy._core.")
-        if short not in allowed:
-            raise pickle.UnpicklingError(
-                f"the pickle asks for {place}, which arrays do not need and which might run code; "
-                "get the official file, whose pickles hold only arrays, lists and strings"
-            )
-        return allowed[short]
-
-
-def _empty_array(kind: type, shape: tuple[int, ...], typecode: bytes) -> np.ndarray:
-    """An array for the unpickler to fill by `__setstate__`."""
-    return np.ndarray((0,), np.uint8)
-
-
-def _array_from_buffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: Any) -> np.ndarray:
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
-def _dtype(kind: str | bytes, align: object = False, copy: object = False) -> np.dtype:
-    """A dtype without its flags, which old pickles hold as integers that numpy now warns about."""
-    return np.dtype(kind.decode() if isinstance(kind, bytes) else kind)
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Protocol 2 of Python 3 spells bytes as encoded text."""
-    return text.encode("latin1")
+    if not (member.isfile() or member.isdir()) or member.issparse():  # a sparse one holds more than the archive
+        raise DataError(f"{archive}: member {member.name!r} is a link, a device or sparse; get the official archive")

@@ -1,9 +1,7 @@
 """MNIST (LeCun et al. 1998) from its IDX files, compressed or not."""
 
-import gzip
 import math
 import pathlib
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +10,7 @@ from jtasks.data import files
 from jtasks.errors import DataError
 
 CLASSES = tuple("0123456789")
+LIMIT = 1 << 28  # bytes; the largest of the official files has 47 million
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -65,9 +64,9 @@ def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
     Raises:
       DataError: if the header or the number of bytes is wrong, or the compression is damaged.
     """
-    data = files.read(path)
+    data = files.read(path, LIMIT)
     if data[:2] == b"\x1f\x8b":  # by content: browsers unpack a .gz and keep its name
-        data = _decompress(data, path)
+        data = files.gunzip(data, path, LIMIT)
     magic = bytes([0, 0, 8, axes])
     if data[:4] != magic:
         raise DataError(f"{path} starts with {data[:4].hex()}; expected {magic.hex()}, an IDX file of bytes, {axes}-d")
@@ -81,13 +80,3 @@ def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
             "delete it and run again to download it anew"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
-
-
-def _decompress(data: bytes, path: pathlib.Path) -> bytes:
-    try:
-        return gzip.decompress(data)
-    except (EOFError, OSError, zlib.error) as error:
-        raise DataError(
-            f"{path} is truncated or corrupt ({error}); expected a whole gzip file: "
-            "delete it and run again to download it anew"
-        ) from error

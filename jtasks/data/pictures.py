@@ -1,15 +1,23 @@
 """Folders of pictures, one subfolder a class."""
 
 import functools
+import os
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jtasks.data.examples import Examples
 from jtasks.errors import DataError
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of these suffixes; Pillow has riskier ones
+PIXELS = 1 << 27  # the largest cameras have 100 million; decoding takes some 12 bytes a pixel
+BITS_PER_SAMPLE, PHOTOMETRIC, MIN_IS_WHITE = 258, 262, 0  # of TIFF
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 LAYOUT = "expected FOLDER/CLASS/picture.jpg, or FOLDER/{train,valid,test}/CLASS/picture.jpg"
 
@@ -61,12 +69,17 @@ def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
     """The sorted pictures of every class that has any; hidden files are other programs' notes."""
     by_class = {}
     for place in _subfolders(folder):
-        pictures = [
-            str(path) for path in place.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-        ]
+        with os.scandir(place) as entries:  # knows kinds of files without asking for each
+            pictures = [entry for entry in entries if _is_picture(entry.name)]
+        if odd := [entry.path for entry in pictures if not entry.is_file()]:
+            raise DataError(f"{min(odd)} is no regular file; expected a picture: delete it or give it another name")
         if pictures:
-            by_class[place.name] = sorted(pictures)
+            by_class[place.name] = sorted(entry.path for entry in pictures)
     return by_class
+
+
+def _is_picture(name: str) -> bool:
+    return pathlib.PurePath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
 def _examples(name: str, by_class: dict[str, list[str]], classes: Sequence[str]) -> Examples:
@@ -76,13 +89,57 @@ def _examples(name: str, by_class: dict[str, list[str]], classes: Sequence[str])
 
 
 def _decode(paths: Sequence[str], labels: np.ndarray, index: int) -> tuple[np.ndarray, int]:
-    """One picture as RGB [h, w, 3], whatever it is stored as, and its label."""
-    from PIL import Image
+    """One picture and its label."""
+    return decode(paths[index]), int(labels[index])
+
+
+def decode(path: str) -> np.ndarray:
+    """A picture file as a person sees it in a viewer: uint8 RGB [h, w, 3].
+
+    It is turned as its EXIF orientation says. What is transparent lies on white. Of 16 bits the upper 8 are taken.
+    Grey, palettes, CMYK, YCbCr and Lab become RGB; colour profiles are not applied. Of several frames or pages the
+    first is taken.
+
+    Raises:
+      DataError: it is damaged, of another format than FORMATS, larger than PIXELS, or of numbers without 8-bit meaning
+        (floats, integers of 32 bits).
+    """
+    from PIL import Image, ImageOps
 
     try:
-        with Image.open(paths[index]) as picture:
-            return np.array(picture.convert("RGB")), int(labels[index])
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot decode {paths[index]} ({error}); expected a picture: replace it or delete it"
-        ) from error
+        # Other formats, such as EPS, run other programs. By name, Pillow would map a TIFF before it turns it.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as stored:
+            if stored.width * stored.height > PIXELS:
+                raise ValueError(f"{stored.width} x {stored.height} pixels are more than {PIXELS:,}")
+            transparent = stored.has_transparency_data
+            picture = ImageOps.exif_transpose(_eight_bits(stored))
+            if transparent:
+                picture = picture.convert("RGBA")
+                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+            return np.array(picture.convert("RGB"))
+    except Exception as error:  # damaged bytes can fail anywhere in a decoder
+        raise DataError(f"cannot decode {path} ({error}); expected a picture: replace it or delete it") from error
+
+
+def _eight_bits(picture: "Image") -> "Image":
+    """The picture with grey levels of 16 bits scaled to 8; others as they are."""
+    from PIL import Image
+
+    sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
+    if picture.mode in ("I", "F") and not sixteen:
+        raise ValueError(f"{'floats' if picture.mode == 'F' else 'integers of 32 bits'} have no meaning in 8 bits")
+    if not sixteen:
+        return picture
+    picture.load()  # which turns a TIFF, and forgets that it was turned
+    tags = getattr(picture, "tag_v2", {})
+    bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
+    levels = np.array(picture).astype(np.int32)
+    clear = picture.info.get("transparency")
+    grey = (levels >> (bits - 8)).astype(np.uint8)
+    if tags.get(PHOTOMETRIC) == MIN_IS_WHITE:
+        grey = 255 - grey
+    alpha = np.where(levels == clear, 0, 255).astype(np.uint8)
+    layers = [grey] if clear is None else [grey, alpha]
+    scaled = Image.merge(("L", "LA")[len(layers) - 1], [Image.fromarray(layer) for layer in layers])
+    scaled.info["exif"] = picture.getexif().tobytes()
+    return scaled

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks.data import files
 from jtasks.data.files import cache_folder
 from jtasks.errors import DataError
 
@@ -86,17 +88,23 @@ def load(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
       DataError: it is not what `stored` wrote.
     """
     try:
-        described: Mapping[str, Any] = json.loads((path / "arrays.json").read_text())
-        arrays = {name: _map(path / name, **array) for name, array in described["arrays"].items()}
-    except (OSError, ValueError, KeyError) as error:
+        described: Mapping[str, Any] = json.loads(files.read(path / "arrays.json"))
+        arrays = {name: _map(path, name, **array) for name, array in described["arrays"].items()}
+        facts = described["facts"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{path} is damaged ({error}): delete that folder, and it is made again") from None
-    return arrays, described["facts"]
+    return arrays, facts
 
 
-def _map(path: pathlib.Path, dtype: str, shape: list[int]) -> np.ndarray:
+def _map(folder: pathlib.Path, name: str, dtype: str, shape: list[int]) -> np.ndarray:
+    path = folder / name
+    if not files.is_plain(name) or np.dtype(dtype).kind not in files.NUMERIC:  # objects would be pointers
+        raise ValueError(f"{name!r} is {dtype!r}; expected numbers under a plain name")
+    if not all(type(size) is int and size >= 0 for size in shape):
+        raise ValueError(f"{path.name} has the shape {shape}")
     if 0 in shape:  # nothing can be mapped from an empty file
         return np.zeros(shape, dtype)
-    expected = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    expected = math.prod(shape) * np.dtype(dtype).itemsize
     if path.stat().st_size != expected:
         raise ValueError(f"{path.name} has {path.stat().st_size} bytes; expected {expected}")
     return np.memmap(path, dtype, "r", shape=tuple(shape))

@@ -2,14 +2,17 @@
 
 import functools
 import pathlib
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from jtasks.data import files, values
 from jtasks.data.examples import Examples
 from jtasks.errors import DataError
 
+OWN = "tensorflow_datasets.core.features."
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
@@ -24,13 +27,15 @@ def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collec
       features: what its examples must have; images must be uint8.
 
     Raises:
-      DataError: if TFDS is not installed, or the data is not there, or lacks a feature.
+      DataError: if TFDS is not installed, or the data is not there, lacks a feature, or names others' classes.
     """
     try:
         import tensorflow_datasets
     except ImportError as error:
         raise DataError(f"tfds:{name} needs tensorflow-datasets: pip install 'jtasks[tfds]' ({error})") from error
     for folder in folders:
+        for place in tensorflow_datasets.core.utils.file_utils.list_data_dirs(given_data_dir=folder):
+            _check_names(pathlib.Path(place) / re.split("[/:]", name)[0])
         try:
             found = tensorflow_datasets.core.read_only_builder.builder_from_files(name, data_dir=folder)
         except ValueError:  # not found
@@ -46,7 +51,8 @@ def read(name: str, builder: Any, split: str) -> Examples | None:
     found = source(name, builder, SPLITS[split])
     if found is None:
         return None
-    return Examples(f"tfds:{name}", functools.partial(_record, found), np.arange(len(found)))
+    count = len(classes(builder))
+    return Examples(f"tfds:{name}", functools.partial(_record, found, count), np.arange(len(found)))
 
 
 def source(name: str, builder: Any, split: str) -> Any:
@@ -72,6 +78,27 @@ def classes(builder: Any) -> tuple[str, ...]:
     return tuple(builder.info.features["label"].names)
 
 
+def _check_names(folder: pathlib.Path) -> None:
+    """Refuse metadata that names classes other than TFDS's own features, whose modules TFDS would import."""
+    for path in sorted(folder.rglob("features.json")):
+        for name in _class_names(values.parse(files.decode(files.read(path), str(path)), str(path)), str(path)):
+            if "." in name and not name.startswith(OWN):
+                raise DataError(f"{path} names the class {name!r}, whose module would run; expected {OWN}...")
+
+
+def _class_names(tree: Any, where: str) -> Iterator[str]:
+    """The names of classes in a features.json, at any depth, also in JSON that is kept as text."""
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _class_names(item, where)
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            inner = values.parse(value, where) if key == "content" and isinstance(value, str) and value else value
+            yield from _class_names(inner, where)
+
+
 def _check_features(builder: Any, name: str, needed: Collection[str]) -> None:
     features = builder.info.features
     if set(needed) - set(features):
@@ -89,6 +116,9 @@ def _ways_out(name: str, folder: pathlib.Path | None) -> str:
     )
 
 
-def _record(source: Any, index: int) -> tuple[np.ndarray, int]:
+def _record(source: Any, count: int, index: int) -> tuple[np.ndarray, int]:
     example = source[index]
-    return np.asarray(example["image"]), int(example["label"])
+    label = int(example["label"])
+    if not 0 <= label < count:  # some test splits have -1
+        raise DataError(f"the label is {label}; expected 0 to {count - 1}")
+    return np.asarray(example["image"]), label

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks.data.files import is_plain
 from jtasks.errors import CheckpointError
 from jtasks.writing import write_file
 
@@ -34,6 +35,8 @@ def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """
     if (folder / INDEX).exists():
         names: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
+        if not isinstance(names, dict) or not all(is_plain(file) for file in names.values()):
+            raise CheckpointError(f"{folder / INDEX} must map tensors to names of files in the folder: {LAYOUT}")
         files = {name: folder / file for name, file in names.items()}
         if missing := sorted({file.name for file in files.values() if not file.exists()}):
             raise CheckpointError(f"{folder / INDEX} names {', '.join(missing)}, which the folder does not have")

@@ -1,12 +1,12 @@
 """Claims about finding, downloading and reading files."""
 
 import concurrent.futures
+import gzip
 import hashlib
 import http.server
 import io
 import os
 import pathlib
-import pickle
 import socket
 import tarfile
 import threading
@@ -163,7 +163,7 @@ def test_members_outside_the_folder_are_refused(tmp_path, name):
 def test_links_and_devices_are_refused(tmp_path, kind):
     info = tarfile.TarInfo("d/a")
     info.type, info.linkname = kind, "/etc/passwd"
-    with pytest.raises(DataError, match="'d/a' is a link or a device"):
+    with pytest.raises(DataError, match="'d/a' is a link, a device or sparse"):
         files.read_members(archive(tmp_path / "x.tar.gz", [(info, b"")]), ["d/a"])
 
 
@@ -179,43 +179,92 @@ def test_a_damaged_or_incomplete_archive_is_named(tmp_path):
             files.read_members(path, ["d/a"])
 
 
-@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_arrays_lists_and_strings_are_unpickled(protocol, order):
-    array = np.asarray(np.arange(12, dtype=np.uint8).reshape(3, 4), order=order)
-    loaded = files.load_pickle(pickle.dumps({"data": array, b"labels": [1, 2], "n": "x"}, protocol), "x")
-    np.testing.assert_array_equal(loaded["data"], array)
-    assert (loaded[b"labels"], loaded["n"]) == ([1, 2], "x")
+def test_what_unfolds_to_too_much_is_refused(tmp_path):
+    path = archive(tmp_path / "x.tar.gz", [(tarfile.TarInfo("d/a"), bytes(5_000_000))])
+    assert path.stat().st_size < 100_000
+    with pytest.raises(DataError, match=r"x\.tar\.gz unpacks to more than 1,000,000 bytes"):
+        files.read_members(path, ["d/a"], 1_000_000)
+    with pytest.raises(DataError, match="unpacks to more than"):
+        files.gunzip(gzip.compress(bytes(2_000)) + gzip.compress(bytes(2_000)), path, 3_000)
+    with pytest.raises(DataError, match=r"holds [0-9,]+ bytes; expected at most 99"):
+        files.read(path, 99)
 
 
-def test_numpy_1_names_are_understood():
-    data = pickle.dumps(np.arange(3), 2)
-    assert b"numpy._core" in data
-    loaded = files.load_pickle(data.replace(b"numpy._core", b"numpy.core"), "x")
-    np.testing.assert_array_equal(loaded, [0, 1, 2])
+@pytest.mark.parametrize("version", ["0.0", "1.0", "wrong"])
+def test_sparse_members_are_refused(tmp_path, version):
+    data = b"1\n0\n3\n" + b"\0" * 505 + b"abc"
+    info = tarfile.TarInfo("d/a")
+    info.size = len(data)
+    info.pax_headers = {
+        "GNU.sparse.major": version[0],
+        "GNU.sparse.minor": "0",
+        "GNU.sparse.name": "d/a",
+        "GNU.sparse.realsize": "7000000000",
+        "GNU.sparse.size": "7000000000",
+        "GNU.sparse.map": "0,x" if version == "wrong" else "0,3",
+    }
+    with tarfile.open(tmp_path / "x.tar.gz", "w:gz", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(DataError, match=r"x\.tar\.gz(: member .*or sparse| is truncated or corrupt)"):
+        files.read_members(tmp_path / "x.tar.gz", ["d/a"])
 
 
-class Evil:
-    def __init__(self, function, *arguments):
-        self.call = (function, arguments)
+def test_a_download_has_a_bound(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "LIMIT", 5_000)
+    with pytest.raises(DataError, match="more than 5,000 bytes"):
+        files.fetch("x.bin", HASH, [server + "good/"], tmp_path)
+    assert everything(tmp_path) == []
 
+
+def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "x")
+    for read in (files.read, files.array):
+        with pytest.raises(DataError, match=r"x.*no regular file"):
+            read(tmp_path / "x")
+
+
+class Harmful:
     def __reduce__(self):
-        return self.call
+        return (pathlib.Path("unpickled-by-mistake").touch, ())
 
 
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("function", [os.system, eval, np.fromfile, getattr, np.save])
-def test_a_pickle_that_runs_code_is_refused_by_name(tmp_path, protocol, function):
-    target = tmp_path / "ran"
-    data = pickle.dumps({"data": Evil(function, f"touch {target}")}, protocol)
-    with pytest.raises(DataError) as caught:
-        files.load_pickle(data, "cifar/data_batch_1")
-    assert "cifar/data_batch_1" in str(caught.value)
-    assert f".{function.__name__}" in str(caught.value)
-    assert not target.exists()
+def npy(header: bytes) -> bytes:
+    return b"\x93NUMPY\1\0" + len(header).to_bytes(2, "little") + header
 
 
-@pytest.mark.parametrize("data", [b"", b"<html>", pickle.dumps(np.arange(100))[:-20], b"\x80\x02R."])
-def test_a_damaged_pickle_is_a_data_error(data):
-    with pytest.raises(DataError, match="some/place"):
-        files.load_pickle(data, "some/place")
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x93NUMPY",
+        b"<html>",
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000, 1000000000), }\n"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4), }\n"),
+        npy(b"{'descr': '<f4', 'fortran_order': False, 'shape': 3, }\n"),
+        npy(b"{'descr': '|O', 'fortran_order': False, 'shape': (1,), }\n" + b"\1" * 8),
+        npy(b"{'descr': '|V8', 'fortran_order': False, 'shape': (1,), }\n") + b"\1" * 8,
+        npy(b"[" * 5000),
+        npy(b"__import__('os').system('touch unpickled-by-mistake')\n"),
+    ],
+)
+def test_an_array_that_is_none_is_a_data_error(tmp_path, content):
+    (tmp_path / "x.npy").write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.npy .*expected (an|one)? ?(array of )?numbers"):
+        files.array(tmp_path / "x.npy")
+
+
+def test_neither_archives_of_arrays_nor_objects_are_arrays(tmp_path):
+    np.savez(tmp_path / "x.npz", np.ones(3))
+    np.save(tmp_path / "x.npy", np.array([Harmful()]), allow_pickle=True)
+    for name in ("x.npz", "x.npy"):
+        with pytest.raises(DataError, match="cannot be read"):
+            files.array(tmp_path / name)
+    assert not pathlib.Path("unpickled-by-mistake").exists()
+    np.save(tmp_path / "y.npy", np.arange(6).reshape(2, 3))
+    np.testing.assert_array_equal(files.array(tmp_path / "y.npy"), [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "../x", "/x", "a/b", "a\\b", "a\nb", "a\x1b[2J", "a\0", None, 3])
+def test_a_plain_name_is_that_of_a_file_in_its_folder(name):
+    assert not files.is_plain(name)
+    assert files.is_plain("v_1.é-x y")

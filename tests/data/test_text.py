@@ -514,6 +514,41 @@ def test_damage_is_told_with_the_way_out(damage, tmp_path):
         store.stored("things", [], tmp_path, grow)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("../../secret", {}),
+        ("/etc/hostname", {}),
+        ("x", {"dtype": "|O"}),
+        ("x", {"dtype": "|V2"}),
+        ("x", {"dtype": "<U1"}),
+        ("x", {"dtype": [["a", "<i2"]]}),
+        ("x", {"shape": [-5, -2]}),
+        ("x", {"shape": [2.5, 4]}),
+        ("x", {"shape": None}),
+        ("x", {"more": 1}),
+    ],
+)
+def test_only_numbers_under_plain_names_are_mapped(tmp_path, name, change):
+    store.stored("things", [], tmp_path, grow)
+    (folder,) = (tmp_path / "prepared").iterdir()
+    (tmp_path / "secret").write_bytes(bytes(20))
+    described = json.loads((folder / "arrays.json").read_text())
+    described["arrays"] = {name: described["arrays"]["x"] | change}
+    (folder / "arrays.json").write_text(json.dumps(described))
+    with pytest.raises(DataError, match=f"{folder} is damaged"):
+        store.stored("things", [], tmp_path, grow)
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", '{"arrays": []}', '{"arrays": {}}', "[" * 100_000])
+def test_a_description_of_another_kind_is_damage(tmp_path, content):
+    store.stored("things", [], tmp_path, grow)
+    (folder,) = (tmp_path / "prepared").iterdir()
+    (folder / "arrays.json").write_text(content)
+    with pytest.raises(DataError, match=f"{folder} is damaged"):
+        store.stored("things", [], tmp_path, grow)
+
+
 def test_rows_of_another_shape_are_refused(tmp_path):
     writer = store.Writer(tmp_path)
     writer.append("x", np.zeros((2, 3)))
