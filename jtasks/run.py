@@ -74,7 +74,7 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run
 
 def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
     """The job of a config, after comparing it with the run in `folder`, if there is one; some fields are `free`."""
-    job = prepare(config)
+    job = prepare(workdir.own_tokenizer(config, folder))
 
     def compare() -> None:
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))

@@ -24,6 +24,7 @@ from jtasks.workdir import (
     compare_config,
     compare_data,
     locked,
+    own_tokenizer,
     record_assets,
     record_config,
     record_data,
@@ -48,13 +49,13 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
     with locked(workdir), Stop() as stop:
         with stop.rescue(lambda: None):  # nothing is lost if it ends in here
             processes.once(lambda: checkpoint.clear_unfinished(folder))
-            job = prepare(config)
+            start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
+            job = prepare(own_tokenizer(config, workdir) if start else config)
             config = job.config
             splits = {split: job.examples(split) for split in SPLITS}
             examples = job.required("train") if splits["train"] is None else splits["train"]
             plan = job.plan(examples, shuffle=True)
             steps = total_steps(config, plan)
-            start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
             processes.once(lambda: record(job, workdir, splits, start, steps))
             if start > steps:
                 say(f"{workdir} holds step {start}, past config.steps={steps}: nothing is trained")

@@ -5,9 +5,12 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import ml_collections
 
 from jtasks import config as configs
 from jtasks import processes
@@ -74,9 +77,21 @@ def stored(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
+    """The config of a run that may go on with other text: with its stored tokenizer, not one learned from that text."""
+    learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
+    if not (learned and config.data.allow_changes and (workdir / "tokenizer.json").is_file()):
+        return config
+    full = ml_collections.ConfigDict(config)
+    full.data.tokenizer = str(workdir)
+    return Config(full)
+
+
 def record_config(config: Config, workdir: pathlib.Path) -> None:
     """Write config.json, from which `--config` may be left out."""
     new = configs.to_json(config)
+    if _is_own(new["data"].get("tokenizer"), workdir):  # the run's own one, and this is how it came by it
+        new["data"]["tokenizer"] = stored(workdir / "config.json").get("data", {}).get("tokenizer", str(workdir))
     new["data"] |= {"allow_changes": False}  # of this part of the run alone
     if config.task.endswith(".py"):
         new["task"] = str(pathlib.Path(config.task).resolve())
@@ -99,6 +114,9 @@ def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] 
         return
     before, now = dict(configs.fields(old)), dict(configs.fields(new))
     usual = dict(configs.fields(configs.to_json(configs.defaults(config.optim.name))))
+    free = (*free, "config.data.allow_changes")
+    if _is_own(now.get("config.data.tokenizer"), workdir):
+        free = (*free, "config.data.tokenizer")
     fields = [k for k in {**before, **now} if k not in free and not _alike(k, before.get(k, usual.get(k)), now.get(k))]
     lines = {k: f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}" for k in fields}
     refused = [line for k, line in lines.items() if k.startswith(FIXED) and k not in FREE and not _allowed(k, config)]
@@ -162,6 +180,10 @@ def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, anew: bool
     """Write data.json: number of examples, entries and hashes of each split that the run has opened."""
     known = {} if anew else stored(workdir / DATA)
     write_file(workdir / DATA, json.dumps(known | dict(data), indent=1) + "\n")
+
+
+def _is_own(tokenizer: Any, workdir: pathlib.Path) -> bool:
+    return isinstance(tokenizer, str) and pathlib.Path(tokenizer).expanduser().resolve() == workdir.resolve()
 
 
 def _alike(name: str, old: Any, new: Any) -> bool:

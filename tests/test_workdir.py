@@ -97,7 +97,7 @@ def test_the_config_of_a_run_comes_back_as_it_was(path, tmp_path, capsys):
     config = configs.load(str(path))
     full = ml_collections.ConfigDict(config)
     with full.unlocked():  # values as fill() gives them, and of every kind that a file may have
-        full.model.palette, full.extra, full.none = ((0.5, 1.0), (2.0, 3.0)), {"a": [1, (2, "x")], "b": {}}, None
+        full.model.palette, full.extra, full.none = ((0.5,), (2.0,)), {"a": [1, (2, "x")], "b": {}}, None
         full.shares = (3, 1)
     config = configs.Config(full)
     workdir.record_config(config, tmp_path)
@@ -180,3 +180,18 @@ def test_of_a_large_split_few_examples_are_read(tmp_path):
     before = fingerprint.of({"x": large})
     large[-1] = 1
     assert fingerprint.changes(before, fingerprint.of({"x": large})) == [f"examples differ (x[{2**27 - 1}])"]
+
+
+def test_the_runs_own_tokenizer_is_no_other_one_and_is_taken_where_the_text_may_change(tmp_path, capsys):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = tiny.config("mnist", data__tokenizer="bpe:300")
+    own = tiny.config("mnist", data__tokenizer=str(tmp_path))
+    assert changed(capsys, config, own, tmp_path) == ""
+    workdir.record_config(own, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["data"]["tokenizer"] == "bpe:300"
+    for spec, taken in (("bpe:300", True), ("characters", True), ("bytes", False), ("vocab.txt", False)):
+        allowed = tiny.config("mnist", data__tokenizer=spec, data__allow_changes=True)
+        assert workdir.own_tokenizer(allowed, tmp_path).data.tokenizer == (str(tmp_path) if taken else spec)
+    assert workdir.own_tokenizer(config, tmp_path) is config
+    allowed = tiny.config("mnist", data__allow_changes=True)  # a task without one
+    assert workdir.own_tokenizer(allowed, tmp_path) is allowed
