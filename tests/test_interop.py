@@ -381,13 +381,75 @@ def test_another_structure_does_not_fit():
 
 
 def test_an_untied_masked_head_does_not_fit(tmp_path):
-    decoder = {"cls.predictions.decoder.weight": np.ones((120, 48), np.float32)}
-    folder = rewritten("bert_pretraining", tmp_path / "bert", str, decoder)
-    _, report = take("bert_pretraining", start("bert_pretraining"), folder=folder)  # a copy of the embedding
+    """transformers unties two tensors that it finds both and unlike, whatever config.json says."""
+    table = load_file(GOLDEN / "bert_pretraining" / files.WEIGHTS)["bert.embeddings.word_embeddings.weight"]
+    copy = rewritten("bert_pretraining", tmp_path / "copy", str, {"cls.predictions.decoder.weight": table})
+    _, report = take("bert_pretraining", start("bert_pretraining"), folder=copy)
     assert report["unused"] == ["cls.predictions.decoder.weight"]
-    change_config(folder, tie_word_embeddings=False)
+    folder = rewritten("bert_pretraining", tmp_path / "bert", str, {"cls.predictions.decoder.weight": table + 1})
     with pytest.raises(CheckpointError, match=r"masked_out/kernel \[48, 120\] is there"):
         take("bert_pretraining", start("bert_pretraining"), folder=folder)
+
+
+def test_another_output_layer_than_the_embedding_is_used(tmp_path):
+    tensors = load_file(GOLDEN / "gpt2_lm" / files.WEIGHTS)
+    table = tensors["transformer.wte.weight"]
+    folder = rewritten("gpt2_lm", tmp_path / "other", str, {"lm_head.weight": 2 * table})
+    assert huggingface.model_fields(folder)["tied"] is False
+    same(huggingface.from_hf(folder)[0], imported("gpt2_lm")[0] | {"head": {"kernel": 2 * table.T}})
+    copy = rewritten("gpt2_lm", tmp_path / "copy", str, {"lm_head.weight": table})
+    assert huggingface.model_fields(copy)["tied"] is True
+    lone = rewritten("gpt2_lm", tmp_path / "lone", lambda key: key.replace("transformer.wte.", "lm_head."))
+    same(huggingface.from_hf(lone)[0], imported("gpt2_lm")[0])
+
+
+def test_the_bias_of_the_masked_head_is_the_decoders(tmp_path):
+    folder = rewritten(
+        "bert_pretraining", tmp_path / "lone", lambda key: key.replace("predictions.bias", "predictions.decoder.bias")
+    )
+    params, unused = huggingface.from_hf(folder)
+    same(params, imported("bert_pretraining")[0])
+    assert unused == []
+
+
+ODD = [
+    ("gpt2_lm", {"n_layer": 10**9}, "does not go with the weights beside it"),
+    ("gpt2_lm", {"n_layer": -1}, "depth comes out as -1, expected a whole number"),
+    ("gpt2_lm", {"n_head": 5}, "does not go with the weights beside it"),
+    ("gpt2_lm", {"n_head": 0}, "heads comes out as 0"),
+    ("gpt2_lm", {"n_embd": "48"}, "has an odd value|width comes out as"),
+    ("gpt2_lm", {"vocab_size": None}, "vocab comes out as None"),
+    ("gpt2_lm", {"vocab_size": 1e9}, "vocab comes out as 1000000000.0"),
+    ("gpt2_lm", {"layer_norm_epsilon": "small"}, "epsilon comes out as 'small'"),
+    ("gpt2_lm", {"model_type": ["gpt2"]}, r"model_type=\['gpt2'\]; expected one of"),
+    ("gpt2_lm", {"n_positions": "absent"}, "has no 'n_positions', which a gpt2 must have"),
+    ("bert_pretraining", {"hidden_size": []}, "width comes out as"),
+    ("vit_classification", {"image_size": {}}, "has an odd value|has no"),
+    ("vit_classification", {"patch_size": None}, "has an odd value"),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "message"), ODD)
+def test_an_odd_config_is_told_and_takes_no_memory(name, changes, message, tmp_path):
+    shutil.copytree(GOLDEN / name, tmp_path / name)
+    with pytest.raises(CheckpointError, match=message):
+        huggingface.from_hf(change_config(tmp_path / name, **changes))
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        *({"weight_map": {"x": name}} for name in ("../model.safetensors", "/etc/passwd", "a\\b", "", "..", 3, None)),
+        *({"weight_map": value} for value in ([], {}, None, "x")),
+        [],
+        {},
+    ],
+)
+def test_an_index_names_files_of_its_folder_alone(index, tmp_path):
+    shutil.copytree(GOLDEN / "gpt2_lm", tmp_path / "gpt2")
+    (tmp_path / "gpt2" / files.INDEX).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"must map tensors to names|must hold a JSON object"):
+        files.where(tmp_path / "gpt2")
 
 
 # Placeholders of a config

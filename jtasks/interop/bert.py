@@ -10,6 +10,8 @@ PREFIX = "bert."
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
 ANSWERS = "BertForQuestionAnswering"
 ARCHITECTURES = ("BertForPreTraining", *CLASSIFIERS, ANSWERS)
+TIED = (("cls.predictions.decoder.weight", f"{PREFIX}embeddings.word_embeddings.weight"),)
+ALIASES = (("cls.predictions.decoder.bias", "cls.predictions.bias"),)  # the first is the one that transformers adds
 
 DEFAULTS: Mapping[str, Any] = {
     "hidden_act": "gelu",

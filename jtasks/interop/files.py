@@ -34,8 +34,8 @@ def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       CheckpointError: there are no safetensors, a shard is absent, or one is damaged.
     """
     if (folder / INDEX).exists():
-        names: Mapping[str, str] = read_json(folder / INDEX).get("weight_map", {})
-        if not isinstance(names, dict) or not all(is_plain(file) for file in names.values()):
+        names = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(names, dict) or not names or not all(is_plain(file) for file in names.values()):
             raise CheckpointError(f"{folder / INDEX} must map tensors to names of files in the folder: {LAYOUT}")
         files = {name: folder / file for name, file in names.items()}
         if missing := sorted({file.name for file in files.values() if not file.exists()}):
@@ -78,8 +78,8 @@ def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """A file that holds a JSON object; CheckpointError where it does not."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}): {LAYOUT}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold a JSON object: {LAYOUT}")

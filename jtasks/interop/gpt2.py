@@ -16,6 +16,8 @@ PREFIX = "transformer."
 IMAGE = "ImageGPTForCausalImageModeling"
 TEXT = "GPT2LMHeadModel"
 ARCHITECTURES = (TEXT, IMAGE)
+TIED = (("lm_head.weight", f"{PREFIX}wte.weight"),)  # the one is the other, unless config.json says not
+ALIASES = ()
 
 DEFAULTS: Mapping[str, Any] = {
     "n_inner": None,

@@ -27,6 +27,7 @@ PREFIX = "hf:"  # of config.init_from
 
 # Fields of config.model that follow the task and not the weights; the rest must agree.
 FREE = ("dropout", "attention_dropout", "classifier_dropout")
+SIZES = ("vocab", "outputs", "positions", "width", "depth", "heads", "hidden", "types", "patch")
 # Fields that no shape of a parameter shows.
 UNSEEN = ("heads", "activation", "norm", "epsilon")
 
@@ -41,8 +42,7 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
       CheckpointError: there is no such folder, or its model is none of ours.
     """
     folder = pathlib.Path(folder).expanduser()
-    config = files.read_config(folder)
-    found = _family(config).fields(config)
+    config, found = _read(folder)
     clusters = folder / "preprocessor_config.json"
     if config["model_type"] == "imagegpt" and clusters.exists():
         levels = np.asarray(files.read_json(clusters).get("clusters", ()), np.float64)
@@ -97,10 +97,9 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
       CheckpointError: there is no such folder, a tensor is absent or damaged, or the model is none of ours.
     """
     folder = pathlib.Path(folder).expanduser()
-    config = files.read_config(folder)
-    table, fields = _family(config).entries(config), _family(config).fields(config)
-    where = files.where(folder)
-    names = _canonical(where, table, _family(config).PREFIX, fields["depth"])
+    config, fields = _read(folder)
+    table, where = _family(config).entries(config), files.where(folder)
+    names = _canonical(where, table, _family(config), fields["depth"])
     flat: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for entry in table:
@@ -143,7 +142,7 @@ def import_params(
       ConfigError: config.model describes another model; all differences are listed.
       CheckpointError: the folder is damaged, or a parameter outside the heads is absent or of another shape.
     """
-    config, fields = files.read_config(pathlib.Path(folder).expanduser()), model_fields(folder)
+    config, fields = _read(pathlib.Path(folder).expanduser())[0], model_fields(folder)
     _agree(fields, model, folder, warn)
     table = _family(config).entries(config)
     tree, unused = from_hf(folder)
@@ -210,18 +209,71 @@ def architecture(task: ModuleType) -> str | None:
 def _family(config: Mapping[str, Any]) -> ModuleType:
     families = {"gpt2": gpt2, "imagegpt": gpt2, "bert": bert, "vit": vit}
     kind = config.get("model_type")
-    if kind not in families:
+    if not isinstance(kind, str) or kind not in families:
         raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {', '.join(families)}")
     return families[kind]
 
 
-def _canonical(names: Mapping[str, Any], table: list[Entry], prefix: str, depth: int) -> dict[str, str]:
-    """The names of the file by those of the table: the prefix of a bare body and BERT's old norm names are mended."""
+def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """config.json and the fields of our model.
+
+    As transformers does, weights that config.json ties stay apart where both are in the files and differ.
+
+    Raises:
+      CheckpointError: config.json lacks a field, has an odd one, or tells of more weights than the files hold.
+    """
+    config = files.read_config(folder)
+    family = _family(config)
+    where = files.where(folder)
+    for name, source in family.TIED:
+        source = source if source in where else source.removeprefix(family.PREFIX)
+        if config.get("tie_word_embeddings", True) and name in where and source in where:
+            one, other = (files.read(where[key], key) for key in (name, source))
+            config["tie_word_embeddings"] = bool(np.array_equal(one, other))
+    try:
+        fields = family.fields(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / files.CONFIG} has no {error}, which a {config['model_type']} must have"
+        ) from None
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{folder / files.CONFIG} has an odd value: {error}") from error
+    for name in SIZES:
+        value = fields.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a whole number")
+    for name in ("epsilon", "dropout", "attention_dropout", "classifier_dropout"):
+        if isinstance(value := fields.get(name, 0), bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a number")
+    size = sum(file.stat().st_size for file in set(where.values()))
+    table, layers = (
+        fields["width"] * factor for factor in (fields.get("vocab", 0), fields["depth"] * fields["hidden"])
+    )
+    if table + layers > size or fields["width"] % fields["heads"]:
+        raise CheckpointError(
+            f"{folder / files.CONFIG} does not go with the weights beside it: width {fields['width']}, heads"
+            f" {fields['heads']}, depth {fields['depth']}, and {size:,} bytes of weights"
+        )
+    return config, fields
+
+
+def _canonical(names: Mapping[str, Any], table: list[Entry], family: ModuleType, depth: int) -> dict[str, str]:
+    """The names of the file by those of the table.
+
+    The prefix of a bare body and BERT's old norm names are mended, and of two tied tensors either one will do.
+    """
     known = {name for entry in table for layer in _expanded(entry, depth) for name in layer}
     found = {}
     for name in names:
         mended = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-        found[prefix + mended if mended not in known and prefix + mended in known else mended] = name
+        prefixed = family.PREFIX + mended
+        found[prefixed if mended not in known and prefixed in known else mended] = name
+    for name, source in family.TIED:
+        if name in found and name not in known and source not in found:
+            found[source] = found.pop(name)
+    for name, source in family.ALIASES:
+        if name in found:
+            found[source] = found.pop(name)
     return found
 
 

@@ -32,7 +32,8 @@ def activation_out(ours: str) -> str:
 
 def architecture(config: Mapping[str, Any]) -> str:
     """The class that wrote the folder; "" where it does not say."""
-    return (config.get("architectures") or [""])[0]
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from jtasks.interop.layouts import Entry, apart, linear, norm, patches, under_on
 
 PREFIX = "vit."
 ARCHITECTURES = ("ViTForImageClassification",)
+TIED = ALIASES = ()
 
 DEFAULTS: Mapping[str, Any] = {
     "hidden_act": "gelu",
