@@ -198,8 +198,10 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 
 def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    from jtasks import errors, testing
+    from jtasks import errors, processes, testing
 
+    if not processes.alone():
+        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: say --processes=1")
     if config.check.step:
         print(testing.replay(config, workdir, config.check.step), file=sys.stderr)
         return {"replayed": config.check.step}

@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -150,17 +151,24 @@ def over(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Calla
         return function
 
     def run(params: Any, *rest: Any) -> Any:
-        def gather(path: Any, leaf: Any, sharding: NamedSharding) -> Any:
-            held = [_without(entry) for entry in sharding.spec]
-            if re.search(STACKED, _name(path)) or PartitionSpec(*held) == sharding.spec:
-                return leaf
-            return jax.lax.with_sharding_constraint(leaf, NamedSharding(mesh, PartitionSpec(*held)))
+        def held(path: Any, sharding: NamedSharding) -> PartitionSpec:
+            return sharding.spec if re.search(STACKED, _name(path)) else PartitionSpec(*map(_without, sharding.spec))
 
-        found = shardings(params, params, mesh, rules)
+        specs = jax.tree_util.tree_map_with_path(held, shardings(params, params, mesh, rules))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return function(jax.tree_util.tree_map_with_path(gather, params, found), *rest)
+            where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+            gathered = jax.lax.with_sharding_constraint(params, where)
+            return function(after(gathered, specs, gathered, specs, mesh), *rest)
 
     return run
+
+
+def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules) -> Any:
+    """Parameters divided by the rules, on CPUs gathered only after the whole arrays `earlier` are computed."""
+    if mesh is None or mesh.size == 1:
+        return params
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings(params, params, mesh, rules))
+    return after(params, specs, earlier, PartitionSpec(), mesh)
 
 
 def constrained(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:
@@ -168,6 +176,26 @@ def constrained(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:
     if mesh is None or mesh.size == 1:
         return params
     return jax.lax.with_sharding_constraint(params, shardings(params, params, mesh, rules))
+
+
+def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -> Any:
+    """`tree` unchanged; on CPUs, XLA computes with it only once `earlier` is computed.
+
+    XLA:CPU runs a loop that holds collectives beside other collectives, in any order and on a pool of few threads.
+    Devices that begin with different ones then wait for each other forever, unless one needs what the other gives.
+    A barrier does not help, because XLA drops it. So a look at `earlier` decides between `tree` and zeros, by a
+    comparison that no number passes and that XLA does not see through. Each device looks at its own part.
+    """
+    if mesh.devices.flat[0].platform != "cpu" or not jax.tree.leaves(earlier):
+        return tree
+
+    def choose(tree: Any, earlier: Any) -> Any:
+        first = jnp.stack([jnp.ravel(x)[0].astype(jnp.float32) for x in jax.tree.leaves(earlier)])
+        never = jnp.any(jax.lax.bitcast_convert_type(first, jnp.uint32) >> 1 > jnp.uint32(2**31))
+        return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), tree)
+
+    chain = jax.shard_map(choose, mesh=mesh, in_specs=(specs, earlier_specs), out_specs=specs, check_vma=False)
+    return chain(tree, jax.lax.stop_gradient(earlier))
 
 
 def divided(x: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ microbatch's vector-Jacobian product of its totals with cotangents 1/count, summ
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -104,14 +105,24 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
             return dealt_gradient(loss_fn, tasks.losses(task), params, batch, rng, shares=shares, mesh=mesh)
         over = sharding.over(mesh, config.sharding, loss_fn)
         microbatches = hetero.microbatches(config)
-        found, metrics = exact_gradient(over, tasks.losses(task), params, batch, rng, microbatches=microbatches)
+        after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
+        found, metrics = exact_gradient(
+            over, tasks.losses(task), params, batch, rng, microbatches=microbatches, after=after
+        )
         return sharding.constrained(found, mesh, config.sharding), metrics
 
     return measure
 
 
 def exact_gradient(
-    loss_fn: LossFn, losses: tuple[str, ...], params: Params, batch: Batch, rng: jax.Array, *, microbatches: int = 1
+    loss_fn: LossFn,
+    losses: tuple[str, ...],
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    microbatches: int = 1,
+    after: Callable[[Any, Any], Any] = lambda params, counts: params,
 ) -> tuple[Params, Metrics]:
     """The gradient of the sum of the terms' means over the whole batch, and its metrics.
 
@@ -119,13 +130,16 @@ def exact_gradient(
       loss_fn: (params, batch, rng) -> (loss, metrics); `losses` names the terms among the metrics.
       batch: arrays [b, ...]; b must be divisible by `microbatches`.
       rng: each microbatch gets its own, folded from this one.
+      after: (params, counts) -> params, which may have XLA count before it works with the parameters.
     """
     if microbatches == 1:
         _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, losses, p, batch, rng, 0), params, has_aux=True)
         (found,) = pullback(_cotangents(metrics, losses))
         return found, metrics
     parts = jax.tree.map(lambda x: _interleaved(x, microbatches), batch)
-    return _summed(loss_fn, losses, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums)
+    return _summed(
+        loss_fn, losses, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after
+    )
 
 
 def dealt_gradient(
@@ -179,6 +193,7 @@ def _summed(
     numbers: jax.Array,
     count: Any,
     everywhere: Callable[[Any], Any],
+    after: Callable[[Any, Any], Any] = lambda params, counts: params,
 ) -> tuple[Params, Metrics]:
     """Gradient and metrics over the first `count` of the microbatches `parts` [k, b, ...], summed up `everywhere`."""
 
@@ -192,7 +207,8 @@ def _summed(
     counts = jax.lax.fori_loop(
         0, count, lambda i, sums: jax.tree.map(jnp.add, sums, _counts(totals(params, i)[1])), zeros
     )
-    cotangents = _cotangents(everywhere(counts), losses)
+    counts = everywhere(counts)
+    cotangents, params = _cotangents(counts, losses), after(params, counts)
 
     def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)

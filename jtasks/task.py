@@ -69,15 +69,19 @@ def load_file(path: str) -> ModuleType:
     name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
+    import cloudpickle
+
     spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before execution, as the import system does: dataclasses and pickle look it up
+    cloudpickle.register_pickle_by_value(module)  # grain's workers cannot import it by this name
     beside = str(file.parent.parent)
     sys.path.insert(0, beside)  # a config may build on its neighbours: from configs import igpt_cifar
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[name]
         raise ConfigError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
     finally:

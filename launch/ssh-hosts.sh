@@ -26,10 +26,12 @@ start() { # one process; its lines get the host's name, and its exit code goes t
   command="cd $(printf %q "$folder") && echo jtasks-pid \$\$ && exec ${PYTHON:-python} main.py$(printf ' %q' "${@:2}")"
   command+=" --coordinator=${hosts[0]#*@}:$port --processes=${#hosts[@]} --process=$1"
   ssh -o BatchMode=yes "$host" "$command" 2>&1 </dev/null | while IFS= read -r line; do
-    case $line in
-      "jtasks-pid "*) echo "${line#jtasks-pid }" >"$state/$1.pid" ;;
-      *) printf '%s: %s\n' "$host" "$line" ;;
-    esac
+    # Ours comes before all that the run prints: what looks like it later is the run's, and no number is to be killed.
+    if [[ ! -e $state/$1.pid && $line =~ ^jtasks-pid\ ([0-9]{1,10})$ ]]; then
+      echo "${BASH_REMATCH[1]}" >"$state/$1.pid"
+    else
+      printf '%s: %s\n' "$host" "$line"
+    fi
   done
   echo "${PIPESTATUS[0]}" >"$state/$1.code"
 }
@@ -38,7 +40,7 @@ signal() { # send it to all that still run
   local i
   for i in "${!hosts[@]}"; do
     if [ -s "$state/$i.pid" ] && [ ! -s "$state/$i.code" ]; then
-      ssh -o BatchMode=yes "${hosts[$i]}" "kill -$1 $(cat "$state/$i.pid")" </dev/null 2>/dev/null
+      ssh -o BatchMode=yes "${hosts[$i]}" "kill -$1 '$(cat "$state/$i.pid")'" </dev/null 2>/dev/null
     fi
   done
 }

@@ -2,8 +2,12 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
 import queue
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -264,6 +268,7 @@ class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
 def _read_ahead(
     stream: _Stream, batch_size: int, collate: Collate | None, threads: int, workers: int
 ) -> Iterator[dict[str, np.ndarray]]:
+    import cloudpickle
     import grain
 
     def batch(rows: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, np.ndarray]:
@@ -277,8 +282,24 @@ def _read_ahead(
 
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()  # grain reads absl's flags; a program without them has none to parse
-        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        # Files that were loaded by their path travel with the data; what they import from beside them is looked up.
+        files = [sys.modules[name].__file__ for name in cloudpickle.list_registry_pickle_by_value()]
+        beside = [str(pathlib.Path(file).parent.parent) for file in files if file]
+        init = functools.partial(_begin_worker, os.getpid(), beside)
+        dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), init)
     yield from dataset
+
+
+def _begin_worker(parent: int, folders: list[str], worker: int, workers: int) -> None:
+    """Let a worker process import from `folders`, and end it when the run that started it ends, even by SIGKILL."""
+    sys.path[:0] = folders
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _spread(batch: dict[str, np.ndarray], rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
