@@ -1,7 +1,8 @@
 """HDF5 shards of prepared BERT examples, as HetSeq and NVIDIA's BERT read them."""
 
+import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,26 +21,58 @@ FIELDS = {
     "next_sentence_labels": ("next", np.int32),
 }
 SUFFIXES = (".hdf5", ".h5")
+_ROWS = 8192  # examples that are copied at once
+_CHUNK = 1 << 28  # bytes that one compressed chunk of a file may unfold to
+_RATIO = 1032  # the most that deflate can compress
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """Some rows of an array that stays mapped, cut out when asked for."""
+
+    array: np.ndarray
+    rows: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.array[self.rows[index]]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.array[self.rows], dtype)
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of the numbers."""
+        return self.array.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[rows, ...]."""
+        return (len(self), *self.array.shape[1:])
 
 
 def read(
     paths: Sequence[pathlib.Path], split: str, *, seed: int, valid: float, vocab: int, folder: pathlib.Path
-) -> dict[str, np.ndarray]:
+) -> dict[str, Any]:
     """The examples of all shards as arrays mapped into memory, copied once out of the compressed files.
 
-    The share `valid` of the examples, chosen by `seed`, becomes the valid split.
+    The share `valid` of the examples, chosen by `seed`, becomes the valid split; both stay mapped, as `Rows`.
 
     Returns:
       tokens, types, segments [n, t]; places, labels [n, m], where place 0 means none; next [n].
 
     Raises:
-      DataError: a shard cannot be read, lacks an array, or differs in shape; or an id is not in the vocabulary.
+      DataError: a shard cannot be read, lacks an array, has its data in another file or unfolds to far more than it
+        holds, or differs in shape; or numbers are no integers, or out of range.
     """
 
     def write(writer: store.Writer) -> None:
         for path in paths:
-            for name, rows in _shard(path, vocab).items():
-                writer.append(name, rows)
+            for arrays in _shard(path, vocab):
+                for name, rows in arrays.items():
+                    writer.append(name, rows)
 
     try:
         arrays, _ = store.stored("shards", [text.identity(paths), vocab], folder, write)
@@ -48,33 +81,64 @@ def read(
     if not valid:
         return dict(arrays)
     rows = split_rows(len(arrays["next"]), split, seed, valid)
-    return {name: array[rows] for name, array in arrays.items()}
+    return {name: Rows(array, rows) for name, array in arrays.items()}
 
 
-def _shard(path: pathlib.Path, vocab: int) -> dict[str, np.ndarray]:
+def _shard(path: pathlib.Path, vocab: int) -> Iterator[dict[str, np.ndarray]]:
+    """The arrays of a file, some rows at a time."""
     try:
         import h5py
     except ImportError:
         raise DataError(f"{path} needs h5py to be read: pip install 'jtasks[hdf5]'") from None
-    arrays: dict[str, Any] = {}
     try:
         with h5py.File(path, "r") as file:
             if missing := [name for name in FIELDS if name not in file]:
                 raise DataError(f"{path} lacks {', '.join(missing)}; it has {', '.join(file) or 'nothing'}")
-            for name, (ours, kind) in FIELDS.items():
-                arrays[ours] = np.asarray(file[name]).astype(kind)
-    except OSError as error:
+            for name in FIELDS:
+                _check_dataset(file, name, path)
+            counts = {ours: len(file[name]) for name, (ours, _) in FIELDS.items()}
+            if len(set(counts.values())) > 1:
+                raise DataError(f"{path} has arrays of unequal lengths: {counts}")
+            length = file["input_ids"].shape[1]
+            for start in range(0, counts["tokens"], _ROWS):
+                rows = {name: np.asarray(file[name][start : start + _ROWS]) for name in FIELDS}
+                _check_ranges(rows, path, vocab, length)
+                rows["next_sentence_labels"] = rows["next_sentence_labels"].reshape(-1)
+                yield {ours: rows[name].astype(kind) for name, (ours, kind) in FIELDS.items()}
+    except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for damage
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{path} is no HDF5 file, or damaged ({error})") from None
-    arrays["next"] = arrays["next"].reshape(-1)
-    counts = {name: len(array) for name, array in arrays.items()}
-    if len(set(counts.values())) > 1:
-        raise DataError(f"{path} has arrays of unequal lengths: {counts}")
-    for name in ("tokens", "labels"):
-        if arrays[name].size and not 0 <= arrays[name].min() <= arrays[name].max() < vocab:
+
+
+def _check_dataset(file: Any, name: str, path: pathlib.Path) -> None:
+    """Refuse what is no array of integers, lies in another file, or unfolds to far more than is stored."""
+    import h5py
+
+    dataset = file[name]
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{path}: {name} is a link or a group; expected an array in this file")
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"{path}: {name} has its data in another file; expected an array in this file")
+    axes = dataset.ndim if name != "next_sentence_labels" or dataset.shape[1:] == (1,) else dataset.ndim + 1
+    if dataset.dtype.kind not in "iu" or axes != 2:
+        raise DataError(f"{path}: {name} is {dataset.dtype} {list(dataset.shape)}; expected integers [n, ...]")
+    chunk = int(np.prod(dataset.chunks or (1,), dtype=object)) * dataset.dtype.itemsize
+    if dataset.nbytes > _RATIO * dataset.id.get_storage_size() or chunk > _CHUNK:
+        raise DataError(
+            f"{path}: {name} unfolds {dataset.id.get_storage_size():,} bytes to {dataset.nbytes:,} in chunks of"
+            f" {chunk:,}; expected real data in chunks of at most {_CHUNK:,}"
+        )
+
+
+def _check_ranges(rows: dict[str, np.ndarray], path: pathlib.Path, vocab: int, length: int) -> None:
+    """Before anything is cast to a smaller type."""
+    bounds = {"input_ids": vocab, "masked_lm_ids": vocab, "masked_lm_positions": length}
+    for name, array in rows.items():
+        bound = bounds.get(name, 2)
+        if array.size and not 0 <= array.min() <= array.max() < bound:
+            hint = f"; the vocabulary has {vocab}: was it made with another config.data.tokenizer?"
             raise DataError(
-                f"{path} has ids up to {arrays[name].max()}, but the vocabulary has {vocab}:"
-                " it was made with another config.data.tokenizer"
+                f"{path}: {name} has {array.min()} to {array.max()}; expected 0 to {bound - 1}"
+                f"{hint if bound == vocab else ''}"
             )
-    if arrays["places"].size and not 0 <= arrays["places"].min() <= arrays["places"].max() < arrays["tokens"].shape[1]:
-        raise DataError(f"{path} has masked_lm_positions beyond its {arrays['tokens'].shape[1]} tokens")
-    return arrays

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks.data import pairs, shards, store, text, tokenizers, tokens
+from jtasks.data import pairs, pipeline, shards, store, text, tokenizers, tokens
 from jtasks.errors import ConfigError, DataError
 
 WORDS = ["the", "of", "a", "house", "river", "green", "runs", "and", "small", "old", "over", "stone", "bird", "sings"]
@@ -409,6 +409,10 @@ def test_shards_are_read_in_order_under_our_names(tmp_path):
         np.testing.assert_array_equal(found[ours], np.concatenate([arrays[name] for arrays in originals]))
         assert found[ours].dtype == kind and isinstance(found[ours], np.memmap)
     train, valid = (read_shards(paths, tmp_path, split, valid=0.25) for split in ("train", "valid"))
+    assert all(isinstance(part.array, np.memmap) for part in (*train.values(), *valid.values()))
+    assert (train["tokens"].shape, train["tokens"].dtype, train["tokens"][:2].shape) == ((9, 16), np.int32, (2, 16))
+    batch = pipeline.fetch(train, np.array([8, 0]), None)
+    np.testing.assert_array_equal(batch["tokens"], np.asarray(train["tokens"])[[8, 0]])
     assert (len(train["next"]), len(valid["next"])) == (9, 3)
     both = np.concatenate([train["tokens"], valid["tokens"]])
     assert sorted(map(tuple, both.tolist())) == sorted(map(tuple, found["tokens"].tolist()))
@@ -418,9 +422,14 @@ def test_shards_are_read_in_order_under_our_names(tmp_path):
     ("changes", "message"),
     [
         ({"segment_ids": None}, "lacks segment_ids; it has input_ids, input_mask"),
-        ({"next_sentence_labels": np.zeros(4)}, "arrays of unequal lengths: .*'next': 4"),
-        ({"input_ids": np.full((5, 16), 50)}, "ids up to 50, but the vocabulary has 50"),
-        ({"masked_lm_positions": np.full((5, 4), 16)}, "masked_lm_positions beyond its 16 tokens"),
+        ({"next_sentence_labels": np.zeros(4, int)}, "arrays of unequal lengths: .*'next': 4"),
+        ({"input_ids": np.full((5, 16), 50)}, "input_ids has 50 to 50; expected 0 to 49; the vocabulary has 50"),
+        ({"input_ids": np.full((5, 16), 2**32 + 5)}, "input_ids has 4294967301 to"),
+        ({"input_ids": np.zeros((5, 16))}, r"input_ids is float64 \[5, 16\]; expected integers"),
+        ({"input_ids": np.zeros(5, int)}, r"input_ids is int64 \[5\]; expected integers"),
+        ({"segment_ids": np.full((5, 16), 256)}, "segment_ids has 256 to 256; expected 0 to 1"),
+        ({"next_sentence_labels": np.full(5, -1)}, "next_sentence_labels has -1 to -1; expected 0 to 1"),
+        ({"masked_lm_positions": np.full((5, 4), 16)}, "masked_lm_positions has 16 to 16; expected 0 to 15"),
     ],
 )
 def test_a_shard_that_is_wrong_is_told(changes, message, tmp_path):
@@ -430,6 +439,31 @@ def test_a_shard_that_is_wrong_is_told(changes, message, tmp_path):
         read_shards([path], tmp_path)
     assert str(path) in str(caught.value)
     assert not list((tmp_path / "prepared").iterdir())
+
+
+@pytest.mark.parametrize("kind", ["external", "link", "soft", "group", "fill", "virtual"])
+def test_shards_hold_their_own_data(tmp_path, kind):
+    path, other = tmp_path / "0.hdf5", tmp_path / "other.hdf5"
+    shard(path, 5, input_ids=None)
+    shard(other, 5)
+    with h5py.File(path, "a") as file:
+        if kind == "external":
+            file.create_dataset("input_ids", (5, 16), "i4", external=[(str(other), 0, h5py.h5f.UNLIMITED)])
+        elif kind == "link":
+            file["input_ids"] = h5py.ExternalLink("other.hdf5", "/input_ids")
+        elif kind == "soft":
+            file["away"] = h5py.ExternalLink("other.hdf5", "/input_ids")
+            file["input_ids"] = h5py.SoftLink("/away")
+        elif kind == "group":
+            file.create_group("input_ids")
+        elif kind == "fill":
+            file.create_dataset("input_ids", (10**9, 16), "i4", chunks=(99, 16), fillvalue=1)
+        else:
+            layout = h5py.VirtualLayout((5, 16), "i4")
+            layout[:] = h5py.VirtualSource(str(other), "input_ids", (5, 16))
+            file.create_virtual_dataset("input_ids", layout)
+    with pytest.raises(DataError, match=r"0\.hdf5: input_ids (is a link|has its data in another|unfolds 0 bytes)"):
+        read_shards([path], tmp_path)
 
 
 def test_shards_that_are_none_or_do_not_fit_together_are_told(tmp_path):
