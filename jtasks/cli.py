@@ -88,9 +88,9 @@ def _stopped(number: int, frame: FrameType | None) -> None:
 
 
 def _fail(code: int, text: str, trace: str = "") -> int:
-    from jtasks import processes
+    from jtasks import errors, processes
 
-    print(f"error: {text}", trace, sep="\n", end="", file=sys.stderr, flush=True)
+    print(errors.printable(f"error: {text}\n{trace}"), end="", file=sys.stderr, flush=True)
     processes.failed(code, text)
     return code
 
@@ -203,10 +203,10 @@ def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if not processes.alone():
         raise errors.ConfigError("--mode=check runs in one process, on all of its devices: say --processes=1")
     if config.check.step:
-        print(testing.replay(config, workdir, config.check.step), file=sys.stderr)
+        print(errors.printable(testing.replay(config, workdir, config.check.step)), file=sys.stderr)
         return {"replayed": config.check.step}
     results = testing.run(config)
-    print(testing.table(results), file=sys.stderr)
+    print(errors.printable(testing.table(results)), file=sys.stderr)
     if failed := [result.name for result in results if result.passed is False]:
         raise errors.CheckError(f"{config.task} fails {len(failed)} of {len(results)} checks: {'; '.join(failed)}")
     return {"passed": sum(result.passed is True for result in results), "checks": len(results)}

@@ -3,7 +3,24 @@
 Each message says what was wrong, where, what was expected and what to do next.
 """
 
+import re
+
 EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with the state saved; run the same command again
+
+
+def printable(text: str) -> str:
+    r"""`text` for a terminal, in which names and values from files can command nothing.
+
+    Control characters but line feeds and tabs, marks that turn the direction of writing, and halves of surrogate pairs
+    stand as escapes.
+
+    >>> print(printable("no file 'a\x1b[2Jb'"))
+    no file 'a\x1b[2Jb'
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+_UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class ConfigError(ValueError):

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks.errors import printable
 from jtasks.writing import no_link, write_file
 
 _RESERVED = ("step", "split", "wall")
@@ -27,7 +28,7 @@ def say(text: str) -> None:
     import jax
 
     if jax.process_index() == 0:
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
@@ -128,16 +129,16 @@ class Log:
                     finish()
 
     def message(self, text: str, style: str = "") -> None:
-        """Prints `text`, whatever it holds, as it is; `style` is a rich style for the terminal."""
+        """Prints `text`, whatever it holds, as `printable` has it; `style` is a rich style for the terminal."""
         if not self._writer or sys.stderr is None:  # print(file=None) would go to stdout
             return
         with contextlib.suppress(OSError, ValueError):  # the reader went away
             if self._bar is None:
-                print(text, file=sys.stderr, flush=True)
+                print(printable(text), file=sys.stderr, flush=True)
             else:
                 from rich.text import Text
 
-                self._bar.console.print(Text(text, style), soft_wrap=True)
+                self._bar.console.print(Text(printable(text), style), soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Prints `text` so that nobody misses it."""

@@ -17,7 +17,7 @@ import threading
 import time
 from typing import Any, NoReturn
 
-from jtasks.errors import ConfigError, TrainingError
+from jtasks.errors import ConfigError, TrainingError, printable
 
 GRACE_SECONDS = 2.0  # for a process to tell of its own error, before it ends for another's
 LEAVE_SECONDS = 3.0  # that the first process, which the others' JAX depends on, waits for them to end
@@ -219,7 +219,7 @@ class Link:
     def _end(self, text: str, code: int) -> NoReturn:
         self._ending.acquire()
         with contextlib.suppress(OSError, ValueError):
-            print(f"error: {text}", file=sys.stderr, flush=True)
+            print(printable(f"error: {text}"), file=sys.stderr, flush=True)
         self._exit(code)
 
     def _exit(self, code: int) -> NoReturn:

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from jtasks import processes
-from jtasks.errors import EXIT_STOPPED
+from jtasks.errors import EXIT_STOPPED, printable
 
 GRACE_SECONDS = 5.0
 
@@ -123,5 +123,5 @@ class Stop:
 
 def _end(text: str, code: int) -> None:
     with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
+        print(printable(text), file=sys.stderr, flush=True)
     os._exit(code)

@@ -244,3 +244,11 @@ def test_pretrained_parameters_are_taken_over_and_told(trained, tmp_path):
         np.testing.assert_array_equal(after[name], before[name])
     assert np.abs(after["params/classifier/bias"]).max() > 0
     assert not any("mu/blocks" in name for name in after)
+
+
+def test_names_from_files_command_no_terminal(tmp_path, capfd):
+    (tmp_path / "a\x1b]0;title\x07\x9b2J\u202e.py").write_text("raise ValueError('\\x1b[31m\\rred')")
+    assert cli.run(["--mode=check", f"--config={next(tmp_path.iterdir())}"]) != 0
+    written = capfd.readouterr().err
+    assert "error: " in written and r"\x1b" in written
+    assert not set("\x1b\x07\x9b\u202e\r") & set(written)
