@@ -18,6 +18,14 @@ from jtasks.errors import EXIT_STOPPED
 
 MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
 READING = ("eval", "predict", "show", "export")  # those that take a --checkpoint
+NUMBERS = {
+    "timeout": "(0, inf)",
+    "devices": "[1, 65536]",
+    "peak_tflops": "(0, inf)",
+    "efficiency": "(0, 1]",
+    "bandwidth_gbs": "(0, inf)",
+    "latency_us": "[0, inf)",
+}
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 HELP = """\
@@ -35,7 +43,8 @@ modes:
 Without --config, DIR/config.json is the config: --workdir=DIR goes on with the run, --workdir=DIR --mode=eval
 evaluates it. With --config, every mode but plan compares it with that of the run.
 
-Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4
+Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. Of a field that is set twice the
+last one counts; fields that refer to it follow.
 
 exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
 (run the same command again)
@@ -77,8 +86,26 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         from jtasks import processes
 
+        if text := _absent_field(error):
+            return _fail(EXIT_USAGE, text)
         processes.await_news()
         return _fail(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+
+def _absent_field(error: Exception) -> str:
+    """What to say where a task reads a field that the config does not have; "" for any other error."""
+    import ml_collections
+
+    from jtasks import ranges
+
+    group = getattr(error, "obj", None)
+    if not isinstance(error, AttributeError) or not isinstance(group, ml_collections.ConfigDict):
+        return ""
+    frame = [f for f in traceback.extract_tb(error.__traceback__) if "ml_collections" not in f.filename][-1]
+    return (
+        f"{frame.filename}, line {frame.lineno}, reads the config's field {error.name!r}, which is not there"
+        f"{ranges.did_you_mean(error.name, group.keys())}: beside it are {', '.join(group)}. Set it in the config file"
+    )
 
 
 def _stopped(number: int, frame: FrameType | None) -> None:
@@ -97,13 +124,11 @@ def _fail(code: int, text: str, trace: str = "") -> int:
 
 def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
     """The result of a command, on the first process of the run."""
-    flags, overrides = _parser().parse_known_args(arguments)
+    flags, rest = _parser().parse_known_args(arguments)
     from jtasks import errors
 
-    if unknown := [o for o in overrides if not o.startswith("--config.") or "=" not in o]:
-        raise errors.ConfigError(
-            f"unknown argument {unknown[0]}: fields of the config are set as --config.NAME=VALUE (see --help)"
-        )
+    overrides = _overrides(rest)
+    _check_flags(flags)
     if flags.workdir is None and flags.mode not in ("check", "plan"):
         raise errors.ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
     workdir = _workdir(flags.workdir)
@@ -120,6 +145,37 @@ def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
     config = configs.load(_config_file(flags), overrides)
     result = _mode(flags, config, workdir)
     return result if processes.first() else None
+
+
+def _overrides(words: Sequence[str]) -> list[str]:
+    """The words that argparse does not know, as `--config.a.b=value`; for the `=` may stand a blank."""
+    from jtasks import errors
+
+    joined = list[str]()
+    for word in words:
+        if joined and joined[-1].startswith("--config.") and "=" not in joined[-1] and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    for word in joined:
+        name = word.partition("=")[0]
+        if not name.startswith("--config.") or not name.isprintable():
+            raise errors.ConfigError(
+                f"unknown argument {word if word.isprintable() else repr(word)}:"
+                " fields of the config are set as --config.NAME=VALUE (see --help)"
+            )
+        if "=" not in word:
+            raise errors.ConfigError(f"{name} has no value: write {name}=VALUE")
+    return joined
+
+
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Numbers among the flags, where nan and inf mean nothing."""
+    from jtasks import ranges
+
+    for name, allowed in NUMBERS.items():
+        value = getattr(flags, name)
+        ranges.check(f"--{name.replace('_', '-')}", value, ranges.Field(type(value), allowed))
 
 
 def _workdir(given: str | None) -> pathlib.Path:
@@ -186,8 +242,6 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     if flags.devices is None and -1 in sizes:
         raise errors.ConfigError("config.mesh has a -1, which takes all devices that are left: say --devices=N")
     devices = math.prod(sizes) if flags.devices is None else flags.devices
-    if devices < 1:
-        raise errors.ConfigError(f"--devices={devices} must be at least 1")
     jax.config.update("jax_platforms", "cpu")  # fake devices, before JAX has looked for others
     jax.config.update("jax_num_cpu_devices", devices)
     from jtasks import plan

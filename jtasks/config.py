@@ -131,7 +131,9 @@ def fill(config: Config, module: ModuleType) -> Config:
     model |= {name: _plain(new, f"config.model.{name}") for name, new in values.items() if model.get(name) is None}
     if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:
         raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
-    ranges.check_model(model) if ranges.of_task(config.task) else None
+    for name, field in ranges.of_task(config.task).items():
+        if name.startswith("model."):
+            ranges.check(f"config.{name}", model.get(name.removeprefix("model.")), field)
     return Config(config.to_dict() | {"model": model}) if values else config
 
 
@@ -177,10 +179,8 @@ def _read(path: str) -> Any:
         config = get_config(preset) if preset else get_config()
     except Exception as error:
         named = f" for preset {preset!r}" if preset else ""
-        presets = (
-            f"; {file} has the presets {', '.join(module.PRESETS)}" if preset and hasattr(module, "PRESETS") else ""
-        )
-        raise ConfigError(f"{file}: get_config failed{named}: {type(error).__name__}: {error}{presets}") from error
+        said = f"{file}: get_config failed{named}: {type(error).__name__}: {error}"
+        raise ConfigError(said + (_presets(error) if preset else "")) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
     return config
@@ -323,9 +323,7 @@ def _check_length(config: Mapping[str, Any]) -> None:
 def _check_batches(config: Mapping[str, Any]) -> None:
     accumulate, size, buckets = config["accumulate"], config["batch_size"], config["data"]["buckets"]
     if accumulate > size and not config["batch_tokens"]:
-        raise ConfigError(
-            f"config.accumulate={accumulate} microbatches need as many examples: config.batch_size={size}"
-        )
+        raise ConfigError(f"config.accumulate={accumulate} must be at most config.batch_size={size}")
     if any(type(length) is not int for length in buckets) or list(buckets) != sorted(set(buckets)):
         raise ConfigError(f"config.data.buckets={ranges.shown(buckets)} must be whole numbers in ascending order")
     sizes = list(config["mesh"].values())

@@ -122,7 +122,8 @@ class Job(NamedTuple):
 
 
 def prepare(config: Config) -> Job:
-    """Load the task, prepare its data and fill the config's placeholders."""
+    """Check the config, load the task, prepare its data and fill the config's placeholders."""
+    config = configs.freeze(config)
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh)
     if hasattr(module, "prepare"):
@@ -132,4 +133,7 @@ def prepare(config: Config) -> Job:
 
 def total_steps(config: Config, plan: pipeline.Plan) -> int:
     """The steps of the run: as given, or from the epochs over the training examples."""
-    return config.steps or plan.steps(config.epochs)
+    steps = config.steps or plan.steps(config.epochs)
+    if steps > 2e9:
+        raise ConfigError(f"config.epochs={config.epochs:g} are {steps:.3g} steps, more than 2e9")
+    return steps

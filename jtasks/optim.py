@@ -270,7 +270,8 @@ def checked(optim: Any) -> dict[str, Any]:
         _require(known, name, f"field config.optim.{name}")
         kind = float if known[name] is None else type(known[name])
         allowed = ALLOWED.get(name, "[0, inf)" if kind in (int, float) else None)
-        fields[name] = check(f"config.optim.{name}", value, Field(kind, allowed, known[name]))
+        value = known[name] if value is None else value
+        fields[name] = check(f"config.optim.{name}", value, Field(kind, allowed))
     warmup = fields["warmup"]
     if warmup >= 1 and warmup != int(warmup):
         raise ConfigError(f"config.optim.warmup={warmup} should be a whole number of updates or a fraction below 1")

@@ -59,7 +59,7 @@ def parsed(text: str, kind: type, override: str) -> Any:
             return float(text)
         if kind is int:
             return _integer(text)
-    except (KeyError, ValueError, OverflowError):
+    except (KeyError, ValueError, TypeError, OverflowError):
         raise ConfigError(f"{override[:60]}: expected {kind.__name__}, not {shown(text)}") from None
     read = _literal(text)
     if kind not in (tuple, list):

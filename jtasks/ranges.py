@@ -4,6 +4,7 @@ The fields of every config are in `config.FIELDS`, those of an optimizer in `opt
 models and of the tasks that come with jtasks. Whoever adds a field adds a row.
 """
 
+import dataclasses
 import difflib
 import math
 import re
@@ -203,6 +204,7 @@ def check(name: str, value: Any, field: Field) -> Any:
     kind, allowed = field.kind, field.allowed
     if value is None:
         return None
+    value = value.item() if hasattr(value, "item") else value  # a number of NumPy's
     fits = isinstance(value, kind) or (kind is float and type(value) is int)
     if not fits or (isinstance(value, bool) and kind not in (bool, object)):
         raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({shown(value)})")
@@ -226,6 +228,11 @@ def check_model(fields: Mapping[str, Any], prefix: str = "config.model.") -> Non
     for name in (name for name in MODEL if fields.get(name) is not None):
         check(f"{prefix}{name}", fields[name], MODEL[name])
     check_heads(fields, prefix)
+
+
+def check_module(module: Any) -> None:
+    """Check a Flax module's own fields as those of config.model."""
+    check_model({field.name: getattr(module, field.name) for field in dataclasses.fields(module)}, prefix="")
 
 
 def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
@@ -252,6 +259,9 @@ def check_shapes(config: Mapping[str, Any]) -> None:
     palette = model.get("palette")
     if palette is not None and {len(c) if isinstance(c, tuple) else 0 for c in palette} not in ({1}, {3}):
         raise ConfigError(f"config.model.palette={shown(palette)} must be a tuple of (level,) or of (r, g, b)")
+    depth, layer = model.get("depth"), model.get("layer")
+    if depth is not None and layer is not None and not -1 <= layer <= depth:
+        raise ConfigError(f"config.model.layer={layer} must be in [-1, {depth}]: there are {depth} layers")
     if beam.get("min_len", 0) > beam.get("max_len", math.inf):
         raise ConfigError(f"config.beam.min_len={beam['min_len']} is above config.beam.max_len={beam['max_len']}")
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jtasks import checkpoint, log, processes, sharding, workdir
-from jtasks.config import Config
+from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.job import Job, prepare
@@ -67,6 +67,7 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run
     """
     if which not in ("newest", "best") and not (which.isascii() and which.isdigit()):
         raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
+    config = freeze(config)
     job = compared(config, folder, free=BATCHES)
     step = processes.agree(lambda: _choose(config, folder, which))
     return Run(job, folder, step)

@@ -72,7 +72,8 @@ def load_file(path: str) -> ModuleType:
     import cloudpickle
 
     spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None and spec.loader is not None
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not Python: a config or a task is a .py file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before execution, as the import system does: dataclasses and pickle look it up
     cloudpickle.register_pickle_by_value(module)  # grain's workers cannot import it by this name

@@ -11,7 +11,7 @@ import jax
 from jtasks import calibration, checkpoint, flops, hetero, optim, processes, sharding, summary
 from jtasks import step as steps_
 from jtasks.compiled import Compiled
-from jtasks.config import Config
+from jtasks.config import Config, freeze
 from jtasks.data import buckets, fingerprint, pipeline
 from jtasks.job import SPLITS, Job, prepare, total_steps
 from jtasks.log import Log, say, warn
@@ -35,7 +35,7 @@ AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the t
 Step = Callable[[State, Batch], tuple[State, Report]]
 
 
-def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
+def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
     """Train until `config.steps`, going on from whatever `workdir` holds.
 
     Returns:
@@ -45,6 +45,7 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
       Stopped: a signal asked for it; the state is saved.
       ConfigError, DataError, CheckpointError, TrainingError: what the message says.
     """
+    config, workdir = freeze(config), pathlib.Path(workdir)
     folder = workdir / "checkpoints"
     with locked(workdir), Stop() as stop:
         with stop.rescue(lambda: None):  # nothing is lost if it ends in here
@@ -56,6 +57,8 @@ def train(config: Config, workdir: pathlib.Path) -> dict[str, float]:
             examples = job.required("train") if splits["train"] is None else splits["train"]
             plan = job.plan(examples, shuffle=True)
             steps = total_steps(config, plan)
+            if not config.batch_tokens and config.batch_size > (n := pipeline.size(examples)):
+                warn(f"config.batch_size={config.batch_size} is above the {n:,} examples: a step reads some repeatedly")
             processes.once(lambda: record(job, workdir, splits, start, steps))
             if start > steps:
                 say(f"{workdir} holds step {start}, past config.steps={steps}: nothing is trained")
@@ -145,7 +148,11 @@ def programs(job: Job, batch: Batch, steps: int) -> Programs:
     def init(batch: Batch) -> Any:
         return job.task.init(jax.random.key(config.seed), batch, config)
 
-    shapes = jax.eval_shape(init, batch)
+    try:
+        shapes = jax.eval_shape(init, batch)
+    except Exception as error:
+        error.add_note(f"while init made parameters of config.model = {config.model.to_dict()}")
+        raise
     optimizer, schedule = optim.optimizer(config.optim, steps, shapes)
     trainable = optim.trainable(config.optim, shapes)
 

@@ -310,7 +310,7 @@ def test_features_are_one_a_layer_and_the_classifier_reads_the_chosen_one():
 def test_a_gpt_refuses_what_does_not_fit():
     with pytest.raises(ValueError, match="13 tokens, but the model has 12 positions"):
         gpt().apply(params_without_classifier(), tokens(t=T + 1))
-    with pytest.raises(ValueError, match="width 16 must be divisible by heads 3"):
+    with pytest.raises(ValueError, match="width=16 must be divisible by heads=3"):
         gpt(heads=3).init(jax.random.key(0), tokens())
 
 

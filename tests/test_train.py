@@ -5,12 +5,14 @@ import pathlib
 import shutil
 
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
 from jtasks import checkpoint, cli
 from jtasks import config as configs
+from jtasks.errors import ConfigError
 from jtasks.train import train
 
 # A linear model on made numbers; BAD is an expression that is true for the examples that spoil a step.
@@ -206,3 +208,12 @@ def test_metrics_that_break_the_contract_are_told_in_its_words(body, message, li
     pathlib.Path(path).write_text(pathlib.Path(path).read_text() + body + "\n")
     assert cli.run([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 2
     assert message in capfd.readouterr().err
+
+
+def test_training_takes_a_config_made_in_python_and_a_workdir_as_text_and_checks_them(linear, tmp_path):
+    made = configs.load(linear(), ["--config.steps=4"]).to_dict()
+    found = train(ml_collections.ConfigDict(made), str(tmp_path / "run"))
+    assert found["step"] == 4 and (tmp_path / "run" / "config.json").is_file()
+    with pytest.raises(ConfigError, match=r"config\.steps must be at least 0"):
+        train(made | {"steps": -3}, tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks import ranges
+from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import ACTIVATIONS, NORMAL, normaliser, stack, vocabulary_loss
 
@@ -50,8 +52,7 @@ class BERT(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        ranges.check_module(self)
 
         def dense(width: int) -> nn.Dense:
             return nn.Dense(width, dtype=self.dtype, kernel_init=NORMAL)
@@ -90,7 +91,7 @@ class BERT(nn.Module):
     ) -> jax.Array:
         """Activations of the last layer, [b, t, width]."""
         if tokens.shape[1] > self.positions:
-            raise ValueError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
+            raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
         x = self.tokens(tokens) + self.position(jnp.arange(tokens.shape[1]))[None] + self.type(types)
         x = self.dropout_in(self.norm(x), deterministic)
         return self.blocks(x, None, segments, deterministic)[0]

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks import ranges
+from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import NORMAL, Cache, normaliser, stack, vocabulary_loss
 
@@ -57,10 +59,9 @@ class GPT(nn.Module):
     dtype: Any = jnp.float32
 
     def setup(self) -> None:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
+        ranges.check_module(self)
         if self.tied and self.outputs != self.vocab:
-            raise ValueError(f"a tied head predicts all {self.vocab} input ids, not {self.outputs}")
+            raise ConfigError(f"a tied head predicts all {self.vocab} input ids, not {self.outputs}")
         self.tokens = nn.Embed(self.vocab, self.width, dtype=self.dtype, embedding_init=NORMAL)
         self.position = nn.Embed(self.positions, self.width, dtype=self.dtype, embedding_init=NORMAL)
         self.dropout_in = Dropout(self.dropout)
@@ -156,7 +157,7 @@ class GPT(nn.Module):
         """
         (b, t), slots = valid.shape, branches * max(length - 1, 0)  # nothing follows the last one
         if t + length - 1 > self.positions:
-            raise ValueError(f"a prompt of {t} and {length} tokens more, but the model has {self.positions} positions")
+            raise ConfigError(f"a prompt of {t} and {length} tokens more, but the model has {self.positions} positions")
         hidden, layers, _ = self._run(x, {}, valid.astype(jnp.int32), True)
         last = jnp.max(jnp.where(valid, jnp.arange(t)[None], 0), axis=1)
         logits = self._logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
@@ -180,7 +181,7 @@ class GPT(nn.Module):
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         if tokens.shape[1] > self.positions:
-            raise ValueError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
+            raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
         rows = positions if positions.ndim == 2 else positions[None]  # the same for all, looked up once
         return self.dropout_in(self.tokens(tokens) + self.position(rows), deterministic)
 

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks.errors import ConfigError
 from jtasks.models.gpt import GPT, places
 from jtasks.models.layers import NORMAL, Cache
 
@@ -93,7 +94,7 @@ class VideoGPT(GPT):
             parts.insert(0, self.project(video.astype(self.dtype)) + self._kind("video"))
         valid = jnp.concatenate(there, axis=1)
         if valid.shape[1] > self.positions:
-            raise ValueError(f"video and text take {valid.shape[1]} positions, but the model has {self.positions}")
+            raise ConfigError(f"video and text take {valid.shape[1]} positions, but the model has {self.positions}")
         x = jnp.concatenate(parts, axis=1) + self.position(places(valid))
         return self.dropout_in(x, deterministic), valid
 

@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks import ranges
+from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import NORMAL, normaliser, stack
 
@@ -37,14 +39,11 @@ class ViT(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        ranges.check_module(self)
         b, h, w, c = images.shape
         p = self.patch
         if h % p or w % p:
-            raise ValueError(f"images {h}x{w} are not divisible into patches {p}x{p}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
-        if self.pool not in ("mean", "token"):
-            raise ValueError(f"pool {self.pool!r} must be mean or token")
+            raise ConfigError(f"images {h}x{w} are not divisible into patches {p}x{p} (config.model.patch)")
         patches = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
         x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches.astype(self.dtype))
         if self.pool == "token":
