@@ -8,25 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import reference
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jtasks import decode, models
 from jtasks.interop import huggingface
 
-GOLDEN = tiny.ROOT / "tests" / "golden" / "gpt2_lm"
 VOCAB, EOS, PAD = 5, 1, 0
 
 
 @functools.cache
-def gpt2():
-    model = models.GPT(**huggingface.model_fields(GOLDEN))
-    return model, {"params": huggingface.from_hf(GOLDEN)[0]}
+def gpt2(folder):
+    model = models.GPT(**huggingface.model_fields(folder))
+    return model, {"params": huggingface.from_hf(folder)[0]}
 
 
-def searched(prompt, valid, *, num_beams, max_len, **options):
+def searched(folder, prompt, valid, *, num_beams, max_len, **options):
     """A beam search of the golden GPT-2, jitted whole."""
-    model, params = gpt2()
+    model, params = gpt2(folder)
+    ids = json.loads((folder / "config.json").read_text())
 
     def run(params, prompt, valid):
         logits, cache = model.apply(params, prompt, length=max_len, branches=num_beams, valid=valid, method="prefill")
@@ -36,8 +37,8 @@ def searched(prompt, valid, *, num_beams, max_len, **options):
             logits,
             num_beams=num_beams,
             max_len=max_len,
-            eos=1,
-            pad=2,
+            eos=ids["eos_token_id"],
+            pad=ids["pad_token_id"],
             reorder=models.reordered,
             **options,
         )
@@ -48,17 +49,21 @@ def searched(prompt, valid, *, num_beams, max_len, **options):
 @pytest.mark.parametrize(
     ("name", "devices"), [("greedy", 1), ("beam5", 1), ("beam3_lp0", 4), ("beam4_lp2", 1)], ids=lambda value: str(value)
 )
-def test_sequences_and_scores_are_those_of_transformers_on_any_devices(name, devices):
-    golden = np.load(GOLDEN / "io.npz")
+@reference.of(reference.GPT2)
+def test_sequences_and_scores_are_those_of_transformers_on_any_devices(folder, name, devices):
+    golden = np.load(folder / "io.npz")
+    if f"{name}_kwargs" not in golden:
+        pytest.skip(f"{folder} has no {name}")
     options = json.loads(str(golden[f"{name}_kwargs"]))
     names = {"max_new_tokens": "max_len", "min_new_tokens": "min_len"}
     prompt, valid = golden["prompt"].astype(np.int32), golden["prompt_mask"].astype(bool)
     rows = NamedSharding(tiny.mesh(devices), PartitionSpec("data"))
     prompt, valid = jax.device_put((prompt, valid), rows)
-    found = searched(prompt, valid, **{names.get(name, name): value for name, value in options.items()})
+    found = searched(folder, prompt, valid, **{names.get(name, name): value for name, value in options.items()})
     expected = golden[f"{name}_sequences"][:, prompt.shape[1] :]
     np.testing.assert_array_equal(found.tokens[:, 0, : expected.shape[1]], expected)
-    assert (np.asarray(found.tokens[:, 0, expected.shape[1] :]) == 2).all()
+    padding = json.loads((folder / "config.json").read_text())["pad_token_id"]
+    assert (np.asarray(found.tokens[:, 0, expected.shape[1] :]) == padding).all()
     if name != "greedy":
         np.testing.assert_allclose(found.scores[:, 0], golden[f"{name}_scores"], rtol=1e-5)
 

@@ -11,6 +11,7 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
+import reference
 import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,11 +29,9 @@ METHODS = {
     "BertForTokenClassification": "tag",
     "BertForQuestionAnswering": "tag",
 }
-FOLDERS = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
-EACH = pytest.mark.parametrize("name", FOLDERS)
 
 
-def read_config(name):
+def read_config(name):  # here and below: of a folder in GOLDEN, or the path of any other
     return json.loads((GOLDEN / name / "config.json").read_text())
 
 
@@ -47,17 +46,18 @@ def arguments(fields):
 
 def model(name, **changes):
     fields = arguments(huggingface.model_fields(GOLDEN / name)) | changes
-    params, _ = imported(name)
-    if name.startswith("bert"):
+    params, kind = imported(name)[0], read_config(name)["model_type"]
+    if kind == "bert":
         labels = params["classifier"]["bias"].size if "classifier" in params else 0
         return models.BERT(**{"labels": labels} | fields)
-    return models.ViT(classes=7, **fields) if name.startswith("vit") else models.GPT(**fields)
+    return models.ViT(**{"classes": params["head"]["bias"].size} | fields) if kind == "vit" else models.GPT(**fields)
 
 
 def inputs(name, io):
-    if name.startswith("bert"):
+    kind = read_config(name)["model_type"]
+    if kind == "bert":
         return tuple(jnp.asarray(io[key]) for key in ("input_ids", "token_type_ids", "attention_mask"))
-    return (jnp.moveaxis(io["pixel_values"], 1, 3),) if name.startswith("vit") else (jnp.asarray(io["input_ids"]),)
+    return (jnp.moveaxis(io["pixel_values"], 1, 3),) if kind == "vit" else (jnp.asarray(io["input_ids"]),)
 
 
 def outputs(name):
@@ -79,20 +79,23 @@ def close(found, expected):
 # Weights in
 
 
-def test_gpt2_says_what_transformers_says():
-    logits, io = outputs("gpt2_lm")
+@reference.of(reference.GPT2)
+def test_gpt2_says_what_transformers_says(folder):
+    logits, io = outputs(folder)
     close(logits, io["logits"])
     close(cross_entropy(logits[:, :-1], io["input_ids"][:, 1:]).mean(), io["loss"])
 
 
-def test_imagegpt_says_what_transformers_says():
-    logits, io = outputs("imagegpt_causal")
+@reference.of(reference.IMAGEGPT)
+def test_imagegpt_says_what_transformers_says(folder):
+    logits, io = outputs(folder)
     close(logits, io["logits"])
     close(cross_entropy(logits, io["pixels"]).mean(), io["nll"])
 
 
-def test_bert_says_what_transformers_says_of_padding_too():
-    (logits, follows), io = outputs("bert_pretraining")
+@reference.of(reference.BERT_PRETRAINING)
+def test_bert_says_what_transformers_says_of_padding_too(folder):
+    (logits, follows), io = outputs(folder)
     assert (io["attention_mask"] == 0).any()
     close(logits, io["prediction_logits"])
     close(follows, io["seq_relationship_logits"])
@@ -102,12 +105,14 @@ def test_bert_says_what_transformers_says_of_padding_too():
     close(loss, io["loss"])
 
 
-def test_the_loss_of_pre_training_is_that_of_transformers():
-    name, io = "bert_pretraining", dict(np.load(GOLDEN / "bert_pretraining" / "io.npz"))
-    places = np.argsort(io["labels"] < 0, axis=1, kind="stable")[:, :12]  # the masked ones first
+@reference.of(reference.BERT_PRETRAINING)
+def test_the_loss_of_pre_training_is_that_of_transformers(folder):
+    io = dict(np.load(folder / "io.npz"))
+    most = (io["labels"] >= 0).sum(1).max() + 1
+    places = np.argsort(io["labels"] < 0, axis=1, kind="stable")[:, :most]  # the masked ones first
     labels = np.take_along_axis(io["labels"], places, axis=1)
-    nats, correct, follows = jax.jit(functools.partial(model(name).apply, method="pretrain"))(
-        {"params": imported(name)[0]}, *inputs(name, io), jnp.asarray(places), jnp.asarray(np.maximum(labels, 0))
+    nats, correct, follows = jax.jit(functools.partial(model(folder).apply, method="pretrain"))(
+        {"params": imported(folder)[0]}, *inputs(folder, io), jnp.asarray(places), jnp.asarray(np.maximum(labels, 0))
     )
     assert (io["labels"] >= 0).sum() == (labels >= 0).sum()
     loss = nats[labels >= 0].mean() + cross_entropy(follows, io["next_sentence_label"]).mean()
@@ -116,20 +121,21 @@ def test_the_loss_of_pre_training_is_that_of_transformers():
     np.testing.assert_array_equal(correct[labels >= 0], (best == labels)[labels >= 0])
 
 
-@pytest.mark.parametrize("name", ["bert_sequence_classification", "bert_token_classification", "vit_classification"])
-def test_classifiers_say_what_transformers_say(name):
-    logits, io = outputs(name)
+@reference.of(*reference.CLASSIFIERS)
+def test_classifiers_say_what_transformers_say(folder):
+    logits, io = outputs(folder)
     close(logits, io["logits"])
 
 
-def test_question_answering_says_what_transformers_says():
-    logits, io = outputs("bert_question_answering")
+@reference.of(reference.BERT_ANSWERS)
+def test_question_answering_says_what_transformers_says(folder):
+    logits, io = outputs(folder)
     close(logits, np.stack([io["start_logits"], io["end_logits"]], axis=-1))
 
 
-@EACH
-def test_every_tensor_is_used(name):
-    assert imported(name)[1] == []
+@reference.of()
+def test_every_tensor_is_used(folder):
+    assert imported(folder)[1] == []
 
 
 def rewritten(name, folder, rename, more=None):
@@ -299,10 +305,10 @@ def take(name, params, architecture=None, folder=None, **changes):
     return huggingface.import_params(str(folder or GOLDEN / name), params, fields, architecture, pytest.fail)
 
 
-@EACH
-def test_all_parameters_are_taken_where_the_model_is_the_folders(name):
-    params, report = take(name, start(name), read_config(name)["architectures"][0])
-    same(params, imported(name)[0])
+@reference.of()
+def test_all_parameters_are_taken_where_the_model_is_the_folders(folder):
+    params, report = take(folder, start(folder), read_config(folder)["architectures"][0])
+    same(params, imported(folder)[0])
     assert report["left"] == report["unused"] == []
     assert len(report["taken"]) == len(jax.tree.leaves(params))
 
@@ -480,21 +486,22 @@ def test_an_imagegpts_clusters_are_the_palette(tmp_path):
 # Weights out
 
 
-@EACH
-def test_what_came_in_goes_out_bit_for_bit(name):
-    config = read_config(name)
+@reference.of()
+def test_what_came_in_goes_out_bit_for_bit(folder):
+    config = read_config(folder)
     tensors, written = huggingface.to_hf(
-        imported(name)[0], huggingface.model_fields(GOLDEN / name), config["architectures"][0]
+        imported(folder)[0], huggingface.model_fields(folder), config["architectures"][0]
     )
-    expected = load_file(GOLDEN / name / files.WEIGHTS)
+    expected = load_file(folder / files.WEIGHTS)
     assert sorted(tensors) == sorted(expected)
     for key, value in expected.items():
         assert tensors[key].dtype == value.dtype and tensors[key].shape == value.shape
         np.testing.assert_array_equal(tensors[key], value)
         assert tensors[key].flags.c_contiguous
-    resolved = config | ({"n_inner": 4 * config["n_embd"]} if "n_inner" in config else {})
-    free = ("bos_token_id", "eos_token_id", "pad_token_id", "classifier_dropout")
-    assert {k: v for k, v in written.items() if k not in free} == {k: resolved[k] for k in written if k not in free}
+    resolved = config | ({"n_inner": config["n_inner"] or 4 * config["n_embd"]} if "n_inner" in config else {})
+    free = ("bos_token_id", "eos_token_id", "pad_token_id", "classifier_dropout", "id2label", "label2id")
+    described = {k: v for k, v in written.items() if k not in free and k in resolved}
+    assert described == {k: resolved[k] for k in described}
 
 
 def test_a_written_folder_is_read_as_it_was(tmp_path):

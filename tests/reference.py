@@ -1,0 +1,31 @@
+"""The folders of reference weights and outputs: those in tests/golden, or in $JTASKS_GOLDEN, laid out as there."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+FOLDER = pathlib.Path(os.environ.get("JTASKS_GOLDEN") or pathlib.Path(__file__).parent / "golden").resolve()
+# What jtasks reads, by the class that wrote the folder.
+GPT2, IMAGEGPT, VIT = "GPT2LMHeadModel", "ImageGPTForCausalImageModeling", "ViTForImageClassification"
+BERT_PRETRAINING, BERT_ANSWERS = "BertForPreTraining", "BertForQuestionAnswering"
+CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", VIT)
+KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS)
+
+
+def of(*architectures):
+    """Marks a test with the folders of these architectures, by default of all; others are skipped, with the reason."""
+    paths = sorted(path.parent for path in FOLDER.glob("*/io.npz"))
+    wrote = {path: json.loads((path / "config.json").read_text())["architectures"][0] for path in paths}
+    cases = [pytest.param(path, id=path.name) for path in paths if wrote[path] in (architectures or KNOWN)]
+    if not architectures:
+        cases += [skipped(path.name, f"jtasks has no {wrote[path]}") for path in paths if wrote[path] not in KNOWN]
+    return pytest.mark.parametrize(
+        "folder", cases or [skipped("none", f"{FOLDER} has no {' or '.join(architectures)}")]
+    )
+
+
+def skipped(name, reason):
+    """A case that is skipped."""
+    return pytest.param(None, id=name, marks=pytest.mark.skip(reason=reason))
