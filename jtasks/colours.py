@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtasks.data import pipeline
-from jtasks.data.files import cache_folder, data_folder
+from jtasks.data.files import array, cache_folder, data_folder
 from jtasks.data.pipeline import Examples
 from jtasks.data.shuffle import permuted
 from jtasks.errors import DataError
@@ -99,9 +99,9 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     """
     expected = f"expected .npy or palette.json of finite numbers [colours, {channels}]"
     try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else np.load(path, allow_pickle=False)
+        content = json.loads(path.read_text()) if path.suffix == ".json" else array(path)
         palette = np.asarray(content, np.float32)
-    except (OSError, ValueError, TypeError, EOFError, RecursionError) as error:
+    except (DataError, OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"palette {path} cannot be read ({error}): {expected}") from None
     if palette.ndim != 2 or palette.shape[1] != channels or not len(palette) or not np.isfinite(palette).all():
         raise DataError(f"palette {path} has shape {list(palette.shape)}, or values that are not finite: {expected}")

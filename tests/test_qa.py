@@ -156,3 +156,30 @@ def test_predict_mode_writes_the_official_file(tmp_path):
     assert list(answers) == [f"dev{i}" for i in range(7)]
     contexts = {q.name: q.context for q in squad.questions("dev.json", "valid", folder=str(tmp_path))}
     assert all(answer in contexts[name] for name, answer in answers.items())
+
+
+def test_questions_whose_answers_nobody_tells_are_shown_but_neither_trained_on_nor_scored(tmp_path):
+    made = prepared("squad.py:small", tmp_path)
+    content = json.loads((tmp_path / "dev.json").read_text())
+    for paragraph in content["data"][0]["paragraphs"]:
+        del paragraph["qas"][0]["answers"], paragraph["qas"][0]["is_impossible"]
+    (tmp_path / "dev.json").write_text(json.dumps(content))
+    assert (QA.dataset("valid", made.config)["start"] == -1).all()
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"train\.json: question 'dev0' has no 'answers', which training needs"):
+        QA.dataset("train", made.config)
+    hidden = [window("1", CONTEXT, None, [(0, 2), (3, 7), (8, 10)])]
+    assert "truly: (not told)" in QA.show_fn(hidden, OUTPUTS[:1], made.config)["answers"]
+    with pytest.raises(DataError, match="question '1' has no 'answers' to compare with"):
+        QA.score_fn(hidden, OUTPUTS[:1], made.config)
+
+
+def test_untold_answers_count_for_nothing_in_the_loss(tmp_path, monkeypatch):
+    made = prepared("squad.py:small", tmp_path)
+    logits = np.random.default_rng(0).normal(size=(2, 9, 2)).astype(np.float32)
+    monkeypatch.setattr(QA, "_logits", lambda params, batch, config: jnp.asarray(logits))
+    told = {"mask": np.array([1.0, 0.0], np.float32), "start": np.array([3, 0]), "end": np.array([4, 0])}
+    untold = {"mask": np.ones(2, np.float32), "start": np.array([3, -1]), "end": np.array([4, -1])}
+    one, two = (QA.eval_fn({}, batch, made.config) for batch in (told, untold))
+    for name, mean in one.items():
+        assert (float(mean.total), float(mean.count)) == (float(two[name].total), float(two[name].count))

@@ -120,7 +120,10 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Exact match and F1 of the official scripts; with unanswerable questions, those of version 2.0."""
     found = list(_found(examples, outputs, config))
     if untold := [f.question.name for f in found if f.question.answers is None]:
-        raise DataError(f"question {untold[0]!r} has no 'answers' to compare with: use --mode=predict on such a file")
+        raise DataError(
+            f"question {untold[0]!r} has no 'answers' to compare with: leave such a file out of training and give it to"
+            " --mode=predict, with --config.data.allow_changes=True"
+        )
     answers = {f.question.name: [text for _, text in f.question.answers or ()] for f in found}
     if not config.data.unanswerable:
         return spans.scores({f.question.name: f.answer(np.inf) for f in found}, answers)
