@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of these suffixes; Pillow has riskier ones
 PIXELS = 1 << 27  # the largest cameras have 100 million; decoding takes some 12 bytes a pixel
-BITS_PER_SAMPLE, PHOTOMETRIC, MIN_IS_WHITE = 258, 262, 0  # of TIFF
+BITS_PER_SAMPLE, PHOTOMETRIC, MIN_IS_WHITE, ORIENTATION = 258, 262, 0, 274  # tags of TIFF, a value, a tag of EXIF
+SAMPLE_FORMAT, SIGNED = 339, 2  # another tag of TIFF, and a value
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 LAYOUT = "expected FOLDER/CLASS/picture.jpg, or FOLDER/{train,valid,test}/CLASS/picture.jpg"
 
@@ -102,7 +103,7 @@ def decode(path: str) -> np.ndarray:
 
     Raises:
       DataError: it is damaged, of another format than FORMATS, larger than PIXELS, or of numbers without 8-bit meaning
-        (floats, integers of 32 bits).
+        (floats, signed integers, those of 32 bits).
     """
     from PIL import Image, ImageOps
 
@@ -125,13 +126,15 @@ def _eight_bits(picture: "Image") -> "Image":
     """The picture with grey levels of 16 bits scaled to 8; others as they are."""
     from PIL import Image
 
+    tags = getattr(picture, "tag_v2", {})
+    if SIGNED in tags.get(SAMPLE_FORMAT, ()):
+        raise ValueError("signed integers have no meaning in 8 bits")
     sixteen = picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM"))
     if picture.mode in ("I", "F") and not sixteen:
         raise ValueError(f"{'floats' if picture.mode == 'F' else 'integers of 32 bits'} have no meaning in 8 bits")
     if not sixteen:
         return picture
     picture.load()  # which turns a TIFF, and forgets that it was turned
-    tags = getattr(picture, "tag_v2", {})
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     levels = np.array(picture).astype(np.int32)
     clear = picture.info.get("transparency")
@@ -141,5 +144,5 @@ def _eight_bits(picture: "Image") -> "Image":
     alpha = np.where(levels == clear, 0, 255).astype(np.uint8)
     layers = [grey] if clear is None else [grey, alpha]
     scaled = Image.merge(("L", "LA")[len(layers) - 1], [Image.fromarray(layer) for layer in layers])
-    scaled.info["exif"] = picture.getexif().tobytes()
+    scaled.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
     return scaled

@@ -103,6 +103,13 @@ def test_lab_becomes_rgb(tmp_path):
     assert saved(tmp_path / "x.tif", Image.new("LAB", (4, 4), (255, 128, 128))).min() >= 254
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_signed_numbers_are_refused(tmp_path, bits):
+    levels = np.full((4, 4), 200, f"uint{bits}")
+    with pytest.raises(DataError, match=r"x\.tif \(signed integers have no meaning in 8 bits\)"):
+        saved(tmp_path / "x.tif", Image.fromarray(levels), tiffinfo={339: 2})
+
+
 @pytest.mark.parametrize("mode", ["F", "I"])
 def test_numbers_without_a_meaning_in_8_bits_are_refused(tmp_path, mode):
     with pytest.raises(DataError, match=r"cannot decode .*x\.tif .*have no meaning in 8 bits"):
