@@ -3,9 +3,18 @@
 import jax
 import jax.numpy as jnp
 
+from jtasks.errors import ConfigError
+from jtasks.precision import wide
 
-def keys(seeds: jax.Array) -> jax.Array:
-    """One random key an example, [b], from the `seed` entry of a batch."""
+
+def keys(seeds: jax.Array | None) -> jax.Array:
+    """One random key an example, [b], from the `seed` entry of a batch.
+
+    Raises:
+      ConfigError: the batch has none.
+    """
+    if seeds is None:
+        raise ConfigError("this needs random numbers for each example: give the batch an entry `seed`, uint32 [b]")
     return jax.vmap(jax.random.key)(seeds)
 
 
@@ -49,21 +58,23 @@ def resized_crop(
         corner = jax.random.uniform(place_key, (2,)) * (shape - size)
         scale = shape / size
         return jax.image.scale_and_translate(
-            image.astype(jnp.float32), image.shape, (0, 1), scale, -corner * scale, method="linear", antialias=False
+            image.astype(wide(image)), image.shape, (0, 1), scale, -corner * scale, method="linear", antialias=False
         )
 
     return jax.vmap(cut)(images, keys)
 
 
-def resized_crop_and_flip(images: jax.Array, seeds: jax.Array, *, area: float, mirror: bool) -> jax.Array:
+def resized_crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, area: float, mirror: bool) -> jax.Array:
     """The standard augmentation of ImageNet; `area` is the smallest share of an image that is taken."""
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)
     images = resized_crop(images, crop_keys, (area, 1.0))
     return flip(images, flip_keys) if mirror else images
 
 
-def crop_and_flip(images: jax.Array, seeds: jax.Array, *, pad: int, mirror: bool) -> jax.Array:
-    """The standard augmentation of CIFAR-10; `pad` 0 does not crop."""
+def crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, pad: int, mirror: bool) -> jax.Array:
+    """The standard augmentation of CIFAR-10; `pad` 0 does not crop, and without `mirror` either no seeds are needed."""
+    if not pad and not mirror:
+        return images
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)
     images = crop(images, crop_keys, pad) if pad else images
     return flip(images, flip_keys) if mirror else images

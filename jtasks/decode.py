@@ -31,9 +31,27 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jtasks import ranges
+from jtasks.errors import ConfigError
+from jtasks.ranges import Field
+
 StepFn = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
 Ids = int | tuple[int, ...] | None
 
+_RANGES = {
+    "temperature": Field(float, "[0, inf)"),
+    "top_k": Field(int, "[0, 2e9]"),
+    "top_p": Field(float, "[0, 1]"),
+    "min_p": Field(float, "[0, 1]"),
+    "length": Field(int, "[0, 2e9]"),
+    "num_beams": Field(int, "[1, 2e9]"),
+    "n_best": Field(int, "[1, 2e9]"),
+    "max_len": Field(int, "[1, 2e9]"),
+    "length_penalty": Field(float, "(-inf, inf)"),
+    "min_len": Field(int, "[0, 2e9]"),
+    "repetition_penalty": Field(float, "(0, inf)"),
+    "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
+}
 _NEVER = -1e9  # added to the score of what must not be chosen, and comes after all that may be
 
 
@@ -51,11 +69,17 @@ def filtered(
     """Logits [..., vocab] of the distribution to draw from.
 
     Args:
-      temperature: divides the logits; above 0.
+      temperature: divides the logits; above 0, since `sample` takes the likeliest at 0 by itself.
       top_k: keep the k likeliest; 0 keeps all.
-      top_p: keep the fewest likeliest whose probabilities reach p (Holtzman et al. 2020); 1 keeps all.
+      top_p: keep the fewest likeliest whose probabilities reach p (Holtzman et al. 2020); 1 keeps all, 0 the likeliest.
       min_p: keep those at least p times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all.
+
+    Raises:
+      ConfigError: an argument is out of its range.
     """
+    _check(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if isinstance(temperature, int | float) and temperature == 0:
+        raise ConfigError("temperature=0 has no distribution to draw from; `sample` takes the likeliest token instead")
     logits = logits / temperature
     if top_k:
         threshold = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
@@ -98,7 +122,13 @@ def sample(
       keys: one random key a sequence, [b] or [b, n]; so a draw does not depend on its neighbours.
       length: of the continuation; 0 draws nothing.
       temperature: 0 takes the likeliest token each time, without `keys`.
+
+    Raises:
+      ConfigError: an argument is out of its range, or there are no keys to draw with.
     """
+    _check(length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    if temperature != 0 and keys is None:
+        raise ConfigError("to draw at a temperature above 0 takes a random key for each sequence; keys is None")
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     if not length:
         return jnp.zeros((*shape, 0), jnp.int32)
@@ -111,7 +141,7 @@ def sample(
         if temperature == 0:
             token = jnp.argmax(logits, axis=-1)
         else:
-            assert keys is not None, "a draw needs a random key for each sequence"
+            assert keys is not None  # or an error has said so
             chosen = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), i)
             token = jax.vmap(jax.random.categorical)(folded, chosen.reshape(-1, vocab)).reshape(shape)
@@ -176,7 +206,8 @@ def beam_search(
     """The `n_best` likeliest continuations that a search with `num_beams` beams finds.
 
     Gives what `generate` of Hugging Face's transformers 5 gives for the same arguments, where `min_len` and
-    `max_len` are called `min_new_tokens` and `max_new_tokens`. One beam is greedy search.
+    `max_len` are called `min_new_tokens` and `max_new_tokens`. One beam is greedy search. Where the rules bar every
+    token before a sequence has ended, the running ones as they stand are the result, with pads behind them.
 
     Args:
       step_fn: takes tokens [b, num_beams] and gives logits [b, num_beams, vocab].
@@ -189,14 +220,13 @@ def beam_search(
       reorder: (cache, parents [b, num_beams]) -> the cache of those beams.
 
     Raises:
-      ValueError: an argument is out of its range.
+      ConfigError: an argument is out of its range.
     """
-    if not 1 <= n_best <= num_beams:
-        raise ValueError(f"n_best={n_best} must be at least 1 and at most num_beams={num_beams}")
-    if max_len < 1:
-        raise ValueError(f"max_len={max_len} must be at least 1")
+    _check(num_beams=num_beams, n_best=n_best, max_len=max_len, length_penalty=length_penalty)
+    if n_best > num_beams:
+        raise ConfigError(f"n_best={n_best} must be at most num_beams={num_beams}")
     if early_stopping not in (True, False, "never"):
-        raise ValueError(f'early_stopping={early_stopping!r} must be True, False or "never"')
+        raise ConfigError(f'early_stopping={early_stopping!r} must be True, False or "never"')
     (b, vocab), n = logits.shape, num_beams
     rules = _Rules(eos, min_len, repetition_penalty, no_repeat_ngram_size)
     history, filled = rules.history(prompt, valid, (b, n))
@@ -233,16 +263,20 @@ def beam_search(
         reachable = max_len if early_stopping == "never" and length_penalty > 0 else length
         worst = jnp.where(done, jnp.min(scores, axis=1, keepdims=True), _NEVER)
         hopeful = jnp.any(running[:, :1] / reachable**length_penalty > worst, axis=1)
+        stuck = ~jnp.any(totals > -jnp.inf, axis=1, keepdims=True) & ~jnp.any(state.done, axis=1, keepdims=True)
+        so_far = state.running / jnp.maximum(state.i, 1) ** length_penalty
         return _Search(
             i=length,
             sequences=_gathered(sequences, kept),
             running=running,
             parents=_gathered(parents, kept),
-            ended=merged(state.ended, sequences[..., given:]),
-            scores=scores,
-            lengths=merged(state.lengths, jnp.broadcast_to(length, (b, candidates))),
-            done=done,
-            hopeful=state.hopeful & hopeful,
+            ended=jnp.where(
+                stuck[..., None], state.sequences[..., given:], merged(state.ended, sequences[..., given:])
+            ),
+            scores=jnp.where(stuck, so_far, scores),
+            lengths=jnp.where(stuck, state.i, merged(state.lengths, jnp.broadcast_to(length, (b, candidates)))),
+            done=jnp.where(stuck, state.running > _NEVER / 2, done),
+            hopeful=state.hopeful & hopeful & ~stuck[:, 0],
         )
 
     def going(carry: tuple[_Search, Any]) -> jax.Array:
@@ -276,6 +310,7 @@ class _Rules:
     """What may come next, apart from how likely the model finds it."""
 
     def __init__(self, eos: Ids, min_len: int, repetition_penalty: float, no_repeat_ngram_size: int):
+        _check(min_len=min_len, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size)
         self.eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
         self.min_len, self.penalty, self.size = min_len, repetition_penalty, no_repeat_ngram_size
 
@@ -326,6 +361,16 @@ class _Rules:
             wanted = jax.lax.dynamic_slice_in_dim(sequences, place, 1, axis=-1)
             match = match & (sequences[..., offset : offset + windows] == wanted)
         return _among(sequences[..., self.size - 1 :], match, vocab)
+
+
+def _check(**arguments: Any) -> None:
+    """Raise ConfigError where an argument is out of its range, but for values that a `jax.jit` around us traces."""
+    for name, value in arguments.items():
+        if not isinstance(value, jax.core.Tracer):
+            number = value.item() if hasattr(value, "item") else value
+            if number is None:
+                raise ConfigError(f"{name} must be a number, not None")
+            ranges.check(name, number, _RANGES[name])
 
 
 def _between(start: Any, stop: Any, like: jax.Array) -> jax.Array:

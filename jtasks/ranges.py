@@ -55,6 +55,7 @@ MODEL = {
     "classifier_dropout": Field(float, "[0, 1)"),
     "tied": Field(bool),
     "remat": Field(bool),
+    "plain": Field(bool),
     "colours": Field(int, "[1, 2e9]"),
     "palette": Field(tuple),
     "shape": Field(tuple, "[1, inf)"),
@@ -110,7 +111,7 @@ _TEXT = _under(
 
 # Fields of the tasks that come with jtasks, by the last part of their name.
 TASKS: dict[str, dict[str, Field]] = {
-    "mnist": _PICTURES | {"model.classes": MODEL["classes"], "model.dropout": Field(bool)},
+    "mnist": _PICTURES | {"model.classes": MODEL["classes"], "model.dropout": Field(bool), "model.plain": Field(bool)},
     "vit": _MODEL | _PICTURES,
     "igpt": _MODEL | _PICTURES | _SAMPLE,
     "igpt_classify": _MODEL | _PICTURES | _SAMPLE | {"generation": Field(float, "[0, inf)")},

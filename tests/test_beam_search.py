@@ -13,6 +13,7 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jtasks import decode, models
+from jtasks.errors import ConfigError
 from jtasks.interop import huggingface
 
 VOCAB, EOS, PAD = 5, 1, 0
@@ -200,10 +201,58 @@ def test_beams_with_a_cache_equal_reading_every_prefix_again():
     ("options", "message"),
     [
         ({"num_beams": 2, "n_best": 3}, "n_best=3"),
-        ({"num_beams": 2, "max_len": 0}, "max_len=0"),
+        ({"num_beams": 0}, "num_beams must be at least 1, not 0"),
+        ({"num_beams": 2, "n_best": 0}, "n_best must be at least 1"),
+        ({"num_beams": 2, "max_len": 0}, "max_len must be at least 1, not 0"),
+        ({"num_beams": 2, "max_len": 2.5}, "max_len must be int"),
+        ({"num_beams": 2, "min_len": -1}, "min_len must be at least 0"),
+        ({"num_beams": 2, "length_penalty": np.nan}, "length_penalty must be a finite number"),
+        ({"num_beams": 2, "repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
+        ({"num_beams": 2, "no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be at least 0"),
         ({"num_beams": 2, "early_stopping": "always"}, "early_stopping='always'"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         decode.beam_search(markov, jnp.zeros((5, 5)), jnp.zeros((1, 5)), **{"max_len": 3} | options)
+
+
+def uniform(cache, tokens):
+    """Every token alike, whatever came before."""
+    return jnp.zeros((*tokens.shape, 4)), cache
+
+
+@pytest.mark.parametrize("num_beams", [1, 2, 3])
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_a_search_whose_tokens_are_all_barred_gives_the_best_unfinished_sequence(num_beams, early_stopping):
+    run = functools.partial(
+        decode.beam_search, uniform, (), jnp.log(jnp.array([[0.1, 0.2, 0.3, 0.4]])), num_beams=num_beams, pad=9
+    )
+    found = run(max_len=6, no_repeat_ngram_size=1, early_stopping=early_stopping)
+    assert found.lengths.tolist() == [[4]]  # all tokens are used up
+    assert sorted(found.tokens[0, 0, :4].tolist()) == [0, 1, 2, 3] and found.tokens[0, 0, 4:].tolist() == [9, 9]
+    assert np.isfinite(found.scores).all() and found.scores[0, 0] > -100
+    nothing = run(max_len=3, eos=(0, 1, 2, 3), min_len=2, early_stopping=early_stopping)
+    assert nothing.lengths.tolist() == [[0]] and nothing.tokens.tolist() == [[[9, 9, 9]]]
+    assert nothing.scores.tolist() == [[0]]
+
+
+def test_a_row_whose_tokens_are_all_barred_leaves_the_other_rows_alone():
+    logits = jnp.stack([jnp.full(4, -jnp.inf), jnp.log(jnp.array([0.1, 0.2, 0.3, 0.4]))])
+    options = {"num_beams": 2, "max_len": 3, "eos": 3}
+    both = decode.beam_search(uniform, (), logits, **options)
+    alone = decode.beam_search(uniform, (), logits[1:], **options)
+    np.testing.assert_array_equal(both.tokens[1], alone.tokens[0])
+    np.testing.assert_array_equal(both.scores[1], alone.scores[0])
+    assert both.lengths[0, 0] == 0
+
+
+@pytest.mark.parametrize("branches", [1, 3, 5])
+@pytest.mark.parametrize("prompt", [1, 2])
+def test_one_token_may_have_more_branches_than_the_prompt_has_tokens(branches, prompt):
+    tokens = jnp.arange(2, 2 + prompt)[None]
+    found = searched(tokens, None, num_beams=branches, max_len=1)
+    model, params = gpt2()
+    best = jax.nn.log_softmax(model.apply(params, tokens)[:, -1])
+    assert found.tokens.tolist() == [[[int(best.argmax())]]]
+    np.testing.assert_allclose(found.scores[0, 0], best.max(), rtol=1e-5)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jtasks import decode, models
+from jtasks.errors import ConfigError
 
 VOCAB = 9
 
@@ -282,3 +283,41 @@ def test_repeated_tokens_lose_by_the_penalty_and_n_grams_of_the_prompt_count():
     assert first(no_repeat_ngram_size=1, prompt=prompt, valid=valid) == 1
     assert first(no_repeat_ngram_size=2, prompt=np.array([[0, 0, 4, 0]])) == 1  # after 0 came 0, and 4
     assert first(no_repeat_ngram_size=3, prompt=np.array([[4, 0, 4, 0]])) == 0  # after 4 0 came 4 alone
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be at least 0, not -1.0"),
+        ({"temperature": float("nan")}, "temperature must be finite"),
+        ({"temperature": float("inf")}, "temperature must be finite"),
+        ({"temperature": None}, "temperature must be a number"),
+        ({"temperature": "hot"}, "temperature must be float"),
+        ({"top_p": -1.0}, r"top_p must be in \[0, 1\]"),
+        ({"top_p": 1.5}, r"top_p must be in \[0, 1\]"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"top_k": 2.5}, "top_k must be int"),
+        ({"min_p": 2.0}, r"min_p must be in \[0, 1\]"),
+        ({"length": -5}, "length must be at least 0"),
+        ({"min_len": -1}, "min_len must be at least 0"),
+        ({"repetition_penalty": -1.0}, "repetition_penalty must be above 0"),
+        ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size must be at least 0"),
+        ({"keys": None}, "random key for each sequence"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_by_name(options, message):
+    arguments = {"keys": jax.random.split(jax.random.key(0), 1), "length": 2} | options
+    step = lambda cache, tokens: (jnp.zeros((1, 4)), cache)  # noqa: E731
+    with pytest.raises(ConfigError, match=message):
+        jax.eval_shape(lambda: decode.sample(step, (), jnp.zeros((1, 4)), **arguments))
+
+
+def test_numpys_numbers_are_numbers_and_a_top_p_of_0_is_greedy():
+    step = lambda cache, tokens: (jnp.array([[0.0, 3, 1, 2]]), cache)  # noqa: E731
+    keys = jax.random.split(jax.random.key(0), 1)
+    options = {"temperature": np.float32(5), "top_k": np.int64(3), "top_p": np.float32(0)}
+    found = decode.sample(step, (), jnp.array([[0.0, 3, 1, 2]]), keys, 3, **options)
+    assert found.tolist() == [[1, 1, 1]]
+    with pytest.raises(ConfigError, match="takes the likeliest token"):
+        decode.filtered(jnp.zeros(4), temperature=0.0)
+    jax.jit(lambda t: decode.filtered(jnp.zeros(4), temperature=t))(0.5)

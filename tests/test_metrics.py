@@ -121,10 +121,6 @@ def test_values_of_one_term_called_loss_names_it_once():
     assert metrics.values({"bits": Mean(4.0, 2.0), "loss": Mean(2.0, 2.0)}, ("loss",)) == {"loss": 1.0, "bits": 2.0}
 
 
-def test_values_of_an_empty_mean_are_zero():
-    assert metrics.values({"loss": Mean(0.0, 0.0)}, ("loss",)) == {"loss": 0.0}
-
-
 def test_counts_above_what_float32_holds_stay_exact():
     one, many = Mean(np.float32(1), np.float32(1)), Mean(np.float32(0), np.float32(2**24))
     found = metrics.summed([{"x": many}, *[{"x": one}] * 3])["x"]
@@ -148,3 +144,11 @@ def test_perplexity_merges_as_nats_do_and_is_printed_as_their_exponential():
     np.testing.assert_allclose([numbers["perplexity"], numbers["loss"]], [expected, nats.mean()], rtol=1e-6)
     hopeless = {"perplexity": metrics.Perplexity(np.float64(1e4), np.float64(1)), "loss": Mean(1.0, 1.0)}
     assert metrics.values(hopeless, ("loss",))["perplexity"] == np.inf
+
+
+def test_a_metric_of_nothing_is_nan_and_the_loss_is_that_of_the_terms_that_count():
+    nothing, something = Mean(np.float32(0), np.float32(0)), Mean(np.float32(3), np.float32(2))
+    found = metrics.values({"a": nothing, "b": something}, ("a", "b"))
+    assert np.isnan(found["a"]) and found["loss"] == found["b"] == 1.5
+    assert np.isnan(metrics.values({"a": nothing}, ("a",))["loss"])
+    assert float(nothing.value) == 0  # in a training step nothing has no part in the loss

@@ -1,6 +1,7 @@
 """Metrics are sums and counts until they are printed, so no split of a batch changes them."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtasks.errors import ConfigError
+from jtasks.precision import wide
 
 
 @jax.tree_util.register_dataclass
@@ -29,15 +31,19 @@ class Mean:
         """Sum `values` [b, ...] where `mask` says so.
 
         `mask` has the leading dimensions of `values` ([b], or [b, t] for per-token masks) and holds
-        weights, mostly 0 and 1; None counts every value. Sums are float32. A value under a zero weight
-        is dropped, even a NaN.
+        weights, mostly 0 and 1; None counts every value. Sums are float32, or float64 where `values` are.
+
+        A value under a zero weight is dropped, even a NaN, and its gradient is 0. That 0 becomes a NaN only in a
+        function of your own whose derivative there is infinite, such as log at 0: give it another argument,
+        `jnp.log(jnp.where(mask > 0, p, 1))`.
         """
-        values = jnp.asarray(values, jnp.float32)
-        weights = jnp.ones(values.shape, jnp.float32) if mask is None else jnp.asarray(mask, jnp.float32)
+        values = jnp.asarray(values)
+        values = values.astype(wide(values))
+        weights = jnp.ones(values.shape, values.dtype) if mask is None else jnp.asarray(mask, values.dtype)
         if values.shape[: weights.ndim] != weights.shape:
             raise ValueError(f"mask {weights.shape} must have the leading dimensions of values {values.shape}")
         weights = jnp.broadcast_to(weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim)), values.shape)
-        return cls(jnp.sum(jnp.where(weights == 0, 0.0, values * weights)), jnp.sum(weights))
+        return cls(jnp.sum(jnp.where(weights == 0, 0.0, values) * weights), jnp.sum(weights))
 
     @property
     def value(self) -> jax.Array:
@@ -62,6 +68,11 @@ class Perplexity(Mean):
     def value(self) -> jax.Array:
         """exp(total / count), and 1 for an empty mean."""
         return jnp.exp(super().value)
+
+
+def example_weights(batch: Mapping[str, Any]) -> jax.Array:
+    """Return the weights [b] of a batch's examples: its `mask`, or ones where it has none."""
+    return batch["mask"] if "mask" in batch else jnp.ones(len(next(iter(batch.values()))), jnp.float32)
 
 
 def scaled(mean: Mean, coefficient: float) -> Mean:
@@ -94,8 +105,12 @@ def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
 
 
 def values(means: Mapping[str, Mean], losses: tuple[str, ...]) -> dict[str, float]:
-    """Means as plain numbers, with `loss` (the sum of the terms' means) first."""
-    numbers = {name: float(mean.total / mean.count) if mean.count else 0.0 for name, mean in means.items()}
+    """Means as plain numbers, with `loss` (the sum of the terms' means) first.
+
+    A mean of nothing is nan, which is nobody's lowest loss; the loss is the sum of those terms that have a mean.
+    """
+    numbers = {name: float(mean.total / mean.count) if mean.count else math.nan for name, mean in means.items()}
     with np.errstate(over="ignore"):
         numbers |= {name: float(np.exp(numbers[name])) for name in means if isinstance(means[name], Perplexity)}
-    return {"loss": sum(numbers[name] for name in losses), **{k: v for k, v in numbers.items() if k != "loss"}}
+    terms = [numbers[name] for name in losses if means[name].count]
+    return {"loss": sum(terms) if terms else math.nan, **{k: v for k, v in numbers.items() if k != "loss"}}

@@ -131,12 +131,16 @@ def _bleu_of(matches: np.ndarray, possible: np.ndarray, length: np.ndarray, clos
 
 
 def _rouge_l(hypotheses: list[Words], references: list[list[Words]], beta: float = 1.2) -> Found:
-    """Lin 2004, sentence level: precision and recall are each the best over the references."""
+    """Lin 2004, sentence level: precision and recall are each the best over the references.
+
+    Texts without words have one empty word to COCO's evaluator, so they equal each other.
+    """
 
     def score(hypothesis: Words, texts: list[Words]) -> float:
+        hypothesis, texts = hypothesis or [""], [text or [""] for text in texts]
         common = [_longest_common_subsequence(hypothesis, text) for text in texts]
-        precision = max(common) / max(len(hypothesis), 1)
-        recall = max(length / max(len(text), 1) for length, text in zip(common, texts, strict=True))
+        precision = max(common) / len(hypothesis)
+        recall = max(length / len(text) for length, text in zip(common, texts, strict=True))
         return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if precision else 0.0
 
     each = np.array([score(*pair) for pair in zip(hypotheses, references, strict=True)])

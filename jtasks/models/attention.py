@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jtasks.models import kernels
 from jtasks.models.dropout import dropped
+from jtasks.precision import wide
 
 BLOCK = 128  # queries; on two CPU cores 64 and 128 were as fast as each other, 256 slower by a third
 
@@ -23,7 +24,7 @@ Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
     """Softmax attention, [b, h, t, d] each; `mask` (broadcast to [b, h, t, s]) is True where a query may look.
 
-    Scores and softmax are float32 whatever the type of the arguments.
+    Scores and softmax are float32 for narrower arguments.
     """
     return _mix(_weights(query, key, mask), value)
 
@@ -46,28 +47,35 @@ def continued(
       seen: bool [b, n, s].
     """
     past = _scores(query, past_key, seen[:, None])
-    own = jnp.sum(query.astype(jnp.float32) * key, axis=-1, keepdims=True) * query.shape[-1] ** -0.5
+    own = jnp.sum(query.astype(wide(query)) * key, axis=-1, keepdims=True) * query.shape[-1] ** -0.5
     weights = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1).astype(value.dtype)
     return jnp.einsum("bhts,bhsd->bhtd", weights[..., :-1], past_value) + weights[..., -1:] * value
 
 
 def self_attention(
-    query: jax.Array, key: jax.Array, value: jax.Array, *, causal: bool, segments: jax.Array | None = None
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    *,
+    causal: bool,
+    segments: jax.Array | None = None,
+    plain: bool = False,
 ) -> jax.Array:
     """Each position looks at those of its segment, with `causal` only at itself and what came before.
 
     Accelerators have kernels for it (`models/kernels.py`). Elsewhere long sequences go in blocks of queries,
     causal ones each against only the keys up to its end, so half of the [t, t] scores are never computed
     and the rest never stored: the backward pass computes them again from the log-sum-exp of each row
-    (FlashAttention, Dao et al. 2022). Reverse-mode derivatives only.
+    (FlashAttention, Dao et al. 2022). These forms have reverse-mode derivatives only.
 
     Args:
       query: [b, h, t, d], as `key` and `value`.
       causal: whether the order counts.
       segments: [b, t] int32, 0 for padding; None: all one segment. Rows of padding are finite and mean nothing.
+      plain: compute all scores at once, in a form that `jax.jvp` and `jax.linearize` can differentiate.
     """
     t = query.shape[2]
-    if t <= BLOCK:
+    if plain or t <= BLOCK:
         return attention(query, key, value, visible(t, causal, segments))
     backend = jax.default_backend()
     if backend == "tpu":
@@ -102,7 +110,7 @@ def _forward(
         weights = jnp.exp(scores - largest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         mixed = jnp.einsum(
-            "bhts,bhsd->bhtd", weights.astype(value.dtype), value[:, :, :seen], preferred_element_type=jnp.float32
+            "bhts,bhsd->bhtd", weights.astype(value.dtype), value[:, :, :seen], preferred_element_type=wide(value)
         )
         outputs.append((mixed / total).astype(value.dtype))
         log_sums.append(largest + jnp.log(total))
@@ -113,8 +121,8 @@ def _forward(
 def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     query, key, value, segments, output, log_sums = residuals
     # The softmax's own term: the sum over keys of weight times its cotangent.
-    inner = jnp.sum(cotangent.astype(jnp.float32) * output, axis=-1, keepdims=True)
-    d_query, d_key, d_value = [], jnp.zeros(key.shape, jnp.float32), jnp.zeros(value.shape, jnp.float32)
+    inner = jnp.sum(cotangent.astype(wide(value)) * output, axis=-1, keepdims=True)
+    d_query, d_key, d_value = [], *(jnp.zeros_like(x, wide(x)) for x in (key, value))
     for start, stop, seen in _blocks(query.shape[2], causal):
         rows = slice(start, stop)
         # Turned round, [keys, queries], since then two of the three products below need no transposition.
@@ -122,7 +130,7 @@ def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple
         scores = _scores(key[:, :, :seen], query[:, :, rows], None if mask is None else jnp.swapaxes(mask, 2, 3))
         weights = jnp.exp(scores - jnp.swapaxes(log_sums[:, :, rows], 2, 3))
         d_weights = jnp.einsum(
-            "bhsd,bhtd->bhst", value[:, :, :seen], cotangent[:, :, rows], preferred_element_type=jnp.float32
+            "bhsd,bhtd->bhst", value[:, :, :seen], cotangent[:, :, rows], preferred_element_type=wide(value)
         )
         d_scores = weights * (d_weights - jnp.swapaxes(inner[:, :, rows], 2, 3)) * query.shape[-1] ** -0.5
         d_scores, weights = d_scores.astype(query.dtype), weights.astype(value.dtype)
@@ -154,9 +162,9 @@ def _mix(weights: jax.Array, value: jax.Array) -> jax.Array:
 
 
 def _scores(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-    """Scores [b, h, t, s] float32, as low as can be where `mask` (broadcast to them) is False."""
-    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
-    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    """Scores [b, h, t, s], at least float32, as low as can be where `mask` (broadcast to them) is False."""
+    scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=wide(query)) * query.shape[-1] ** -0.5
+    return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
 
 
 def _visible(start: int, stop: int, seen: int, causal: bool, segments: jax.Array | None) -> jax.Array | None:

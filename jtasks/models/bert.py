@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import ACTIVATIONS, NORMAL, normaliser, stack, vocabulary_loss
+from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, normaliser, stack, vocabulary_logits, vocabulary_loss
 
 
 class Bias(nn.Module):
@@ -32,7 +32,8 @@ class BERT(nn.Module):
       labels: outputs of the fine-tuning head.
       classifier_dropout: before that head.
       remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
-      dtype: of the computation; parameters are float32.
+      plain: attention in a form with forward-mode derivatives (`jax.jvp`), whose scores are all in memory.
+      dtype: of the computation, None: that of parameters and inputs; parameters are float32.
     """
 
     vocab: int
@@ -49,7 +50,8 @@ class BERT(nn.Module):
     attention_dropout: float = 0.1
     classifier_dropout: float = 0.1
     remat: bool = False
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     def setup(self) -> None:
         ranges.check_module(self)
@@ -76,15 +78,16 @@ class BERT(nn.Module):
             post_norm=True,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
+            plain=self.plain,
             dtype=self.dtype,
         )
         self.pooler = dense(self.width)
         self.masked_dense = dense(self.width)
         self.masked_norm = normaliser("layer", self.epsilon, self.dtype)
         self.masked_out = Bias(self.vocab)
-        self.next_sentence = dense(2)
+        self.next_sentence = Head(2, dtype=self.dtype, kernel_init=NORMAL)
         self.dropout_out = Dropout(self.classifier_dropout)
-        self.classifier = dense(self.labels)
+        self.classifier = Head(self.labels, dtype=self.dtype, kernel_init=NORMAL)
 
     def __call__(
         self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
@@ -117,25 +120,25 @@ class BERT(nn.Module):
         x = self(tokens, types, segments, deterministic)
         masked = self._masked(jnp.take_along_axis(x, places[:, :, None], axis=1))
         nats, correct = vocabulary_loss(masked, self.tokens.embedding, labels, self.masked_out())
-        return nats, correct, self.next_sentence(self._pooled(x)).astype(jnp.float32)
+        return nats, correct, self.next_sentence(self._pooled(x))
 
     def masked_logits(self, tokens: jax.Array, types: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Logits [b, t, vocab] at every position, and next-sentence logits [b, 2], without dropout."""
         x = self(tokens, types, segments)
-        logits = self.tokens.attend(self._masked(x)).astype(jnp.float32) + self.masked_out()[None, None]
-        return logits, self.next_sentence(self._pooled(x)).astype(jnp.float32)
+        logits = vocabulary_logits(self._masked(x), self.tokens.embedding, self.masked_out())
+        return logits, self.next_sentence(self._pooled(x))
 
     def classify(
         self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Logits [b, labels] from the pooled first token; with one label, a score a text (multiple choice)."""
         pooled = self._pooled(self(tokens, types, segments, deterministic))
-        return self.classifier(self.dropout_out(pooled, deterministic)).astype(jnp.float32)
+        return self.classifier(self.dropout_out(pooled, deterministic))
 
     def tag(self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True) -> jax.Array:
         """Logits [b, t, labels] of each token; with two labels, of an answer's start and end."""
         x = self(tokens, types, segments, deterministic)
-        return self.classifier(self.dropout_out(x, deterministic)).astype(jnp.float32)
+        return self.classifier(self.dropout_out(x, deterministic))
 
     def _pooled(self, x: jax.Array) -> jax.Array:
         return jnp.tanh(self.pooler(x[:, 0]))

@@ -4,29 +4,38 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
+from jtasks.errors import ConfigError
 from jtasks.models.convolution import Conv
 from jtasks.models.dropout import Dropout
+from jtasks.models.layers import Head
 
 
 class ConvNet(nn.Module):
     """Images [b, h, w, c] -> class logits [b, classes], float32.
 
-    Two 3x3 convolutions (32, 64), max-pool, dropout 0.25 on whole channels, dense 128, dropout 0.5.
+    Two 3x3 convolutions (32, 64), max-pool, dropout 0.25 on whole channels, dense 128, dropout 0.5. With `plain` the
+    convolutions are XLA's own, which have forward-mode derivatives (`jax.jvp`).
+
+    Raises:
+      ConfigError: h or w is below 6, so that nothing is left to pool.
     """
 
     classes: int = 10
     dropout: bool = True
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         deterministic = deterministic or not self.dropout
-        x = images.astype(self.dtype)
-        x = nn.relu(Conv(32, (3, 3), dtype=self.dtype, name="conv1")(x))
-        x = nn.relu(Conv(64, (3, 3), pool=True, dtype=self.dtype, name="conv2")(x))  # the same as pooling after relu
+        if min(images.shape[1:3]) < 6:
+            h, w = images.shape[1:3]
+            raise ConfigError(f"images of {h}x{w} are too small for the ConvNet: it needs at least 6x6 pixels")
+        options = {"plain": self.plain, "dtype": self.dtype}
+        x = nn.relu(Conv(32, (3, 3), name="conv1", **options)(images))
+        x = nn.relu(Conv(64, (3, 3), pool=True, name="conv2", **options)(x))  # the same as pooling after relu
         x = Dropout(0.25, broadcast=(1, 2), name="dropout1")(x, deterministic)
         x = nn.relu(nn.Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
         x = Dropout(0.5, name="dropout2")(x, deterministic)
-        return nn.Dense(self.classes, dtype=self.dtype, name="dense2")(x).astype(jnp.float32)
+        return Head(self.classes, dtype=self.dtype, name="dense2")(x)

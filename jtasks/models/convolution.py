@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jtasks.models import kernels
+from jtasks.precision import wide
 
 CACHE = 8 * 2**20  # bytes of a group's patches and outputs; of 2 to 32 MiB the best on two cores with 32 MiB of cache
 
@@ -23,31 +24,43 @@ class Conv(nn.Module):
     features: int
     size: tuple[int, int]
     pool: bool = False
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
         shape = (*self.size, images.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        images, kernel, bias = (x.astype(self.dtype) for x in (images, kernel, bias))
-        return convolve(images, kernel, self.pool) + bias[None, None, None]  # the largest is the same before it
+        dtype = self.dtype or jnp.result_type(images, kernel)
+        images, kernel, bias = (x.astype(dtype) for x in (images, kernel, bias))
+        return (
+            convolve(images, kernel, self.pool, self.plain) + bias[None, None, None]
+        )  # the largest is the same before it
 
 
-def convolve(images: jax.Array, kernel: jax.Array, pool: bool = False) -> jax.Array:
+def convolve(images: jax.Array, kernel: jax.Array, pool: bool = False, plain: bool = False) -> jax.Array:
     """Convolution of [b, h, w, c] with [kh, kw, c, o], without padding; with `pool` the largest of each 2x2.
 
-    XLA's own on accelerators. On the CPU it is a product of patches and kernel, a few images at a time, pooled
-    before they leave the cache: of all patches at once each product would wait for memory.
+    XLA's own on accelerators, and with `plain` everywhere. Else, on the CPU, it is a product of patches and kernel, a
+    few images at a time, pooled before they leave the cache: of all patches at once each product would wait for memory.
+    That form has reverse-mode derivatives only.
     """
-    if jax.default_backend() != "cpu":
+    if plain or jax.default_backend() != "cpu":
         output = _plain(images, kernel, ((0, 0), (0, 0)))
         return _largest(output)[0] if pool else output
     grouped = functools.partial(_grouped, pool=pool)
     if axes := kernels.batch_axes(images.shape[0]):
         specs = (PartitionSpec(axes), PartitionSpec())
         grouped = jax.shard_map(grouped, in_specs=specs, out_specs=PartitionSpec(axes), check_vma=False)
-    return grouped(images, kernel)
+    return grouped(*_alike(images, kernel))
+
+
+def _alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Arrays that all vary over the axes of a surrounding `shard_map` over which one does; it asks for it."""
+    varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
+    missing = [tuple(frozenset[str]().union(*varying) - axes) for axes in varying]
+    return tuple(jax.lax.pcast(x, axes, to="varying") if axes else x for x, axes in zip(arrays, missing, strict=True))
 
 
 def _plain(images: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int], tuple[int, int]]) -> jax.Array:
@@ -81,10 +94,10 @@ def _backward(pool: bool, residuals: tuple[Any, ...], cotangent: jax.Array) -> t
         if pool:
             cotangent = _spread(cotangent, places, patches.shape)
         flat = patches.reshape(-1, total.shape[0]), cotangent.reshape(-1, outputs)
-        product = jnp.einsum("np,no->po", *flat, preferred_element_type=jnp.float32)
+        product = jnp.einsum("np,no->po", *flat, preferred_element_type=wide(images))
         return total + product, _plain(cotangent, turned, ((kh - 1, kh - 1), (kw - 1, kw - 1)))
 
-    zeros = jnp.zeros((math.prod(kernel.shape[:-1]), outputs), jnp.float32)
+    zeros, _ = _alike(jnp.zeros((math.prod(kernel.shape[:-1]), outputs), wide(images)), images)
     d_kernel, d_images = jax.lax.scan(add, zeros, (_split(images, count), _split(cotangent, count), places))
     return d_images.reshape(images.shape), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, Cache, normaliser, stack, vocabulary_loss
+from jtasks.models.layers import NORMAL, Cache, Head, normaliser, stack, vocabulary_logits, vocabulary_loss
+from jtasks.precision import wide
 
 
 def shifted(tokens: jax.Array, start: int) -> jax.Array:
@@ -38,7 +39,8 @@ class GPT(nn.Module):
       tied: predict with the input embedding instead of a matrix of its own; `outputs` must be `vocab`.
       hidden, activation, norm, epsilon: as `layers.Block` has them.
       remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
-      dtype: of the computation; parameters are float32.
+      plain: attention in a form with forward-mode derivatives (`jax.jvp`), whose scores are all in memory.
+      dtype: of the computation, None: that of parameters and inputs; parameters are float32.
     """
 
     vocab: int
@@ -56,7 +58,8 @@ class GPT(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     remat: bool = False
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     def setup(self) -> None:
         ranges.check_module(self)
@@ -78,13 +81,14 @@ class GPT(nn.Module):
             epsilon=self.epsilon,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
+            plain=self.plain,
             dtype=self.dtype,
         )
         self.last_norm = normaliser(self.norm, self.epsilon, self.dtype, name="norm")
         if not self.tied:
-            self.head = nn.Dense(self.outputs, use_bias=False, dtype=self.dtype, kernel_init=NORMAL)
+            self.head = Head(self.outputs, use_bias=False, dtype=self.dtype, kernel_init=NORMAL)
         if self.classes:
-            self.classifier = nn.Dense(self.classes, dtype=self.dtype, kernel_init=NORMAL)
+            self.classifier = Head(self.classes, dtype=self.dtype, kernel_init=NORMAL)
 
     def __call__(
         self,
@@ -155,7 +159,7 @@ class GPT(nn.Module):
         The branches share the keys and values of their prompt. Those of their own lie behind it, one step of all
         branches after the other, and never move: `seen` [b, n, slots] tells which ones each branch descends from.
         """
-        (b, t), slots = valid.shape, branches * max(length - 1, 0)  # nothing follows the last one
+        (b, t), slots = valid.shape, branches * max(length - 1, 1)  # nothing follows the last one, but loops are traced
         if t + length - 1 > self.positions:
             raise ConfigError(f"a prompt of {t} and {length} tokens more, but the model has {self.positions} positions")
         hidden, layers, _ = self._run(x, {}, valid.astype(jnp.int32), True)
@@ -177,7 +181,7 @@ class GPT(nn.Module):
         """
         x = self._embedded(tokens, jnp.arange(tokens.shape[1]), deterministic)
         hidden, _, features = self._run(x, None, None, deterministic)
-        return self._logits(hidden), self.classifier(features[layer]).astype(jnp.float32)
+        return self._logits(hidden), self.classifier(features[layer])
 
     def _embedded(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         if tokens.shape[1] > self.positions:
@@ -191,7 +195,7 @@ class GPT(nn.Module):
         """Activations [b, t, width], the cache, and pooled features [depth + 1, b, width]."""
         x, (cache, features) = self.blocks(x, cache, segments, deterministic)
         hidden = self.last_norm(x)
-        last = jnp.mean(hidden.astype(jnp.float32), axis=1)
+        last = jnp.mean(hidden.astype(wide(hidden)), axis=1)
         return hidden, cache, jnp.concatenate([features, last[None]])
 
     def _nats(self, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -203,4 +207,4 @@ class GPT(nn.Module):
         return vocabulary_loss(hidden, table, labels)
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
-        return (self.tokens.attend(hidden) if self.tied else self.head(hidden)).astype(jnp.float32)
+        return vocabulary_logits(hidden, self.tokens.embedding) if self.tied else self.head(hidden)

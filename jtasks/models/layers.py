@@ -1,5 +1,6 @@
 """The transformer block, shared by the backbones, and the loss over a vocabulary."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import optax
 from jtasks import sharding
 from jtasks.models import attention as attend
 from jtasks.models.dropout import DRAWN, Dropout
+from jtasks.precision import wide
 
 Cache = dict[str, jax.Array]
 
@@ -20,7 +22,8 @@ NORMAL = nn.initializers.normal(0.02)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's
-    "gelu": lambda x: nn.gelu(x, approximate=False),  # BERT's and ViT's
+    # BERT's and ViT's, as torch has it; the erfc of jax.nn.gelu has no derivative in a shard_map that checks its types.
+    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5))),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # ImageGPT's
     "relu": nn.relu,
     "silu": nn.silu,
@@ -43,15 +46,13 @@ def vocabulary_loss(
       hidden: [..., width]; `table` is [vocab, width], `bias` [vocab], `labels` [...] int32.
 
     Returns:
-      Nats [...] float32, and whether the likeliest id is the label [...] bool.
+      Nats [...], at least float32, and whether the likeliest id is the label [...] bool.
     """
     shape, n = labels.shape, labels.size
-    table = table.astype(hidden.dtype)
 
     @jax.checkpoint  # the backward pass computes a block's logits again
     def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = jnp.einsum("nw,vw->nv", part[0], table, preferred_element_type=jnp.float32)
-        logits = logits if bias is None else logits + bias[None]
+        logits = vocabulary_logits(part[0], table, bias)
         return optax.softmax_cross_entropy_with_integer_labels(logits, part[1]), logits.argmax(-1) == part[1]
 
     flat, ids = hidden.reshape(n, -1), labels.reshape(n)
@@ -63,6 +64,28 @@ def vocabulary_loss(
         blocks = flat.reshape(-1, rows, flat.shape[-1]), ids.reshape(-1, rows)
         nats, correct = (x.reshape(-1)[:n] for x in jax.lax.map(block, blocks))
     return nats.reshape(shape), correct.reshape(shape)
+
+
+def vocabulary_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """Logits [..., vocab] of `hidden @ table.T + bias`, at least float32 from the products on."""
+    product = jnp.einsum("...w,vw->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide(hidden))
+    return product if bias is None else product + bias.reshape(*[1] * (product.ndim - 1), -1)
+
+
+class Head(nn.Module):
+    """A dense layer whose outputs, such as logits, are at least float32 from the products on."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    kernel_init: Any = nn.initializers.lecun_normal()
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else None
+        dtype = self.dtype or jnp.result_type(x, kernel)
+        return vocabulary_logits(x.astype(dtype), kernel.T, bias)
 
 
 class Attention(nn.Module):
@@ -78,7 +101,8 @@ class Attention(nn.Module):
     causal: bool
     output_scale: float
     dropout: float = 0.0
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -95,7 +119,7 @@ class Attention(nn.Module):
             mask = attend.visible(t, self.causal, segments)
             mixed = attend.dropped_attention(query, key, value, mask, self.make_rng("dropout"), self.dropout)
         else:
-            mixed = attend.self_attention(query, key, value, causal=self.causal, segments=segments)
+            mixed = attend.self_attention(query, key, value, causal=self.causal, segments=segments, plain=self.plain)
         if cache is not None:
             cache = {"key": key, "value": value}
         mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.width)
@@ -115,6 +139,7 @@ class Block(nn.Module):
       hidden: width of the feed-forward layer; 0: four times `width`.
       activation: one of ACTIVATIONS.
       norm: `layer` or `rms`.
+      plain: attention in a form with forward-mode derivatives, whose scores are all in memory.
     """
 
     width: int
@@ -128,7 +153,8 @@ class Block(nn.Module):
     post_norm: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(
@@ -145,9 +171,8 @@ class Block(nn.Module):
             down = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02 * scale), name="down")
             return down(ACTIVATIONS[self.activation](y))
 
-        attend = Attention(
-            self.width, self.heads, self.causal, scale, self.attention_dropout, self.dtype, name="attention"
-        )
+        options = {"plain": self.plain, "dtype": self.dtype, "name": "attention"}
+        attend = Attention(self.width, self.heads, self.causal, scale, self.attention_dropout, **options)
         normed = x if self.post_norm else norms[0](x)
         y, cache = attend(normed, cache, segments, deterministic)
         x = x + Dropout(self.dropout, name="dropout1")(y, deterministic)
@@ -155,7 +180,7 @@ class Block(nn.Module):
         y = up_and_down(x if self.post_norm else norms[1](x))
         x = x + Dropout(self.dropout, name="dropout2")(y, deterministic)
         x = norms[1](x) if self.post_norm else x
-        return x, (cache, jnp.mean(normed.astype(jnp.float32), axis=1))
+        return x, (cache, jnp.mean(normed.astype(wide(normed)), axis=1))
 
 
 def kept(primitive: Any, *arguments: Any, **parameters: Any) -> bool:

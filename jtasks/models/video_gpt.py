@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jtasks.errors import ConfigError
 from jtasks.models.gpt import GPT, places
-from jtasks.models.layers import NORMAL, Cache
+from jtasks.models.layers import NORMAL, Cache, Head
 
 KINDS = ("video", "caption", "questioner", "answerer")  # of what stands at a position
 
@@ -31,7 +31,7 @@ class VideoGPT(GPT):
         self.kind = nn.Embed(len(KINDS), self.width, dtype=self.dtype, embedding_init=NORMAL)
         if self.features:
             self.project = nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
-            self.regress = nn.Dense(self.features, dtype=self.dtype, kernel_init=NORMAL)
+            self.regress = Head(self.features, dtype=self.dtype, kernel_init=NORMAL)
 
     def losses(
         self,
@@ -56,7 +56,7 @@ class VideoGPT(GPT):
         nats, correct = self._nats(hidden[:, -(answer.shape[1] - 1) :], answer[:, 1:])
         if not video.shape[1]:
             return nats, correct, jnp.zeros(video.shape[:2], jnp.float32)
-        predicted = self.regress(hidden[:, : video.shape[1] - 1]).astype(jnp.float32)
+        predicted = self.regress(hidden[:, : video.shape[1] - 1])
         return nats, correct, jnp.mean(jnp.square(predicted - video[:, 1:]), axis=-1)
 
     def read(
@@ -91,7 +91,7 @@ class VideoGPT(GPT):
         there = [jnp.arange(video.shape[1])[None] < frames[:, None], kinds > 0, jnp.ones(answer.shape, bool)]
         parts = [self.tokens(context) + self.kind(kinds), self.tokens(answer) + self._kind("answerer")]
         if self.features:
-            parts.insert(0, self.project(video.astype(self.dtype)) + self._kind("video"))
+            parts.insert(0, self.project(video) + self._kind("video"))
         valid = jnp.concatenate(there, axis=1)
         if valid.shape[1] > self.positions:
             raise ConfigError(f"video and text take {valid.shape[1]} positions, but the model has {self.positions}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, normaliser, stack
+from jtasks.models.layers import NORMAL, Head, normaliser, stack
 
 
 class ViT(nn.Module):
@@ -20,7 +20,8 @@ class ViT(nn.Module):
       pool: what is classified: the `mean` over patches, or a `token` of its own that stands before them.
       hidden, activation, epsilon: as `layers.Block` has them.
       remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
-      dtype: of the computation; parameters are float32.
+      plain: attention in a form with forward-mode derivatives (`jax.jvp`), whose scores are all in memory.
+      dtype: of the computation, None: that of parameters and inputs; parameters are float32.
     """
 
     classes: int
@@ -35,7 +36,8 @@ class ViT(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     remat: bool = False
-    dtype: Any = jnp.float32
+    plain: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -45,12 +47,12 @@ class ViT(nn.Module):
         if h % p or w % p:
             raise ConfigError(f"images {h}x{w} are not divisible into patches {p}x{p} (config.model.patch)")
         patches = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
-        x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches.astype(self.dtype))
+        x = nn.Dense(self.width, dtype=self.dtype, name="embed")(patches)
         if self.pool == "token":
-            token = self.param("token", NORMAL, (self.width,)).astype(self.dtype)
+            token = self.param("token", NORMAL, (self.width,)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, self.width)), x], axis=1)
         position = self.param("position", NORMAL, (x.shape[1], self.width))
-        x = Dropout(self.dropout, name="dropout")(x + position[None].astype(self.dtype), deterministic)
+        x = Dropout(self.dropout, name="dropout")(x + position[None].astype(x.dtype), deterministic)
         blocks = stack(
             depth=self.depth,
             remat=self.remat,
@@ -63,9 +65,10 @@ class ViT(nn.Module):
             epsilon=self.epsilon,
             dropout=self.dropout,
             attention_dropout=self.attention_dropout,
+            plain=self.plain,
             dtype=self.dtype,
         )
         x, _ = blocks(x, None, None, deterministic)
         x = normaliser("layer", self.epsilon, self.dtype, name="norm")(x)
         pooled = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
-        return nn.Dense(self.classes, dtype=self.dtype, name="head")(pooled).astype(jnp.float32)
+        return Head(self.classes, dtype=self.dtype, name="head")(pooled)

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import decode, models
+from jtasks import decode, models, precision
 from jtasks.config import Config, given
 from jtasks.data import dialogues, tokenizers
 from jtasks.data.files import data_folder
-from jtasks.metrics import Mean, Perplexity, captions, scaled, submissions
+from jtasks.metrics import Mean, Perplexity, captions, example_weights, scaled, submissions
 
 Batch = dict[str, jax.Array]
 
@@ -206,8 +206,8 @@ def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[
     nats, correct, error = _model(config).apply(
         {"params": params}, *_context(batch), batch["answer"], method="losses", **options
     )
-    said = (jnp.arange(nats.shape[1])[None] < batch["answered"][:, None]) * batch["mask"][:, None]
-    seen = (jnp.arange(error.shape[1])[None] + 1 < batch["frames"][:, None]) * batch["mask"][:, None]
+    said = (jnp.arange(nats.shape[1])[None] < batch["answered"][:, None]) * example_weights(batch)[:, None]
+    seen = (jnp.arange(error.shape[1])[None] + 1 < batch["frames"][:, None]) * example_weights(batch)[:, None]
     answer = Mean.of(nats, said)
     return {
         "answer": answer,
@@ -228,8 +228,8 @@ def _model(config: Config) -> Any:
         depth=model.depth,
         heads=model.heads,
         remat=model.remat,
-        dtype=jnp.dtype(config.precision),
-        **given(model, "tied", "hidden", "activation", "norm", "epsilon", "dropout", "attention_dropout"),
+        dtype=precision.computation(config.precision),
+        **given(model, "tied", "hidden", "activation", "norm", "epsilon", "dropout", "attention_dropout", "plain"),
     )
 
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, masking, models
+from jtasks import augment, masking, models, precision
 from jtasks.config import Config
 from jtasks.data import pairs, shards, text, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
 from jtasks.log import say
-from jtasks.metrics import Mean, Perplexity
+from jtasks.metrics import Mean, Perplexity, example_weights
 
 LOSSES = ("masked", "next_sentence")
 HUGGINGFACE = "BertForPreTraining"
@@ -137,7 +137,7 @@ def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.nd
 
 def _model(config: Config) -> Any:
     fields = {name: value for name, value in config.model.items() if name not in IDS}
-    return models.BERT(**fields, dtype=jnp.dtype(config.precision))
+    return models.BERT(**fields, dtype=precision.computation(config.precision))
 
 
 def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
@@ -151,7 +151,7 @@ def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
     masked = masking.mask(
         tokens,
         (segments > 0) & ~special,
-        augment.keys(batch["seed"]),
+        augment.keys(batch.get("seed")),
         rate=config.data.masked,
         places=config.data.predictions,
         vocab=model.vocab,
@@ -164,13 +164,13 @@ def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     *inputs, weights = _inputs(batch, config)
     nats, correct, follows = _model(config).apply({"params": params}, *inputs, method="pretrain", **options)
-    weights = weights * batch["mask"][:, None]
+    weights = weights * example_weights(batch)[:, None]
     masked = Mean.of(nats, weights)
     next_sentence = optax.softmax_cross_entropy_with_integer_labels(follows, batch["next"])
     return {
         "masked": masked,
-        "next_sentence": Mean.of(next_sentence, batch["mask"]),
+        "next_sentence": Mean.of(next_sentence, example_weights(batch)),
         "masked_accuracy": Mean.of(correct, weights),
-        "next_sentence_accuracy": Mean.of(follows.argmax(-1) == batch["next"], batch["mask"]),
+        "next_sentence_accuracy": Mean.of(follows.argmax(-1) == batch["next"], example_weights(batch)),
         "perplexity": Perplexity(masked.total, masked.count),
     }

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models
+from jtasks import models, precision
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Mean
+from jtasks.metrics import Mean, example_weights
 
 Batch = dict[str, jax.Array]
 
@@ -114,7 +114,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+    return models.BERT(**config.model, dtype=precision.computation(config.precision))
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
@@ -134,7 +134,7 @@ def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[
     scores = _scores(params, batch, config, **options)
     loss = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
     correct = scores.argmax(-1) == batch["label"]
-    return {"loss": Mean.of(loss, batch["mask"]), "accuracy": Mean.of(correct, batch["mask"])}
+    return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}
 
 
 def _read(split: str, config: Config) -> list[tuple[str, list[str], int]] | None:

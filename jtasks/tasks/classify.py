@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models
+from jtasks import models, precision
 from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Mean
+from jtasks.metrics import Mean, example_weights
 
 Batch = dict[str, jax.Array]
 
@@ -122,7 +122,7 @@ def _matthews(table: np.ndarray) -> float:
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+    return models.BERT(**config.model, dtype=precision.computation(config.precision))
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
@@ -137,7 +137,7 @@ def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[
     logits = _logits(params, batch, config, **options)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
-    return {"loss": Mean.of(loss, batch["mask"]), "accuracy": Mean.of(correct, batch["mask"])}
+    return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}
 
 
 def _rows(split: str, config: Config) -> list[tables.Row] | None:

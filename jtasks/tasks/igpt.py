@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, colours, data, decode, models, picture
+from jtasks import augment, colours, data, decode, models, picture, precision
 from jtasks.assets import palette
 from jtasks.config import Config, given
-from jtasks.metrics import Mean, scaled
+from jtasks.metrics import Mean, example_weights, scaled
 
 Batch = dict[str, jax.Array]
 
@@ -49,7 +49,7 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Nats a pixel on augmented images."""
-    pixels = augment.crop_and_flip(batch["image"], batch["seed"], pad=config.data.crop, mirror=config.data.flip)
+    pixels = augment.crop_and_flip(batch["image"], batch.get("seed"), pad=config.data.crop, mirror=config.data.flip)
     metrics = _metrics(params, batch | {"image": pixels}, config, deterministic=False, rngs={"dropout": rng})
     return metrics["loss"].value, metrics
 
@@ -73,7 +73,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
         lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
         cache,
         jnp.broadcast_to(logits[:, None], (b, sampling.count, logits.shape[-1])),
-        jax.vmap(lambda key: jax.random.split(key, sampling.count))(augment.keys(batch["seed"])),
+        jax.vmap(lambda key: jax.random.split(key, sampling.count))(augment.keys(batch.get("seed"))),
         length - given,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
@@ -108,8 +108,8 @@ def _model(config: Config) -> Any:
         heads=model.heads,
         dropout=model.dropout,
         remat=model.remat,
-        dtype=jnp.dtype(config.precision),
-        **given(model, "hidden", "activation", "norm", "epsilon"),
+        dtype=precision.computation(config.precision),
+        **given(model, "hidden", "activation", "norm", "epsilon", "plain"),
     )
 
 
@@ -124,5 +124,5 @@ def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     tokens = _tokens(batch, config)
     logits = _model(config).apply({"params": params}, _inputs(tokens, config), **options)
-    nats = Mean.of(optax.softmax_cross_entropy_with_integer_labels(logits, tokens), batch["mask"])
+    nats = Mean.of(optax.softmax_cross_entropy_with_integer_labels(logits, tokens), example_weights(batch))
     return {"loss": nats, "bits": scaled(nats, 1 / np.log(2))}

@@ -7,14 +7,13 @@ run. The probe freezes all but the classifier and reads the features of a chosen
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, colours, data, models, picture
+from jtasks import augment, colours, data, models, picture, precision
 from jtasks.assets import labels, palette
 from jtasks.config import Config, given
-from jtasks.metrics import Mean, scaled
+from jtasks.metrics import Mean, example_weights, scaled
 
 Batch = dict[str, jax.Array]
 
@@ -50,7 +49,7 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Nats an image of the class, plus `config.generation` times the nats a pixel, on augmented images."""
-    pixels = augment.crop_and_flip(batch["image"], batch["seed"], pad=config.data.crop, mirror=config.data.flip)
+    pixels = augment.crop_and_flip(batch["image"], batch.get("seed"), pad=config.data.crop, mirror=config.data.flip)
     metrics = _metrics(params, batch | {"image": pixels}, config, deterministic=False, rngs={"dropout": rng})
     return metrics["classification"].value + metrics["generation"].value, metrics
 
@@ -94,8 +93,8 @@ def _model(config: Config) -> Any:
         heads=model.heads,
         dropout=model.dropout,
         remat=model.remat,
-        dtype=jnp.dtype(config.precision),
-        **given(model, "hidden", "activation", "norm", "epsilon"),
+        dtype=precision.computation(config.precision),
+        **given(model, "hidden", "activation", "norm", "epsilon", "plain"),
     )
 
 
@@ -111,12 +110,12 @@ def _logits(params: Any, tokens: jax.Array, config: Config, **options: Any) -> t
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     tokens = _tokens(batch, config)
     pixel_logits, class_logits = _logits(params, tokens, config, **options)
-    nats = Mean.of(optax.softmax_cross_entropy_with_integer_labels(pixel_logits, tokens), batch["mask"])
+    nats = Mean.of(optax.softmax_cross_entropy_with_integer_labels(pixel_logits, tokens), example_weights(batch))
     loss = optax.softmax_cross_entropy_with_integer_labels(class_logits, batch["label"])
     return {
-        "classification": Mean.of(loss, batch["mask"]),
+        "classification": Mean.of(loss, example_weights(batch)),
         "generation": scaled(nats, config.generation),
-        "accuracy": Mean.of(class_logits.argmax(-1) == batch["label"], batch["mask"]),
+        "accuracy": Mean.of(class_logits.argmax(-1) == batch["label"], example_weights(batch)),
         "nats": nats,
         "bits": scaled(nats, 1 / np.log(2)),
     }

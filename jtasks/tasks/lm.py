@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import augment, decode, models
+from jtasks import augment, decode, models, precision
 from jtasks.config import Config
 from jtasks.data import text, tokenizers, tokens
 from jtasks.data.files import data_folder
-from jtasks.metrics import Mean, Perplexity
+from jtasks.metrics import Mean, Perplexity, example_weights
 
 Batch = dict[str, jax.Array]
 
@@ -78,7 +78,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     model, variables, sampling = _model(config), {"params": params}, config.sample
     given = max(config.data.length // 2, 1)
     fresh = max(config.data.length - given, 1)
-    keys = augment.keys(batch["seed"])
+    keys = augment.keys(batch.get("seed"))
 
     def go_on(prompt: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
         segments = _packing(prompt, config)["segments"]
@@ -152,7 +152,7 @@ def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
 
 def _model(config: Config) -> Any:
     fields = {name: value for name, value in config.model.items() if name != "end"}
-    return models.GPT(**{"outputs": config.model.vocab} | fields, dtype=jnp.dtype(config.precision))
+    return models.GPT(**{"outputs": config.model.vocab} | fields, dtype=precision.computation(config.precision))
 
 
 def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:
@@ -171,11 +171,11 @@ def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[
     nats, correct = _model(config).apply(
         {"params": params}, inputs, labels, method="nats", **_packing(inputs, config), **options
     )
-    counted = (jnp.arange(labels.shape[1])[None] >= batch["skip"][:, None]) * batch["mask"][:, None]
+    counted = (jnp.arange(labels.shape[1])[None] >= batch["skip"][:, None]) * example_weights(batch)[:, None]
     loss = Mean.of(nats, counted)
     return {
         "loss": loss,
         "accuracy": Mean.of(correct, counted),
         "perplexity": Perplexity(loss.total, loss.count),
-        "bits_per_byte": Mean(loss.total / np.log(2), jnp.sum(batch["bytes"] * batch["mask"])),
+        "bits_per_byte": Mean(loss.total / np.log(2), jnp.sum(batch["bytes"] * example_weights(batch))),
     }

@@ -3,14 +3,13 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import data, models, picture
+from jtasks import data, models, picture, precision
 from jtasks.assets import image_processor, labels
-from jtasks.config import Config
-from jtasks.metrics import Mean
+from jtasks.config import Config, given
+from jtasks.metrics import Mean, example_weights
 
 Batch = dict[str, jax.Array]
 
@@ -64,7 +63,12 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
 
 
 def _model(config: Config) -> Any:
-    return models.ConvNet(config.model.classes, dropout=config.model.dropout, dtype=jnp.dtype(config.precision))
+    return models.ConvNet(
+        config.model.classes,
+        dropout=config.model.dropout,
+        **given(config.model, "plain"),
+        dtype=precision.computation(config.precision),
+    )
 
 
 def _pixels(batch: Batch) -> jax.Array:
@@ -74,4 +78,4 @@ def _pixels(batch: Batch) -> jax.Array:
 def _metrics(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
-    return {"loss": Mean.of(loss, batch["mask"]), "accuracy": Mean.of(correct, batch["mask"])}
+    return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models
+from jtasks import models, precision
 from jtasks.config import Config
 from jtasks.data import encoding, squad, tokenizers
 from jtasks.errors import DataError
-from jtasks.metrics import Mean, scaled, spans
+from jtasks.metrics import Mean, example_weights, scaled, spans
 
 Batch = dict[str, jax.Array]
 
@@ -180,7 +180,7 @@ def _threshold(config: Config) -> float:
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+    return models.BERT(**config.model, dtype=precision.computation(config.precision))
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
@@ -195,7 +195,7 @@ def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Ar
 
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     logits = _logits(params, batch, config, **options)
-    mask = batch["mask"] * (batch["start"] >= 0)  # answers that no file tells count for nothing
+    mask = example_weights(batch) * (batch["start"] >= 0)  # answers that no file tells count for nothing
     metrics, right = {}, jnp.ones(mask.shape, bool)
     for i, name in enumerate(LOSSES):
         nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., i], jnp.maximum(batch[name], 0))

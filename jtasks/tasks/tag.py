@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models
+from jtasks import models, precision
 from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import conll, encoding, tables, tokenizers
 from jtasks.errors import DataError
-from jtasks.metrics import Mean, entities
+from jtasks.metrics import Mean, entities, example_weights
 
 Batch = dict[str, jax.Array]
 
@@ -125,7 +125,7 @@ def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=jnp.dtype(config.precision))
+    return models.BERT(**config.model, dtype=precision.computation(config.precision))
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -139,7 +139,7 @@ def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Ar
 
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     logits, labels = _logits(params, batch, config, **options), batch["labels"]
-    mask = batch["mask"][:, None] * (labels >= 0)
+    mask = example_weights(batch)[:, None] * (labels >= 0)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return {"loss": Mean.of(loss, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}
 

@@ -3,16 +3,15 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, data, models, picture
+from jtasks import augment, data, models, picture, precision
 from jtasks.assets import image_processor, labels
 from jtasks.config import Config, given
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
-from jtasks.metrics import Mean
+from jtasks.metrics import Mean, example_weights
 
 Batch = dict[str, jax.Array]
 
@@ -81,13 +80,13 @@ def _model(config: Config) -> Any:
         patch=model.patch,
         dropout=model.dropout,
         remat=model.remat,
-        dtype=jnp.dtype(config.precision),
-        **given(model, "pool", "hidden", "activation", "epsilon", "attention_dropout"),
+        dtype=precision.computation(config.precision),
+        **given(model, "pool", "hidden", "activation", "epsilon", "attention_dropout", "plain"),
     )
 
 
 def _augmented(batch: Batch, config: Config) -> jax.Array:
-    options, images, seeds = config.data, batch["image"], batch["seed"]
+    options, images, seeds = config.data, batch["image"], batch.get("seed")
     if options.augment == "igpt":
         return augment.crop_and_flip(images, seeds, pad=options.crop, mirror=options.flip)
     if options.augment == "imagenet":
@@ -119,7 +118,7 @@ def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     return {
-        "loss": Mean.of(loss, batch["mask"]),
-        "accuracy": Mean.of(logits.argmax(-1) == labels, batch["mask"]),
-        "top5": Mean.of((likeliest == labels[:, None]).any(-1), batch["mask"]),
+        "loss": Mean.of(loss, example_weights(batch)),
+        "accuracy": Mean.of(logits.argmax(-1) == labels, example_weights(batch)),
+        "top5": Mean.of((likeliest == labels[:, None]).any(-1), example_weights(batch)),
     }

@@ -177,3 +177,24 @@ def test_errors_say_what_is_wrong():
         captions.scores([], [])
     with pytest.raises(DataError, match=r"items \[1\] \(1 in all\) have no reference"):
         captions.scores(["a", "b"], ["a", []])
+
+
+@pytest.mark.parametrize(
+    ("hypothesis", "references", "expected"),
+    [("", [""], 1.0), ("", ["a man", ""], 1.0), ("", ["a man"], 0.0), ("a man", [""], 0.0), (".", ["!"], 1.0)],
+)
+def test_texts_without_words_equal_each_other_for_rouge_as_for_cocos_evaluator(hypothesis, references, expected):
+    found = captions.scores([hypothesis], [references], metrics=["rouge_l"])
+    assert found["rouge_l"] == pytest.approx(expected)
+
+
+def test_texts_without_words_score_as_in_cocos_evaluator():
+    bleu = pytest.importorskip("pycocoevalcap.bleu.bleu").Bleu(4)
+    cider = pytest.importorskip("pycocoevalcap.cider.cider").Cider()
+    mine = ["", "a man sits", "", "he stands up there"]
+    theirs = [[""], [""], ["a man sits here"], ["he stands up"]]
+    found = captions.scores(mine, theirs, metrics=["bleu", "cider"])
+    results, references = {i: [text] for i, text in enumerate(mine)}, dict(enumerate(theirs))
+    whole, _ = bleu.compute_score(references, results, verbose=0)
+    np.testing.assert_allclose([found[f"bleu_{n}"] for n in range(1, 5)], whole, rtol=1e-9)
+    np.testing.assert_allclose(found["cider"], cider.compute_score(references, results)[0], rtol=1e-9)
