@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+BICUBIC = 3  # PIL's number of the filter that scales pictures of another size (see data/examples.py)
 LABELS, PALETTE, PROCESSOR = "labels.json", "palette.json", "preprocessor_config.json"
 
 
@@ -37,7 +38,7 @@ def image_processor(
     mean: Sequence[float], std: Sequence[float], rescale: float, shape: Sequence[int] | None = None
 ) -> dict[str, str]:
     """preprocessor_config.json of transformers: a pixel x goes in as (x * rescale - mean) / std, channel by channel."""
-    size = {"size": {"height": shape[0], "width": shape[1]}, "do_resize": True} if shape else {}
+    size = {"size": {"height": shape[0], "width": shape[1]}, "do_resize": True, "resample": BICUBIC} if shape else {}
     scaling = {"do_rescale": True, "rescale_factor": rescale, "do_normalize": True}
     numbers = {"image_mean": list(mean), "image_std": list(std)}
     return {PROCESSOR: _text({"image_processor_type": "ViTImageProcessor"} | size | scaling | numbers)}

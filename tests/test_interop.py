@@ -458,6 +458,19 @@ def test_an_index_names_files_of_its_folder_alone(index, tmp_path):
         files.where(tmp_path / "gpt2")
 
 
+def test_a_vit_folders_other_filter_is_told(tmp_path):
+    shutil.copytree(GOLDEN / "vit_classification", tmp_path / "vit")
+    told = []
+    for processor in ({"resample": 3}, {"do_resize": False}, {"resample": 2}):
+        (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+        fields = huggingface.model_fields(tmp_path / "vit")
+        assert fields["mean"] == (0.5,) * read_config("vit_classification")["num_channels"]
+        huggingface.import_params(str(tmp_path / "vit"), start("vit_classification"), fields, None, told.append)
+    assert len(told) == 1 and "PIL's filter 2" in told[0]
+    (tmp_path / "vit" / "preprocessor_config.json").unlink()
+    assert "mean" not in huggingface.model_fields(tmp_path / "vit")
+
+
 # Placeholders of a config
 
 

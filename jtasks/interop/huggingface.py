@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtasks import assets
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.interop import bert, files, gpt2, settings, vit
 from jtasks.interop.layouts import Entry
@@ -144,6 +145,13 @@ def import_params(
     """
     config, fields = _read(pathlib.Path(folder).expanduser())[0], model_fields(folder)
     _agree(fields, model, folder, warn)
+    if "mean" in fields:
+        processor = files.read_json(pathlib.Path(folder).expanduser() / assets.PROCESSOR)
+        if processor.get("do_resize", True) and processor.get("resample", 2) != assets.BICUBIC:
+            warn(
+                f"{folder} scales pictures of another size with PIL's filter {processor.get('resample', 2)} and without"
+                f" cropping, jtasks with {assets.BICUBIC} and cropped: give pictures of its size for the same pixels"
+            )
     table = _family(config).entries(config)
     tree, unused = from_hf(folder)
     there, wanted = _flat(tree), _flat(params)
