@@ -200,9 +200,12 @@ def _config_file(flags: argparse.Namespace) -> str:
 
 
 def _join(flags: argparse.Namespace) -> None:
-    from jtasks import clusters, processes
+    from jtasks import clusters, errors, processes
 
-    joined = processes.start(flags.coordinator, flags.processes, flags.process, flags.timeout)
+    place = flags.coordinator, flags.processes, flags.process
+    if flags.mode == "check" and processes.find(*place):
+        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: say --processes=1")
+    joined = processes.start(*place, flags.timeout, _workdir(flags.workdir), make=flags.mode == "train")
     if joined is not None and joined.process == 0:
         print(f"{joined.processes} processes, by {joined.launcher}", file=sys.stderr, flush=True)
     hint = clusters.partly(os.environ)
@@ -252,10 +255,8 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
 
 
 def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    from jtasks import errors, processes, testing
+    from jtasks import errors, testing
 
-    if not processes.alone():
-        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: say --processes=1")
     if config.check.step:
         print(errors.printable(testing.replay(config, workdir, config.check.step)), file=sys.stderr)
         return {"replayed": config.check.step}

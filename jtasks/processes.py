@@ -1,7 +1,11 @@
 """Several processes as one run: the first decides and writes, the others follow."""
 
 import atexit
+import contextlib
+import hashlib
 import os
+import pathlib
+import secrets
 import time
 from collections.abc import Callable
 
@@ -14,12 +18,20 @@ from jtasks.clusters import Cluster
 from jtasks.errors import ConfigError
 
 TIMEOUT_SECONDS = 300.0
+TOKEN = ".processes"
+SECRET = "JTASKS_SECRET"
 
 _links: list[rendezvous.Link] = []  # this process's place in its run, as jax.distributed too keeps one a process
 
 
 def start(
-    coordinator: str | None, count: int | None, index: int | None, timeout: float = TIMEOUT_SECONDS
+    coordinator: str | None,
+    count: int | None,
+    index: int | None,
+    timeout: float = TIMEOUT_SECONDS,
+    workdir: pathlib.Path = pathlib.Path(),
+    *,
+    make: bool = False,
 ) -> Cluster | None:
     """Join the other processes of a run; without arguments, those that the environment tells of, if any.
 
@@ -28,12 +40,15 @@ def start(
       count: number of processes; 1 means alone, whatever the environment tells.
       index: which of them this is, from 0.
       timeout: seconds to wait for the others.
+      workdir: a folder that all of them see. The first writes a token there, and who cannot read it is no member:
+        so strangers stay out, and so do processes that would write their part of a checkpoint elsewhere.
+      make: whether the first makes the folder where it is absent.
 
     Returns:
       The run that was joined; None where the process is alone.
 
     Raises:
-      ConfigError: the arguments are incomplete, or the processes do not agree.
+      ConfigError: the arguments are incomplete, the processes do not agree, or not all see `workdir`.
       TrainingError: a process did not come in time, or the first one does not answer.
     """
     cluster = find(coordinator, count, index)
@@ -41,11 +56,22 @@ def start(
         return None
     if timeout <= 0:
         raise ConfigError(f"--timeout={timeout:g} must be more than 0 seconds")
-    _, port = rendezvous.address(cluster.coordinator)
+    host, port = rendezvous.address(cluster.coordinator)
+    token = workdir.absolute() / TOKEN
+    source = (
+        f"{token}. --workdir must be one folder that all machines share, and {SECRET} the same on all, if it is set"
+    )
     if cluster.process == 0:
-        connections = rendezvous.gather(port, cluster.processes, timeout)
+        _write_token(token, make=make)
+        try:
+            connections = rendezvous.gather(cluster.coordinator, cluster.processes, timeout, _key(token), source)
+        finally:
+            with contextlib.suppress(OSError):
+                token.unlink()
     else:
-        connections = [rendezvous.join(cluster.coordinator, cluster.process, cluster.processes, timeout)]
+        members = cluster.process, cluster.processes
+        connections = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
+    local = rendezvous.interface(host)
     _links[:] = [rendezvous.Link(cluster.process, connections)]  # from here on, a death is noticed
     jax.distributed.initialize(
         cluster.coordinator,
@@ -53,10 +79,35 @@ def start(
         cluster.process,
         local_device_ids=cluster.device,
         cluster_detection_method="deactivate",
+        coordinator_bind_address=f"{f'[{local}]' if ':' in local else local}:{port}" if local else None,
         initialization_timeout=max(10, int(timeout)),
     )
     atexit.register(_links[0].leave)  # runs before jax.distributed's own, which waits for the others only so long
     return cluster
+
+
+def _write_token(path: pathlib.Path, *, make: bool) -> None:
+    try:
+        if make:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ConfigError(
+            f"--workdir={path.parent} cannot be written to ({error.strerror}): the processes of a run meet there"
+        ) from None
+
+
+def _key(path: pathlib.Path) -> bytes:
+    """What only members know: the token in the folder that they share, and the secret of the environment, if any."""
+    try:
+        token = path.read_bytes()[:1024]
+    except OSError:
+        token = b""  # not there yet: a greeting with it is refused, and made again
+    return hashlib.sha256(os.environ.get(SECRET, "").encode() + b"\0" + token).digest()
 
 
 def find(coordinator: str | None, count: int | None, index: int | None) -> Cluster | None:

@@ -4,17 +4,24 @@ jax.distributed aborts a process that waits in vain, and tells neither who was m
 starts, every process reports to the first on the coordinator's port. The connections stay open for as long as the
 run lasts: the system closes them with the process, so an end without a word is noticed at once, and TCP's
 keep-alive notices a machine that is gone. Messages are lines of JSON; the first process passes on what concerns all.
+
+Who greets must prove that it has the run's key, which is never sent: the first process gives a challenge, and gets
+its HMAC. Whoever cannot is dropped, and the others go on waiting. What proves itself is a member, and is believed.
 """
 
 import contextlib
+import hmac
+import ipaddress
 import json
 import os
 import queue
+import secrets
 import selectors
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from jtasks.errors import ConfigError, TrainingError, printable
@@ -22,7 +29,12 @@ from jtasks.errors import ConfigError, TrainingError, printable
 GRACE_SECONDS = 2.0  # for a process to tell of its own error, before it ends for another's
 LEAVE_SECONDS = 3.0  # that the first process, which the others' JAX depends on, waits for them to end
 
+LINE_BYTES = 2**16  # longest line that is read
+STRANGERS = 64  # connections that may wait without having proved themselves
+SEE_SECONDS = 20.0  # for a new file to appear through the caches of a network file system
+
 Message = dict[str, Any]
+TYPES = {"value": int, "done": bool, "all done": bool, "lost": str, "failed": str}
 
 
 class Connection:
@@ -30,10 +42,11 @@ class Connection:
 
     def __init__(self, sock: socket.socket):
         self.sock, self.process, self.host, self.done = sock, -1, "", False
+        self.challenge = secrets.token_hex(16)
         self._rest = b""
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):  # 30 s in all
-            if hasattr(socket, name):
+            if hasattr(socket, name) and sock.family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: Message) -> None:
@@ -44,67 +57,100 @@ class Connection:
     def receive(self) -> list[Message] | None:
         """The lines that have arrived, after waiting for some; None at the end of the connection."""
         try:
-            data = self.sock.recv(65536)
+            data = self.sock.recv(LINE_BYTES)
         except TimeoutError:
             return []
         except OSError:
             return None
         *lines, self._rest = (self._rest + data).split(b"\n")
+        if max(len(self._rest), *map(len, lines), 0) > LINE_BYTES:
+            return None
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return None if not data or not all(isinstance(message, dict) for message in messages) else messages
 
 
-def gather(port: int, processes: int, seconds: float) -> list[Connection]:
+def gather(coordinator: str, processes: int, seconds: float, key: bytes, source: str = "the key") -> list[Connection]:
     """Wait on the first process until the others have come; returns their connections in order.
+
+    Args:
+      coordinator: HOST:PORT, this process's address.
+      key: what all members know.
+      source: where they have it from, for messages.
 
     Raises:
       TrainingError: the port is taken, or some did not come in time; they are named.
-      ConfigError: they do not agree on how many there are or who is who.
+      ConfigError: they do not agree on how many there are or who is who, or have not the key.
     """
     deadline = time.monotonic() + seconds
-    members: dict[int, Connection] = {}
-    come: list[Connection] = []
-    with _listen(port, min(10.0, seconds)) as server, selectors.DefaultSelector() as waiting:
+    hall = _Hall(processes, key, source)
+    with _listen(coordinator, min(10.0, seconds)) as server, selectors.DefaultSelector() as waiting:
         waiting.register(server, selectors.EVENT_READ)
         try:
-            while not _complete(members, processes):
+            while not hall.complete():
+                hall.check_keyless(SEE_SECONDS)
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    missing = [i for i in range(1, processes) if i not in members]
+                    hall.check_keyless(0)
+                    missing = [i for i in range(1, processes) if i not in hall.members]
                     raise TrainingError(f"{_listed(missing)} of {processes} never came within {seconds:g} s")
-                for key, _ in waiting.select(left):
-                    if key.data is None:
-                        come.append(Connection(server.accept()[0]))
-                        waiting.register(come[-1].sock, selectors.EVENT_READ, come[-1])
-                    elif not _greeted(key.data, members, processes):
-                        waiting.unregister(key.fileobj)
-                        key.data.sock.close()
+                for selected, _ in waiting.select(min(left, 1.0)):
+                    if selected.data is None:
+                        _admit(server, waiting, hall)
+                    elif not hall.greeted(selected.data):
+                        waiting.unregister(selected.fileobj)
+                        selected.data.sock.close()
         except (ConfigError, TrainingError) as error:
-            for connection in come:
+            for connection in hall.members.values():
                 connection.send({"refused": str(error), "config": isinstance(error, ConfigError)})
-                connection.sock.close()
             raise
-    for connection in come:
-        if connection not in members.values():
-            connection.sock.close()
-    hosts = [socket.gethostname(), *(members[i].host for i in range(1, processes))]
-    for connection in members.values():
-        connection.send({"start": hosts})
-    return [members[i] for i in range(1, processes)]
+        finally:
+            for connection in [entry.data for entry in waiting.get_map().values() if entry.data]:
+                if hall.members.get(connection.process) is not connection or not hall.complete():
+                    connection.sock.close()
+    hosts = [socket.gethostname(), *(hall.members[i].host for i in range(1, processes))]
+    for connection in hall.members.values():
+        connection.send({"start": hosts, "proof": _proof(key, "start", connection.challenge)})
+    return [hall.members[i] for i in range(1, processes)]
 
 
-def join(coordinator: str, process: int, processes: int, seconds: float) -> Connection:
+def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall") -> None:
+    """Accept a connection and challenge it; the longest waiting stranger goes when there are too many."""
+    strangers = [e for e in waiting.get_map().values() if e.data and e.data not in hall.members.values()]
+    if len(strangers) >= STRANGERS + hall.processes:
+        waiting.unregister(strangers[0].fileobj)
+        strangers[0].data.sock.close()
+    try:
+        connection = Connection(server.accept()[0])
+    except OSError:  # it is gone already, or this process has no more files
+        time.sleep(0.05)
+        return
+    connection.send({"challenge": connection.challenge})
+    waiting.register(connection.sock, selectors.EVENT_READ, connection)
+
+
+def join(
+    coordinator: str,
+    process: int,
+    processes: int,
+    seconds: float,
+    key: Callable[[], bytes],
+    source: str = "the key",
+) -> Connection:
     """Report to the first process and wait until all have come.
+
+    Args:
+      key: gives what all members know; it is asked each time, as a file may appear late.
+      source: where it is from, for messages.
 
     Raises:
       TrainingError: nobody answers at the coordinator's address, or not all come in time.
-      ConfigError: the first process was started otherwise.
+      ConfigError: the first process was started otherwise, or has another key.
     """
     deadline = time.monotonic() + seconds
-    reason, reached = "", False
+    reason, reached, keyless = "", False, None
     while time.monotonic() < deadline:
         try:
             sock = socket.create_connection(address(coordinator), timeout=max(0.1, deadline - time.monotonic()))
@@ -112,15 +158,16 @@ def join(coordinator: str, process: int, processes: int, seconds: float) -> Conn
             reason = error.strerror or str(error)
             time.sleep(0.2)
             continue
-        connection = Connection(sock)
-        connection.send({"process": process, "processes": processes, "host": socket.gethostname()})
         reached = True
-        messages: list[Message] | None = []
-        while messages == [] and time.monotonic() < deadline + GRACE_SECONDS:  # its word on who is missing comes first
-            sock.settimeout(max(0.1, deadline + GRACE_SECONDS - time.monotonic()))
-            messages = connection.receive()
-        if messages and {"start", "refused"} & messages[0].keys():
-            return _answered(connection, messages[0])
+        connection = Connection(sock)
+        answer = _greet(connection, process, processes, key(), deadline + GRACE_SECONDS)
+        if answer and "keyless" in answer:
+            sock.close()
+            keyless = keyless or time.monotonic()
+            if time.monotonic() - keyless > SEE_SECONDS / 2:
+                raise ConfigError(_other_key([(process, socket.gethostname())], source))
+        elif answer:
+            return _answered(connection, answer)
         sock.close()
         time.sleep(0.2)
     if reached:
@@ -131,6 +178,86 @@ def join(coordinator: str, process: int, processes: int, seconds: float) -> Conn
         f"the coordinator at {coordinator} did not answer within {seconds:g} s ({reason}): is process 0 running there,"
         " and may this machine reach that port? --timeout=SECONDS waits longer"
     )
+
+
+def _greet(connection: Connection, process: int, processes: int, key: bytes, deadline: float) -> Message | None:
+    """Prove to the first process who this is; returns its answer, None where there is none that proves itself."""
+    host = socket.gethostname()
+    while time.monotonic() < deadline:
+        connection.sock.settimeout(max(0.1, deadline - time.monotonic()))
+        messages = connection.receive()
+        if messages is None:
+            return None
+        for message in messages:
+            challenge = message.get("challenge")
+            if isinstance(challenge, str):
+                connection.challenge = challenge
+                hello = {"process": process, "processes": processes, "host": host}
+                connection.send({**hello, "proof": _proof(key, challenge, process, processes, host)})
+                continue
+            started = "start" in message and _same(message.get("proof"), _proof(key, "start", connection.challenge))
+            if started or "keyless" in message or isinstance(message.get("refused"), str):
+                return message
+    return None
+
+
+class _Hall:
+    """Who has come to the first process, while it waits."""
+
+    def __init__(self, processes: int, key: bytes, source: str):
+        self.processes, self.key, self.source = processes, key, source
+        self.members: dict[int, Connection] = {}
+        self.keyless: dict[int, tuple[float, str]] = {}  # since when, and on which host
+
+    def complete(self) -> bool:
+        """Whether all are there, of whom some may have come and left again."""
+        if len(self.members) < self.processes - 1:
+            return False
+        for gone in [process for process, connection in self.members.items() if _closed(connection.sock)]:
+            del self.members[gone]
+        return len(self.members) == self.processes - 1
+
+    def check_keyless(self, seconds: float) -> None:
+        """ConfigError if a place has been claimed for so long by one without the key, and by nobody with it."""
+        now = time.monotonic()
+        claims = [(i, host) for i, (since, host) in sorted(self.keyless.items()) if i not in self.members]
+        if any(now - self.keyless[i][0] >= seconds for i, _ in claims):
+            raise ConfigError(_other_key(claims, self.source))
+
+    def greeted(self, connection: Connection) -> bool:
+        """Take in who reports; False if it left again or is a stranger."""
+        messages = connection.receive()
+        if messages == []:
+            return True
+        known = self.members.get(connection.process) is connection
+        if messages is None or known or not _hello(messages[0]):
+            if known:
+                del self.members[connection.process]
+            return False
+        hello = messages[0]
+        process, processes, host = hello["process"], hello["processes"], hello["host"]
+        if not _same(hello["proof"], _proof(self.key, connection.challenge, process, processes, host)):
+            if process < self.processes:
+                self.keyless.setdefault(process, (time.monotonic(), printable(host)))
+            connection.send({"keyless": True})
+            return False
+        connection.process, connection.host = process, printable(host)
+        if processes != self.processes:
+            text = f"process {process} on {connection.host} was told of {processes} processes, process 0 of"
+            self._refuse(connection, f"{text} {self.processes}: give all the same")
+        earlier = self.members.get(process)
+        if earlier and not _closed(earlier.sock):  # closed: it was started anew
+            self._refuse(
+                connection,
+                f"two processes say that they are process {process}, on {earlier.host} and on {connection.host}:"
+                " number them 0, 1, ...",
+            )
+        self.members[process] = connection
+        return True
+
+    def _refuse(self, connection: Connection, text: str) -> None:
+        connection.send({"refused": text, "config": True})
+        raise ConfigError(text)
 
 
 class Link:
@@ -187,20 +314,26 @@ class Link:
                             self._lost(key.data)
 
     def _take(self, message: Message, sender: Connection) -> None:
-        if "value" in message:
+        kind = next((name for name in TYPES if name in message), "")
+        if not kind or type(message[kind]) is not TYPES[kind]:
+            return  # of another version, or not of this run
+        if kind == "value":
             self._values.put(message["value"])
-        elif "done" in message:
+        elif kind == "done":
             sender.done = True
             self._check_done()
-        elif "all done" in message:
+        elif kind == "all done":
             self._all_done.set()
-        elif "lost" in message:
-            self._end(message["lost"], 1)
-        elif "failed" in message:
+        elif kind == "lost":
+            self._end(printable(message["lost"]), 1)
+        else:
+            process, code = message.get("process"), message.get("code")
+            code = code if type(code) is int and 0 < code < 256 else 1  # another's failure is no success
+            text = f"process {process if type(process) is int else '?'} failed: {printable(message['failed'])}"
             if self.process == 0:
                 self._send(message)
             if not self._left.wait(GRACE_SECONDS):  # it may have met the same error, and tell of it itself
-                self._end(f"process {message['process']} failed: {message['failed']}", message["code"])
+                self._end(text, code)
 
     def _check_done(self) -> None:
         if self.process == 0 and self._left.is_set() and all(connection.done for connection in self.connections):
@@ -247,14 +380,13 @@ def address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _listen(port: int, seconds: float) -> socket.socket:
-    """Listen on all addresses; a run that is just ending may hold the port for a moment."""
+def _listen(coordinator: str, seconds: float) -> socket.socket:
+    """Listen at the coordinator's address; a run that is just ending may hold the port for a moment."""
+    host, port = address(coordinator)
     deadline = time.monotonic() + seconds
     while True:
         try:
-            if socket.has_dualstack_ipv6():
-                return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
-            return socket.create_server(("", port), backlog=1024)
+            return _bound(host, port)
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise TrainingError(
@@ -264,52 +396,66 @@ def _listen(port: int, seconds: float) -> socket.socket:
             time.sleep(0.2)
 
 
-def _complete(members: dict[int, Connection], processes: int) -> bool:
-    """Whether all are there, of whom some may have come and left again."""
-    if len(members) < processes - 1:
-        return False
-    for gone in [process for process, connection in members.items() if _closed(connection.sock)]:
-        del members[gone]
-    return len(members) == processes - 1
+def _bound(host: str, port: int) -> socket.socket:
+    if local := interface(host):
+        kind = socket.AF_INET6 if ":" in local else socket.AF_INET
+        return socket.create_server((local, port), family=kind, backlog=1024)
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    return socket.create_server(("", port), backlog=1024)
 
 
-def _greeted(connection: Connection, members: dict[int, Connection], processes: int) -> bool:
-    """Take in who reports; False if it left again or is a stranger."""
-    messages = connection.receive()
-    if messages == []:
-        return True
-    if messages is None or not _hello(messages[0]):
-        if members.get(connection.process) is connection:
-            del members[connection.process]
-        return False
-    hello = messages[0]
-    connection.process, connection.host = hello["process"], hello["host"]
-    if hello["processes"] != processes:
-        raise ConfigError(
-            f"process {connection.process} on {connection.host} was told of {hello['processes']} processes,"
-            f" process 0 of {processes}: give all the same"
-        )
-    earlier = members.get(connection.process)
-    if earlier and not _closed(earlier.sock):  # closed: it was started anew
-        raise ConfigError(
-            f"two processes say that they are process {connection.process}, on {earlier.host} and on {connection.host}:"
-            " number them 0, 1, ..."
-        )
-    members[connection.process] = connection
-    return True
+def interface(host: str) -> str:
+    """The address of this machine that `host` means; "": listen on all of them.
+
+    So it is where the name is that of a service or of a router before this machine, which no interface has, and where
+    this machine takes its own name for loopback, as Debian does: the other machines would not reach it there.
+    """
+    try:
+        addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
+    except OSError:
+        return ""
+    if host == "localhost" and "127.0.0.1" in addresses:
+        return "127.0.0.1"  # who joins tries all that the name means
+    loopback = [ipaddress.ip_address(text.partition("%")[0]).is_loopback for text in addresses]
+    if len(set(addresses)) != 1 or (loopback[0] and host not in ("localhost", addresses[0])):
+        return ""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in addresses[0] else socket.AF_INET) as probe:
+            probe.bind((addresses[0], 0))
+    except OSError:
+        return ""
+    return addresses[0]
 
 
 def _hello(message: Message) -> bool:
-    types = {"process": int, "processes": int, "host": str}
-    known = all(isinstance(message.get(name), kind) for name, kind in types.items())
-    return known and 0 < message["process"] < message["processes"]
+    types = {"process": int, "processes": int, "host": str, "proof": str}
+    known = all(type(message.get(name)) is kind for name, kind in types.items())
+    return known and len(message["host"]) < 256 and 0 < message["process"] < message["processes"]
+
+
+def _proof(key: bytes, *parts: object) -> str:
+    return hmac.new(key, json.dumps(parts).encode(), "sha256").hexdigest()
+
+
+def _same(proof: object, expected: str) -> bool:
+    return isinstance(proof, str) and proof.isascii() and hmac.compare_digest(proof, expected)
+
+
+def _other_key(who: list[tuple[int, str]], source: str) -> str:
+    names = ", ".join(f"process {process} on {host}" for process, host in who)
+    return f"{names}: does not see what process 0 wrote there: {source}"
 
 
 def _answered(connection: Connection, answer: Message) -> Connection:
     if "refused" in answer:
         connection.sock.close()
-        raise (ConfigError if answer["config"] else TrainingError)(answer["refused"])
-    connection.process, connection.host = 0, answer["start"][0]
+        raise (ConfigError if answer.get("config") is True else TrainingError)(printable(answer["refused"]))
+    hosts = answer["start"]
+    connection.process, connection.host = (
+        0,
+        printable(str(hosts[0])[:256]) if isinstance(hosts, list) and hosts else "?",
+    )
     return connection
 
 

@@ -131,7 +131,7 @@ def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):
         assert (code, output) == (1, "")
         assert "error: process" in errors or "error: the coordinator" in errors
         assert "Traceback" not in errors
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir())  # the token is gone too
 
 
 def test_a_shell_in_an_allocation_trains_alone(tmp_path):
@@ -139,6 +139,22 @@ def test_a_shell_in_an_allocation_trains_alone(tmp_path):
     result, errors = run(*RUN, f"--workdir={tmp_path}", "--config.steps=2", **allocation)
     assert result["step"] == 2
     assert "this process is alone: SLURM_NTASKS=8" in errors
+
+
+def test_two_folders_of_one_name_are_no_shared_folder(tmp_path):
+    address = [*RUN, f"--coordinator={free_address()}", "--processes=2", "--config.steps=2"]
+    running = [start(*address, f"--process={i}", f"--workdir={tmp_path / str(i)}") for i in range(2)]
+    for code, output, errors in finish(running):
+        assert (code, output) == (2, "")
+        assert f"process 1 on {socket.gethostname()}: does not see" in errors
+        assert "Traceback" not in errors
+    assert not list(tmp_path.glob("*/*"))
+
+
+def test_the_check_of_a_task_refuses_several_processes():
+    _, errors = run("--config=configs/igpt_digits.py", "--mode=check", "--processes=2", "--process=0",
+                    f"--coordinator={free_address()}", code=2)  # fmt: skip
+    assert "--mode=check runs in one process" in errors
 
 
 @pytest.mark.parametrize(

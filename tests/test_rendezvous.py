@@ -1,8 +1,10 @@
 """Processes find each other, or say who is missing."""
 
 import concurrent.futures
-import json
+import contextlib
+import queue
 import socket
+import threading
 import time
 
 import pytest
@@ -24,8 +26,15 @@ def meet(*calls) -> list:
         return [future.exception() or future.result() for future in futures]
 
 
-def joining(port: int, process: int, processes: int, seconds: float = 5):
-    return rendezvous.join, f"localhost:{port}", process, processes, seconds
+KEY = b"what all members know"
+
+
+def joining(port: int, process: int, processes: int, seconds: float = 5, key: bytes = KEY):
+    return rendezvous.join, f"localhost:{port}", process, processes, seconds, lambda: key
+
+
+def gathering(port: int, processes: int, seconds: float = 5):
+    return rendezvous.gather, f"localhost:{port}", processes, seconds, KEY
 
 
 def test_all_meet_in_any_order_and_know_each_other_and_strangers_are_ignored():
@@ -33,12 +42,14 @@ def test_all_meet_in_any_order_and_know_each_other_and_strangers_are_ignored():
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
         late = [pool.submit(*joining(port, i, 4)) for i in (3, 1)]
         time.sleep(0.3)
-        first = pool.submit(rendezvous.gather, port, 4, 5)
+        first = pool.submit(*gathering(port, 4))
         time.sleep(0.3)
-        for words in (b"GET / HTTP/1.1\n", b"[]\n", b'{"process": 9, "processes": 4, "host": "x"}\n', b""):
-            with socket.create_connection(("localhost", port)) as stranger:
+        hello = b'{"process": 1, "processes": 4, "host": "x", "proof": "%s"}\n'
+        deep = b"[" * 50_000 + b"\n"
+        for words in (b"GET / HTTP/1.1\n", b"[]\n", hello, hello % b"00", b'{"failed": 1}\n', deep, b"x" * 10**6, b""):
+            with socket.create_connection(("localhost", port)) as stranger, contextlib.suppress(OSError):
                 stranger.sendall(words)
-        second = rendezvous.join(f"localhost:{port}", 2, 4, 5)
+        second = joining(port, 2, 4)[0](*joining(port, 2, 4)[1:])
         connections = first.result()
     assert [connection.process for connection in connections] == [1, 2, 3]
     others = [second, *(future.result() for future in late)]
@@ -53,7 +64,7 @@ def test_all_meet_in_any_order_and_know_each_other_and_strangers_are_ignored():
 
 def test_who_never_came_is_named_to_all_who_did():
     port = free_port()
-    found = meet((rendezvous.gather, port, 4, 0.7), joining(port, 2, 4, 0.7))
+    found = meet(gathering(port, 4, 0.7), joining(port, 2, 4, 0.7))
     for error in found:
         assert isinstance(error, TrainingError)
         assert str(error).startswith("processes 1 and 3 of 4 never came within 0.7 s")
@@ -65,10 +76,14 @@ def test_one_that_came_and_went_is_missing():
     def visit_then_join() -> None:
         time.sleep(0.2)
         with socket.create_connection(("localhost", port)) as sock:
-            sock.sendall(json.dumps({"process": 1, "processes": 3, "host": "x"}).encode() + b"\n")
-        rendezvous.join(f"localhost:{port}", 2, 3, 1.5)
+            connection = rendezvous.Connection(sock)
+            (challenge,) = connection.receive()
+            proof = rendezvous._proof(KEY, challenge["challenge"], 1, 3, "x")
+            connection.send({"process": 1, "processes": 3, "host": "x", "proof": proof})
+        join, *arguments = joining(port, 2, 3, 1.5)
+        join(*arguments)
 
-    first, second = meet((rendezvous.gather, port, 3, 1.5), (visit_then_join,))
+    first, second = meet(gathering(port, 3, 1.5), (visit_then_join,))
     assert str(first) == str(second)
     assert str(first).startswith("process 1 of 3 never came")
 
@@ -77,7 +92,7 @@ def test_one_that_came_and_went_is_missing():
 def test_a_coordinator_that_does_not_answer_is_told_in_time(host):
     begun = time.monotonic()
     with pytest.raises(TrainingError, match=rf"coordinator at {host}:\d+ did not answer within 0.5 s"):
-        rendezvous.join(f"{host}:{free_port()}", 1, 2, 0.5)
+        rendezvous.join(f"{host}:{free_port()}", 1, 2, 0.5, lambda: KEY)
     assert time.monotonic() - begun < 5
 
 
@@ -86,22 +101,100 @@ def test_a_server_of_something_else_is_not_taken_for_the_coordinator():
         socket.create_server(("localhost", 0)) as server,
         pytest.raises(TrainingError, match="process 0 did not begin the run"),
     ):
-        rendezvous.join(f"localhost:{server.getsockname()[1]}", 1, 2, 0.3)
+        rendezvous.join(f"localhost:{server.getsockname()[1]}", 1, 2, 0.3, lambda: KEY)
 
 
 def test_different_counts_and_equal_numbers_are_refused_on_both_sides():
     port = free_port()
-    for error in meet((rendezvous.gather, port, 2, 5), joining(port, 1, 3)):
+    for error in meet(gathering(port, 2), joining(port, 1, 3)):
         assert isinstance(error, ConfigError)
         assert "was told of 3 processes, process 0 of 2" in str(error)
-    for error in meet((rendezvous.gather, port, 3, 5), joining(port, 1, 3), joining(port, 1, 3)):
+    for error in meet(gathering(port, 3), joining(port, 1, 3), joining(port, 1, 3)):
         assert isinstance(error, ConfigError)
         assert "two processes say that they are process 1" in str(error)
 
 
 def test_a_port_in_use_and_an_address_without_one_are_told():
     with socket.create_server(("", 0)) as taken, pytest.raises(TrainingError, match="cannot listen on port"):
-        rendezvous.gather(taken.getsockname()[1], 2, 0.3)
+        rendezvous.gather(f"localhost:{taken.getsockname()[1]}", 2, 0.3, KEY)
     for wrong in ("node1", "node1:", ":80", "node1:http", "node1:70000"):
         with pytest.raises(ConfigError, match="must be HOST:PORT"):
             rendezvous.address(wrong)
+
+
+def test_who_lacks_the_key_is_named_on_both_sides_and_a_late_key_is_waited_for(monkeypatch):
+    monkeypatch.setattr(rendezvous, "SEE_SECONDS", 1.0)
+    port = free_port()
+    for error in meet(gathering(port, 2, 30), joining(port, 1, 2, 30, key=b"another folder's")):
+        assert isinstance(error, ConfigError)
+        assert f"process 1 on {socket.gethostname()}" in str(error)
+    keys = iter([b"", b""])  # as a file that a network file system shows late
+    port = free_port()
+    join, *arguments, _ = joining(port, 1, 2)
+    (first,), second = meet(gathering(port, 2), (join, *arguments, lambda: next(keys, KEY)))
+    assert (first.process, second.process) == (1, 0)
+    first.sock.close(), second.sock.close()
+
+
+def test_more_strangers_than_there_is_room_for_keep_no_member_out(monkeypatch):
+    monkeypatch.setattr(rendezvous, "STRANGERS", 4)
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
+        first = pool.submit(*gathering(port, 2, 30))
+        for _ in range(20):
+            while True:
+                with contextlib.suppress(ConnectionRefusedError):
+                    stack.enter_context(socket.create_connection(("localhost", port), timeout=5))
+                    break
+        join, *arguments = joining(port, 1, 2, 30)
+        second = join(*arguments)
+        (member,) = first.result()
+    member.sock.close(), second.sock.close()
+
+
+@pytest.fixture
+def pair():
+    """A connection to watch and the other end of it; at the end the thread that watches has ended."""
+    near, far = (rendezvous.Connection(sock) for sock in socket.socketpair())
+    yield near, far
+    near.done = True
+    far.sock.close()
+    for thread in threading.enumerate():
+        if thread.name == "processes":
+            thread.join(timeout=60)
+    near.sock.close()
+
+
+@pytest.mark.parametrize(
+    "junk", [{"failed": 1}, {"failed": "x"}, {"value": "x"}, {"lost": [2]}, {"done": 3}, {}, {"value": True}]
+)
+def test_messages_of_wrong_types_neither_end_the_watch_nor_count(junk, pair, monkeypatch):
+    near, far = pair
+    monkeypatch.setattr(rendezvous, "GRACE_SECONDS", 0)
+    ends = []
+    monkeypatch.setattr(rendezvous.Link, "_end", lambda self, text, code: ends.append(code))
+    link = rendezvous.Link(1, [near])
+    far.send(junk)
+    far.send({"value": 7})
+    assert link.hear() == 7
+    assert ends == ([1] if junk == {"failed": "x"} else [])
+
+
+def test_another_process_s_failure_is_never_a_success_and_its_text_is_fit_for_a_terminal(pair, monkeypatch):
+    near, far = pair
+    ends: queue.Queue = queue.Queue()
+    monkeypatch.setattr(rendezvous, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(rendezvous.Link, "_end", lambda self, text, code: ends.put((text, code)))
+    rendezvous.Link(1, [near])
+    for code in (0, 256, -1, "0", None, True):
+        far.send({"failed": "a\x1b[2J", "process": 1, "code": code})
+        assert ends.get(timeout=60) == ("process 1 failed: a\\x1b[2J", 1)
+    far.send({"failed": "a", "process": 1, "code": 2})
+    assert ends.get(timeout=60) == ("process 1 failed: a", 2)
+
+
+def test_the_port_is_open_at_the_coordinators_address_alone_where_that_is_this_machines():
+    assert rendezvous.interface("127.0.0.1") == "127.0.0.1"
+    assert rendezvous.interface("localhost") == "127.0.0.1"
+    assert rendezvous.interface("192.0.2.1") == ""  # RFC 5737: nobody's
+    assert rendezvous.interface("no-such-host.invalid") == ""
