@@ -202,8 +202,8 @@ def _read_json(file: str) -> dict[str, Any]:
         config = json.loads(pathlib.Path(file).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{file} cannot be read ({error}): give --config=FILE.py") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{file} is no config (no JSON object): give --config=FILE.py")
+    if not isinstance(config, dict) or not config:
+        raise ConfigError(f"{file} is no config (no JSON object with fields): give --config=FILE.py")
     return config
 
 

@@ -78,6 +78,8 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
     job = prepare(workdir.own_tokenizer(config, folder))
 
     def compare() -> None:
+        if checkpoint.saved_steps(folder / "checkpoints") and not (folder / "config.json").exists():
+            log.warn(f"{folder} has no config.json: whether this is the config of its run cannot be told")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
         if hasattr(job.task, "assets"):
             workdir.compare_assets(job.task.assets(job.config), folder)

@@ -24,7 +24,7 @@ from jtasks.writing import check_name, no_link, write_file
 # A run that changes one of these is another run: its batches or its model would not be those of its first half.
 FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
 FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
-DATA = "data.json"
+DATA, KINDS = "data.json", ("entries", "hashes")
 
 # Names of the run's own files, which no asset takes.
 OWN = ("config.json", DATA, "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
@@ -72,8 +72,8 @@ def stored(path: pathlib.Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes()) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged ({error}): restore it from a copy, or delete it") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path} is damaged (no JSON object): restore it from a copy, or delete it")
+    if not isinstance(content, dict) or (not content and path.exists()):
+        raise ConfigError(f"{path} is damaged (no JSON object with fields): restore it from a copy, or delete it")
     return content
 
 
@@ -166,6 +166,8 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
       ConfigError: a split has changed; it says what.
     """
     known = stored(workdir / DATA)
+    if not all(isinstance(old, dict) and all(isinstance(old.get(k), dict) for k in KINDS) for old in known.values()):
+        raise ConfigError(f"{workdir / DATA} is damaged (no splits): restore it from a copy, or delete it")
     lines = [f"{split}: {text}" for split, new in data.items() for text in fingerprint.changes(known.get(split), new)]
     if lines and not allow:
         raise ConfigError(

@@ -76,6 +76,14 @@ def test_without_a_config_that_of_the_run_is_taken(door, trained, config):
     assert result == {"step": 6, "valid/loss": pytest.approx(evaluations(trained)[6])}
 
 
+def test_a_run_without_its_config_is_told(door, trained):
+    (door.workdir / "config.json").unlink()
+    code, _, errors = door("--mode=eval", "--split=valid", config=trained.parent / "line.py")
+    assert code == 0
+    assert "WARNING: " in errors
+    assert "has no config.json" in errors
+
+
 def test_training_goes_on_by_the_folder_alone(door):
     code, result, errors = door("--config.steps=8")
     assert (code, result["step"]) == (0, 8)

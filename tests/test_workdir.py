@@ -80,7 +80,7 @@ def test_a_task_file_may_have_moved(tmp_path, capsys):
         workdir.compare_config(tiny.config("mnist", task="/there/other.py"), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["null", "3", "[]", "[1]", '"x"', "{", "\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["null", "3", "[]", "[1]", "{}", '"x"', "{", "\xff", "[" * 100_000])
 def test_a_file_of_json_of_another_kind_is_damaged(text, tmp_path):
     for name in ("config.json", "data.json"):
         (tmp_path / name).write_bytes(text.encode("latin-1"))
@@ -90,6 +90,13 @@ def test_a_file_of_json_of_another_kind_is_damaged(text, tmp_path):
         workdir.compare_data({}, tmp_path, allow=True)
     with pytest.raises(ConfigError, match=r"config.json"):
         configs.load(str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("text", ['{"train": 3}', '{"valid": {}}', '{"train": {"entries": {}, "hashes": 3}}'])
+def test_splits_of_another_kind_are_damaged(text, tmp_path):
+    (tmp_path / "data.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"data.json is damaged"):
+        workdir.compare_data({"train": fingerprint.of(images(3))}, tmp_path, allow=True)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

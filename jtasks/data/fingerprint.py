@@ -40,13 +40,13 @@ def changes(old: Any, new: Prints) -> list[str]:
     >>> changes({"examples": 5000, "entries": {}, "hashes": {}}, {"examples": 5001, "entries": {}, "hashes": {}})
     ['5000 -> 5001 examples']
     """
-    if not isinstance(old, dict):
+    if old is None:
         return []
-    before, now = old.get("entries") or {}, new["entries"]
+    before, now = old["entries"], new["entries"]
     lines = [f"{old.get('examples')} -> {new['examples']} examples"] if old.get("examples") != new["examples"] else []
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     lines += [f"entry {name}: {before.get(name, 'absent')} -> {now.get(name, 'absent')}" for name in names]
-    hashes = old.get("hashes") or {}
+    hashes = old["hashes"]
     others = [name for name, found in new["hashes"].items() if hashes.get(name, found) != found]
     if others and not lines:
         lines.append(f"examples differ ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''})")
