@@ -367,7 +367,8 @@ def test_measuring_tells_the_seconds_of_each_device(monkeypatch):
         ("--config.shares=None", "shares", None),
         ("--config.sharding=(('up/kernel', (None, 'fsdp?')), ('norm', ()))", "sharding",
          (("up/kernel", (None, "fsdp?")), ("norm", ()))),
-        ("--config.mesh.fsdp=-1", "mesh", {"data": -1, "fsdp": -1, "tensor": 1}),
+        ("--config.mesh.data=-1", "mesh", {"data": -1, "fsdp": 1, "tensor": 1}),
+        ("--config.mesh.fsdp=2", "mesh", {"data": -1, "fsdp": 2, "tensor": 1}),
     ],
 )  # fmt: skip
 def test_fields_can_be_set_on_the_command_line(linear, override, field, value):
