@@ -80,7 +80,7 @@ def test_the_first_example_is_checked_too(tmp_path):
 
 
 def test_unknown_fields_are_told(tmp_path):
-    with pytest.raises(ConfigError, match=r"config.data.fields='rase' must be one of swag, race"):
+    with pytest.raises(ConfigError, match=r"config.data.fields must be swag or race, not 'rase'"):
         CHOICE.dataset("train", config("swag.py:small", tmp_path, "data.fields=rase"))
 
 

@@ -102,3 +102,12 @@ def test_sst2_of_glue_is_read_as_it_is(shared):
     for split, count in (("train", 60_614), ("dev", 6_735)):
         found = tables.rows(f"{split}.tsv", split, {"sentence": values.content, "label": values.label}, folder=folder)
         assert len(found) == count and {row["label"] for row in found} == {"0", "1"}
+
+
+def test_a_pair_may_lack_one_text_but_not_both(tmp_path):
+    settings = config("sst2.py", tmp_path, "data.second=more")
+    (tmp_path / "train.tsv").write_text("sentence\tmore\tlabel\na\t\t1\n\tb\t0\n")
+    assert CLASSIFY.dataset("train", settings)["second"].tolist() == ["", "b"]
+    (tmp_path / "train.tsv").write_text("sentence\tmore\tlabel\na\tb\t1\n\t \t0\n")
+    with pytest.raises(DataError, match=r"train\.tsv: both texts of example 1 are empty"):
+        CLASSIFY.dataset("train", settings)

@@ -36,6 +36,9 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         return None
     first = [row[config.data.first] for row in rows]
     second = [row[config.data.second] for row in rows] if config.data.second else None
+    for number, (a, b) in enumerate(zip(first, second or first, strict=True)):
+        if not (a.strip() or b.strip()):
+            raise DataError(f"{config.data[split]}: both texts of example {number} are empty")
     numbers = {name: i for i, name in enumerate(_classes(config))}
     labels = [row[config.data.label] for row in rows]
     if unknown := sorted(set(labels) - set(numbers)):
