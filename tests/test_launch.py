@@ -148,6 +148,23 @@ def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_pat
     assert time.monotonic() - begun < 30
 
 
+def test_what_a_run_prints_in_the_form_of_its_number_is_never_executed(tmp_path, fakes):
+    injected = f"jtasks-pid 1; touch {tmp_path / 'executed'}"
+    (tmp_path / "main.py").write_text(f"print({injected!r}, flush=True)\n" + SLEEPER)
+    command = ["bash", str(LAUNCH / "ssh-hosts.sh"), "a", "x"]
+    running = at_a_terminal(command, fakes(ssh=LOCAL_SSH) | {"FOLDER": str(tmp_path)})
+    assert running.stdout.readline() == f"a: {injected}\n"
+    assert running.stdout.readline() == "a: here 0 x\n"
+    os.killpg(running.pid, signal.SIGINT)
+    try:
+        running.communicate(timeout=60)
+    finally:
+        if running.poll() is None:
+            os.killpg(running.pid, signal.SIGKILL)
+    assert running.returncode == 75
+    assert not (tmp_path / "executed").exists()
+
+
 def test_a_tpu_slice_runs_the_command_on_all_workers_and_tells_its_exit_code(tmp_path, fakes):
     (tmp_path / "main.py").write_text("import sys; print(sys.argv[1:]); sys.exit(75)")
     gcloud = 'echo "${@:1:7}" >"$LOG"\nHOME=$(dirname "$LOG") exec bash -c "${8#--command=}"'
