@@ -1,5 +1,6 @@
 """The kit passes every good task, and each check catches faults planted for it."""
 
+import dataclasses
 import random
 import time
 from types import ModuleType
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from flax import nnx
 from jax.experimental.custom_partitioning import custom_partitioning
 
 from jtasks import augment, config, testing
@@ -206,10 +208,9 @@ def leaking_loss(params, batch, rng, config):
         ({"eval_fn": misnamed_entry}, "eval_fn raised KeyError: 'points'"),
         ({"eval_fn": array_metrics}, "metric 'loss' is an array float32[], not a Mean"),
         ({"LOSSES": ("loss", "penalty")}, "lacks penalty"),
-        ({"init": lambda rng, batch, config: flax.core.freeze(init(rng, batch, config))}, "FrozenDict"),
-        ({"init": lambda rng, batch, config: [init(rng, batch, config)]}, "a list"),
+        ({"init": lambda rng, batch, config: {}}, "a dict without arrays"),
         ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": jnp.int32(3)}}, "n is int32"),
-        ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": 3.0}}, "['n'] is a float"),
+        ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": 3.0}}, "n is a float"),
         ({"init": lambda rng, batch, config: {"x": jnp.zeros(len(batch["mask"]))}}, "depend on the batch size: x"),
         ({"dataset": lambda split, config: iter([])}, "dataset('train', config) returned a list_iterator"),
         ({"dataset": lambda split, config: {"point": np.ones((3, 6)), "label": np.ones(4)}}, "unequal lengths"),
@@ -516,6 +517,159 @@ def test_a_planted_fault_is_caught_by_its_check(changes, checks, words):
     texts = [results[name].detail + results[name].hint for name in checks]
     assert any(words in text for text in texts), texts
     assert all(results[name].hint for name in checks)
+
+
+# Kinds of faults and of good tasks that other tests do not plant.
+
+
+def with_split(split, change):
+    """dataset with a valid and test split like train, of which one is changed."""
+
+    def split_dataset(name, config):
+        made = dataset("train", config)
+        return change(made) if name == split else made
+
+    return {"dataset": split_dataset}
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d | {"point": d["point"][:, :5]}, "'point' is ('float32', (5,)), in train ('float32', (6,))"),
+        (lambda d: {"point": d["point"]}, "'label' is absent"),
+        (lambda d: d | {"point": d["point"].astype(np.uint8)}, "'point' is ('uint8', (6,))"),
+        (lambda d: d | {"label": d["label"][:, None]}, "'label' is ('int32', (1,))"),
+    ],
+)
+def test_another_split_of_another_form_is_told(split, change, words):
+    results = outcome(module(**with_split(split, change)))
+    assert failed(results) == {SHAPE}
+    assert split in results[SHAPE].detail and words in results[SHAPE].detail, results[SHAPE].detail
+
+
+def test_splits_may_be_smaller_and_have_more_entries():
+    results = outcome(module(**with_split("valid", lambda d: {k: v[:3] for k, v in d.items()} | {"id": np.arange(3)})))
+    assert not failed(results)
+
+
+def by_devices(params, batch, rng):
+    good = eval_fn(params, batch, None)
+    return good | {"loss": Mean(good["loss"].total * len(jax.devices()), good["loss"].count)}
+
+
+def eval_by_devices(params, batch, config):
+    good = eval_fn(params, batch, config)
+    return good | {"loss": Mean(good["loss"].total / jax.device_count(), good["loss"].count)}
+
+
+def without_labels(examples, config):
+    kept = [row for row in examples if row["label"]]
+    kept = (kept * len(examples))[: len(examples)]
+    return {name: np.stack([row[name] for row in kept]) for name in kept[0]}
+
+
+def label_of_nothing(examples, outputs, config):
+    return {
+        "accuracy": np.mean(
+            [output["class"] == example["label"] for example, output in zip(examples, outputs, strict=True)]
+        )
+    }
+
+
+def far_labels(split, config):
+    made = dataset(split, config)
+    return None if made is None else made | {"label": made["label"] * 2}
+
+
+def constant_dropout(params, batch, rng, config):
+    kept = jax.random.bernoulli(jax.random.key(0), 0.9, batch["point"].shape)
+    metrics = eval_fn(params, batch | {"point": batch["point"] * kept}, config)
+    return metrics["loss"].value, metrics
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "words"),
+    [
+        (loss_of(by_devices), MESHES, "where jax.devices() lists one device"),
+        ({"eval_fn": eval_by_devices}, MESHES, "eval_fn's 'loss' is"),
+        ({"collate_fn": without_labels}, SHAPE, "leave none out, repeat none"),
+        ({"score_fn": label_of_nothing}, PREDICTIONS, "what predict_fn gave for that row"),
+        ({"score_fn": lambda examples, outputs, config: {"bleu": "high"}}, PREDICTIONS, "'bleu' is 'high'"),
+        ({"score_fn": lambda examples, outputs, config: {"bleu": None}}, PREDICTIONS, "'bleu' is None"),
+        ({"report_fn": lambda examples, outputs, config: ["text"]}, PREDICTIONS, "report_fn returned a list"),
+        ({"dataset": far_labels}, GRADIENTS, "labels and tokens must be numbers from 0"),
+    ],
+)
+def test_further_faults_have_hints_that_fit(changes, check, words):
+    results = outcome(module(**changes))
+    assert check in failed(results)
+    assert words in results[check].detail + results[check].hint, results[check]
+
+
+def test_dropout_with_a_key_of_its_own_is_told():
+    made = settings()
+    made.model.dropout = 0.1
+    results = outcome(module(loss_fn=constant_dropout), made)
+    assert "the same numbers for every rng" in results[SEED].detail
+    assert "jax.random.key(0), 0.9" in results[SEED].hint
+
+
+def test_without_batches_of_one_shape_gradients_are_not_judged():
+    sizes = iter(range(1, 1000))
+
+    def growing(examples, config):
+        return ragged([examples[0] | {"label": next(sizes)}, *examples[1:]], config)
+
+    assert outcome(module(collate_fn=growing))[GRADIENTS].passed is None
+
+
+def test_an_accuracy_that_a_contrastive_loss_does_not_train_is_no_fault():
+    def falling(params, batch, rng):
+        good = contrastive(params, batch, rng)
+        low = jnp.broadcast_to(jnp.abs(params["head"]["kernel"]).sum() < 9.5, batch["mask"].shape)
+        return good | {"accuracy": Mean.of(low, batch["mask"])}
+
+    def evaluate(params, batch, config):
+        return falling(params, batch, None)
+
+    assert not failed(outcome(module(**loss_of(falling), eval_fn=evaluate, MIXES_EXAMPLES=True)))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Weights:
+    """Parameters as a class, as Equinox has them."""
+
+    hidden: dict[str, Any]
+    head: dict[str, Any]
+
+
+TREES = {
+    "dataclass": (lambda d: Weights(**d), vars),
+    "nnx": (lambda d: nnx.State(jax.tree.map(nnx.Param, d)), nnx.to_pure_dict),
+    "list": (lambda d: [d["hidden"], d["head"]], lambda p: {"hidden": p[0], "head": p[1]}),
+    "FrozenDict": (flax.core.freeze, flax.core.unfreeze),
+}
+
+
+@pytest.mark.parametrize("kind", TREES)
+def test_parameters_may_be_any_pytree(kind):
+    wrap, unwrap = TREES[kind]
+    changes = {
+        "init": lambda rng, batch, config: wrap(init(rng, batch, config)),
+        "loss_fn": lambda params, batch, rng, config: loss_fn(unwrap(params), batch, rng, config),
+        "eval_fn": lambda params, batch, config: eval_fn(unwrap(params), batch, config),
+        "predict_fn": lambda params, batch, rng, config: predict_fn(unwrap(params), batch, rng, config),
+    }
+    results = outcome(module(**changes))
+    assert not failed(results), testing.table(list(results.values()))
+
+
+def test_a_module_that_is_no_pytree_of_arrays_names_the_conversion():
+    results = outcome(module(init=lambda rng, batch, config: nnx.Linear(6, 4, rngs=nnx.Rngs(0))))
+    assert failed(results) == {SHAPE}
+    assert "nnx.to_pure_dict" in results[SHAPE].hint and "equinox.partition" in results[SHAPE].hint
 
 
 def test_skipped_comparisons_name_what_they_need():

@@ -18,8 +18,8 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.job import SPLITS, Job
 from jtasks.metrics import Mean
-from jtasks.testing.result import CONTRACT, some
-from jtasks.testing.subject import Subject, Tree, key, mesh_of, name, pick, require, small, variables
+from jtasks.testing.result import CONTRACT, Fault, explained, some
+from jtasks.testing.subject import Subject, Tree, key, mesh_of, name, pick, require, same, small, unequal, variables
 
 CONSTANTS = ("LOSSES", "MIXES_EXAMPLES")
 NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_fn", "show": "show_fn"}
@@ -36,13 +36,14 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         job = _prepared(module, small(config))
-        examples = _datasets(job)
-        _collated(job, examples)
-        made = Subject(job, examples, None, before)
+        splits = _datasets(job)
+        _collated(job, splits["train"])
+        made = Subject(job, splits["train"], None, before)
         made.params = _params(made)
         _losses(made)
         _evaluation(made)
         _predictions(made)
+        _other_splits(made, splits)
     notes = _misspelt(module)
     if printed.getvalue().strip():
         line = printed.getvalue().strip().splitlines()[0][:60]
@@ -113,14 +114,13 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _datasets(job: Job) -> pipeline.Examples:
-    train: Any = None
+def _datasets(job: Job) -> dict[str, pipeline.Examples]:
+    splits: dict[str, pipeline.Examples] = {}
     for split in SPLITS:
         examples = job.task.dataset(split, job.config)
         call = f"dataset({split!r}, config)"
         if split == "train":
             require(examples is not None, f"{call} returned None", "every task needs a train split")
-            train = examples
         if examples is None:
             continue
         hint = "return a dict of arrays [n, ...], a sequence of example dicts with len() and [i], or None"
@@ -137,7 +137,8 @@ def _datasets(job: Job) -> pipeline.Examples:
         require(pipeline.size(examples) > 0, f"{call} is empty", "return None for a split that does not exist")
         taken = {"mask", "seed"} & set(pipeline.example(examples, 0))
         require(not taken, f"{call} has entries {sorted(taken)}, which the library adds itself", "rename them")
-    return train
+        splits[split] = examples
+    return splits
 
 
 def _collated(job: Job, examples: pipeline.Examples) -> None:
@@ -152,6 +153,21 @@ def _collated(job: Job, examples: pipeline.Examples) -> None:
         shapes = {k: np.shape(v) for k, v in found.items()}
         wrong = [f"{k!r} has shape {s}" for k, s in shapes.items() if not s or s[0] != count]
         require(not wrong, f"collate_fn of {count} examples: {some(wrong)}", hint)
+    if not getattr(job.task, "MIXES_EXAMPLES", False):
+        _collated_in_order(job, [pipeline.read(examples, i) for i in range(min(64, pipeline.size(examples)))])
+
+
+def _collated_in_order(job: Job, examples: list[Mapping[str, Any]]) -> None:
+    """The examples backwards give the batch backwards, unless the same examples give another batch each time."""
+    rows, again, backwards = (job.task.collate_fn(list(x), job.config) for x in (examples, examples, examples[::-1]))
+    if unequal(rows, again):
+        return  # told by another check
+    wrong = [k for k in rows if not same(np.asarray(rows[k])[::-1], np.asarray(backwards.get(k)))]
+    require(
+        not wrong,
+        f"collate_fn of {len(examples)} examples backwards does not give the rows of {some(wrong)} backwards",
+        "row i of the batch is example i: leave none out, repeat none and sort none here; filter in dataset",
+    )
 
 
 def _params(made: Subject) -> Tree:
@@ -164,7 +180,7 @@ def _params(made: Subject) -> Tree:
         return jax.tree.map(lambda x: x, kept[-1])
 
     shapes = jax.eval_shape(init, key(config.seed), made.batch)
-    _plain(kept[0], "init's result")
+    _arrays(kept[0])
     wrong = [
         f"{name(path)} is {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -181,17 +197,18 @@ def _params(made: Subject) -> Tree:
     return jax.jit(init, out_shardings=sharding.replicated(made.job.mesh))(key(config.seed), made.batch)
 
 
-def _plain(tree: Any, where: str) -> None:
-    """A nested dict with names for keys and arrays for leaves."""
-    hint = 'return a plain nested dict of arrays, such as model.init(rng, x)["params"]'
-    if isinstance(tree, Mapping):
-        require(type(tree) is dict, f"{where} is {_kind(tree)}", hint + "; flax.core.unfreeze makes one")
-        require(bool(tree), f"{where} is an empty dict", hint)
-        for k, v in tree.items():
-            require(isinstance(k, str), f"{where} has the key {k!r}, not a string", hint)
-            _plain(v, f"{where}[{k!r}]")
-        return
-    require(hasattr(tree, "shape") and hasattr(tree, "dtype"), f"{where} is {_kind(tree)}", hint)
+def _arrays(params: Tree) -> None:
+    """Parameters may be any pytree, of arrays alone."""
+    hint = (
+        'return a pytree of arrays, such as model.init(rng, x)["params"]; nnx.to_pure_dict(nnx.state(model, nnx.Param))'
+        " makes one of a Flax NNX module, equinox.partition(model, equinox.is_array)[0] of an Equinox module"
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    wrong = [
+        f"{name(p) or 'it'} is {_kind(x)}" for p, x in leaves if not hasattr(x, "shape") or not hasattr(x, "dtype")
+    ]
+    require(not wrong, f"init's result is {_kind(params)}, in which {some(wrong)}", hint)
+    require(bool(leaves), f"init's result is {_kind(params)} without arrays", hint)
 
 
 def _losses(made: Subject) -> None:
@@ -268,6 +285,32 @@ def _predictions(made: Subject) -> None:
         require(bool(leaves), "predict_fn returned nothing", hint)
         wrong = [f"{path} has shape {list(shape)}" for path, shape in leaves if shape[:1] != (count,)]
         require(not wrong, f"predict_fn of {count} examples: {some(wrong)}", hint)
+
+
+def _other_splits(made: Subject, splits: dict[str, pipeline.Examples]) -> None:
+    """The other splits' batches have the entries of train's, of their types, and can be evaluated and predicted."""
+    for split, examples in splits.items():
+        if split == "train":
+            continue
+        batch = made.job.batch_at(examples, made.job.plan(examples, shuffle=False), 0)
+        pairs = {k: (_entry(made.batch.get(k)), _entry(batch.get(k))) for k in made.batch | batch}
+        told = [f"{k!r} is {b or 'absent'}, in train {a or 'absent'}" for k, (a, b) in pairs.items() if a != b]
+        hint = "give every split the entries, types and shapes of train"
+        retyped = [k for k, (a, b) in pairs.items() if a and b and (a[0], len(a[1])) != (b[0], len(b[1]))]
+        require(not retyped, f"dataset({split!r}, config): {some(told)}", hint)
+        for function in filter(None, (made.task.eval_fn, getattr(made.task, "predict_fn", None))):
+            rest = (made.config,) if function is made.task.eval_fn else (key(0), made.config)
+            try:
+                jax.eval_shape(lambda p, b, f=function, r=rest: f(p, dict(b), *r), made.params, batch)
+            except Exception as error:
+                if not told:
+                    raise
+                raise Fault(f"dataset({split!r}, config): {some(told)}; {explained(error, made.task)}", hint) from error
+
+
+def _entry(array: Any) -> tuple[str, tuple[int, ...]] | None:
+    """An entry's type, and its shape without the batch's axis."""
+    return None if array is None else (str(array.dtype), array.shape[1:])
 
 
 def _no_leak(task: ModuleType, function: str) -> None:

@@ -12,11 +12,13 @@ import numpy as np
 from jtasks.data import pipeline
 from jtasks.metrics import Mean
 from jtasks.testing.result import Fault, Skip, author_files, some
-from jtasks.testing.subject import Subject, key, name, pick, require, unequal, value, variables
+from jtasks.testing.subject import Subject, clear_traces, key, name, pick, require, unequal, value, variables
 
 IMPURE = re.compile(
-    r"\b(?:np|numpy|onp)\.random\.(?!default_rng\(\S)|(?<![.\w])random\.\w+\(|\btime\.\w+\(|\bglobal\s+\w|\b(?:urandom|uuid4|now)\("
+    r"^(?!.*jax\.random).*(?:\b(?:np|numpy|onp)\.random\.(?!default_rng\(\S)|(?<![.\w])random\.\w+\(|\btime\.\w+\("
+    r"|\bglobal\s+\w|\b(?:urandom|uuid4|now)\()"
 )
+CONSTANT_KEY = re.compile(r"random\.(?:key|PRNGKey)\(\s*\d+\s*\)")
 
 
 def same_seed(subject: Subject) -> str:
@@ -27,6 +29,7 @@ def same_seed(subject: Subject) -> str:
     _same_function(subject, "eval_fn", subject.evaluation(), subject.evaluate)
     again = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
     _compare(subject, "loss_fn", subject.first, again, "than at the very first call")
+    _dropout_draws(subject)
     return "data, parameters, loss_fn and eval_fn, each twice"
 
 
@@ -59,6 +62,20 @@ def predictions(subject: Subject) -> str:
     )
 
 
+def _dropout_draws(subject: Subject) -> None:
+    """Dropout that is switched on must change with rng."""
+    fields = [field for field in subject.dropout if "dropout" in field.rpartition(".")[2]]
+    if not fields or subject.random:
+        return
+    one, other = (jax.device_get(subject.measure(subject.perturbed, subject.batch, key(seed))) for seed in (0, 1))
+    require(
+        bool(unequal(one, other)),
+        f"{some(fields)} is on, but loss_fn gives the same numbers for every rng",
+        "draw dropout from the argument rng of loss_fn, not from a key of its own: jax.random.key(0) in it draws the"
+        " same mask at every step" + _suspects(subject.task, CONSTANT_KEY),
+    )
+
+
 def _scored(subject: Subject, outputs: Any, config: Any) -> str:
     """score_fn and show_fn on what predict_fn gave for the first batch."""
     task, count = subject.task, len(subject.batch["mask"])
@@ -72,11 +89,17 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
         require(isinstance(scores[0], Mapping), f"score_fn returned a {type(scores[0]).__name__}", hint)
         for score, number in scores[0].items():
             text = f"score_fn's {score!r} is {number!r}"
-            require(np.ndim(number) == 0 and np.isfinite(float(number)), text, hint)
+            require(_is_number(number), text, hint)
+            again = scores[1].get(score)
             require(
-                float(number) == float(scores[1][score]), f"{text}, and {scores[1][score]!r} when called again", hint
+                _is_number(again) and float(number) == float(again), f"{text}, and {again!r} when called again", hint
             )
         said += f"; scores {some(scores[0])}"
+    if hasattr(task, "report_fn"):
+        reports = task.report_fn(examples, rows, config)
+        texts = isinstance(reports, Mapping) and all(isinstance(text, str) for text in reports.values())
+        require(texts, f"report_fn returned a {type(reports).__name__}", "return {file name: text}")
+        said += f"; reports {some(reports)}"
     if hasattr(task, "show_fn"):
         shown = task.show_fn(examples[:4], rows[:4], config)
         require(
@@ -88,6 +111,11 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
             require(isinstance(content, str) or picture, f"show_fn's {what!r} is a {type(content).__name__}", hint)
         said += f"; shows {some(shown)}"
     return said
+
+
+def _is_number(value: Any) -> bool:
+    array = np.asarray(value)
+    return array.ndim == 0 and array.dtype.kind in "biuf" and bool(np.isfinite(array))
 
 
 def _same_data(subject: Subject) -> None:
@@ -137,9 +165,7 @@ def _same_function(subject: Subject, function: str, anew: Any, known: Any, *rng:
     _compare(
         subject, function, expected, jax.device_get(known(*arguments)), "when called again with the same arguments"
     )
-    for member in vars(subject.task).values():  # what is jitted inside the task would not be traced again
-        if hasattr(member, "clear_cache") and callable(member):
-            member.clear_cache()
+    clear_traces(subject.task)  # what is jitted inside the task would not be traced again
     if not _same_program(subject, anew, known, *rng):
         found = jax.device_get(anew(*arguments))
         _compare(subject, function, expected, found, "when traced again, as in another run of the program")
@@ -182,13 +208,13 @@ def _identical(a: Any, b: Any) -> bool:
     return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
 
 
-def _suspects(task: ModuleType) -> str:
-    found = [f"{file}:{number}: {line.strip()}" for file, number, line in _lines(task) if IMPURE.search(line)]
+def _suspects(task: ModuleType, pattern: re.Pattern[str] = IMPURE) -> str:
+    found = [f"{file}:{number}: {line.strip()}" for file, number, line in _lines(task) if pattern.search(line)]
     return "\nlook at " + "\nlook at ".join(found[:4]) if found else ""
 
 
 def _lines(task: ModuleType) -> Iterator[tuple[str, int, str]]:
-    """The source of the task's own functions; jax.random lines are left out."""
+    """The source of the task's own functions."""
     functions = [f for f in vars(task).values() if callable(f) and inspect.isfunction(inspect.unwrap(f))]
     files = author_files(task)
     for function in functions:
@@ -199,5 +225,4 @@ def _lines(task: ModuleType) -> Iterator[tuple[str, int, str]]:
         except (OSError, TypeError):
             continue
         for number, line in enumerate(lines, start):
-            if "jax.random" not in line:
-                yield code.__code__.co_filename, number, line
+            yield code.__code__.co_filename, number, line

@@ -23,6 +23,7 @@ from jtasks.testing.subject import (
     keep,
     key,
     mesh_of,
+    one_device,
     pick,
     require,
     value,
@@ -169,7 +170,25 @@ def meshes_agree(subject: Subject) -> str:
         detail = f"{metric!r} is {value(mean):.6g} on one device, {value(many[1][metric]):.6g} on {len(devices)}"
         require(close(value(mean), value(many[1][metric])), detail, hint)
     require(not difference, f"the gradient of {path} differs by {difference:.2g} on {len(devices)} devices", hint)
+    _counts_no_devices(subject, one, hint)
     return f"1 and {len(devices)} devices"
+
+
+def _counts_no_devices(subject: Subject, expected: Measured, hint: str) -> None:
+    """Traced where JAX says that there is one device, loss_fn and eval_fn give the same numbers."""
+    arguments = (subject.params, subject.batch)
+    evaluated = jax.device_get(subject.evaluate(*arguments))
+    with one_device(subject.task):
+        measured = jax.device_get(subject.measurement(subject.config)(*arguments, key(0)))
+        metrics = jax.device_get(subject.evaluation()(*arguments))
+    for function, old, new in (("loss_fn", expected[1], measured[1]), ("eval_fn", evaluated, metrics)):
+        for metric, mean in old.items():
+            numbers = f"{value(mean):.6g}, but {value(new[metric]):.6g} where jax.devices() lists one device"
+            require(close(value(mean), value(new[metric])), f"{function}'s {metric!r} is {numbers}", hint)
+    difference, path = gradient_difference(expected[0], measured[0])
+    require(
+        not difference, f"the gradient of {path} differs by {difference:.2g} where jax.devices() lists one device", hint
+    )
 
 
 def evaluation_agrees(subject: Subject) -> str:

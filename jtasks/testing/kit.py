@@ -10,7 +10,7 @@ import jax
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
 from jtasks.testing import contract, determinism, exactness, training
-from jtasks.testing.result import Fault, Result, Skip, explained
+from jtasks.testing.result import Fault, Result, Skip, explained, raised_in
 from jtasks.testing.subject import Subject
 
 SHAPE = "the functions have the contract's shape"
@@ -34,7 +34,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "evaluation does not depend on batch size": exactness.evaluation_agrees,
     "examples are as long as lengths says": exactness.lengths_are_true,
     "gradients are finite and reach every parameter": training.gradients_reach,
-    "nothing recompiles after step 1": training.nothing_recompiles,
+    training.COMPILES: training.nothing_recompiles,
     "one batch can be overfitted": training.overfits,
     "save and resume agree bit for bit": training.resumes_exactly,
     "predictions are deterministic given rng": determinism.predictions,
@@ -93,16 +93,22 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
             return Result(name, False, str(error), "see jtasks/task.py for the contract")
         return Result(name, False, explained(error, task), "see jtasks/task.py for the contract")
     except Exception as error:
-        return Result(name, False, explained(error, task), _hint(error))
+        return Result(name, False, explained(error, task), _hint(error, task))
 
 
-def _hint(error: Exception) -> str:
+def _hint(error: Exception, task: ModuleType | None) -> str:
     text = f"{type(error).__name__} {error}"
     if "UnexpectedTracer" in text:
         return "a traced array was stored outside of the function (a module variable, a list): return it instead"
     if "Tracer" in type(error).__name__ or "Concretization" in type(error).__name__:
         return (
             "the function is jitted: no if, float(), int(), bool(), .item() or numpy on arrays; jnp.where, jax.lax.cond"
+        )
+    function = raised_in(error, task)
+    if function in ("score_fn", "show_fn", "report_fn"):
+        return (
+            f"{function}(examples, outputs, config) gets the dicts of dataset, before collate_fn, and for each of them"
+            " what predict_fn gave for that row; it runs on the host, and its result must be what jtasks/task.py says"
         )
     if isinstance(error, KeyError):
         return "a batch holds the entries of dataset (or collate_fn), without text, and mask and seed"

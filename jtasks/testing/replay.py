@@ -93,6 +93,23 @@ def first_non_finite(
     return _operation_by_operation(jax.value_and_grad(forward), params, task)
 
 
+def out_of_bounds(
+    loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, task: ModuleType | None
+) -> str:
+    """Where the loss looks up a place that an array does not have, with the author's line; "" for nowhere."""
+    from jax.experimental import checkify
+
+    params, batch = jax.device_get((params, batch))
+    forward = checkify.checkify(lambda p, b: loss_fn(p, b)[0], errors=checkify.index_checks)
+    try:
+        found = jax.jit(forward)(params, batch)[0].get_exception()
+    except Exception:  # a primitive that checkify does not know
+        return ""
+    frames = author_frames(_python_frames(found), task)
+    text = " ".join(str(found).split()).split(". Check failed")[0]
+    return "" if found is None else text + (f"\nat {located(frames[-1])}" if frames else "")
+
+
 def _python_frames(error: Any) -> list[traceback.FrameSummary]:
     info = getattr(error, "traceback_info", None)
     return list(traceback.extract_tb(info.as_python_traceback())) if info is not None else []

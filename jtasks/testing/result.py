@@ -73,13 +73,17 @@ def some(names: Iterable[str], limit: int = 5) -> str:
 
 def explained(error: BaseException, task: ModuleType | None) -> str:
     """One sentence: the function of the contract, the exception, and the author's own line."""
-    frames = _frames(error, task)
-    names = {code.co_name: name for name, code in _codes(task).items()}
-    functions = [names[frame.name] for frame in frames if frame.name in names]
+    frames, function = _frames(error, task), raised_in(error, task)
     text = " ".join(str(error).strip().split("\n\n")[0].split())
     text = text if len(text) <= 400 else text[:400] + " ..."
-    raised = f"{functions[0]} raised {type(error).__name__}" if functions else type(error).__name__
+    raised = f"{function} raised {type(error).__name__}" if function else type(error).__name__
     return f"{raised}: {text}" + (f"\nat {located(frames[-1])}" if frames else "")
+
+
+def raised_in(error: BaseException, task: ModuleType | None) -> str:
+    """The function of the contract in which an error arose, "" for none."""
+    names = {code.co_name: name for name, code in _codes(task).items()}
+    return next((names[frame.name] for frame in _frames(error, task) if frame.name in names), "")
 
 
 def located(frame: traceback.FrameSummary) -> str:

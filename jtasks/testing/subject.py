@@ -1,10 +1,12 @@
 """The task under test on a small scale: one batch, its parameters, and functions that are compiled once."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +204,28 @@ class Subject:
             if jax.tree.map(jnp.shape, batch) != jax.tree.map(jnp.shape, self.batch):
                 return
             yield batch
+
+
+@contextlib.contextmanager
+def one_device(task: ModuleType) -> Iterator[None]:
+    """Within the block the task hears of one device, and what it has jitted is traced again; the devices stay."""
+    answers = {id(f): lambda *_, f=f, **__: f()[:1] for f in (jax.devices, jax.local_devices)}
+    answers |= {id(f): lambda *_, **__: 1 for f in (jax.device_count, jax.local_device_count)}
+    with contextlib.ExitStack() as stack:
+        for module in (jax, task):
+            for name_, member in list(vars(module).items()):
+                if id(member) in answers:
+                    stack.enter_context(mock.patch.object(module, name_, answers[id(member)]))
+        clear_traces(task)
+        yield
+    clear_traces(task)
+
+
+def clear_traces(task: ModuleType) -> None:
+    """Forget what the task's own jitted functions were traced to."""
+    for member in vars(task).values():
+        if hasattr(member, "clear_cache") and callable(member):
+            member.clear_cache()
 
 
 def key(seed: int) -> jax.Array:
