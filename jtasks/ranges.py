@@ -178,7 +178,7 @@ TASKS: dict[str, dict[str, Field]] = {
             "max_len": Field(int, "[1, 2e9]"),
             "min_len": Field(int, "[0, 2e9]"),
             "length_penalty": Field(float, "(-inf, inf)"),
-            "early_stopping": Field(bool),
+            "early_stopping": Field(object),  # True, False or "never"; decode.beam_search checks it
             "repetition_penalty": Field(float, "(0, inf)"),
             "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
         },
