@@ -34,7 +34,7 @@ STRANGERS = 64  # connections that may wait without having proved themselves
 SEE_SECONDS = 20.0  # for a new file to appear through the caches of a network file system
 
 Message = dict[str, Any]
-TYPES = {"value": int, "done": bool, "all done": bool, "lost": str, "failed": str}
+TYPES: dict[str, type] = {"value": object, "done": bool, "all done": bool, "lost": str, "failed": str}
 
 
 class Connection:
@@ -315,7 +315,7 @@ class Link:
 
     def _take(self, message: Message, sender: Connection) -> None:
         kind = next((name for name in TYPES if name in message), "")
-        if not kind or type(message[kind]) is not TYPES[kind]:
+        if not kind or not isinstance(message[kind], TYPES[kind]):
             return  # of another version, or not of this run
         if kind == "value":
             self._values.put(message["value"])
