@@ -177,10 +177,10 @@ def _params(made: Subject) -> Tree:
 
     def init(rng: jax.Array, batch: Any) -> Tree:
         kept.append(task.init(rng, dict(batch), config))
+        _arrays(kept[-1])
         return jax.tree.map(lambda x: x, kept[-1])
 
     shapes = jax.eval_shape(init, key(config.seed), made.batch)
-    _arrays(kept[0])
     wrong = [
         f"{name(path)} is {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
