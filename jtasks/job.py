@@ -95,11 +95,11 @@ class Job(NamedTuple):
         )
 
     def batch_at(self, examples: pipeline.Examples, plan: pipeline.Plan, step: int) -> dict[str, jax.Array]:
-        """The batch of one step on the devices."""
+        """The batch of one step on the devices; each process reads only the rows that its devices hold."""
         batched = sharding.batched(self.mesh)
         rows = sharding.local_rows(batched, plan.rows(step))
-        batch = pipeline.batch_at(examples, plan, step, self.collate)
-        return sharding.put({name: x[rows] for name, x in batch.items()}, batched, rows, plan.rows(step))
+        batch = pipeline.batch_at(examples, plan, step, self.collate, rows)
+        return sharding.put(batch, batched, rows, plan.rows(step))
 
     def batches(
         self,

@@ -166,9 +166,11 @@ class Plan:
         return batch
 
 
-def batch_at(examples: Examples, plan: Plan, step: int, collate: Collate | None = None) -> dict[str, np.ndarray]:
-    """The whole batch of one step: arrays [plan.rows(step), ...] with `mask` and `seed`."""
-    return plan.cut(_rows(examples, plan, plan.positions(step), collate), step)
+def batch_at(
+    examples: Examples, plan: Plan, step: int, collate: Collate | None = None, rows: Any = slice(None)
+) -> dict[str, np.ndarray]:
+    """The batch of one step, or some `rows` of it alone: arrays [plan.rows(step), ...] with `mask` and `seed`."""
+    return plan.cut(_rows(examples, plan, plan.positions(step, rows), collate), step)
 
 
 def batches(
