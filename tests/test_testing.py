@@ -104,7 +104,7 @@ def module(**changes: Any) -> ModuleType:
 
 
 def settings(**optim: Any) -> ml_collections.ConfigDict:
-    made = ml_collections.ConfigDict({"task": "planted", "seed": 0, "steps": 50, "batch_size": 32, "model": {}})
+    made = ml_collections.ConfigDict({"task": "planted", "seed": 5, "steps": 50, "batch_size": 32, "model": {}})
     made.optim = {"name": "adamw", "lr": 1e-2, **optim}
     return made
 
