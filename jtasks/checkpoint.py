@@ -5,9 +5,11 @@ A checkpoint is a folder `STEP/`. It is written as `saving-STEP/`, gets the chec
 is whole, and one whose files do not match its checksums has been damaged since.
 """
 
+import contextlib
 import hashlib
 import json
 import math
+import os
 import pathlib
 import shutil
 import threading
@@ -45,11 +47,14 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(CheckpointError):
+            self.close()
 
-    def save(self, state: Any, step: int) -> None:
-        """Copy the state after `step` to the host, then write it in the background.
+    def save(self, state: Any, step: int, expendable: Collection[int] = ()) -> None:
+        """Copy the state after `step` to the host, then write it in the background, and delete what is `expendable`.
+
+        The folder above the checkpoints must be there: one that vanished is not made again.
 
         Raises:
           CheckpointError: the previous save failed, or this one cannot begin.
@@ -59,13 +64,15 @@ class Checkpoints:
         self.wait()
         partial = self.folder / f"saving-{step}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                shutil.rmtree(partial, ignore_errors=True)
+            self.folder.mkdir(exist_ok=True)
+            self._clear(partial)
             self._checkpointer.save(partial, args=ocp.args.PyTreeSave(leaves(state)), force=True)
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {error}") from error
-        self._thread = threading.Thread(target=self._commit, args=(partial, step), name="commit", daemon=True)
+            self._clear(partial)
+            raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_brief(error)}") from error
+        self._thread = threading.Thread(
+            target=self._commit, args=(partial, step, expendable), name="commit", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
@@ -75,31 +82,61 @@ class Checkpoints:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {error}") from error
+            raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {_brief(error)}") from error
 
     def close(self) -> None:
         """Wait, and let Orbax end its threads."""
         try:
             self.wait()
         finally:
-            self._checkpointer.close()
+            with contextlib.suppress(Exception):  # Orbax repeats what `wait` has raised
+                self._checkpointer.close()
 
-    def keep(self, steps: Collection[int]) -> None:
-        """Delete the finished checkpoints of other steps."""
+    def delete(self, steps: Collection[int]) -> None:
+        """Delete finished checkpoints."""
         if jax.process_index() == 0:
-            for step in saved_steps(self.folder):
-                if step not in steps:
-                    shutil.rmtree(self.folder / str(step), ignore_errors=True)
+            for step in steps:
+                shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
-    def _commit(self, partial: pathlib.Path, step: int) -> None:
+    def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int]) -> None:
         try:
             self._checkpointer.wait_until_finished()
             if jax.process_index() == 0:
                 (partial / CHECKSUMS).write_text(json.dumps(checksums(partial), indent=1))
+                flush(partial)
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
                 partial.rename(self.folder / str(step))
+                _flush_one(self.folder)
+            self.delete(expendable)
         except BaseException as error:  # raised in the loop, by wait()
             self._error = error
+            self._clear(partial)
+
+    def _clear(self, partial: pathlib.Path) -> None:
+        """Delete what a save has left, under Orbax's name for unfinished ones too: the disk may be full."""
+        if jax.process_index() == 0:
+            for name in (partial.name, f"{partial.name}.orbax-checkpoint-tmp"):
+                shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def flush(folder: pathlib.Path) -> None:
+    """Have all below the folder on the disk: a rename that says it is whole must not get there first."""
+    for path in (*folder.rglob("*"), folder):
+        _flush_one(path)
+
+
+def _flush_one(path: pathlib.Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:  # some file systems cannot flush a folder
+        with contextlib.suppress(OSError) if path.is_dir() else contextlib.nullcontext():
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _brief(error: BaseException) -> str:
+    """The first line of an error of Orbax or TensorStore, which may go on with their own sources."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import json
 import math
 import os
 import pathlib
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
+from jtasks import console
 from jtasks.errors import EXIT_STOPPED
 
 MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
@@ -53,9 +53,11 @@ exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped b
 
 def main() -> None:
     """Run the command of this process and exit."""
+    console.settle()
     _use_huge_pages()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stopped)  # while there is nothing to save; training puts its own in place
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+            signal.signal(number, _stopped)  # while there is nothing to save; training puts its own in place
     code = run(sys.argv[1:])
     from jtasks import processes
 
@@ -69,30 +71,45 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    from jtasks import errors, signals
+    flags, rest = _parser().parse_known_args(arguments)
+    from jtasks import errors, log, signals
 
     try:
-        result = _run(arguments)
+        result = _run(flags, rest)
         if result is not None:
-            print(json.dumps(result), flush=True)
+            print(log.to_json(result), flush=True)
         return EXIT_DONE
     except errors.ConfigError as error:
-        return _fail(EXIT_USAGE, str(error))
+        return _fail(EXIT_USAGE, "\n".join([str(error), *_notes(error)]))
     except (errors.DataError, errors.CheckpointError, errors.TrainingError, errors.CheckError) as error:
-        return _fail(EXIT_FAILED, str(error))
+        return _fail(EXIT_FAILED, "\n".join([str(error), *_notes(error)]))
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
-    except Exception as error:
+    except BaseException as error:  # also a SystemExit of the task's, whose code says nothing of the run
         from jtasks import processes
 
         if text := _absent_field(error):
             return _fail(EXIT_USAGE, text)
         processes.await_news()
-        return _fail(EXIT_FAILED, f"{type(error).__name__}: {error}", traceback.format_exc())
+        return _fail(EXIT_FAILED, "\n".join([_explained(error), *_notes(error)]), traceback.format_exc())
 
 
-def _absent_field(error: Exception) -> str:
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
+
+
+def _explained(error: BaseException) -> str:
+    """One sentence; where the error arose in a function of a task, that function and its line."""
+    from jtasks import task
+    from jtasks.testing import result
+
+    scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if set(task.REQUIRED) <= scope.keys()]
+    return result.explained(error, modules[0]) if any(modules) else f"{type(error).__name__}: {error}"
+
+
+def _absent_field(error: BaseException) -> str:
     """What to say where a task reads a field that the config does not have; "" for any other error."""
     import ml_collections
 
@@ -122,9 +139,8 @@ def _fail(code: int, text: str, trace: str = "") -> int:
     return code
 
 
-def _run(arguments: Sequence[str]) -> dict[str, Any] | None:
+def _run(flags: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any] | None:
     """The result of a command, on the first process of the run."""
-    flags, rest = _parser().parse_known_args(arguments)
     from jtasks import errors
 
     overrides = _overrides(rest)

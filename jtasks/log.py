@@ -49,6 +49,18 @@ def number(value: float) -> str:
     return f"{value:,.0f}" if 999.95 <= size < 1e9 else f"{value:.4g}"
 
 
+def to_json(value: Any) -> str:
+    """Returns one line of JSON, which has no word for nan, inf and -inf: they become strings.
+
+    >>> to_json({"loss": float("nan"), "outputs": [1.0, float("inf")]})
+    '{"loss": "nan", "outputs": [1.0, "inf"]}'
+    """
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_worded(value))
+
+
 def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Returns the whole records of a metrics.jsonl, the newest of each (step, split); [] if there is no file.
 
@@ -286,9 +298,16 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return {k: _NON_FINITE.get(v, v) if k != "split" and isinstance(v, str) else v for k, v in record.items()}
 
 
+def _worded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _worded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_worded(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _line(record: dict[str, Any]) -> bytes:
-    safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-    return json.dumps(safe).encode() + b"\n"
+    return to_json(record).encode() + b"\n"
 
 
 def _rewrite(

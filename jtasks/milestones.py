@@ -1,8 +1,10 @@
 """What happens between steps: logging, evaluation, saving, stopping."""
 
+import contextlib
 import functools
 import pathlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -36,36 +38,70 @@ class Milestones:
         log: Log,
         checkpoints: checkpoint.Checkpoints,
         stop: Stop,
+        start: int,
     ):
         self.job, self.workdir, self.splits, self.plan, self.steps = job, workdir, splits, plan, steps
         self.log, self.checkpoints, self.stop = log, checkpoints, stop
         self.evaluate = evaluate.make(job, self.poll)
         self.predict = predict.make(job, self.poll) if hasattr(job.task, "predict_fn") else None
         self.state: State | None = None
-        self.step = self.saved = 0
+        self.step = self.saved = start
         self.save_error: CheckpointError | None = None
 
     def saves(self, step: int) -> bool:
-        """Whether the state after `step` is to be saved."""
-        return step == self.steps or due(step, self.job.config.save_every)
+        """Whether to save the state after `step`.
+
+        One process of several cannot save alone when an evaluation fails: there a save precedes each evaluation.
+        """
+        config = self.job.config
+        evaluated = not processes.alone() and due(step, config.eval_every)
+        return step == self.steps or due(step, config.save_every) or evaluated
 
     def reach(self, state: State, step: int) -> None:
-        """Evaluate and save if `step` asks for it, and end here if a signal came.
+        """Begin to save and evaluate if `step` asks for it, and end here if a signal came.
 
-        Evaluation comes first: a checkpoint vouches for every record up to its step.
+        Saving comes first, so that no error in an evaluation loses the state. A resumed run evaluates what has no
+        record at the step of its checkpoint.
 
         Raises:
           Stopped: after saving.
         """
-        self.state, self.step = state, step
+        self.hold(state, step)
         self.poll()
         last = step == self.steps
+        if step and self.saves(step):
+            with self.log.pause():
+                if last or not (bad_steps := int(state.bad_steps)):
+                    self.save()
+                elif step != self.saved:
+                    self.log.warn(f"step {step} is not saved: it is one of {bad_steps} in a row that were not finite")
         if step and (last or due(step, self.job.config.eval_every)):
             with self.log.pause(), self.stop.rescue(self._save_and_wait):
                 self._evaluate(state, step, ("valid", "test") if last else ("valid",))
-        if step and self.saves(step):
-            with self.log.pause():
-                self.save()
+
+    def hold(self, state: State, step: int) -> None:
+        """Take the newest state, which is what a signal or an error saves."""
+        self.state, self.step = state, step
+
+    @contextlib.contextmanager
+    def guard(self) -> Iterator[None]:
+        """Save the newest state before an error inside passes on, and note at the error what is saved.
+
+        In a run of several processes the others do not hold the state of the same step, so just the save under way
+        is awaited.
+        """
+        try:
+            yield
+        except (Stopped, CheckpointError, TrainingError):  # saved, not to be saved, or not worth it
+            raise
+        except BaseException as error:
+            try:
+                (self._save_and_wait if processes.alone() else self._settle)()
+            except Exception as failure:  # for instance the device's memory is gone with the step that failed
+                self.log.warn(f"step {self.step} is lost: {failure}")
+            if steps := checkpoint.saved_steps(self.workdir / "checkpoints"):
+                error.add_note(f"step {steps[-1]} is saved: mend it and run the same command again")
+            raise
 
     def poll(self) -> None:
         """Save and end, if a signal came; called wherever the loop waits.
@@ -81,17 +117,18 @@ class Milestones:
         raise Stopped(f"stopped at step {self.step} of {self.steps}; the same command goes on from there")
 
     def save(self) -> None:
-        """Begin to save, and delete what need not be kept. A save that fails is told, and training goes on."""
+        """Begin to save; what need not be kept is deleted once this is saved. Logs a save that fails."""
         assert self.state is not None
         self._settle()
         if self.step in (self.saved, 0):
             return
+        steps = sorted({*checkpoint.saved_steps(self.workdir / "checkpoints"), self.step})
         try:
-            self.checkpoints.save(self.state, self.step)
+            # Good checkpoints are worth more than the room of one whose last steps were not finite.
+            self.checkpoints.save(self.state, self.step, () if int(self.state.bad_steps) else self._expendable(steps))
             self.saved, self.save_error = self.step, None
         except CheckpointError as error:
             self._failed(error)
-        self._prune()
 
     def finish(self) -> None:
         """Wait for the last save.
@@ -102,13 +139,18 @@ class Milestones:
         self._settle()
         if self.save_error is not None:
             raise self.save_error
-        self._prune()
+        if self.state is not None and not int(self.state.bad_steps):  # the last evaluation may have found a better one
+            self.checkpoints.delete(self._expendable(checkpoint.saved_steps(self.workdir / "checkpoints")))
+
+    def fails(self, report: Report) -> bool:
+        """Whether the bad steps in a row up to this one end the run, which all are if no step was good."""
+        return int(report.bad_steps) >= min(self.job.config.max_bad_steps, self.steps)
 
     def log_reports(self, state: State, step: int, reports: list[Report]) -> None:
         """Add up the metrics of the steps since the last call; this waits for the device.
 
         Raises:
-          TrainingError: `max_bad_steps` steps in a row were not finite.
+          TrainingError: `max_bad_steps` steps in a row, or all of the run, were not finite.
         """
         fetched: list[Report] = jax.device_get(reports)
         sums = metrics.summed(report.metrics for report in fetched if report.bad_steps == 0)
@@ -117,7 +159,7 @@ class Milestones:
         found |= {"gradient_norm": float(fetched[-1].gradient_norm), "lr": float(fetched[-1].learning_rate)}
         self.log.train(step, found | ({"skipped": float(skipped)} if skipped else {}))
         for at, report in enumerate(fetched, step - len(fetched) + 1):
-            if report.bad_steps >= self.job.config.max_bad_steps:
+            if self.fails(report):
                 raise TrainingError(self._diagnosis(state, at, int(report.bad_steps)))
 
     def _diagnosis(self, state: State, step: int, bad_steps: int) -> str:
@@ -126,7 +168,8 @@ class Milestones:
         names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1, self.job.mesh)
         found = "not finite with the parameters now: " + (", ".join(names[:8]) or "nothing")
         return (
-            f"the loss or the gradient was not finite in {bad_steps} steps in a row, the last of them step {step}\n"
+            f"the loss, the gradient or the update was not finite in {bad_steps} steps in a row,"
+            f" the last of them step {step}\n"
             f"  {found}{f' and {len(names) - 8} more' if len(names) > 8 else ''}\n"
             f"  examples of step {step}: {indices[entries['mask'] > 0].tolist()}\n"
             f"--mode=check --config.check.step={step} replays that batch;"
@@ -180,12 +223,12 @@ class Milestones:
         self.saved, self.save_error = 0, error
         self.log.warn(f"{error}; training goes on, and the newest good checkpoint stays")
 
-    def _prune(self) -> None:
-        """Keep the newest checkpoints and the best by `config.best`."""
-        config, steps = self.job.config, checkpoint.saved_steps(self.workdir / "checkpoints")
+    def _expendable(self, steps: list[int]) -> list[int]:
+        """The saved `steps` that are neither among the newest nor the best by `config.best`."""
+        config = self.job.config
         keep = set(steps[-config.keep :])
         values = {
             step: value for step, value in self.log.values(config.best.removeprefix("-")).items() if step in steps
         }
         best = checkpoint.best(values, config.best)
-        self.checkpoints.keep(keep if best is None else keep | {best})
+        return [step for step in steps if step not in keep | {best}]

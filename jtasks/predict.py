@@ -1,6 +1,5 @@
 """predict_fn over a split, and show_fn's pictures and texts in files."""
 
-import json
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
 from jtasks.job import Job
+from jtasks.log import to_json
 from jtasks.run import open_run
 from jtasks.writing import check_name, require_writable, write_file, writer
 
@@ -89,7 +89,7 @@ def run(
     params = run.params(examples)
     outputs = make(job)(params, examples)
     path = folder / f"predictions-{split}.jsonl"
-    lines = ((json.dumps({"index": index, **_plain(output)}) + "\n").encode() for index, output in enumerate(outputs))
+    lines = ((to_json({"index": index, **_plain(output)}) + "\n").encode() for index, output in enumerate(outputs))
 
     def write() -> None:
         with writer(path) as file:

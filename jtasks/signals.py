@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT ask the loop to save and end with exit code 75; a second one ends it at once."""
+"""SIGTERM, SIGINT and SIGHUP ask the loop to save and end with exit code 75; a second one ends it at once."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and 
 
 
 class Stop:
-    """While entered, notes a SIGTERM or SIGINT, for the loop to see between steps.
+    """While entered, notes a SIGTERM, SIGINT or SIGHUP, for the loop to see between steps.
 
     The loop may be long away: compiling, or waiting for data. Python runs signal handlers in the main
     thread and only once that is back from compiled code, so another thread listens as well. If the loop
@@ -33,7 +33,7 @@ class Stop:
     jax.distributed has SIGTERM and its preemption service finds a step that none has passed yet.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT)
+    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
         self.requested: signal.Signals | None = None
@@ -64,7 +64,8 @@ class Stop:
         reader, writer = self._sockets = socket.socketpair()
         writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._previous = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        heard = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+        self._previous = {number: signal.signal(number, self._note) for number in heard}
         threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         return self
 

@@ -68,8 +68,8 @@ def make(
 ) -> Callable[[State, Batch], tuple[State, Report]]:
     """The step as a pure function (state, batch) -> (state, report), to be jitted with the state donated.
 
-    `trainable` is what `optim.trainable` says; `mesh` is where state and batch live. A step whose loss or gradient
-    is not finite changes nothing but `step` and `bad_steps`.
+    `trainable` is what `optim.trainable` says; `mesh` is where state and batch live. A step whose loss, gradient or
+    updates are not finite changes nothing but `step` and `bad_steps`.
     """
     measure = gradient_fn(task, config, mesh)
 
@@ -81,13 +81,14 @@ def make(
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(metrics[k].total) for k in tasks.losses(task)]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        finite &= _stays_finite(state.params, params, updates)
         average = None
         if state.average is not None:
             average = optax.incremental_update(params, state.average, 1 - config.ema)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         new = State(state.step + 1, params, opt_state, average, bad_steps)
         old = state._replace(step=new.step, bad_steps=bad_steps)
-        report = Report(metrics, norm, jnp.asarray(schedule(state.step), jnp.float32), bad_steps)
+        report = Report(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), bad_steps)
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), report
 
     return step
@@ -233,6 +234,22 @@ def non_finite(
     found = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
+
+
+def _stays_finite(old: Params, new: Params, updates: Params) -> jax.Array:
+    """Whether each finite parameter stays finite, and others (a constant -inf) get finite updates."""
+
+    def finite(old: jax.Array, new: jax.Array, update: jax.Array) -> jax.Array:
+        return jnp.all(jnp.isfinite(jnp.where(jnp.isfinite(old), new, update)))
+
+    return jnp.all(jnp.array(jax.tree.leaves(jax.tree.map(finite, old, new, updates))))
+
+
+def _updates(state: State) -> jax.Array:
+    """Updates made so far, by optax's own count if it keeps one: skipped steps do not move its schedule."""
+    leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
+    counts = [leaf for path, leaf in leaves if getattr(path[-1], "name", None) == "count"]
+    return counts[-1] if counts else state.step
 
 
 def _kept(gradient: jax.Array, train: Any) -> jax.Array:

@@ -73,23 +73,25 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
             state, step = begin(job, workdir, splits, plan, start, steps, log)
 
         with log, checkpoint.Checkpoints(folder) as checkpoints:
-            between = Milestones(job, workdir, splits, plan, steps, log, checkpoints, stop)
-            between.reach(state, start)
-            batches = job.batches(examples, plan, range(start, steps), poll=between.poll)
-            reports: list[Report] = []
-            log.advance(start)
-            for now, batch in enumerate(batches, start + 1):
-                state, report = step(state, batch)
-                reports.append(report)
-                if len(reports) > AHEAD:
-                    jax.block_until_ready(reports[-AHEAD].gradient_norm)
-                log.advance(now)
-                stopping = stop.reached(now)
-                if stopping or due(now, config.log_every) or between.saves(now):
-                    between.log_reports(state, now, reports)
-                    reports = []
-                between.reach(state, now)
-            between.finish()
+            between = Milestones(job, workdir, splits, plan, steps, log, checkpoints, stop, start)
+            with between.guard():
+                between.reach(state, start)
+                batches = job.batches(examples, plan, range(start, steps), poll=between.poll)
+                reports: list[Report] = []
+                log.advance(start)
+                for now, batch in enumerate(batches, start + 1):
+                    state, report = step(state, batch)
+                    between.hold(state, now)
+                    report.bad_steps.copy_to_host_async()
+                    reports.append(report)
+                    failing = len(reports) > AHEAD and between.fails(reports[-AHEAD])  # waits for that step
+                    log.advance(now)
+                    stopping = stop.reached(now)
+                    if failing or stopping or due(now, config.log_every) or between.saves(now):
+                        between.log_reports(state, now, reports)
+                        reports = []
+                    between.reach(state, now)
+                between.finish()
             return result(log, steps)
 
 

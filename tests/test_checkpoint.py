@@ -169,10 +169,13 @@ def test_importing_refuses_what_has_nothing_in_common_is_absent_or_damaged(folde
         checkpoint.import_params(str(folder / "3"), state().params, pytest.fail)
 
 
-def test_only_the_wanted_checkpoints_are_kept(folder):
+def test_what_is_expendable_is_deleted_once_the_next_is_saved(folder):
     with checkpoint.Checkpoints(folder) as checkpoints:
-        checkpoints.keep({5})
-    assert checkpoint.saved_steps(folder) == [5]
+        checkpoints.save(state(3, 7), 7, expendable=[3])
+        checkpoints.wait()
+        assert checkpoint.saved_steps(folder) == [5, 7]
+        checkpoints.delete([5])
+    assert checkpoint.saved_steps(folder) == [7]
 
 
 def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):

@@ -1,0 +1,50 @@
+"""The standard streams of the command: whatever becomes of their readers, the run goes on."""
+
+import io
+import os
+import sys
+from typing import Any
+
+
+class Lasting(io.TextIOWrapper):
+    """A stream that goes nowhere once it cannot be written to (its reader is gone, its disk is full)."""
+
+    def write(self, text: str) -> int:
+        """Write, and return the number of characters."""
+        try:
+            return super().write(text)
+        except OSError:
+            self._drop()
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush."""
+        try:
+            super().flush()
+        except OSError:
+            self._drop()
+
+    def _drop(self) -> None:
+        """Let the file descriptor lead nowhere, so that what is buffered and what C++ writes can go there too."""
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self.fileno())
+        os.close(nowhere)
+
+
+def open_descriptors() -> None:
+    """Open those of 0, 1 and 2 that the caller closed: else a checkpoint's file gets the number, and C++'s messages."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def settle() -> None:
+    """Make stdout and stderr last, and show what their encoding lacks as escapes."""
+    open_descriptors()
+    for name, descriptor in (("stdout", 1), ("stderr", 2)):
+        old: Any = getattr(sys, name)
+        binary = old.detach() if isinstance(old, io.TextIOWrapper) else open(descriptor, "wb", closefd=False)  # noqa: SIM115
+        encoding = getattr(old, "encoding", None) or "utf-8"
+        stream = Lasting(binary, encoding=encoding, errors="backslashreplace", line_buffering=True)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
