@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jtasks import metrics, predict, sharding
+from jtasks import metrics, predict, processes, sharding
 from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
@@ -52,12 +52,19 @@ def wants_scores(job: Job) -> bool:
 
 
 def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline.Examples) -> dict[str, float]:
-    """What the task's score_fn says of its predictions over a whole split; {} if it has none or none is wanted."""
+    """What the task's score_fn says of its predictions over a whole split; {} if it has none or none is wanted.
+
+    It is asked on the first process, whose answer all get.
+    """
     if not wants_scores(job):
         return {}
-    rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
-    found = job.task.score_fn(rows, predictor(params, examples), job.config)
-    return {name: float(value) for name, value in found.items()}
+    outputs = predictor(params, examples)
+
+    def score() -> dict[str, float]:
+        found = job.task.score_fn(predict.rows(examples), outputs, job.config)
+        return {name: float(value) for name, value in found.items()}
+
+    return processes.agree(score)
 
 
 def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> dict[str, float]:

@@ -1,7 +1,8 @@
 """predict_fn over a split, and show_fn's pictures and texts in files."""
 
+import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,44 +16,51 @@ from jtasks.errors import ConfigError
 from jtasks.job import Job
 from jtasks.log import to_json
 from jtasks.run import open_run
+from jtasks.spool import Lazy, Spool
 from jtasks.writing import check_name, require_writable, write_file, writer
 
-Predict = Callable[[Any, pipeline.Examples], list[Any]]
+Predict = Callable[[Any, pipeline.Examples], Sequence[Any]]
 
 
 def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
-    """A function (params, examples) -> one output tree an example, in order; compiles once."""
+    """A function (params, examples) -> one output tree an example, in order; compiles once.
+
+    The outputs lie in a temporary file, whence they are read as they are asked for. The first process alone has
+    them; the others get none.
+    """
     if not hasattr(job.task, "predict_fn"):
         raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
     rng = jax.random.key(job.config.seed)
     predict_fn = job.over(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config))
     step = Compiled(jax.jit(predict_fn, out_shardings=sharding.replicated(job.mesh)))
 
-    def predict(params: Any, examples: pipeline.Examples) -> list[Any]:
+    def predict(params: Any, examples: pipeline.Examples) -> Sequence[Any]:
         plan = job.plan(examples, shuffle=False)
         steps = range(plan.steps(1))
-        outputs: list[Any] = [None] * plan.n
+        spool = Spool()
         for at, batch in zip(steps, job.batches(examples, plan, steps, poll), strict=True):
             poll()
-            rows = jax.device_get(step(params, batch))
-            indices, entries = plan.at(plan.positions(at))
-            for row in np.flatnonzero(entries["mask"]):
-                outputs[indices[row]] = jax.tree.map(lambda x, row=row: x[row], rows)
-        return outputs
+            outputs = jax.device_get(step(params, batch))
+            if processes.first():
+                indices, entries = plan.at(plan.positions(at))
+                rows = np.flatnonzero(entries["mask"])
+                spool.add(indices[rows], outputs, rows)
+        return Lazy(range(plan.n if processes.first() else 0), spool.read)
 
     return predict
 
 
-def first(examples: pipeline.Examples, count: int) -> list[Any]:
-    """The first `count` examples, as a list of dicts."""
-    return [pipeline.read(examples, i) for i in range(min(count, pipeline.size(examples)))]
+def rows(examples: pipeline.Examples) -> Sequence[Mapping[str, Any]]:
+    """The examples of a split as a sequence of dicts, each read when it is asked for."""
+    return Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples))
 
 
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
-    """The pictures and texts that the task's show_fn makes of the first `config.show_count` examples."""
-    rows = first(examples, job.config.show_count)
-    arrays = isinstance(examples, Mapping) and {name: array[: len(rows)] for name, array in examples.items()}
-    return job.task.show_fn(rows, predict(params, arrays or rows), job.config)
+    """What show_fn makes of the first `config.show_count` examples: pictures and texts; none on other processes."""
+    shown = list(rows(examples)[: job.config.show_count])
+    arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
+    outputs = list(predict(params, arrays or shown))
+    return job.task.show_fn(shown, outputs, job.config) if processes.first() else {}
 
 
 def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
@@ -89,14 +97,12 @@ def run(
     params = run.params(examples)
     outputs = make(job)(params, examples)
     path = folder / f"predictions-{split}.jsonl"
-    lines = ((to_json({"index": index, **_plain(output)}) + "\n").encode() for index, output in enumerate(outputs))
 
     def write() -> None:
         with writer(path) as file:
-            file.writelines(lines)
+            file.writelines(_line(index, output) for index, output in enumerate(outputs))
         if hasattr(job.task, "report_fn"):
-            rows = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
-            for name, text in job.task.report_fn(rows, outputs, job.config).items():
+            for name, text in job.task.report_fn(rows(examples), outputs, job.config).items():
                 check_name(name, "report_fn of the task")
                 report = pathlib.PurePath(name)
                 write_file(folder / f"{report.stem}-{split}{report.suffix}", text)
@@ -120,7 +126,17 @@ def run_show(
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 
+def _line(index: int, output: Any) -> bytes:
+    return to_json({"index": index, **_plain(output)}).encode() + b"\n"
+
+
 def _plain(output: Any) -> dict[str, Any]:
     """An output tree as JSON data, whatever its kind; whole where a name in it would hide the example's index."""
-    tree = jax.tree.map(lambda x: np.asarray(x).tolist(), output)
+    tree = jax.tree.map(_values, output)
     return tree if isinstance(tree, dict) and "index" not in tree else {"output": tree}
+
+
+def _values(array: Any) -> Any:
+    """Nested lists of an array's values, complex ones as pairs."""
+    array = np.asarray(array)
+    return (np.stack([array.real, array.imag], axis=-1) if array.dtype.kind == "c" else array).tolist()

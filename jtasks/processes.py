@@ -3,11 +3,13 @@
 import atexit
 import contextlib
 import hashlib
+import json
 import os
 import pathlib
 import secrets
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jtasks import clusters, rendezvous
 from jtasks.clusters import Cluster
 from jtasks.errors import ConfigError
+
+T = TypeVar("T")
 
 TIMEOUT_SECONDS = 300.0
 TOKEN = ".processes"
@@ -150,8 +154,8 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(decide: Callable[[], int]) -> int:
-    """What `decide` returns on the first process, on all of them; the others wait for it and do not call it."""
+def agree(decide: Callable[[], T]) -> T:
+    """What `decide` returns on the first process, JSON data, on all of them; the others wait and do not call it."""
     if alone():
         return decide()
     if _links and first():
@@ -160,15 +164,24 @@ def agree(decide: Callable[[], int]) -> int:
         return value
     if _links:
         return _links[0].hear()  # without a time-out: preparing data may take the first process hours
-    # Started by someone else. JAX's broadcast_one_to_all wants the same number of devices on all processes.
+    text = json.dumps(decide()).encode() if first() else b""
+    size = int(_first(np.array([len(text)], np.int32))[0])
+    agreed: T = json.loads(_first(np.frombuffer(text.ljust(size), np.uint8)).tobytes())
+    return agreed
+
+
+def _first(array: np.ndarray) -> np.ndarray:
+    """The array of the first process, on all that someone else started; each gives one of its shape.
+
+    JAX's broadcast_one_to_all wants the same number of devices on all processes.
+    """
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("all",))
-    decided = np.array([decide() if first() else 0], np.int32)
     everyone = jax.make_array_from_callback(
-        (len(devices),), NamedSharding(mesh, PartitionSpec("all")), lambda _: decided
+        (len(devices), *array.shape), NamedSharding(mesh, PartitionSpec("all")), lambda _: array[None]
     )
     whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(everyone)
-    return int(whole.addressable_data(0)[[device.process_index for device in devices].index(0)])
+    return np.asarray(whole.addressable_data(0)[[device.process_index for device in devices].index(0)])
 
 
 def meet() -> None:

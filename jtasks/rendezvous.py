@@ -265,17 +265,17 @@ class Link:
 
     def __init__(self, process: int, connections: list[Connection]):
         self.process, self.connections = process, connections
-        self._values: queue.Queue[int] = queue.Queue()
+        self._values: queue.Queue[Any] = queue.Queue()
         self._left = threading.Event()  # this process has said its last word
         self._all_done = threading.Event()
         self._ending = threading.Lock()  # taken by the thread that ends the process, for good
         threading.Thread(target=self._watch, name="processes", daemon=True).start()
 
-    def tell(self, value: int) -> None:
-        """Give the others a value that they wait for."""
+    def tell(self, value: Any) -> None:
+        """Give the others a value that they wait for, JSON data."""
         self._send({"value": value})
 
-    def hear(self) -> int:
+    def hear(self) -> Any:
         """Wait for the value that the first process tells, however long it takes."""
         return self._values.get()
 

@@ -8,7 +8,8 @@ Required: `dataset(split, config)`, `init(rng, batch, config)`, `loss_fn(params,
 the loss), `MIXES_EXAMPLES`, `PADDED` and `HUGGINGFACE` (the transformers class that its model is, for `--mode=export`).
 
 `assets` gives what a run cannot be understood without, {file name: text}, such as its tokenizer: training stores it
-in the workdir, and a resumed run must have the same. `report_fn` gives the predictions of a whole split in the
+in the workdir, and a resumed run must have the same. `score_fn` and `report_fn` run on the first process and get
+sequences over a whole split, each item of which is read when it is asked for. `report_fn` gives the predictions in the
 formats of the field, {file name: text}, which `--mode=predict` writes. `lengths`, the number of tokens of each
 example of a dataset, int [n], and `PADDED`, the names of a batch's entries whose last axis is that length, let
 `config.batch_tokens` make batches of like lengths and cut those entries shorter.

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from jtasks import config as configs
-from jtasks import evaluate, metrics, predict, task
+from jtasks import evaluate, metrics, predict, processes, task
 from jtasks.errors import ConfigError, DataError
 from jtasks.job import Job
 
@@ -124,6 +124,15 @@ def test_score_fn_gets_the_whole_split_in_order(scored, n, batch_size):
     found = evaluate.scores(job, predict.make(job), {"w": np.ones(())}, job.required("test"))
     assert found == {"examples": n, "last": 2.0 * (n - 1)}
     assert all(type(value) is float for value in found.values())
+
+
+def test_other_processes_than_the_first_predict_along_and_are_told_the_scores(scored, monkeypatch):
+    job = scored(37)
+    predictor = predict.make(job)
+    monkeypatch.setattr(processes, "first", lambda: False)
+    monkeypatch.setattr(processes, "agree", lambda decide: {"told": 0.5})
+    assert evaluate.scores(job, predictor, {"w": np.ones(())}, job.required("test")) == {"told": 0.5}
+    assert len(predictor({"w": np.ones(())}, job.required("test"))) == 0
 
 
 def test_a_task_without_score_fn_has_no_scores():

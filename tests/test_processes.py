@@ -42,6 +42,47 @@ def dataset(split, config):
 """
 
 
+# A task that scores its predictions, and leaves a mark where; with OTHERS as if jtasks had not started the processes.
+SCORES = """
+import os, pathlib
+import jax, jax.numpy as jnp, ml_collections, numpy as np
+from jtasks import processes
+from jtasks.metrics import Mean
+
+def get_config():
+    config = ml_collections.ConfigDict()
+    config.task, config.steps, config.batch_size, config.show_count = __file__, 2, 8, 0
+    config.optim = dict(name="sgd", lr=1e-3)
+    return config
+
+def dataset(split, config):
+    if {others}:
+        processes._links.clear()
+    return None if split == "test" else {{"x": np.arange(21, dtype=np.float32)}}
+
+def init(rng, batch, config):
+    return {{"w": jnp.ones(())}}
+
+def loss_fn(params, batch, rng, config):
+    metrics = {{"loss": Mean.of((params["w"] - batch["x"]) ** 2, batch["mask"])}}
+    return metrics["loss"].value, metrics
+
+def eval_fn(params, batch, config):
+    return loss_fn(params, batch, None, config)[1]
+
+def predict_fn(params, batch, rng, config):
+    return {{"x": batch["x"]}}
+
+def score_fn(examples, outputs, config):
+    if os.environ["FAIL"]:
+        raise ValueError("cannot score")
+    assert [example["x"] for example in examples] == [output["x"] for output in outputs]
+    with open(pathlib.Path(__file__).with_name("scored"), "a") as file:
+        file.write(f"process {{jax.process_index()}} of {{len(examples)}} and {{len(outputs)}}\\n")
+    return {{"far": np.float32(np.inf), "near": 0.25}}
+"""
+
+
 def free_address() -> str:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
@@ -122,6 +163,22 @@ def test_the_first_prepares_while_the_others_wait_and_its_failure_ends_them(tmp_
     ends = finish(slurm_pair(*arguments, FAIL="dataset"))
     assert [code for code, _, _ in ends] == [1, 1], ends
     assert all("no data, but prepared once once" in errors for _, _, errors in ends), ends
+
+
+@pytest.mark.slow  # four starts of a process
+@pytest.mark.parametrize("started_by", ["jtasks", "someone else"])
+def test_scores_are_made_on_the_first_process_and_its_error_ends_the_others(started_by, tmp_path):
+    task = tmp_path / "task.py"
+    task.write_text(SCORES.format(others=started_by == "someone else"))
+    arguments = [f"--config={task}", f"--workdir={tmp_path / 'run'}"]
+    ends = finish(slurm_pair(*arguments, FAIL=""))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert (tmp_path / "scored").read_text() == "process 0 of 21 and 21\n"
+    assert '"valid/far": Infinity' in ends[0][1] or '"valid/far": "inf"' in ends[0][1]
+    if started_by == "jtasks":
+        ends = finish(slurm_pair(*arguments, "--mode=eval", "--split=valid", FAIL="1"))
+        assert [code for code, _, _ in ends] == [1, 1], ends
+        assert "process 0 failed" in ends[1][2] and "cannot score" in ends[1][2]
 
 
 def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):

@@ -1,0 +1,86 @@
+"""Sequences of examples and outputs that are not in memory: an item is read when it is asked for."""
+
+import contextlib
+import os
+import struct
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks.errors import DataError
+
+PLACE = struct.Struct("<qq")  # where the bytes of an item begin, and which layout it has
+
+
+class Lazy(Sequence[Any]):
+    """The items that `read` gives for some indices; a slice is as lazy."""
+
+    def __init__(self, indices: range, read: Callable[[int], Any]):
+        self.indices, self.read = indices, read
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: Any) -> Any:
+        chosen = self.indices[index]
+        return Lazy(chosen, self.read) if isinstance(chosen, range) else self.read(chosen)
+
+
+class Spool:
+    """Trees of arrays by index, in any order, in two temporary files that go when nobody holds the spool."""
+
+    def __init__(self) -> None:
+        self.layouts: list[Any] = []  # tree, shapes and dtypes: batches by length may give outputs of their length
+        self.end = 0
+        with _explained(), contextlib.ExitStack() as files:
+            content, places = (files.enter_context(tempfile.TemporaryFile(buffering=0)) for _ in range(2))
+            self.content, self.places = content.fileno(), places.fileno()
+            weakref.finalize(self, files.pop_all().close)
+
+    def add(self, indices: np.ndarray, batch: Any, rows: np.ndarray) -> None:
+        """Keep some `rows` of a batch of trees under their `indices`; DataError where the disk is full."""
+        leaves, tree = jax.tree.flatten(batch)
+        leaves = [np.asarray(leaf) for leaf in leaves]
+        layout = tree, [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+        if layout not in self.layouts:
+            self.layouts.append(layout)
+        kind = self.layouts.index(layout)
+        with _explained():
+            for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
+                _write(self.places, PLACE.pack(self.end, kind), index * PLACE.size)
+                self.end = _write(self.content, b"".join(leaf[row].tobytes() for leaf in leaves), self.end)
+
+    def read(self, index: int) -> Any:
+        """The tree of an index: arrays, and numbers where a batch had one axis."""
+        begin, kind = PLACE.unpack(os.pread(self.places, PLACE.size, index * PLACE.size))
+        tree, layout = self.layouts[kind]
+        sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout]
+        data = memoryview(bytearray(os.pread(self.content, sum(sizes), begin)))
+        ends = np.cumsum(sizes, dtype=np.int64).tolist()
+        leaves = [
+            np.frombuffer(data[end - size : end], dtype).reshape(shape)[()]
+            for (shape, dtype), size, end in zip(layout, sizes, ends, strict=True)
+        ]
+        return jax.tree.unflatten(tree, leaves)
+
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"predictions do not fit into {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to another folder"
+        ) from error
+
+
+def _write(file: int, data: bytes, at: int) -> int:
+    """Write all of it; returns where it ends."""
+    while data:
+        count = os.pwrite(file, data, at)
+        data, at = data[count:], at + count
+    return at

@@ -1,0 +1,124 @@
+"""Claims about jtasks.spool: what goes in comes out, of any kind and in any order, and memory holds little of it."""
+
+import json
+import os
+import tracemalloc
+import types
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from jtasks import predict
+from jtasks.data import pipeline
+from jtasks.errors import DataError
+from jtasks.job import Job
+from jtasks.spool import Lazy, Spool
+
+
+class Pair(NamedTuple):
+    left: object
+    right: object
+
+
+def test_trees_of_any_dtype_and_of_several_lengths_come_back_whatever_their_order():
+    spool, rng = Spool(), np.random.default_rng(0)
+    expected = {}
+    for indices, length in (([7, 2, 0], 5), ([3, 1], 2), ([4, 6, 5], 5)):
+        batch = {
+            "half": rng.normal(size=(4, length)).astype(jnp.bfloat16),
+            "whole": rng.integers(0, 9, (4, 2, length)),
+            "pair": Pair(rng.normal(size=4).astype(np.float32), rng.random(4) < 0.5),
+            "empty": np.zeros((4, 0, 3)),
+            "complex": rng.normal(size=4) * 1j,
+            "none": None,
+        }
+        rows = np.arange(4)[-len(indices) :]
+        spool.add(np.array(indices), batch, rows)
+        for index, row in zip(indices, rows, strict=True):
+            kept = {name: x[row] for name, x in batch.items() if isinstance(x, np.ndarray)}
+            expected[index] = kept | {"pair": Pair(*(x[row] for x in batch["pair"])), "none": None}
+    for index, tree in expected.items():
+        got = spool.read(index)
+        assert got.keys() == tree.keys() and type(got["pair"]) is Pair and got["none"] is None
+        pairs = [(got[name], tree[name]) for name in ("half", "whole", "empty", "complex")]
+        for one, other in [*pairs, *zip(got["pair"], tree["pair"], strict=True)]:
+            assert type(one) is type(other) and one.dtype == other.dtype and one.shape == other.shape
+            assert np.array_equal(one, other)
+    assert f"{spool.read(7)['pair'].left:.3f}" == f"{expected[7]['pair'].left:.3f}"  # a number, as formats want one
+
+
+def test_its_files_are_closed_with_it():
+    spool = Spool()
+    files = spool.content, spool.places
+    del spool
+    for file in files:
+        with pytest.raises(OSError, match="Bad file"):
+            os.fstat(file)
+
+
+def test_a_full_disk_is_told_with_what_to_do(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(DataError, match=r"do not fit into .* \(No space left on device\): set TMPDIR"):
+        Spool().add(np.array([0]), {"x": np.zeros(1)}, np.array([0]))
+
+
+def test_a_lazy_sequence_reads_what_is_asked_for_and_nothing_else():
+    seen = []
+    lazy = Lazy(range(10**9), lambda i: seen.append(i) or i)
+    assert len(lazy) == 10**9 and not seen
+    assert lazy[-1] == 10**9 - 1 and lazy[np.int64(5)] == 5 and list(lazy[10:4:-3]) == [10, 7]
+    assert len(lazy[::2]) == 5 * 10**8 and lazy[4:][1:][0] == 5
+    assert seen == [10**9 - 1, 5, 10, 7, 5]
+    with pytest.raises(IndexError):
+        Lazy(range(3), lazy.read)[3]
+    assert [i for i, _ in zip(Lazy(range(3), lambda i: i), "abc", strict=True)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("examples", [{"x": np.arange(3)}, [{"x": i} for i in range(3)]])
+def test_examples_are_a_sequence_whatever_the_dataset_is(examples):
+    assert [int(row["x"]) for row in predict.rows(examples)] == [0, 1, 2]
+    assert len(predict.rows(examples)) == pipeline.size(examples)
+
+
+def test_lines_of_predictions_are_json_also_of_what_is_not_finite():
+    for dtype in (np.float16, jnp.bfloat16, np.float32, np.float64):
+        line = predict._line(3, {"x": np.array([1.5, np.nan, np.inf, -np.inf], dtype), "y": dtype(np.nan)})
+        assert json.loads(line, parse_constant=pytest.fail) == {
+            "index": 3,
+            "x": [1.5, "nan", "inf", "-inf"],
+            "y": "nan",
+        }
+    line = predict._line(0, [np.array([True]), np.complex64(complex(1, np.inf)), np.float32(np.nan)])
+    assert json.loads(line) == {"index": 0, "output": [[True], [1.0, "inf"], "nan"]}
+    assert predict._line(0, np.zeros((0, 2))) == b'{"index": 0, "output": []}\n'
+
+
+def test_predicting_holds_a_few_outputs_in_memory_not_a_split(tmp_path, monkeypatch):
+    n, width = 256, 2**16  # 16 MiB of outputs
+    task = types.SimpleNamespace(
+        predict_fn=lambda params, batch, rng, config: {"x": batch["i"][:, None] % 2 == jnp.zeros((1, width))},
+        report_fn=lambda examples, outputs, config: {
+            "same.txt": str(sum(e["i"] % 2 != o["x"][-1] for e, o in zip(examples, outputs, strict=True)))
+        },
+    )
+    job = Job(task, tiny.config("mnist"), tiny.mesh(1))
+    opened = types.SimpleNamespace(job=job, required=lambda split: {"i": np.arange(n)}, params=lambda examples: {})
+    monkeypatch.setattr(predict, "open_run", lambda *_: opened)
+    tracemalloc.start()
+    try:
+        path = predict.run(None, tmp_path, "test")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20, peak
+    assert (tmp_path / "same-test.txt").read_text() == str(n)
+    with path.open() as lines:
+        read = [json.loads(line) for line in lines]
+    assert [(line["index"], line["x"]) for line in read] == [(i, [i % 2 == 0] * width) for i in range(n)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions-test.jsonl", "same-test.txt"]
