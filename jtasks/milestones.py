@@ -11,13 +11,14 @@ import jax
 import numpy as np
 
 from jtasks import checkpoint, evaluate, metrics, predict, processes
-from jtasks.data import pipeline
+from jtasks.data import fingerprint, pipeline
 from jtasks.errors import CheckpointError, ConfigError, TrainingError
 from jtasks.job import Job
 from jtasks.log import Log
 from jtasks.signals import Stop, Stopped
 from jtasks.step import Report, State, non_finite
 from jtasks.task import losses
+from jtasks.workdir import record_data, recorded_splits
 
 
 def due(step: int, every: int) -> bool:
@@ -184,6 +185,7 @@ class Milestones:
             if examples is None or processes.agree(recorded):
                 continue
             begun = time.perf_counter()
+            processes.once(functools.partial(self._record_first_use, split))
             found = self.evaluate(state.eval_params, examples)
             if step == self.steps and self.predict is not None:
                 found |= evaluate.scores(job, self.predict, state.eval_params, examples)
@@ -193,6 +195,13 @@ class Milestones:
             if best == split and metric not in found:
                 raise ConfigError(f"config.best={job.config.best}: the metrics of {split} are {', '.join(found)}")
             self.log.evaluation(step, split, found, time.perf_counter() - begun)
+
+    def _record_first_use(self, split: str) -> None:
+        try:
+            if split not in recorded_splits(self.workdir):
+                record_data({split: fingerprint.of(self.splits[split])}, self.workdir, anew=False)
+        except OSError as error:
+            self.log.warn(f"the {split} split is not recorded ({error}); training goes on")
 
     def _show(self, shown: dict[str, np.ndarray | str], split: str, step: int) -> None:
         if not processes.first():

@@ -28,6 +28,7 @@ from jtasks.workdir import (
     record_assets,
     record_config,
     record_data,
+    recorded_splits,
 )
 
 AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
@@ -102,9 +103,13 @@ def result(log: Log, step: int) -> dict[str, float]:
 
 
 def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, steps: int) -> None:
-    """Write the config, the task's assets and the data's fingerprint; a run that goes on must agree with them."""
+    """Write the config, the task's assets and the data's fingerprint; a run that goes on must agree with them.
+
+    Nothing is read here of a split that the run has not used yet: its first evaluation records it.
+    """
     assets = job.task.assets(job.config) if hasattr(job.task, "assets") else {}
-    data = {split: fingerprint.of(examples) for split, examples in splits.items() if examples is not None}
+    used = {"train", *(recorded_splits(workdir) if start else ())}
+    data = {split: fingerprint.of(splits[split]) for split in SPLITS if split in used and splits[split] is not None}
     if start:
         compare_config(job.config, workdir)
         compare_assets(assets, workdir)

@@ -179,9 +179,14 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
 
 
 def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, anew: bool) -> None:
-    """Write data.json: number of examples, entries and hashes of each split that the run has opened."""
+    """Write data.json: number of examples, entries and hashes of each split that the run has used."""
     known = {} if anew else stored(workdir / DATA)
     write_file(workdir / DATA, json.dumps(known | dict(data), indent=1) + "\n")
+
+
+def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:
+    """The splits that the run has used."""
+    return frozenset(stored(workdir / DATA))
 
 
 def _is_own(tokenizer: Any, workdir: pathlib.Path) -> bool:

@@ -5,7 +5,12 @@ import shutil
 
 import pytest
 
-from jtasks import checkpoint, cli
+from jtasks import checkpoint, cli, task
+from jtasks import config as configs
+from jtasks.errors import ConfigError
+from jtasks.milestones import Milestones
+from jtasks.train import train
+from jtasks.workdir import recorded_splits
 
 LINE = """
 import ml_collections
@@ -251,3 +256,49 @@ def test_a_task_that_moved_is_told_and_can_be_named(door):
     assert code == 2
     assert "names the task /gone/line.py, which is not there: give --config.task=FILE.py" in errors
     assert door("--mode=eval", "--split=valid", f"--config.task={here}")[0] == 0
+
+
+COUNTED = (
+    LINE.replace(
+        'if split == "test": return None',
+        'if split != "train": return Rows(split, config.data.slope)',
+    )
+    + """
+READ, OFFSET = {"valid": 0, "test": 0}, 0.0
+
+class Rows(list):
+    def __init__(self, split, slope):
+        super().__init__({"x": np.float32(i), "y": np.float32(i * slope + OFFSET)} for i in range(7))
+        self.split = split
+
+    def __getitem__(self, index):
+        READ[self.split] += 1
+        return super().__getitem__(index)
+"""
+)
+
+
+def test_a_split_is_read_and_recorded_when_it_is_first_evaluated_and_compared_from_then_on(tmp_path, monkeypatch):
+    path = str(tmp_path / "line.py")
+    (tmp_path / "line.py").write_text(COUNTED)
+    config = configs.load(path, ["--config.show_count=0"])
+    seen = []
+
+    def evaluated(self, state, step, names):
+        module = self.job.task
+        seen.append((step, dict(module.READ), set(recorded_splits(tmp_path / "run"))))
+        if step != 2:
+            original(self, state, step, names)
+
+    original = Milestones._evaluate
+    monkeypatch.setattr(Milestones, "_evaluate", evaluated)
+    train(config, tmp_path / "run")
+    assert [(step, read["valid"] > 0, read["test"] > 0, used) for step, read, used in seen] == [
+        (2, False, False, {"train"}),
+        (4, False, False, {"train"}),
+        (6, True, False, {"train", "valid"}),
+    ]
+    assert recorded_splits(tmp_path / "run") == {"train", "valid", "test"}
+    monkeypatch.setattr(task.load_file(path), "OFFSET", 1.0)
+    with pytest.raises(ConfigError, match=r"(?s)valid: examples differ.*test: examples differ"):
+        train(configs.load(path, ["--config.steps=8"]), tmp_path / "run")
