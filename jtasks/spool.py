@@ -74,7 +74,7 @@ def _explained() -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(
-            f"predictions do not fit into {tempfile.gettempdir()} ({error.strerror}): set TMPDIR to another folder"
+            f"predictions do not fit into {tempfile.tempdir} ({error.strerror}): set TMPDIR to another folder"
         ) from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import tracemalloc
 import types
 from typing import NamedTuple
@@ -11,8 +12,8 @@ import numpy as np
 import pytest
 import tiny
 
-from jtasks import predict
-from jtasks.data import pipeline
+from jtasks import evaluate, metrics, predict
+from jtasks.data import fingerprint, pipeline
 from jtasks.errors import DataError
 from jtasks.job import Job
 from jtasks.spool import Lazy, Spool
@@ -66,6 +67,12 @@ def test_a_full_disk_is_told_with_what_to_do(monkeypatch):
     monkeypatch.setattr(os, "pwrite", full)
     with pytest.raises(DataError, match=r"do not fit into .* \(No space left on device\): set TMPDIR"):
         Spool().add(np.array([0]), {"x": np.zeros(1)}, np.array([0]))
+
+
+def test_without_a_folder_for_temporary_files_that_is_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
+    with pytest.raises(DataError, match=r"absent \(No such file or directory\): set TMPDIR"):
+        Spool()
 
 
 def test_a_lazy_sequence_reads_what_is_asked_for_and_nothing_else():
@@ -122,3 +129,32 @@ def test_predicting_holds_a_few_outputs_in_memory_not_a_split(tmp_path, monkeypa
         read = [json.loads(line) for line in lines]
     assert [(line["index"], line["x"]) for line in read] == [(i, [i % 2 == 0] * width) for i in range(n)]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions-test.jsonl", "same-test.txt"]
+
+
+@pytest.mark.parametrize("make", [evaluate.make, predict.make])
+@pytest.mark.parametrize("kind", ["sequence", "arrays"])
+def test_a_split_of_a_billion_examples_is_begun_without_memory_for_each(make, kind):
+    n = 10**9
+    examples = Lazy(range(n), lambda i: {"x": np.float32(i)})
+    if kind == "arrays":
+        examples = {"x": np.broadcast_to(np.float32(1), (n,))}
+    calls = []
+
+    def poll():
+        calls.append(1)
+        if len(calls) > 40:
+            raise InterruptedError
+
+    task = types.SimpleNamespace(
+        eval_fn=lambda params, batch, config: {"loss": metrics.Mean.of(batch["x"], batch["mask"])},
+        predict_fn=lambda params, batch, rng, config: {"x": batch["x"]},
+    )
+    tracemalloc.start()
+    try:
+        with pytest.raises(InterruptedError):
+            make(Job(task, tiny.config("mnist"), tiny.mesh(1)), poll)({}, examples)
+        assert fingerprint.of(examples)["examples"] == n
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 64 * 2**20  # a bit each would be twice as much

@@ -11,6 +11,7 @@ import numpy as np
 
 from jtasks.data import pipeline
 from jtasks.metrics import Mean
+from jtasks.spool import Lazy
 from jtasks.testing.result import Fault, Skip, author_files, some
 from jtasks.testing.subject import Subject, clear_traces, key, name, pick, require, unequal, value, variables
 
@@ -82,9 +83,9 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
     indices, _ = subject.plan.at(np.arange(count))
     examples = [pipeline.read(subject.examples, int(i)) for i in indices]
     rows = [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
-    said = ""
+    said, split = "", (Lazy(range(count), examples.__getitem__), Lazy(range(count), rows.__getitem__))
     if hasattr(task, "score_fn"):
-        scores = [task.score_fn(examples, rows, config) for _ in range(2)]
+        scores = [task.score_fn(*split, config) for _ in range(2)]
         hint = 'return a dict of finite numbers, such as {"bleu": 12.3}, that the arguments alone decide'
         require(isinstance(scores[0], Mapping), f"score_fn returned a {type(scores[0]).__name__}", hint)
         for score, number in scores[0].items():
@@ -96,7 +97,7 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
             )
         said += f"; scores {some(scores[0])}"
     if hasattr(task, "report_fn"):
-        reports = task.report_fn(examples, rows, config)
+        reports = task.report_fn(*split, config)
         texts = isinstance(reports, Mapping) and all(isinstance(text, str) for text in reports.values())
         require(texts, f"report_fn returned a {type(reports).__name__}", "return {file name: text}")
         said += f"; reports {some(reports)}"
