@@ -43,6 +43,7 @@ class Checkpoints:
         self._checkpointer = ocp.AsyncCheckpointer(handler, **_together())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
+        self._writers: set[int] = set()  # the processes that must have written a part
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,6 +71,8 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             self._clear(partial)
             raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_brief(error)}") from error
+        shards = (shard for leaf in leaves(state).values() for shard in leaf.global_shards)
+        self._writers = {shard.device.process_index for shard in shards if shard.replica_id == 0}
         self._thread = threading.Thread(
             target=self._commit, args=(partial, step, expendable), name="commit", daemon=True
         )
@@ -102,6 +105,7 @@ class Checkpoints:
         try:
             self._checkpointer.wait_until_finished()
             if jax.process_index() == 0:
+                self._require_parts(partial)
                 (partial / CHECKSUMS).write_text(json.dumps(checksums(partial), indent=1))
                 flush(partial)
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
@@ -111,6 +115,12 @@ class Checkpoints:
         except BaseException as error:  # raised in the loop, by wait()
             self._error = error
             self._clear(partial)
+
+    def _require_parts(self, partial: pathlib.Path) -> None:
+        """CheckpointError if a process's part is not here, as where it sees another folder of this name."""
+        missing = [i for i in sorted(self._writers) if not (partial / f"ocdbt.process_{i}").is_dir()]
+        if missing:
+            raise CheckpointError(f"the part of process {', '.join(map(str, missing))} is not in {partial.parent}")
 
     def _clear(self, partial: pathlib.Path) -> None:
         """Delete what a save has left, under Orbax's name for unfinished ones too: the disk may be full."""

@@ -126,8 +126,13 @@ def _absent_field(error: BaseException) -> str:
 
 
 def _stopped(number: int, frame: FrameType | None) -> None:
+    text = f"{signal.Signals(number).name}: stopped; run the same command again"
+    for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(other, signal.SIG_DFL)  # a second one ends the process at once
     with contextlib.suppress(OSError, ValueError):
-        print(f"{signal.Signals(number).name}: stopped; run the same command again", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
+    if processes := sys.modules.get("jtasks.processes"):
+        processes.failed(EXIT_STOPPED, text)  # of several, the others end with the same code
     os._exit(EXIT_STOPPED)
 
 

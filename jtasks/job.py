@@ -108,7 +108,10 @@ class Job(NamedTuple):
         steps: range,
         poll: Callable[[], None] = lambda: None,
     ) -> Iterator[dict[str, jax.Array]]:
-        """The batches of `steps` on the devices, read ahead; `poll` is called while one is awaited and may raise."""
+        """The batches of `steps` on the devices, read ahead.
+
+        `poll` is called while one is awaited and may raise; not in a run of several processes, which do not wait alike.
+        """
         return pipeline.batches(
             examples,
             plan,
@@ -117,7 +120,7 @@ class Job(NamedTuple):
             collate=self.collate,
             threads=self.config.data.threads,
             workers=self.config.data.workers,
-            poll=poll,
+            poll=poll if processes.alone() else lambda: None,
         )
 
 

@@ -68,7 +68,8 @@ class Milestones:
           Stopped: after saving.
         """
         self.hold(state, step)
-        self.poll()
+        if self.stop.requested:
+            self.poll()
         last = step == self.steps
         if step and self.saves(step):
             with self.log.pause():
@@ -77,7 +78,8 @@ class Milestones:
                 elif step != self.saved:
                     self.log.warn(f"step {step} is not saved: it is one of {bad_steps} in a row that were not finite")
         if step and (last or due(step, self.job.config.eval_every)):
-            with self.log.pause(), self.stop.rescue(self._save_and_wait):
+            rescue = self._save_and_wait if processes.alone() else self._settle  # saved before, by all
+            with self.log.pause(), self.stop.rescue(rescue):
                 self._evaluate(state, step, ("valid", "test") if last else ("valid",))
 
     def hold(self, state: State, step: int) -> None:
@@ -105,13 +107,14 @@ class Milestones:
             raise
 
     def poll(self) -> None:
-        """Save and end, if a signal came; called wherever the loop waits.
+        """Save and end, if a signal came; called wherever the loop waits, of several processes between batches.
 
         Raises:
           Stopped: after saving.
         """
-        if not self.stop.requested:
+        if not self.stop.reached():
             return
+        assert self.stop.requested is not None
         self.stop.claim()
         self.log.message(f"{self.stop.requested.name}: saving step {self.step}")
         self._save_and_wait()

@@ -76,6 +76,7 @@ def start(
         members = cluster.process, cluster.processes
         connections = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
     local = rendezvous.interface(host)
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     _links[:] = [rendezvous.Link(cluster.process, connections)]  # from here on, a death is noticed
     jax.distributed.initialize(
         cluster.coordinator,
@@ -138,6 +139,18 @@ def failed(code: int, text: str) -> None:
         _links[0].fail(code, text)
 
 
+def ask(number: int) -> None:
+    """Ask the first process to have all stop, as this one was by a signal."""
+    if _links:
+        _links[0].ask(number)
+
+
+def heed(act: Callable[[int], None]) -> None:
+    """Have `act` called, on the first process, with the signal for which another one asks to stop."""
+    if _links:
+        _links[0].heed(act)
+
+
 def await_news() -> None:
     """After an error of a collective: if it came of another process's end, which is then about to be told, end too."""
     if _links:
@@ -147,6 +160,11 @@ def await_news() -> None:
 def alone() -> bool:
     """Whether the run has no other processes."""
     return jax.process_count() == 1
+
+
+def unlinked() -> bool:
+    """Whether another program than jtasks has started the processes of this run."""
+    return not _links and not alone()
 
 
 def first() -> bool:

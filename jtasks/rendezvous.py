@@ -17,6 +17,7 @@ import os
 import queue
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -24,7 +25,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from jtasks.errors import ConfigError, TrainingError, printable
+from jtasks.errors import EXIT_STOPPED, ConfigError, TrainingError, printable
 
 GRACE_SECONDS = 2.0  # for a process to tell of its own error, before it ends for another's
 LEAVE_SECONDS = 3.0  # that the first process, which the others' JAX depends on, waits for them to end
@@ -34,7 +35,7 @@ STRANGERS = 64  # connections that may wait without having proved themselves
 SEE_SECONDS = 20.0  # for a new file to appear through the caches of a network file system
 
 Message = dict[str, Any]
-TYPES: dict[str, type] = {"value": object, "done": bool, "all done": bool, "lost": str, "failed": str}
+TYPES: dict[str, type] = {"value": object, "done": bool, "all done": bool, "stop": int, "lost": str, "failed": str}
 
 
 class Connection:
@@ -265,6 +266,7 @@ class Link:
 
     def __init__(self, process: int, connections: list[Connection]):
         self.process, self.connections = process, connections
+        self._asked, self._act = 0, lambda number: None
         self._values: queue.Queue[Any] = queue.Queue()
         self._left = threading.Event()  # this process has said its last word
         self._all_done = threading.Event()
@@ -279,6 +281,16 @@ class Link:
         """Wait for the value that the first process tells, however long it takes."""
         return self._values.get()
 
+    def ask(self, number: int) -> None:
+        """Ask the first process to have all stop for a signal."""
+        self._send({"stop": number})
+
+    def heed(self, act: Callable[[int], None]) -> None:
+        """Have `act` called with the signal when another process asks to stop, or has asked already."""
+        self._act = act
+        if self._asked:
+            act(self._asked)
+
     def leave(self) -> None:
         """Say that this process is done, and wait for the others: jax.distributed has little patience at the end."""
         if not self._left.is_set():
@@ -289,7 +301,7 @@ class Link:
 
     def fail(self, code: int, text: str) -> NoReturn:
         """Tell the others that this process failed, and end it."""
-        self._ending.acquire()
+        self._ending.acquire(timeout=2 * LEAVE_SECONDS)  # a signal's handler may have interrupted who holds it
         self._left.set()
         self._send({"failed": text, "process": self.process, "code": code})
         self._exit(code)
@@ -324,12 +336,17 @@ class Link:
             self._check_done()
         elif kind == "all done":
             self._all_done.set()
+        elif kind == "stop":
+            if message["stop"] in set(signal.Signals):
+                self._asked = message["stop"]
+                self._act(self._asked)
         elif kind == "lost":
             self._end(printable(message["lost"]), 1)
         else:
             process, code = message.get("process"), message.get("code")
             code = code if type(code) is int and 0 < code < 256 else 1  # another's failure is no success
-            text = f"process {process if type(process) is int else '?'} failed: {printable(message['failed'])}"
+            ended = "stopped" if code == EXIT_STOPPED else "failed"
+            text = f"process {process if type(process) is int else '?'} {ended}: {printable(message['failed'])}"
             if self.process == 0:
                 self._send(message)
             if not self._left.wait(GRACE_SECONDS):  # it may have met the same error, and tell of it itself

@@ -29,36 +29,41 @@ class Stop:
     does not answer within the grace time and what it is doing may be left (`rescue`), that thread saves
     in its place and ends the process.
 
-    In a run of several processes a signal to any of them must stop all after the same step: there
-    jax.distributed has SIGTERM and its preemption service finds a step that none has passed yet.
+    In a run of several processes a signal to any of them must stop all after the same step: each passes it on to
+    the first, which tells all between two batches, and which alone rescues. Where another program has started the
+    processes, JAX has SIGTERM, and its preemption service finds a step that none has passed yet.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def __init__(self) -> None:
-        self.requested: signal.Signals | None = None
+        self.requested: signal.Signals | None = None  # what all processes have agreed on
+        self._noted = 0
         self._rescue: Callable[[], None] | None = None
         self._lock = threading.Lock()
         self._claimed = False
+        self._asked = threading.Event()
         self._previous: dict[signal.Signals, Any] = {}
         self._sockets: tuple[socket.socket, ...] = ()
         self._wakeup = -1
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after `step`; each process calls it once a step."""
-        if processes.alone():
-            return self.requested is not None
-        from jax.experimental import multihost_utils
+    def reached(self, step: int = 0) -> bool:
+        """Whether to stop now; all processes of a run call it after the same batches, or after the same `step`."""
+        if processes.unlinked():
+            from jax.experimental import multihost_utils
 
-        if multihost_utils.reached_preemption_sync_point(step):
-            self.requested = signal.SIGTERM
+            if step and multihost_utils.reached_preemption_sync_point(step):
+                self.requested = signal.SIGTERM
+        elif self.requested is None and (number := processes.agree(lambda: self._noted)):
+            self.requested = signal.Signals(number)
         return self.requested is not None
 
     def __enter__(self) -> "Stop":
-        if not processes.alone():
+        if processes.unlinked():
             forward = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
             self._previous = {signal.SIGINT: forward}
             return self
+        processes.heed(self._ask)
         if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses handlers
             return self
         reader, writer = self._sockets = socket.socketpair()
@@ -93,7 +98,15 @@ class Stop:
             self._claimed = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number)
+        if processes.first():
+            self._noted = number
+
+    def _ask(self, number: int) -> None:
+        """On the first process: have the loop stop, and see that it does."""
+        self._noted = number
+        if not self._asked.is_set():
+            self._asked.set()
+            threading.Thread(target=self._await_answer, name="rescue", daemon=True).start()
 
     def _listen(self, reader: socket.socket) -> None:
         count = 0
@@ -104,8 +117,10 @@ class Stop:
                 count += 1
                 if count > 1:
                     _end(f"second {signal.Signals(data[0]).name}: ending at once", 128 + data[0])
-                self.requested = signal.Signals(data[0])
-                threading.Thread(target=self._await_answer, name="rescue", daemon=True).start()
+                if processes.first():
+                    self._ask(data[0])
+                else:
+                    processes.ask(data[0])
 
     def _await_answer(self) -> None:
         deadline = time.monotonic() + GRACE_SECONDS
@@ -125,4 +140,5 @@ class Stop:
 def _end(text: str, code: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         print(printable(text), file=sys.stderr, flush=True)
+    processes.failed(code, text)  # the others end too
     os._exit(code)

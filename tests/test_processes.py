@@ -44,7 +44,7 @@ def dataset(split, config):
 
 # A task that scores its predictions, and leaves a mark where; with OTHERS as if jtasks had not started the processes.
 SCORES = """
-import os, pathlib
+import os, pathlib, time
 import jax, jax.numpy as jnp, ml_collections, numpy as np
 from jtasks import processes
 from jtasks.metrics import Mean
@@ -74,6 +74,9 @@ def predict_fn(params, batch, rng, config):
     return {{"x": batch["x"]}}
 
 def score_fn(examples, outputs, config):
+    if os.environ["FAIL"] == "wait":
+        pathlib.Path(__file__).with_name("waiting").touch()
+        time.sleep(600)
     if os.environ["FAIL"]:
         raise ValueError("cannot score")
     assert [example["x"] for example in examples] == [output["x"] for output in outputs]
@@ -179,6 +182,23 @@ def test_scores_are_made_on_the_first_process_and_its_error_ends_the_others(star
         ends = finish(slurm_pair(*arguments, "--mode=eval", "--split=valid", FAIL="1"))
         assert [code for code, _, _ in ends] == [1, 1], ends
         assert "process 0 failed" in ends[1][2] and "cannot score" in ends[1][2]
+
+
+@pytest.mark.slow  # six starts of a process
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(number, tmp_path):
+    (tmp_path / "task.py").write_text(SCORES.format(others=False))
+    for mode, victim in (("train", 1), ("eval", 1), ("eval", 0)):
+        place = f"--config={tmp_path / 'task.py'}", f"--workdir={tmp_path / 'run'}", f"--mode={mode}", "--split=valid"
+        running = slurm_pair(*place, FAIL="wait")
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "waiting").exists() and time.monotonic() < deadline and running[0].poll() is None:
+            time.sleep(0.1)
+        running[victim].send_signal(number)
+        ends = finish(running)
+        assert [code for code, _, _ in ends] == [75, 75], ends
+        assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == [2]
+        (tmp_path / "waiting").unlink()
 
 
 def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):
