@@ -119,6 +119,8 @@ def run_show(
     job = run.job
     if not hasattr(job.task, "show_fn"):
         raise ConfigError(f"task {config.task} has no show_fn(examples, outputs, config)")
+    if not job.config.show_count:
+        raise ConfigError("config.show_count=0 shows nothing: --mode=show needs at least 1")
     folder = out or workdir / "show"
     processes.once(lambda: require_writable(folder))
     examples = run.required(split)

@@ -127,6 +127,11 @@ def test_allowed_changes_of_the_data_do_not_reach_to_the_assets_or_further_parts
     assert door("--config.steps=10")[0] == 0  # with 11 examples, as the part before
 
 
+def test_showing_no_examples_is_an_error(door):
+    code, _, errors = door("--mode=show", "--config.show_count=0")
+    assert code == 2 and "config.show_count=0 shows nothing" in errors
+
+
 def test_the_asked_checkpoint_is_taken(door):
     losses = evaluations(door.workdir)
     for step in (2, 4, 6):
