@@ -56,8 +56,6 @@ def get_config():
     return config
 
 def dataset(split, config):
-    if {others}:
-        processes._links.clear()
     return None if split == "test" else {{"x": np.arange(21, dtype=np.float32)}}
 
 def init(rng, batch, config):
@@ -71,6 +69,8 @@ def eval_fn(params, batch, config):
     return loss_fn(params, batch, None, config)[1]
 
 def predict_fn(params, batch, rng, config):
+    if {others}:
+        processes._links.clear()
     return {{"x": batch["x"]}}
 
 def score_fn(examples, outputs, config):
