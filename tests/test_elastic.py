@@ -158,3 +158,16 @@ def test_a_divided_checkpoint_serves_every_mode_on_other_devices(mode, task, tmp
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[0] == pytest.approx(found[2], rel=1e-5)
     assert len(found[0]) == (50 if mode == "predict" else 4)
+
+
+@pytest.mark.slow  # two runs
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_four_devices_of_a_cpu_train_on_a_mesh_of_two_axes(accumulate, tmp_path):
+    arguments = ["--config=configs/igpt_digits.py", f"--config.accumulate={accumulate}", "--config.show_count=0"]
+    arguments += ["--config.model.width=32", "--config.model.depth=2", "--config.model.heads=2"]
+    arguments += ["--config.steps=12", "--config.batch_size=16", "--config.eval_every=12"]
+    found = {
+        devices: run(*arguments, *axes, f"--workdir={tmp_path / str(devices)}", devices=devices)[0]["valid/loss"]
+        for devices, axes in ((1, []), (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"]))
+    }
+    assert found[4] == pytest.approx(found[1], rel=1e-4)
