@@ -67,7 +67,9 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             self._clear(partial)
-            self._checkpointer.save(partial, args=ocp.args.PyTreeSave(leaves(state)), force=True)
+            self._checkpointer.save(
+                _plain(self.folder) / partial.name, args=ocp.args.PyTreeSave(leaves(state)), force=True
+            )
         except (OSError, ValueError) as error:
             self._clear(partial)
             raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_brief(error)}") from error

@@ -106,7 +106,11 @@ def _explained(error: BaseException) -> str:
 
     scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if set(task.REQUIRED) <= scope.keys()]
-    return result.explained(error, modules[0]) if any(modules) else f"{type(error).__name__}: {error}"
+    if not any(modules):
+        return f"{type(error).__name__}: {error}"
+    from jtasks.testing import kit
+
+    return f"{result.explained(error, modules[0])}\n-> {kit.hint(error, modules[0])}"
 
 
 def _absent_field(error: BaseException) -> str:

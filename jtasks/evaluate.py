@@ -1,5 +1,6 @@
 """Exact evaluation: sums and counts over every example once, padding masked out."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -24,10 +25,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     """A function (params, examples) -> metrics that compiles once; `poll` is called between batches and may raise."""
     replicated = sharding.replicated(job.mesh)
 
-    def sums_of(params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
-        return metrics.checked(job.task.eval_fn(params, batch, job.config), losses(job.task), "eval_fn")
-
-    step = Compiled(jax.jit(job.over(sums_of), out_shardings=replicated))
+    step = Compiled(jax.jit(job.over(functools.partial(sums_of, job)), out_shardings=replicated))
 
     def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
         plan = job.plan(examples, shuffle=False)
@@ -44,6 +42,11 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
         return metrics.values(sums, losses(job.task))
 
     return evaluate
+
+
+def sums_of(job: Job, params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
+    """Return the metrics of one batch, as sums and counts."""
+    return metrics.checked(job.task.eval_fn(params, batch, job.config), losses(job.task), "eval_fn")
 
 
 def wants_scores(job: Job) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 
 from jtasks import checkpoint, evaluate, metrics, predict, processes
 from jtasks.data import fingerprint, pipeline
-from jtasks.errors import CheckpointError, ConfigError, TrainingError
+from jtasks.errors import CheckpointError, TrainingError
 from jtasks.job import Job
 from jtasks.log import Log
 from jtasks.signals import Stop, Stopped
@@ -194,9 +194,9 @@ class Milestones:
                 found |= evaluate.scores(job, self.predict, state.eval_params, examples)
             if self.predict is not None and job.config.show_count and hasattr(job.task, "show_fn"):
                 self._show(predict.show(job, self.predict, state.eval_params, examples), split, step)
-            best, _, metric = job.config.best.lstrip("-").partition("/")
-            if best == split and metric not in found:
-                raise ConfigError(f"config.best={job.config.best}: the metrics of {split} are {', '.join(found)}")
+            best, _, metric = job.config.best.removeprefix("-").partition("/")
+            if best == split and metric not in found:  # of a run that was resumed with another config.best
+                self.log.warn(f"config.best={job.config.best}: the metrics of {split} are {', '.join(found)}")
             self.log.evaluation(step, split, found, time.perf_counter() - begun)
 
     def _record_first_use(self, split: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import calibration, checkpoint, flops, hetero, optim, processes, sharding, summary
+from jtasks import calibration, checkpoint, flops, hetero, optim, preflight, processes, sharding, summary
 from jtasks import step as steps_
 from jtasks.compiled import Compiled
 from jtasks.config import Config, freeze
@@ -183,6 +183,8 @@ def begin(
     config = job.config
     batch = job.batch_at(splits["train"], plan, start)
     program = programs(job, batch, steps)
+    if not start:
+        preflight.check(job, splits, batch, program.shapes.params)
     state = state_after(start, job, workdir, program, batch, log.message)
 
     operations = sum(

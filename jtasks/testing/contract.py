@@ -40,7 +40,7 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
         _collated(job, splits["train"])
         made = Subject(job, splits["train"], None, before)
         made.params = _params(made)
-        _losses(made)
+        check_loss(made)
         _evaluation(made)
         _predictions(made)
         _other_splits(made, splits)
@@ -213,7 +213,8 @@ def _arrays(params: Tree) -> None:
     require(bool(leaves), f"init's result is {_kind(params)} without arrays", hint)
 
 
-def _losses(made: Subject) -> None:
+def check_loss(made: Subject) -> None:
+    """Trace loss_fn once and check what it returns; Fault says what is wrong."""
     task, config = made.task, made.config
     kept: list[Any] = []
 

@@ -93,10 +93,11 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
             return Result(name, False, str(error), "see jtasks/task.py for the contract")
         return Result(name, False, explained(error, task), "see jtasks/task.py for the contract")
     except Exception as error:
-        return Result(name, False, explained(error, task), _hint(error, task))
+        return Result(name, False, explained(error, task), hint(error, task))
 
 
-def _hint(error: Exception, task: ModuleType | None) -> str:
+def hint(error: BaseException, task: ModuleType | None) -> str:
+    """Return what to do about an error that arose in a function of the task."""
     text = f"{type(error).__name__} {error}"
     if "UnexpectedTracer" in text:
         return "a traced array was stored outside of the function (a module variable, a list): return it instead"
