@@ -51,7 +51,11 @@ def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job
 def recorded(job: Job, workdir: pathlib.Path) -> Job | None:
     """The job with the shares that an earlier start of the run measured on the same devices; None without any."""
     try:
-        record = json.loads((workdir / FILE).read_text()) if job.config.shares in (hetero.AUTO, hetero.AGAIN) else {}
+        record = (
+            json.loads((workdir / FILE).read_text(encoding="utf-8"))
+            if job.config.shares in (hetero.AUTO, hetero.AGAIN)
+            else {}
+        )
         same = record["batch"] == _batch(job.config) and record["devices"] == _devices(job)
         return _with(job, tuple(int(share) for share in record["shares"])) if same else None
     except (OSError, ValueError, KeyError, TypeError):

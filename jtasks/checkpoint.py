@@ -11,9 +11,10 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -44,6 +45,7 @@ class Checkpoints:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._writers: set[int] = set()  # the processes that must have written a part
+        self._place = contextlib.ExitStack()  # what `plain` holds open for the save under way
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -67,9 +69,9 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             self._clear(partial)
-            self._checkpointer.save(
-                _plain(self.folder) / partial.name, args=ocp.args.PyTreeSave(leaves(state)), force=True
-            )
+            self._place.close()
+            place = self._place.enter_context(plain(self.folder))
+            self._checkpointer.save(place / partial.name, args=ocp.args.PyTreeSave(leaves(state)), force=True)
         except (OSError, ValueError) as error:
             self._clear(partial)
             raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_brief(error)}") from error
@@ -96,6 +98,7 @@ class Checkpoints:
         finally:
             with contextlib.suppress(Exception):  # Orbax repeats what `wait` has raised
                 self._checkpointer.close()
+            self._place.close()
 
     def delete(self, steps: Collection[int]) -> None:
         """Delete finished checkpoints."""
@@ -108,7 +111,7 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             if jax.process_index() == 0:
                 self._require_parts(partial)
-                (partial / CHECKSUMS).write_text(json.dumps(checksums(partial), indent=1))
+                (partial / CHECKSUMS).write_text(json.dumps(checksums(partial), indent=1), encoding="utf-8")
                 flush(partial)
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
                 partial.rename(self.folder / str(step))
@@ -131,6 +134,24 @@ class Checkpoints:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    r"""Give a path of the folder that Orbax and TensorStore read as it stands.
+
+    They take [ ] and \ for parts of a pattern, find nothing, and say so only when they restore; `gs:` and bytes that
+    are no UTF-8 are refused. A folder that is held open has another path, without a name.
+    """
+    path = folder.absolute()
+    if re.fullmatch(r"[\w /.,=+@~^%-]*", str(path)) or not pathlib.Path("/proc/self/fd").is_dir():
+        yield path
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield pathlib.Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
 def flush(folder: pathlib.Path) -> None:
     """Have all below the folder on the disk: a rename that says it is whole must not get there first."""
     for path in (*folder.rglob("*"), folder):
@@ -147,8 +168,9 @@ def _flush_one(path: pathlib.Path) -> None:
 
 
 def _brief(error: BaseException) -> str:
-    """The first line of an error of Orbax or TensorStore, which may go on with their own sources."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    """The reason in an error of Orbax or TensorStore, without the files of their own on the way to it."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return re.sub(r" \[[^]]*\]$", "", line).rpartition('": ')[2]
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:
@@ -228,7 +250,7 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
 def damage(folder: pathlib.Path) -> list[str]:
     """What differs from the checksums written when it was saved; empty when nothing does."""
     try:
-        expected = json.loads((folder / CHECKSUMS).read_text())
+        expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         return [f"{CHECKSUMS} cannot be read ({error})"]
     if not isinstance(expected, dict) or not expected:
@@ -275,8 +297,9 @@ def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     like = dict.fromkeys(_saved_leaves(folder), ocp.RestoreArgs(restore_type=np.ndarray))
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**_together()), **_together()) as checkpointer:
-        return checkpointer.restore(folder.absolute(), args=ocp.args.PyTreeRestore(restore_args=like))
+    handler = ocp.PyTreeCheckpointHandler(**_together())
+    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_together()) as checkpointer:
+        return checkpointer.restore(place / folder.name, args=ocp.args.PyTreeRestore(restore_args=like))
 
 
 def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tuple[Any, dict[str, list[str]]]:
@@ -332,8 +355,8 @@ def _is_step(name: str) -> bool:
 def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer(**_together()) as checkpointer:
-        return dict(checkpointer.metadata(folder.absolute()).item_metadata.tree)
+    with plain(folder.parent) as place, ocp.StandardCheckpointer(**_together()) as checkpointer:
+        return dict(checkpointer.metadata(place / folder.name).item_metadata.tree)
 
 
 def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
@@ -344,8 +367,9 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Arra
     arguments = ocp.args.PyTreeRestore(
         like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(**_together()), **_together()) as checkpointer:
-        return checkpointer.restore(folder.absolute(), args=arguments)
+    handler = ocp.PyTreeCheckpointHandler(**_together())
+    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_together()) as checkpointer:
+        return checkpointer.restore(place / folder.name, args=arguments)
 
 
 def _together() -> dict[str, Any]:

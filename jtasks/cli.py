@@ -56,7 +56,7 @@ def main() -> None:
     console.settle()
     _use_huge_pages()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _stopped)  # while there is nothing to save; training puts its own in place
     code = run(sys.argv[1:])
     from jtasks import processes
@@ -347,11 +347,21 @@ def _use_huge_pages() -> None:
 
 
 def _quiet() -> None:
-    """Keep libraries' chatter off the terminal; their warnings stay."""
+    """Keep libraries' chatter off the terminal; their warnings stay, and their errors are raised."""
+    from logging import CRITICAL, getLogger
+
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)
+    sys.unraisablehook = _unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _unraisable(failure: Any) -> None:
+    """Show an error that no one could catch, but not those of TensorStore's callbacks after a save that failed."""
+    if str(failure.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(failure)
 
 
 def _compilation_cache() -> None:

@@ -99,7 +99,7 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     """
     expected = f"expected .npy or palette.json of finite numbers [colours, {channels}]"
     try:
-        content = json.loads(path.read_text()) if path.suffix == ".json" else array(path)
+        content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else array(path)
         palette = np.asarray(content, np.float32)
     except (DataError, OSError, ValueError, TypeError, RecursionError) as error:
         raise DataError(f"palette {path} cannot be read ({error}): {expected}") from None

@@ -210,6 +210,7 @@ class Milestones:
         if not processes.first():
             return
         try:
+            (self.workdir / "show").mkdir(exist_ok=True)  # but never DIR, should it be deleted meanwhile
             for path in predict.write_shown(shown, self.workdir / "show", f"{split}-{step}"):
                 self.log.message(f"wrote {path}")
         except OSError as error:

@@ -34,9 +34,9 @@ class Stop:
     processes, JAX has SIGTERM, and its preemption service finds a step that none has passed yet.
     """
 
-    SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
     def __init__(self) -> None:
+        ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
+        self.numbers = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
         self.requested: signal.Signals | None = None  # what all processes have agreed on
         self._noted = 0
         self._rescue: Callable[[], None] | None = None
@@ -60,8 +60,8 @@ class Stop:
 
     def __enter__(self) -> "Stop":
         if processes.unlinked():
-            forward = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-            self._previous = {signal.SIGINT: forward}
+            for number in self.numbers[1:]:
+                self._previous[number] = signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
             return self
         processes.heed(self._ask)
         if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses handlers
@@ -69,8 +69,7 @@ class Stop:
         reader, writer = self._sockets = socket.socketpair()
         writer.setblocking(False)
         self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        heard = [number for number in self.SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
-        self._previous = {number: signal.signal(number, self._note) for number in heard}
+        self._previous = {number: signal.signal(number, self._note) for number in self.numbers}
         threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         return self
 
@@ -112,7 +111,7 @@ class Stop:
         count = 0
         with reader:
             while data := reader.recv(1):
-                if data[0] not in self.SIGNALS:
+                if data[0] not in self.numbers:
                     continue
                 count += 1
                 if count > 1:

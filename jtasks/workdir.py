@@ -56,6 +56,8 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 f"--workdir={workdir} is in use by {file.read().strip() or 'another run'}:"
                 " wait for it, stop it, or give another folder"
             ) from None
+        except OSError as error:
+            warn(f"--workdir={workdir} cannot be locked ({error.strerror}): nothing keeps a second run out of it")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()

@@ -203,3 +203,18 @@ def test_the_checksums_cover_every_file(folder):
     listed = set(json.loads((folder / "5" / checkpoint.CHECKSUMS).read_text()))
     assert listed == {path.relative_to(folder / "5").as_posix() for path in files(folder / "5")}
     assert len(listed) > 3
+
+
+@pytest.mark.parametrize(
+    "name", ["lr[1e-3]", "a\\b", "gs:", "new\nline", "2024", "a?b*", "x\udce9", "ä ö", "%2f", "{x}"]
+)
+def test_any_name_of_a_folder_serves(name, tmp_path):
+    folder = tmp_path / name / "checkpoints"
+    folder.parent.mkdir()
+    save(folder, state(1, 5))
+    assert checkpoint.newest(folder, pytest.fail) == 5
+    assert_same(checkpoint.restore(folder / "5", placed(jax.devices()[:1])), state(1, 5))
+    taken, report = checkpoint.import_params(str(folder.parent), state(2).params, pytest.fail)
+    assert_same(taken, state(1).params)
+    assert not report["left"]
+    assert sorted(checkpoint.arrays(folder / "5")) == sorted(checkpoint.leaves(state(1)))

@@ -83,7 +83,7 @@ def assert_same_end(workdir: pathlib.Path, whole: pathlib.Path) -> None:
         assert ours[name].tobytes() == theirs[name].tobytes(), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_the_very_step_and_the_run_goes_on_to_the_same_end(number, whole, tmp_path):
     process = start(*LONG, f"--workdir={tmp_path}")
     wait_for(tmp_path, 5, process)

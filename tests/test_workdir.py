@@ -1,6 +1,8 @@
 """Claims about what a run's folder keeps of its config, its task and its data."""
 
+import errno
 import json
+import os
 import pathlib
 
 import ml_collections
@@ -202,3 +204,13 @@ def test_the_runs_own_tokenizer_is_no_other_one_and_is_taken_where_the_text_may_
     assert workdir.own_tokenizer(config, tmp_path) is config
     allowed = tiny.config("mnist", data__allow_changes=True)  # a task without one
     assert workdir.own_tokenizer(allowed, tmp_path) is allowed
+
+
+def test_a_file_system_without_locks_is_told_and_serves(tmp_path, monkeypatch, capfd):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    with workdir.locked(tmp_path / "run"):
+        assert (tmp_path / "run" / ".lock").read_text().startswith("process ")
+    assert "WARNING: --workdir=" in capfd.readouterr().err

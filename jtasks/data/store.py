@@ -39,7 +39,7 @@ class Writer:
     def close(self) -> None:
         """Write what `load` needs to find the arrays again."""
         arrays = {name: {"dtype": dtype.str, "shape": [n, *shape]} for name, (dtype, shape, n) in self.arrays.items()}
-        (self.folder / "arrays.json").write_text(json.dumps({"arrays": arrays, "facts": self.facts}))
+        (self.folder / "arrays.json").write_text(json.dumps({"arrays": arrays, "facts": self.facts}), encoding="utf-8")
 
 
 def stored(
