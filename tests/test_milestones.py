@@ -12,7 +12,8 @@ from jtasks import checkpoint, cli
 from jtasks import config as configs
 from jtasks.train import train
 
-# A linear model on made numbers. While the file `fault` holds a function's name, that function fails.
+# A linear model on made numbers. While the file `fault` holds a function's name, that function fails once steps are
+# logged, for what fails earlier is found before step 1.
 TASK = """
 import pathlib, sys
 import jax, jax.numpy as jnp, ml_collections, numpy as np
@@ -21,9 +22,10 @@ from jtasks.metrics import Mean
 FAULT = pathlib.Path(__file__).with_name("fault")
 
 def fault(function):
-    if FAULT.exists() and FAULT.read_text() == function:
+    told = FAULT.exists() and FAULT.with_name("run").joinpath("metrics.jsonl").exists() and FAULT.read_text()
+    if told == function:
         raise KeyError("picture")
-    if FAULT.exists() and FAULT.read_text() == f"{function} exits":
+    if told == f"{function} exits":
         sys.exit(0)
 
 def get_config():
