@@ -95,7 +95,7 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
         return set()
     count = min(max(job.config.show_count, 1), rows, pipeline.size(examples))
     zeros = [jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), outputs) for _ in range(count)]
-    first = predict.first(examples, count)
+    first = predict.rows(examples)[:count]
     if job.config.show_count and hasattr(job.task, "show_fn"):
         _try(job, "show_fn", split, lambda: _show(job.task.show_fn(first, zeros, job.config)))
     scores: dict[str, float] = {}

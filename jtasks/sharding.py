@@ -194,7 +194,9 @@ def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -
         never = jnp.any(jax.lax.bitcast_convert_type(first, jnp.uint32) >> 1 > jnp.uint32(2**31))
         return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), tree)
 
-    chain = jax.shard_map(choose, mesh=mesh, in_specs=(specs, earlier_specs), out_specs=specs, check_vma=False)
+    chosen = jax.shard_map(choose, mesh=mesh, in_specs=(specs, earlier_specs), out_specs=specs, check_vma=False)
+    chain = jax.custom_jvp(chosen)  # its derivative is that of the identity: shard_map's would sum over devices again
+    chain.defjvp(lambda primals, tangents: (chain(*primals), tangents[0]))
     return chain(tree, jax.lax.stop_gradient(earlier))
 
 

@@ -249,10 +249,11 @@ def test_a_row_whose_tokens_are_all_barred_leaves_the_other_rows_alone():
 
 @pytest.mark.parametrize("branches", [1, 3, 5])
 @pytest.mark.parametrize("prompt", [1, 2])
-def test_one_token_may_have_more_branches_than_the_prompt_has_tokens(branches, prompt):
+@reference.of(reference.GPT2)
+def test_one_token_may_have_more_branches_than_the_prompt_has_tokens(branches, prompt, folder):
     tokens = jnp.arange(2, 2 + prompt)[None]
-    found = searched(tokens, None, num_beams=branches, max_len=1)
-    model, params = gpt2()
+    found = searched(folder, tokens, None, num_beams=branches, max_len=1)
+    model, params = gpt2(folder)
     best = jax.nn.log_softmax(model.apply(params, tokens)[:, -1])
     assert found.tokens.tolist() == [[[int(best.argmax())]]]
     np.testing.assert_allclose(found.scores[0, 0], best.max(), rtol=1e-5)

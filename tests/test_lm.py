@@ -286,7 +286,7 @@ def test_lm_passes_the_conformance_kit(folder):
 
 
 def test_a_wrong_field_of_the_text_is_told(folder):
-    with pytest.raises(ConfigError, match=r"config.data.documents='page' must be one of file, blank, line"):
+    with pytest.raises(ConfigError, match=r"config.data.documents must be file, blank or line, not 'page'"):
         filled(folder, data__documents="page")
     with pytest.raises(DataError, match=r"config.data.length=4000 needs at least 4001"):
         lm.dataset("valid", filled(folder, data__length=4000))

@@ -384,7 +384,7 @@ def numpy_noise(params, batch, rng):
 
 
 def python_noise(params, batch, rng):
-    return eval_fn(params, batch | {"point": batch["point"] * random.random()}, None)
+    return eval_fn(params, batch | {"point": batch["point"] * (1 + 0.01 * random.random())}, None)
 
 
 def clock(params, batch, rng):
