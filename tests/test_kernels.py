@@ -1,8 +1,10 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.pallas import tpu
+from jax.experimental import pallas
 from jax.sharding import AxisType
 
 from jtasks import models
@@ -22,7 +24,10 @@ def segments():
 
 
 @pytest.mark.parametrize(("causal", "segmented"), [(True, False), (False, True), (True, True)])
-def test_the_tpu_kernel_equals_plain_attention_in_value_and_gradient(causal, segmented):
+def test_the_tpu_kernel_equals_plain_attention_in_value_and_gradient(causal, segmented, monkeypatch):
+    # Interpreted as plain XLA: the interpreter of TPU memory calls back to the host for each block, and has stood still
+    # on a busy machine with few cores.
+    monkeypatch.setattr(pallas, "pallas_call", functools.partial(pallas.pallas_call, interpret=True))
     groups = segments() if segmented else None
     real = (segments() > 0)[:, None, :, None] if segmented else 1.0
 
@@ -35,8 +40,7 @@ def test_the_tpu_kernel_equals_plain_attention_in_value_and_gradient(causal, seg
     def plain(*x):
         return loss(attention.attention(*x, attention.visible(LENGTH, causal, groups)))
 
-    with tpu.force_tpu_interpret_mode():
-        found = jax.value_and_grad(kernel, argnums=(0, 1, 2))(*three())
+    found = jax.value_and_grad(kernel, argnums=(0, 1, 2))(*three())
     expected = jax.value_and_grad(plain, argnums=(0, 1, 2))(*three())
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for a, b in zip(found[1], expected[1], strict=True):
