@@ -11,6 +11,7 @@ import numpy as np
 from jtasks.data import store, text, tokenizers
 from jtasks.data.tokenizers import END, special
 from jtasks.errors import ConfigError, DataError
+from jtasks.log import warn
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -30,10 +31,10 @@ def stream(
     seed: int,
     valid: float,
     folder: pathlib.Path,
-) -> tuple[np.ndarray, int]:
+) -> tuple[np.ndarray, int] | None:
     """The tokens [n] of one part of the text, and the number of its bytes in UTF-8; tokenized once, in parallel.
 
-    Between documents stands the tokenizer's end of a document, counted as one byte. For the arguments see
+    It is None where the share `valid` of few documents is no document. Between documents stands the tokenizer's end of a document, counted as one byte. For the arguments see
     `text.documents`, `store.stored`.
     """
 
@@ -53,6 +54,9 @@ def stream(
 
     parts = [text.identity(paths, kind, split, seed if kind != "file" else 0, valid), tokenizer.to_str()]
     arrays, facts = store.stored("tokens", parts, folder, write)
+    if "tokens" not in arrays and split == "valid" and valid:
+        warn(f"no document of the text falls into the share valid={valid:g}: there is no valid split")
+        return None
     if "tokens" not in arrays:
         raise DataError(f"the {split} part of the text is empty: {', '.join(map(str, paths))}")
     return arrays["tokens"], facts["bytes"]

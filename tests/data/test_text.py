@@ -589,3 +589,11 @@ def test_rows_of_another_shape_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"x is float64 \[n, 3\], so float64 \[2, 4\] cannot be appended"):
         writer.append("x", np.zeros((2, 4)))
     writer.close()
+
+
+def test_a_share_of_one_document_is_no_valid_split(tmp_path, capsys):
+    path = tmp_path / "one.txt"
+    path.write_text("a single document\n")
+    assert streamed(path, tmp_path, split="valid") is None
+    assert "there is no valid split" in capsys.readouterr().err
+    assert len(streamed(path, tmp_path)[0])
