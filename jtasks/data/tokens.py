@@ -34,8 +34,8 @@ def stream(
 ) -> tuple[np.ndarray, int] | None:
     """The tokens [n] of one part of the text, and the number of its bytes in UTF-8; tokenized once, in parallel.
 
-    It is None where the share `valid` of few documents is no document. Between documents stands the tokenizer's end of a document, counted as one byte. For the arguments see
-    `text.documents`, `store.stored`.
+    It is None where the share `valid` of few documents is no document. Between documents stands the tokenizer's end of
+    a document, counted as one byte. For the arguments see `text.documents`, `store.stored`.
     """
 
     def write(writer: store.Writer) -> None:
