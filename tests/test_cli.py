@@ -207,7 +207,7 @@ def test_an_error_inside_a_task_has_its_message_first_and_the_traceback_after(tm
     path = failing(tmp_path, "broken.py", source + "\ndef init(rng, batch, config):\n    raise KeyError('oops')\n")
     assert cli.run([f"--config={path}", f"--workdir={tmp_path / 'run'}"]) == 1
     errors = capfd.readouterr().err
-    assert errors.index("error: KeyError: 'oops'") < errors.index("Traceback")
+    assert errors.index("error: init raised KeyError: 'oops'") < errors.index("Traceback")
 
 
 def test_changing_the_model_of_a_run_is_refused_with_a_diff_and_its_optimizer_is_allowed_and_told(trained, tmp_path):

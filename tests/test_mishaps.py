@@ -112,7 +112,6 @@ def test_an_error_at_the_end_leaves_the_state_saved_and_the_same_command_ends_th
         ({"score_fn": "outputs.no_such_method()"}, [], "score_fn raised AttributeError"),
         ({"eval_fn": "undefined_name"}, [], "NameError"),
         ({}, ["--config.best=valid/accuracy"], "expected one of valid/error, valid/loss"),
-        ({}, ["--config.best=test/loss"], "expected one of valid/error, valid/loss"),
     ],
 )
 def test_what_must_fail_fails_before_step_1(faults, changes, message, task, tmp_path, capfd):
