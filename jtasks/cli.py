@@ -135,9 +135,8 @@ def _stopped(number: int, frame: FrameType | None) -> None:
         signal.signal(other, signal.SIG_DFL)  # a second one ends the process at once
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-    processes = sys.modules.get("jtasks.processes")
-    if hasattr(processes, "failed"):  # it may be half imported
-        processes.failed(EXIT_STOPPED, text)  # of several, the others end with the same code
+    if tell := getattr(sys.modules.get("jtasks.processes"), "failed", None):  # which may be half imported
+        tell(EXIT_STOPPED, text)  # of several, the others end with the same code
     os._exit(EXIT_STOPPED)
 
 
