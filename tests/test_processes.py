@@ -49,6 +49,8 @@ import jax, jax.numpy as jnp, ml_collections, numpy as np
 from jtasks import processes
 from jtasks.metrics import Mean
 
+TRACED = []
+
 def get_config():
     config = ml_collections.ConfigDict()
     config.task, config.steps, config.batch_size, config.show_count = __file__, 2, 8, 0
@@ -69,11 +71,14 @@ def eval_fn(params, batch, config):
     return loss_fn(params, batch, None, config)[1]
 
 def predict_fn(params, batch, rng, config):
-    if {others}:
+    TRACED.append(0)
+    if {others} and len(TRACED) > 1:  # not in the trial before step 1
         processes._links.clear()
     return {{"x": batch["x"]}}
 
 def score_fn(examples, outputs, config):
+    if len(examples) < 21:  # the trial before step 1
+        return {{"far": 0.0, "near": 0.0}}
     if os.environ["FAIL"] == "wait":
         pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(600)
