@@ -9,7 +9,7 @@ The preset is that of the pre-training run; without --config.init_from it trains
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from configs import igpt_cifar
+from jtasks.configs import igpt_cifar
 
 
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Features from the middle of the network are the best (Chen et al. 2020, figure 2
 
 import ml_collections
 
-from configs import igpt_cifar_classify
+from jtasks.configs import igpt_cifar_classify
 
 
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:

@@ -7,7 +7,7 @@ Measured: 94.4 % of the 360 test images right (and 96.5 % of the 144 valid image
 
 import ml_collections
 
-from configs.vit_cifar import get_config as vit
+from jtasks.configs.vit_cifar import get_config as vit
 
 
 def get_config() -> ml_collections.ConfigDict:

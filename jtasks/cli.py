@@ -1,4 +1,4 @@
-"""The command line; see `python main.py --help`."""
+"""The command line; see `jtasks --help`."""
 
 import argparse
 import contextlib
@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from jtasks import console
+import jtasks
+from jtasks import console, shipped
 from jtasks.errors import EXIT_STOPPED
 
 MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
@@ -72,6 +73,9 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
     flags, rest = _parser().parse_known_args(arguments)
+    if flags.list:
+        print(shipped.listing(), flush=True)
+        return EXIT_DONE
     from jtasks import errors, log, signals
 
     try:
@@ -220,7 +224,9 @@ def _config_file(flags: argparse.Namespace) -> str:
     own = _workdir(flags.workdir) / "config.json"
     if flags.config is None and (flags.workdir is None or not own.is_file()):
         where = "" if flags.workdir is None else f", as {own.parent} holds no config.json of a run"
-        raise errors.ConfigError(f"--config=FILE.py[:PRESET] is missing{where}: it defines get_config (see --help)")
+        raise errors.ConfigError(
+            f"--config=CONFIG[:PRESET] is missing{where}: give a shipped config (see --list) or FILE.py"
+        )
     return flags.config or str(own)
 
 
@@ -301,8 +307,12 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--config", metavar="FILE.py[:PRESET]", help="a file that defines get_config; without it, DIR/config.json"
+        "--config",
+        metavar="CONFIG[:PRESET]",
+        help="a shipped config's name, or a file that defines get_config; without it, DIR/config.json",
     )
+    parser.add_argument("--list", action="store_true", help="print the shipped configs and exit")
+    parser.add_argument("--version", action="version", version=f"jtasks {jtasks.__version__}")
     parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
     parser.add_argument("--mode", default="train", choices=MODES)
     parser.add_argument("--format", default="hf", choices=("hf",), help="for export: that of Hugging Face")

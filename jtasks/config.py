@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 from ml_collections.config_dict import FieldReference, RequiredValueError, placeholder
 
-from jtasks import optim, ranges, task
+from jtasks import optim, ranges, shipped, task
 from jtasks import overrides as overrides_
 from jtasks.errors import ConfigError
 from jtasks.interop import huggingface
@@ -75,7 +75,7 @@ def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read `FILE.py[:PRESET]` and `freeze` its config with the overrides.
+    """Read `FILE.py[:PRESET]`, or a shipped config by name (`igpt_cifar:xxs`), and `freeze` it with the overrides.
 
     Raises:
       ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
@@ -163,12 +163,12 @@ def fields(config: Mapping[str, Any], prefix: str = "config") -> Iterator[tuple[
 def _read(path: str) -> Any:
     if path.endswith(".json"):
         return _read_json(path)
-    file, _, preset = path.partition(":")
+    name, _, preset = path.partition(":")
+    file = str(shipped.paths().get(name, name))
     if pathlib.Path(file).is_dir():
         raise ConfigError(f"{file} is a folder: give a config file, such as {file}/NAME.py")
     if not pathlib.Path(file).is_file():
-        here = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-        raise ConfigError(f"no config file {file}{ranges.did_you_mean(file, here)}")
+        raise ConfigError(_absent(file))
     module = task.load_file(file)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
@@ -184,6 +184,18 @@ def _read(path: str) -> Any:
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
     return config
+
+
+def _absent(file: str) -> str:
+    """Return the message about a config that does not exist."""
+    path = pathlib.Path(file)
+    if file == path.stem:
+        return (
+            f"no config {file!r}: give FILE.py or a shipped config, nearest first: {', '.join(shipped.nearest(file))}"
+        )
+    here = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
+    hint = ranges.did_you_mean(file, here) or ranges.did_you_mean(path.stem, shipped.paths(), "--config=")
+    return f"no config file {file}{hint}"
 
 
 def _presets(error: BaseException) -> str:

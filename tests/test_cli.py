@@ -129,6 +129,13 @@ def test_the_library_imports_nothing_by_itself():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=300)
 
 
+def test_list_gives_each_shipped_config_with_what_it_is(capsys):
+    assert cli.run(["--list"]) == 0
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["mnist"].startswith("MNIST with the classic two-convolution network")
+    assert lines.keys() == {path.stem for path in (ROOT / "configs").glob("*.py")}
+
+
 def failing(tmp_path: pathlib.Path, name: str, body: str) -> str:
     path = tmp_path / name
     path.write_text(body)

@@ -368,6 +368,29 @@ def test_an_absent_file_is_an_error_that_guesses(monkeypatch):
     )
 
 
+def test_a_shipped_config_loads_by_name_from_any_folder(monkeypatch, tmp_path):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").touch()  # a package of the user's with that name is not in the way
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("igpt_cifar:xxs", "igpt_cifar_probe:xxs"):
+        assert configs.load(name, ["--config.steps=3"]).model.depth == 8
+    assert configs.load("vit_digits").data.name == "digits"
+
+
+@pytest.mark.parametrize(("name", "nearest"), [("igpt_digit", "igpt_digits"), ("squad2:v2", "squad"), ("bird", "bert")])
+def test_an_unknown_name_lists_the_shipped_configs_nearest_first(name, nearest, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    _, _, listed = failure(name).partition("nearest first: ")
+    assert listed.startswith(f"{nearest}, ") and set(listed.split(", ")) == {path.stem for path in CONFIGS}
+
+
+@pytest.mark.parametrize("file", ["configs/igpt_digits.py", "igpt_digits.py", "/nowhere/igpt_digit.py"])
+def test_an_absent_file_with_the_name_of_a_shipped_config_is_answered_with_it(file, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert failure(file) == f"no config file {file}, did you mean --config=igpt_digits?"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -388,10 +411,10 @@ def test_every_shipped_config_loads_with_each_preset_and_tells_its_command(path,
     monkeypatch.chdir(ROOT)
     module = importlib.import_module(f"configs.{path.stem}")
     source = path.read_text()
-    inherited = re.search(r"^from configs import (\w+)", source, re.M)
+    inherited = re.search(r"^from jtasks.configs import (\w+)", source, re.M)
     while inherited and not hasattr(module, "PRESETS"):
         module = importlib.import_module(f"configs.{inherited[1]}")
-        inherited = re.search(r"^from configs import (\w+)", pathlib.Path(module.__file__).read_text(), re.M)
+        inherited = re.search(r"^from jtasks.configs import (\w+)", pathlib.Path(module.__file__).read_text(), re.M)
     for preset in ["", *(f":{name}" for name in getattr(module, "PRESETS", ()))]:
         config = configs.load(f"configs/{path.name}{preset}")
         assert hash(config) == hash(configs.load(f"configs/{path.name}{preset}"))

@@ -243,7 +243,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(door, tmp_path, mode):
         (["--workdir=gs://bucket/run"], "is a URL: give a local folder"),
         (["--workdir=s3://bucket/run", "--mode=eval"], "is a URL: give a local folder"),
         (["--mode=eval"], "needs --workdir=DIR"),
-        (["--mode=check"], "--config=FILE.py[:PRESET] is missing: "),
+        (["--mode=check"], "--config=CONFIG is missing: "),
         (["--workdir=nowhere", "--mode=eval"], "as nowhere holds no config.json"),
         (["--workdir=nowhere", "--checkpoint=best"], "--checkpoint is for --mode=eval, predict, show, export"),
     ],

@@ -27,12 +27,12 @@ def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collec
       features: what its examples must have; images must be uint8.
 
     Raises:
-      DataError: if TFDS is not installed, or the data is not there, lacks a feature, or names others' classes.
+      DataError: if TFDS cannot be imported, or the data is not there, lacks a feature, or names others' classes.
     """
     try:
         import tensorflow_datasets
     except ImportError as error:
-        raise DataError(f"tfds:{name} needs tensorflow-datasets: pip install 'jtasks[tfds]' ({error})") from error
+        raise DataError(f"tfds:{name} needs tensorflow-datasets, which cannot be imported: {error}") from error
     for folder in folders:
         for place in tensorflow_datasets.core.utils.file_utils.list_data_dirs(given_data_dir=folder):
             _check_names(pathlib.Path(place) / re.split("[/:]", name)[0])
