@@ -12,8 +12,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # Tests leave the user's cache alone; one compilation cache serves the runs of a whole session.
-CACHE = tempfile.TemporaryDirectory(prefix="jtasks-tests-")
-os.environ.update(XDG_CACHE_HOME=CACHE.name, JTASKS_DATA=f"{CACHE.name}/data")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the process that starts them
+    CACHE = tempfile.TemporaryDirectory(prefix="jtasks-tests-")
+    os.environ.update(XDG_CACHE_HOME=CACHE.name, JTASKS_DATA=f"{CACHE.name}/data")
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

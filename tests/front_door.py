@@ -9,6 +9,7 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_GPT = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2", "--config.sample.count=1"]
+LINEAR = ["--config=tests/data_tasks/linear.py"]  # compiles in no time
 DIGITS = ["--config=configs/igpt_digits.py", *TINY_GPT, "--config.batch_size=16", "--config.show_count=2"]
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from front_door import DIGITS, ROOT
+from front_door import LINEAR, ROOT
 
 from jtasks import checkpoint
 from jtasks.console import Lasting
@@ -23,7 +23,7 @@ def test_a_stream_whose_reader_is_gone_goes_nowhere():
 @pytest.mark.parametrize("streams", [">&- 2>&-", "| head -c 0", "2>&1 | head -n 1", ">/dev/full 2>/dev/full"])
 def test_a_run_does_not_need_its_streams_nor_a_locale(streams, tmp_path):
     workdir = tmp_path / "lr[ü]"
-    run = [sys.executable, "main.py", *DIGITS, "--config.steps=2", "--config.show_count=0", f"--workdir={workdir}"]
+    run = [sys.executable, "main.py", *LINEAR, "--config.steps=2", f"--workdir={workdir}"]
     locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     script = f'("$@"; echo $? >"$CODE") {streams}' if "|" in streams else f'"$@" {streams}; echo $? >"$CODE"'
     subprocess.run(

@@ -7,17 +7,16 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
-from front_door import DIGITS, ROOT
+from front_door import LINEAR, ROOT
 
 from jtasks import checkpoint, cli
 from jtasks.clusters import Cluster, detect
 
 LAUNCH = ROOT / "launch"
-SHORT = [*DIGITS, "--config.steps=2", "--config.optim.warmup=0", "--config.show_count=0"]
+SHORT = [*LINEAR, "--config.steps=2"]
 
 
 @pytest.fixture
@@ -48,14 +47,11 @@ def script(name: str, *arguments: str, env: dict[str, str]) -> subprocess.Comple
     return subprocess.CompletedProcess(command, running.returncode, *found)
 
 
-@pytest.mark.parametrize("name", ["slurm.sbatch", "ssh-hosts.sh", "tpu-vm.sh"])
-def test_the_scripts_are_bash_and_say_what_they_lack(name, fakes):
-    assert subprocess.run(["bash", "-n", str(LAUNCH / name)], check=False).returncode == 0
-    assert f"launch/{name}" in (LAUNCH / name).read_text().split("\n\n")[0]
-    if name.endswith(".sh"):
-        found = script(name, env=fakes())
-        assert found.returncode == 2
-        assert f"launch/{name}" in found.stderr
+@pytest.mark.parametrize("name", ["ssh-hosts.sh", "tpu-vm.sh"])
+def test_without_arguments_a_script_says_how_it_is_used(name, fakes):
+    ended = script(name, env=fakes())
+    assert ended.returncode == 2
+    assert f"launch/{name}" in ended.stderr
 
 
 @pytest.mark.parametrize(("code", "expected", "queued"), [(0, 0, ""), (75, 0, "requeue 7\n"), (1, 1, ""), (2, 2, "")])
@@ -112,7 +108,7 @@ signal.signal(signal.SIGTERM, stop)
 print("here", process, sys.argv[1], flush=True)
 if os.environ.get("FAIL") == process:
     sys.exit(3)
-time.sleep(1 if "FAIL" in os.environ else 60)
+time.sleep(1 if "FAIL" in os.environ else 600)
 """
 
 
@@ -136,7 +132,6 @@ def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_pat
     command = ["bash", str(LAUNCH / "ssh-hosts.sh"), "a b", "x"]
     running = at_a_terminal(command, env)
     assert sorted(running.stdout.readline() for _ in "ab") == ["a: here 0 x\n", "b: here 1 x\n"]
-    begun = time.monotonic()
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does
     try:
         output, _ = running.communicate(timeout=60)
@@ -145,7 +140,6 @@ def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_pat
             os.killpg(running.pid, signal.SIGKILL)
     assert running.returncode == 75
     assert sorted(output.splitlines()) == ["a: saved", "b: saved"]
-    assert time.monotonic() - begun < 30
 
 
 def test_what_a_run_prints_in_the_form_of_its_number_is_never_executed(tmp_path, fakes):
