@@ -29,7 +29,7 @@ def fit(images: np.ndarray, colours: int, seed: int = 0, pixels: int = 2_000_000
 
     flat = images.reshape(-1, images.shape[-1])
     if len(flat) > pixels:
-        flat = flat[np.random.default_rng(seed).integers(0, len(flat), pixels)]
+        flat = flat[permuted(np.arange(pixels), len(flat), seed)]
     distinct, counts = np.unique(flat, axis=0, return_counts=True)
     if len(distinct) < colours:
         raise DataError(f"config.data.colours={colours}, but the images hold only {len(distinct)} different colours")

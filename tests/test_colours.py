@@ -85,6 +85,13 @@ def test_a_palette_is_deterministic_float32_and_from_dark_to_light():
     assert (np.diff(one.sum(1)) >= 0).all()
 
 
+def test_a_palette_of_a_sample_does_not_depend_on_numpys_generator(monkeypatch):
+    images = np.arange(256, dtype=np.uint8).repeat(4).reshape(4, 16, 16, 1)
+    monkeypatch.setattr(np.random, "default_rng", None)
+    sampled = colours.fit(images, 4, pixels=500)
+    assert sampled.tolist() == colours.fit(images, 4, pixels=500).tolist() != colours.fit(images, 4).tolist()
+
+
 def test_fitted_greys_distort_less_than_evenly_spaced_ones():
     images = tiny.digits(200, "train")["image"]
     even = np.linspace(0, 16, 4)[:, None]

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jtasks.data import store, text, tokenizers, values
+from jtasks.data.shuffle import draws
 from jtasks.data.tokens import batched, smallest
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -111,13 +112,18 @@ def paired(
     Returns:
       Spans int64 [n, 4] and labels uint8 [n] for `Pairs`; and facts: `padding` (share of all positions),
       `follows` (share of pairs whose second text follows the first), `pairs`.
+
+    Raises:
+      ConfigError: `length` has no room for two texts.
     """
+    if length < 5:
+        raise ConfigError(f"config.data.length={length} must be at least 5, for two texts and three special tokens")
 
     def write(writer: store.Writer) -> None:
         used = follows = pairs = 0
         for turn in range(duplicates):
             for document in range(len(sources["documents"]) - 1):
-                rows = _pairs(sources, document, length - 3, np.random.default_rng([seed, turn, document]))
+                rows = _pairs(sources, document, length - 3, draws(seed, turn, document))
                 spans = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
                 labels = np.array([row[4] for row in rows], np.uint8)
                 writer.append("spans", spans)
@@ -126,7 +132,7 @@ def paired(
                 follows, pairs = follows + int((labels == 0).sum()), pairs + len(labels)
         writer.facts |= {"padding": 1 - used / (pairs * length), "follows": follows / pairs, "pairs": pairs}
 
-    arrays, facts = store.stored("pairs", [*parts, length, duplicates, seed], folder, write)
+    arrays, facts = store.stored("sentence-pairs", [*parts, length, duplicates, seed], folder, write)
     return arrays["spans"], arrays["labels"], facts
 
 
@@ -138,7 +144,7 @@ def _lines(documents: Iterator[str]) -> Iterator[str]:
 
 
 def _pairs(
-    sources: store.Arrays, document: int, room: int, random: np.random.Generator
+    sources: store.Arrays, document: int, room: int, random: Iterator[int]
 ) -> list[tuple[int, int, int, int, int]]:
     """One pass over a document: bounds of the two texts of each pair, and its label.
 
@@ -151,12 +157,12 @@ def _pairs(
     rows = []
     at = starts
     while at < ends:
-        aim = int(random.integers(2, room + 1)) if random.random() < SHORT else room
+        aim = 2 + next(random) % (room - 1) if next(random) < SHORT * 2**64 else room
         reached = int(np.searchsorted(bounds, bounds[at] + aim))  # the sentence that brings the tokens to `aim`
         stop = min(max(reached, at + 2), ends)
-        split = at + 1 if stop - at < 3 else int(random.integers(at + 1, stop))
+        split = at + 1 if stop - at < 3 else at + 1 + next(random) % (stop - at - 1)
         a, b = int(bounds[at]), int(bounds[split])
-        if stop - at == 1 or random.random() < 0.5:
+        if stop - at == 1 or next(random) < 2**63:
             c, d = _elsewhere(sources, document, aim - (b - a), random)
             label, at = 1, split
         else:
@@ -166,18 +172,18 @@ def _pairs(
     return rows
 
 
-def _elsewhere(sources: store.Arrays, document: int, aim: int, random: np.random.Generator) -> tuple[int, int]:
+def _elsewhere(sources: store.Arrays, document: int, aim: int, random: Iterator[int]) -> tuple[int, int]:
     """About `aim` tokens, one sentence at least, from a random sentence on of a random other document."""
     documents, bounds = sources["documents"], sources["sentences"]
-    other = int(random.integers(len(documents) - 2))
+    other = next(random) % (len(documents) - 2)
     other += other >= document
     begin, end = documents[other : other + 2].tolist()
-    at = int(random.integers(begin, end))
+    at = begin + next(random) % (end - begin)
     stop = min(max(int(np.searchsorted(bounds, bounds[at] + aim)), at + 1), end)
     return int(bounds[at]), int(bounds[stop])
 
 
-def _cut(a: int, b: int, c: int, d: int, room: int, random: np.random.Generator) -> tuple[int, int, int, int]:
+def _cut(a: int, b: int, c: int, d: int, room: int, random: Iterator[int]) -> tuple[int, int, int, int]:
     """The bounds of two texts shortened to `room` tokens together: always the longer one, at either end by chance."""
     first, second = b - a, d - c
     while first + second > room:
@@ -189,6 +195,11 @@ def _cut(a: int, b: int, c: int, d: int, room: int, random: np.random.Generator)
         else:
             second -= (surplus + 1) // 2
             first -= surplus // 2
-    front = int(random.binomial(b - a - first, 0.5))
-    back = int(random.binomial(d - c - second, 0.5))
+    front = _heads(b - a - first, random)
+    back = _heads(d - c - second, random)
     return a + front, a + front + first, c + back, c + back + second
+
+
+def _heads(count: int, random: Iterator[int]) -> int:
+    """How many of `count` coins show heads."""
+    return sum((next(random) >> max(0, 64 - count + i)).bit_count() for i in range(0, count, 64))

@@ -1,7 +1,8 @@
-"""The order of training and the seeds of examples: hashes of 64-bit integers, the same on every machine."""
+"""The order of training, the seeds of examples and random draws: hashes, the same on every machine and NumPy."""
 
 import functools
 import math
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -56,6 +57,16 @@ def permuted(positions: np.ndarray, n: int, *key: int) -> np.ndarray:
     if outside.any():
         result[outside] = permuted(result[outside], n, *key)
     return result
+
+
+def draws(*key: int) -> Iterator[int]:
+    """Yield the endless stream of random numbers below 2**64 that belongs to `key` (splitmix64)."""
+    state = int(_hashed(2, *key)[0])
+    while True:
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        yield mixed ^ (mixed >> 31)
 
 
 def _hashed(*parts: Keys) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Claims about jtasks.data.shuffle: permutations that are equally likely, the same for ever, and take no memory."""
 
+import itertools
 import math
 import tracemalloc
 
@@ -93,3 +94,10 @@ def test_a_seed_is_the_splitmix64_hash_of_its_parts():
     parts = [(0, 0, 0), (1, 2, 3), (2**31, 7, 10**9)]
     for seed, epoch, index in parts:
         assert shuffle.example_seeds(seed, np.array([epoch]), np.array([index]))[0] == hashed(seed, epoch, index)
+
+
+def test_draws_never_change_and_are_spread_evenly():
+    assert list(itertools.islice(shuffle.draws(3, 1, 2), 2)) == [1499397190221386047, 11332458453086922100]
+    drawn = np.array(list(itertools.islice(shuffle.draws(0), 20_000)), np.uint64)
+    for values in (drawn >> np.uint64(59), drawn % np.uint64(32)):
+        assert too_far(np.bincount(values.astype(int), minlength=32), len(drawn) / 32) < 5

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks.data import pairs, pipeline, shards, store, text, tokenizers, tokens
+from jtasks.data import pairs, pipeline, shards, shuffle, store, text, tokenizers, tokens
 from jtasks.errors import ConfigError, DataError
 
 WORDS = ["the", "of", "a", "house", "river", "green", "runs", "and", "small", "old", "over", "stone", "bird", "sings"]
@@ -314,6 +314,18 @@ def test_pairs_fill_their_length_and_halves_of_them_follow(paired):
     assert 0.4 < (labels == 0).mean() < 0.55  # a lone sentence at a document's end has none to follow it
 
 
+def test_pairs_do_not_depend_on_numpys_generator(corpus, wordpiece, paired, tmp_path, monkeypatch):
+    monkeypatch.setattr(np.random, "default_rng", None)
+    for mine, same in zip(made(corpus, wordpiece, tmp_path)[1][:2], paired[1][:2], strict=True):
+        np.testing.assert_array_equal(mine, same)
+
+
+def test_pairs_without_room_for_two_texts_are_refused(corpus, wordpiece, tmp_path):
+    made(corpus, wordpiece, tmp_path, length=5)
+    with pytest.raises(ConfigError, match=r"config.data.length=4 must be at least 5"):
+        made(corpus, wordpiece, tmp_path, length=4)
+
+
 def test_long_documents_leave_a_padding_near_the_papers_expectation(wordpiece, tmp_path):
     """Ten per cent of the pairs are half as long on average: 5 % of padding, and little more for ends."""
     random = np.random.default_rng(1)
@@ -349,7 +361,7 @@ def test_pairs_are_a_function_of_the_seed_and_passes_differ(corpus, wordpiece, p
 @settings(max_examples=200, deadline=None)
 @given(first=st.integers(1, 60), second=st.integers(1, 60), room=st.integers(2, 80), seed=st.integers(0, 5))
 def test_cutting_fits_and_takes_from_the_longer_text(first, second, room, seed):
-    a, b, c, d = pairs._cut(100, 100 + first, 500, 500 + second, room, np.random.default_rng(seed))
+    a, b, c, d = pairs._cut(100, 100 + first, 500, 500 + second, room, shuffle.draws(seed))
     assert 100 <= a < b <= 100 + first and 500 <= c < d <= 500 + second
     assert (b - a) + (d - c) == min(first + second, room)
     if first + second > room:

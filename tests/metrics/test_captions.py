@@ -198,3 +198,13 @@ def test_texts_without_words_score_as_in_cocos_evaluator():
     whole, _ = bleu.compute_score(references, results, verbose=0)
     np.testing.assert_allclose([found[f"bleu_{n}"] for n in range(1, 5)], whole, rtol=1e-9)
     np.testing.assert_allclose(found["cider"], cider.compute_score(references, results)[0], rtol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(captions.meteor_missing()), reason=captions.meteor_missing() or "nothing is missing")
+def test_meteor_of_texts_without_words_is_the_official_evaluators():
+    # What pycocoevalcap's Meteor().compute_score printed of these words.
+    items = {("", "a man"): 0.0, ("a man", ""): 0.0, ("", ""): 0.0, (".", "!"): 0.0, ("a man", "a man"): 1.0}
+    hypotheses, references = zip(*items, strict=True)
+    found = captions.item_scores([*hypotheses, "a man"], [*references, ["", "a man"]], metrics=["meteor"])
+    assert [item["meteor"] for item in found] == [*items.values(), 1.0]
