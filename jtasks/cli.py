@@ -79,7 +79,7 @@ def run(arguments: Sequence[str]) -> int:
     from jtasks import errors, log, signals
 
     try:
-        result = _run(flags, rest)
+        result = _run(arguments, flags, rest)
         if result is not None:
             print(log.to_json(result), flush=True)
         return EXIT_DONE
@@ -152,11 +152,12 @@ def _fail(code: int, text: str, trace: str = "") -> int:
     return code
 
 
-def _run(flags: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any] | None:
+def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any] | None:
     """The result of a command, on the first process of the run."""
     from jtasks import errors
 
     overrides = _overrides(rest)
+    _check_once(arguments)
     _check_flags(flags)
     if flags.workdir is None and flags.mode not in ("check", "plan"):
         raise errors.ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
@@ -198,6 +199,17 @@ def _overrides(words: Sequence[str]) -> list[str]:
     return joined
 
 
+def _check_once(arguments: Sequence[str]) -> None:
+    """Refuse a flag that is given twice; of a field of the config the last one counts."""
+    from jtasks import errors
+
+    flags = [
+        word.partition("=")[0] for word in arguments if word.startswith("--") and "." not in word.partition("=")[0]
+    ]
+    if twice := [flag for flag in flags if flags.count(flag) > 1]:
+        raise errors.ConfigError(f"{twice[0]} is given {flags.count(twice[0])} times: give it once")
+
+
 def _check_flags(flags: argparse.Namespace) -> None:
     """Numbers among the flags, where nan and inf mean nothing."""
     from jtasks import ranges
@@ -214,7 +226,16 @@ def _workdir(given: str | None) -> pathlib.Path:
         raise errors.ConfigError("--workdir= is empty: give the run's folder, which need not exist yet")
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given or ""):
         raise errors.ConfigError(f"--workdir={given} is a URL: give a local folder, such as where a bucket is mounted")
-    return pathlib.Path(given or ".").expanduser()
+    return _path("--workdir", given or ".")
+
+
+def _path(flag: str, given: str) -> pathlib.Path:
+    from jtasks import errors
+
+    try:
+        return pathlib.Path(given).expanduser()
+    except RuntimeError:
+        raise errors.ConfigError(f"{flag}={given}: there is no such user's home folder") from None
 
 
 def _config_file(flags: argparse.Namespace) -> str:
@@ -245,7 +266,8 @@ def _join(flags: argparse.Namespace) -> None:
 
 
 def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    which, out = flags.checkpoint or "newest", pathlib.Path(flags.out).expanduser() if flags.out else None
+    which = "newest" if flags.checkpoint is None else flags.checkpoint
+    out = None if flags.out is None else _path("--out", flags.out)
     if flags.mode == "train":
         from jtasks.train import train
 

@@ -1,5 +1,6 @@
 """Configs: fields that all have, presets, command-line overrides, and the frozen result."""
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -101,16 +102,25 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
         tree = copy.deepcopy(ml_collections.ConfigDict(config))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} holds what no config can: {error}") from error
-    with tree.unlocked():
+    with tree.unlocked(), _finite(path):
         _lay(tree, defaults(_optimizer(tree, overrides)), "config", path)
         known = FIELDS | ranges.of_task(overrides_.value(tree, "task"))
         overrides_.apply(tree, overrides, known)
         for length, other in (("steps", "epochs"), ("epochs", "steps")):
             if overrides_.given(overrides, f"config.{length}") and not overrides_.given(overrides, f"config.{other}"):
                 overrides_.set_value(tree, other, FIELDS[other].default)  # the command line's replaces the file's
-    plain = _plain(tree, "config")
+    with _finite(path):
+        plain = _plain(tree, "config")
     _check(plain)
     return Config(plain)
+
+
+@contextlib.contextmanager
+def _finite(path: str) -> Iterator[None]:
+    try:
+        yield
+    except RecursionError:
+        raise ConfigError(f"{path} holds a dict or a list that holds itself, or a thousand in one another") from None
 
 
 def fill(config: Config, module: ModuleType) -> Config:
@@ -125,6 +135,13 @@ def fill(config: Config, module: ModuleType) -> Config:
         sized.data.size = size
         config = Config(sized)
     values = module.data_args(config) if hasattr(module, "data_args") else {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"data_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
+        )
+    known = {name: _plain(value, f"config.model.{_key(name, 'data_args')}") for name, value in values.items()}
+    if ranges.of_task(config.task):
+        ranges.check_against_data(config.model, known)
     if pretrained:
         values = huggingface.completed(values, config.model, folder)
     model = config.model.to_dict()
@@ -177,7 +194,7 @@ def _read(path: str) -> Any:
         raise ConfigError(f"{file} has no presets: get_config takes no argument, but {preset!r} was asked for")
     try:
         config = get_config(preset) if preset else get_config()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         named = f" for preset {preset!r}" if preset else ""
         said = f"{file}: get_config failed{named}: {type(error).__name__}: {error}"
         raise ConfigError(said + (_presets(error) if preset else "")) from error

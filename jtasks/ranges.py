@@ -66,6 +66,8 @@ MODEL = {
     "separator": Field(int),
 }
 
+COUNTS = {"vocab", "positions", "classes", "labels"}  # at least those of the data
+
 
 def _under(group: str, fields: Mapping[str, Field]) -> dict[str, Field]:
     return {f"{group}.{name}": field for name, field in fields.items()}
@@ -231,6 +233,19 @@ def check_model(fields: Mapping[str, Any], prefix: str = "config.model.") -> Non
     check_heads(fields, prefix)
 
 
+def check_against_data(fields: Mapping[str, Any], needed: Mapping[str, Any], prefix: str = "config.model.") -> None:
+    """Raise ConfigError where a model of a shipped task is too small for the ids, positions or classes of its data."""
+    for name in COUNTS & needed.keys():
+        if fields.get(name) is not None and fields[name] < needed[name]:
+            raise ConfigError(f"{prefix}{name}={fields[name]} must be at least {needed[name]}: the data has that many")
+    palette, colours = fields.get("palette") or needed.get("palette"), fields.get("colours")
+    if palette and colours is not None and colours != len(palette):
+        raise ConfigError(f"{prefix}colours={colours} must be {len(palette)}, the colors of the palette")
+    shape = fields.get("shape")
+    if shape is not None and "shape" in needed and shape != needed["shape"]:
+        raise ConfigError(f"{prefix}shape={shape} must be {needed['shape']}, the data's: config.data.size changes it")
+
+
 def check_module(module: Any) -> None:
     """Check a Flax module's own fields as those of config.model."""
     check_model({field.name: getattr(module, field.name) for field in dataclasses.fields(module)}, prefix="")
@@ -256,10 +271,15 @@ def check_names(config: Mapping[str, Any], known: Collection[str]) -> None:
 def check_shapes(config: Mapping[str, Any]) -> None:
     """Raise ConfigError where fields of a shipped task do not go together."""
     model, beam = config["model"], config.get("beam") or {}
+    for name in ("name", "tokenizer"):
+        if not config["data"].get(name, True):
+            raise ConfigError(f"config.data.{name} is empty: give it as --config.data.{name}=VALUE")
     check_heads(model)
     palette = model.get("palette")
     if palette is not None and {len(c) if isinstance(c, tuple) else 0 for c in palette} not in ({1}, {3}):
         raise ConfigError(f"config.model.palette={shown(palette)} must be a tuple of (level,) or of (r, g, b)")
+    if len(model.get("shape") or (1, 1)) != 2:
+        raise ConfigError(f"config.model.shape={shown(model['shape'])} must be (height, width)")
     depth, layer = model.get("depth"), model.get("layer")
     if depth is not None and layer is not None and not -1 <= layer <= depth:
         raise ConfigError(f"config.model.layer={layer} must be in [-1, {depth}]: there are {depth} layers")

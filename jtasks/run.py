@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import checkpoint, log, processes, sharding, workdir
+from jtasks import checkpoint, log, processes, sharding, task, workdir
 from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.errors import CheckpointError, ConfigError
@@ -81,8 +81,7 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
         if checkpoint.saved_steps(folder / "checkpoints") and not (folder / "config.json").exists():
             log.warn(f"{folder} has no config.json: whether this is the config of its run cannot be told")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
-        if hasattr(job.task, "assets"):
-            workdir.compare_assets(job.task.assets(job.config), folder)
+        workdir.compare_assets(task.assets(job.task, job.config), folder)
 
     processes.once(compare)
     return job

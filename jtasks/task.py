@@ -22,9 +22,13 @@ import importlib.util
 import inspect
 import pathlib
 import sys
+from collections.abc import Mapping
 from types import ModuleType
+from typing import Any
 
 from jtasks.errors import ConfigError
+from jtasks.ranges import shown
+from jtasks.writing import check_name
 
 REQUIRED = {
     "dataset": ("split", "config"),
@@ -62,6 +66,16 @@ def losses(task: ModuleType) -> tuple[str, ...]:
     return tuple(getattr(task, "LOSSES", ("loss",)))
 
 
+def assets(task: ModuleType, config: Any) -> dict[str, str]:
+    """Return the task's assets, {} where it has none; ConfigError where they are no {file name: text}."""
+    texts = task.assets(config) if hasattr(task, "assets") else {}
+    if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
+        raise ConfigError(f"assets of {config.task} must return {{file name: text}}, not {shown(texts)}")
+    for name in texts:
+        check_name(name, f"assets of {config.task}")
+    return dict(texts)
+
+
 def load_file(path: str) -> ModuleType:
     """Execute a .py file as a module; the same file is executed once a process."""
     file = pathlib.Path(path).resolve()
@@ -82,7 +96,7 @@ def load_file(path: str) -> ModuleType:
     sys.path.insert(0, beside)  # a config may build on its neighbours: from configs import igpt_cifar
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[name]
         raise ConfigError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
@@ -92,6 +106,8 @@ def load_file(path: str) -> ModuleType:
 
 
 def _import(name: str) -> ModuleType:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"config.task={name!r} is neither a dotted module name nor the path of a .py file")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -101,11 +117,11 @@ def _import(name: str) -> ModuleType:
         near = difflib.get_close_matches(name.rpartition(".")[2], shipped, n=1)
         hint = f"did you mean jtasks.tasks.{near[0]}?" if near else f"tasks here: jtasks.tasks.{{{','.join(shipped)}}};"
         raise ConfigError(f"no task module {name!r}: {hint} or give the path of a .py file") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(f"task {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _where(error: Exception, file: pathlib.Path) -> str:
+def _where(error: BaseException, file: pathlib.Path) -> str:
     """The file and line at fault, as far as the error tells."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
@@ -116,7 +132,7 @@ def _where(error: Exception, file: pathlib.Path) -> str:
 
 def validate(module: ModuleType, name: str) -> None:
     """Check that a module has the contract's functions with its arguments; ConfigError says what is amiss."""
-    missing = [f"{f}({', '.join(arguments)})" for f, arguments in REQUIRED.items() if not hasattr(module, f)]
+    missing = [f"{f}({', '.join(arguments)})" for f, arguments in REQUIRED.items() if getattr(module, f, None) is None]
     if missing:
         raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
     for function, arguments in (REQUIRED | OPTIONAL).items():
@@ -124,6 +140,8 @@ def validate(module: ModuleType, name: str) -> None:
     terms = getattr(module, "LOSSES", ("loss",))
     if not isinstance(terms, tuple | list) or not terms or not all(isinstance(term, str) for term in terms):
         raise ConfigError(f'task {name}: LOSSES must be a tuple of metric names such as ("loss",), not {terms!r}')
+    if not isinstance(getattr(module, "HUGGINGFACE", ""), str):
+        raise ConfigError(f"task {name}: HUGGINGFACE must be the name of a class of transformers")
     if hasattr(module, "lengths") and not getattr(module, "PADDED", ()):
         raise ConfigError(f"task {name}: lengths needs PADDED, the names of the entries to cut")
 

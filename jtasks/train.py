@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import calibration, checkpoint, flops, hetero, optim, preflight, processes, sharding, summary
+from jtasks import calibration, checkpoint, flops, hetero, optim, preflight, processes, sharding, summary, task
 from jtasks import step as steps_
 from jtasks.compiled import Compiled
 from jtasks.config import Config, freeze
@@ -18,8 +18,9 @@ from jtasks.log import Log, say, warn
 from jtasks.milestones import Milestones, due
 from jtasks.signals import Stop
 from jtasks.step import Batch, Report, State
-from jtasks.transfer import imported
+from jtasks.transfer import imported, require_source
 from jtasks.workdir import (
+    cleared_on_error,
     compare_assets,
     compare_config,
     compare_data,
@@ -47,11 +48,13 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
       ConfigError, DataError, CheckpointError, TrainingError: what the message says.
     """
     config, workdir = freeze(config), pathlib.Path(workdir)
-    folder = workdir / "checkpoints"
+    folder, fresh = workdir / "checkpoints", not workdir.exists()
     with locked(workdir), Stop() as stop:
-        with stop.rescue(lambda: None):  # nothing is lost if it ends in here
+        with stop.rescue(lambda: None), cleared_on_error(workdir, fresh=fresh):  # nothing is lost if it ends in here
             processes.once(lambda: checkpoint.clear_unfinished(folder))
             start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
+            if not start:
+                require_source(config.init_from)
             job = prepare(own_tokenizer(config, workdir) if start else config)
             config = job.config
             splits = {split: job.examples(split) for split in SPLITS}
@@ -107,7 +110,7 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
 
     Nothing is read here of a split that the run has not used yet: its first evaluation records it.
     """
-    assets = job.task.assets(job.config) if hasattr(job.task, "assets") else {}
+    assets = task.assets(job.task, job.config)
     used = {"train", *(recorded_splits(workdir) if start else ())}
     data = {split: fingerprint.of(splits[split]) for split in SPLITS if split in used and splits[split] is not None}
     if start:

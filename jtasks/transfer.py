@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import assets, checkpoint
+from jtasks import assets, checkpoint, task
 from jtasks.config import Config
 from jtasks.data import tokenizer_files, tokenizers
 from jtasks.errors import ConfigError
@@ -31,7 +31,7 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
       CheckpointError: there is none, or it does not fit.
     """
     source, config = job.config.init_from, job.config
-    own = job.task.assets(config) if hasattr(job.task, "assets") else {}
+    own = task.assets(job.task, config)
     if source.startswith(huggingface.PREFIX):
         folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
         classes, architecture = huggingface.class_names(folder), huggingface.architecture(job.task)
@@ -46,6 +46,24 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     if assets.LABELS in own and isinstance(classes, list):
         return _by_class(taken, params, report, _order(classes, json.loads(own[assets.LABELS])))
     return taken, report
+
+
+def require_source(source: str) -> None:
+    """Raise ConfigError where config.init_from names neither a folder of Hugging Face nor a run with a checkpoint."""
+    if source.startswith(huggingface.PREFIX):
+        folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
+        if source == huggingface.PREFIX or not (folder / "config.json").is_file():
+            raise ConfigError(
+                f"config.init_from={source}: there is no config.json of a model in {folder}; expected a folder with"
+                " config.json and model.safetensors, as save_pretrained of transformers writes it"
+            )
+        return
+    folder, step = checkpoint.locate(source)
+    saved = map(str, checkpoint.saved_steps(folder))
+    if source and (step not in saved if step else not any(saved)):
+        raise ConfigError(
+            f"no checkpoint in config.init_from={source}: give a workdir of a run, its checkpoints/STEP, or hf:FOLDER"
+        )
 
 
 def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], config: Config) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -62,6 +63,24 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def cleared_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
+    """Delete what a run wrote into a `fresh` folder, and the folder, if the run fails inside: before its first step.
+
+    What a task has put into folders of its own, such as data, stays.
+    """
+    try:
+        yield
+    except BaseException:
+        if fresh and processes.first():
+            shutil.rmtree(workdir / "tensorboard", ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for path in [path for path in workdir.iterdir() if not path.is_dir()]:
+                    path.unlink()
+                workdir.rmdir()
+        raise
 
 
 def stored(path: pathlib.Path) -> dict[str, Any]:

@@ -161,7 +161,7 @@ GOOD = "import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDic
         ([*DIGITS, "--config.data.name=digit"], 2, "digits"),
         ([*DIGITS, "--config.data.name=cifar10", "--config.data.dir=/nowhere"], 1, "cifar-10-binary.tar.gz"),
         ([*DIGITS, "--config.data.palette=/nowhere.npy"], 1, "palette /nowhere.npy cannot be read"),
-        ([*DIGITS, "--config.init_from=/nowhere"], 1, "no checkpoint in config.init_from=/nowhere"),
+        ([*DIGITS, "--config.init_from=/nowhere"], 2, "no checkpoint in config.init_from=/nowhere"),
         ([*DIGITS, "--config.best=valid/lost"], 2, "expected one of valid/bits, valid/loss"),
         ([*DIGITS, "--config.mesh.data=3"], 2, "there are 8 devices"),
         ([*DIGITS, "--mode=eval"], 1, "no checkpoint in"),

@@ -458,10 +458,10 @@ def test_fill_sets_placeholders_and_nothing_else(written):
     path = written("config.model = dict(classes=placeholder(int), colours=5, palette=placeholder(tuple))")
     config = configs.load(path)
     task = types.SimpleNamespace(
-        data_args=lambda config: {"classes": 10, "colours": 99, "palette": ((1.0,),), "new": 3}
+        data_args=lambda config: {"classes": 10, "colours": 99, "palette": ((1.0,),) * 5, "new": 3}
     )
     full = configs.fill(config, task)
-    assert full.model.to_dict() == {"classes": 10, "colours": 5, "palette": ((1.0,),), "new": 3}
+    assert full.model.to_dict() == {"classes": 10, "colours": 5, "palette": ((1.0,),) * 5, "new": 3}
     assert config.model.classes is None  # the one before is as it was
     assert {k: v for k, v in full.items() if k != "model"} == {k: v for k, v in config.items() if k != "model"}
     assert isinstance(hash(full), int)

@@ -82,7 +82,7 @@ def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
 def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None], Callable[[], tuple[str, ...]]]:
     """How to read a split of the named data set, and how to list its classes."""
     root = data_folder(folder)
-    kind, _, rest = name.partition(":")
+    kind, _, rest = str(name).partition(":")
     if name == "mnist":
         return functools.partial(mnist.read, root), lambda: mnist.CLASSES
     if name == "cifar10":
@@ -96,7 +96,7 @@ def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None]
         folders: list[pathlib.Path | None] = [root] if folder else [root, None]
         builder = tfds.prepared(rest, folders)
         return functools.partial(tfds.read, rest, builder), lambda: tfds.classes(builder)
-    raise ConfigError(f"unknown data set {name!r} for config.data.name{_nearest(name, NAMES)}")
+    raise ConfigError(f"unknown data set {name!r} for config.data.name{_nearest(str(name), NAMES)}")
 
 
 def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None:

@@ -44,7 +44,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     if examples is None:
         raise DataError(f"task {config.task} has no examples to initialise its model with")
     tensors, theirs = huggingface.to_hf(_on_host(run.params(examples)), job.config.model, architecture)
-    assets = job.task.assets(job.config) if hasattr(job.task, "assets") else {}
+    assets = task.assets(job.task, job.config)
     first, generation, vocabulary = _began_with(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
     others = beside.more(theirs, generation, assets)
