@@ -100,7 +100,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _notes(error: BaseException) -> list[str]:
-    return getattr(error, "__notes__", [])
+    return [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
 
 
 def _explained(error: BaseException) -> str:

@@ -10,13 +10,13 @@ import numpy as np
 
 from jtasks import evaluate, predict, processes
 from jtasks.data import pipeline
-from jtasks.errors import ConfigError
+from jtasks.errors import ConfigError, DataError
 from jtasks.job import Job
 from jtasks.log import warn
 from jtasks.testing.result import Fault, explained
 
 # What a mistake in a function raises, whatever the numbers are that it is given.
-MISTAKES = (AttributeError, ConfigError, ImportError, NameError, NotImplementedError, TypeError)
+MISTAKES = (AttributeError, ConfigError, DataError, ImportError, NameError, NotImplementedError, TypeError)
 
 Batch = dict[str, Any]
 

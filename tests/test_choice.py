@@ -112,3 +112,25 @@ def test_what_is_shown_marks_the_models_choice_and_the_right_one(tmp_path):
         "   * 0.250 so x",
         "  >  0.750 so y",
     ]
+
+
+@pytest.mark.parametrize("told", [{}, {"label": -1}])
+def test_choices_without_answers_are_predicted_for_but_not_evaluated(tmp_path, told):
+    made = prepared("swag.py:small", tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "val.jsonl").read_text().splitlines()[:2]]
+    for line in lines:
+        del line["label"]
+    (tmp_path / "val.jsonl").write_text("\n".join(json.dumps(line | told) for line in lines))
+    examples = CHOICE.dataset("valid", made.config)
+    shown = CHOICE.show_fn(
+        [{"context": "a", "choices": ["b", "c"]}], [{"label": 1, "probabilities": [0.1, 0.9]}], made.config
+    )
+    assert "*" not in shown["choices"]
+    arrays = {name: examples[name] for name in CHOICE.INPUTS}
+    params = jax.eval_shape(lambda: CHOICE.init(jax.random.key(0), arrays, made.config))
+    jax.eval_shape(lambda p: CHOICE.predict_fn(p, arrays, None, made.config), params)
+    with pytest.raises(DataError, match="these examples have no 'label'"):
+        jax.eval_shape(lambda p: CHOICE.eval_fn(p, arrays, made.config), params)
+    (tmp_path / "val.jsonl").write_text("\n".join(json.dumps(line | {"label": i - 1}) for i, line in enumerate(lines)))
+    with pytest.raises(DataError, match="the answer of example 0 is none of its 4 choices"):
+        CHOICE.dataset("valid", made.config)

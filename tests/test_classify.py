@@ -3,6 +3,7 @@
 import json
 
 import finetune
+import jax
 import numpy as np
 import pytest
 from finetune import config, prepared
@@ -111,3 +112,31 @@ def test_a_pair_may_lack_one_text_but_not_both(tmp_path):
     (tmp_path / "train.tsv").write_text("sentence\tmore\tlabel\na\tb\t1\n\t \t0\n")
     with pytest.raises(DataError, match=r"train\.tsv: both texts of example 1 are empty"):
         CLASSIFY.dataset("train", settings)
+
+
+@pytest.mark.parametrize("text", ["sentence\nfine\npoor\n", "sentence\tlabel\nfine\t-1\npoor\t-1\n"])
+def test_a_file_without_labels_is_predicted_for_and_shown_but_not_trained_on_or_evaluated(tmp_path, text):
+    made = prepared("sst2.py", tmp_path)
+    (tmp_path / "dev.tsv").write_text(text)
+    examples = CLASSIFY.dataset("valid", made.config)
+    assert "label" not in examples and examples["first"].tolist() == ["fine", "poor"]
+    shown = CLASSIFY.show_fn([{"first": "fine"}], [{"label": 1, "probability": 0.5}], made.config)
+    assert shown["labels"] == "1 (0.500), truly (not told): fine"
+    arrays = {name: examples[name] for name in CLASSIFY.PADDED}
+    params = jax.eval_shape(lambda: CLASSIFY.init(jax.random.key(0), arrays, made.config))
+    jax.eval_shape(lambda p: CLASSIFY.predict_fn(p, arrays, None, made.config), params)
+    with pytest.raises(DataError, match=r"these examples have no 'label'.*--mode=predict.*not trained on or evaluated"):
+        jax.eval_shape(lambda p: CLASSIFY.eval_fn(p, arrays, made.config), params)
+    (tmp_path / "train.tsv").write_text(text)
+    with pytest.raises((ConfigError, DataError), match=r"no column 'label'|has the labels \['-1'\]"):
+        CLASSIFY.dataset("train", made.config)
+
+
+def test_labels_that_only_some_rows_have_are_refused(tmp_path):
+    settings = config("sst2.py", tmp_path, "data.valid=dev.jsonl")
+    (tmp_path / "dev.jsonl").write_text('{"sentence": "fine"}\n{"sentence": "poor", "label": 0}\n')
+    with pytest.raises(DataError, match=r"dev.jsonl, line 2: there is a column 'label', which the first row lacks"):
+        CLASSIFY.dataset("valid", settings)
+    (tmp_path / "dev.jsonl").write_text('{"sentence": "fine", "label": 0}\n{"sentence": "poor"}\n')
+    with pytest.raises(DataError, match=r"dev.jsonl, line 2: no column 'label'"):
+        CLASSIFY.dataset("valid", settings)

@@ -101,3 +101,25 @@ def test_wnut17_is_read_as_it_is(shared):
     counts = {name: sum(len(entities.entities(s.tags)) for s in sentences) for name, sentences in found.items()}
     assert counts == {"wnut17train.conll": 1975, "emerging.dev.conll": 836}  # as many as tags that begin with B
     assert [len(sentences) for sentences in found.values()] == [3394, 1009]
+
+
+def test_words_without_tags_are_predicted_for_and_shown_but_not_evaluated(tmp_path):
+    made = prepared("wnut17.py", tmp_path)
+    tagged = conll.sentences((tmp_path / "valid.conll").read_text(), "valid")
+    (tmp_path / "valid.conll").write_text("\n\n".join("\n".join(s.words) for s in tagged))
+    examples = TAG.dataset("valid", made.config)
+    arrays = {name: examples[name] for name in ("tokens", "segments", "starts")}
+    params = jax.eval_shape(lambda: TAG.init(jax.random.key(0), arrays, made.config))
+    tags = jax.eval_shape(lambda p: TAG.predict_fn(p, arrays, None, made.config), params)["tag"]
+    outputs = [{"tag": row} for row in np.zeros(tags.shape, int)]
+    lines = TAG.report_fn(rows(examples), outputs, made.config)["tags.conll"].split("\n\n")[0].split("\n")
+    assert [line.split()[0] for line in lines if line] == tagged[0].words and {len(line.split()) for line in lines} <= {
+        0,
+        2,
+    }
+    assert "truly: (not told)" in TAG.show_fn(rows(examples), outputs, made.config)["entities"]
+    with pytest.raises(DataError, match="these examples have no 'labels'"):
+        jax.eval_shape(lambda p: TAG.eval_fn(p, arrays, made.config), params)
+    (tmp_path / "train.conll").write_text((tmp_path / "valid.conll").read_text())
+    with pytest.raises(DataError, match=r"train.conll has words without tags, which training needs"):
+        TAG.dataset("train", made.config)

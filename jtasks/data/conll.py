@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Sentence(NamedTuple):
-    """Words and their tags in the BIO scheme."""
+    """Words and their tags in the BIO scheme; no tags where the file does not tell them."""
 
     words: list[str]
     tags: list[str]
@@ -23,9 +23,9 @@ class Sentence(NamedTuple):
 def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sentence]:
     """The sentences of a file, with IOB1 and IOBES brought to BIO.
 
-    LF or CRLF ends a line. Tabs part the columns of a line that has any, ASCII blanks those of others, and a line of
-    nothing but these ends a sentence; U+00A0, U+3000, U+0085 and U+2028 are parts of words. Quotes mean nothing. A byte
-    order mark and lines of `-DOCSTART-` are left out.
+    A file without a column beside the words tells no tags. LF or CRLF ends a line. Tabs part the columns of a line that
+    has any, ASCII blanks those of others, and a line of nothing but these ends a sentence; U+00A0, U+3000, U+0085 and
+    U+2028 are parts of words. Quotes mean nothing. A byte order mark and lines of `-DOCSTART-` are left out.
 
     Args:
       text: its contents.
@@ -49,14 +49,18 @@ def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sen
             words, tags, before = [], [], 0
         elif columns[0] != "-DOCSTART-":
             where = f"{name}, line {number}"
-            _check_columns(columns, before, (word, tag), line, where)
+            places = {i + len(columns) if i < 0 else i for i in (word, tag)}
+            alone = len(columns) == 1 or len(places) == 1
+            _check_columns(columns, before, (word,) if alone else (word, tag), line, where)
             before = len(columns)
             words.append(columns[word])
-            tags.append(columns[tag])
             if not words[-1]:
                 raise DataError(f"{where}: the word in column {word} is empty")
-            if not _valid(tags[-1]):
+            tags += [] if alone else [columns[tag]]
+            if tags and not _valid(tags[-1]):
                 raise DataError(f"{where}: {tags[-1]!r} is no tag such as B-person, I-person or O")
+            if found and bool(tags) != bool(found[0].tags):
+                raise DataError(f"{where} has {len(columns)} columns: either all words have tags or none")
     if not found:
         raise DataError(f"{name} holds no sentence: expected a word and its tag on each line")
     return found
@@ -80,8 +84,9 @@ def windows(
     a window holds them. A word that the tokenizer makes nothing of becomes the unknown token.
 
     Returns:
-      `tokens` int32; `segments` uint8, 0 in the padding; `labels` int32, indices into `tags`, -1 where there is none;
-      `sentence` int32 [n], the number of each window's sentence; and its `words` and true `tags`, as lists.
+      `tokens` int32; `segments` uint8, 0 in the padding; `labels` int32, indices into `tags`, -1 where there is none
+      (without tags, `starts` uint8 instead, 1 at each word's first piece); `sentence` int32 [n], the number of each
+      window's sentence; and its `words` and true `tags`, as lists.
 
     Raises:
       ConfigError: no piece fits into `length`.
@@ -98,7 +103,7 @@ def windows(
         for word, piece in zip(found.word_ids, found.ids, strict=True):
             if word is not None:
                 pieces[word].append(piece)
-        for word, tag in enumerate(sentence.tags):
+        for word, tag in enumerate(sentence.tags or ("O",) * len(sentence.words)):
             own = (pieces[word] or [unknown])[:room]
             if not word or len(rows[-1][3]) + len(own) > room:
                 rows.append((number, word, word, [], []))
@@ -111,7 +116,7 @@ def windows(
     return {
         "tokens": arrays["tokens"],
         "segments": arrays["segments"],
-        "labels": labels,
+        **({"labels": labels} if given[0].tags else {"starts": (labels >= 0).astype(np.uint8)}),
         "sentence": np.array([row[0] for row in rows], np.int32),
         "words": _lists([given[row[0]].words[row[1] : row[2] + 1] for row in rows]),
         "tags": _lists([given[row[0]].tags[row[1] : row[2] + 1] for row in rows]),
@@ -125,11 +130,11 @@ def _lists(values: Sequence[list[str]]) -> np.ndarray:
     return found
 
 
-def _check_columns(columns: Sequence[str], before: int, wanted: tuple[int, int], line: str, where: str) -> None:
+def _check_columns(columns: Sequence[str], before: int, wanted: Sequence[int], line: str, where: str) -> None:
     if "\r" in line:
         raise DataError(f"{where} has a CR inside: expected LF or CRLF at the end of each line")
     if max(i + 1 if i >= 0 else -i for i in wanted) > len(columns):
-        fields = f"config.data.word={wanted[0]} and config.data.tag={wanted[1]}"
+        fields = " and ".join(f"config.data.{k}={i}" for k, i in zip(("word", "tag"), wanted, strict=False))
         raise DataError(f"{where} has {len(columns)} columns; {fields} need more")
     if before and len(columns) != before:
         raise DataError(f"{where} has {len(columns)} columns, the line before has {before}")

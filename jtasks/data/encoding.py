@@ -1,13 +1,13 @@
 """Texts as BERT reads them: `[CLS] first [SEP] second [SEP]`, padded to one length (Devlin et al. 2019, 3)."""
 
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jtasks.config import Config
 from jtasks.data import files, tokenizers
-from jtasks.errors import ConfigError
+from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -78,3 +78,13 @@ def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int)
         tokens[row, : len(line)] = line
         segments[row, : len(line)] = 1
     return {"tokens": tokens, "types": types, "segments": segments}
+
+
+def told(batch: Mapping[str, Any], name: str) -> Any:
+    """The labels `name` of a batch; DataError where the file of its split tells none."""
+    if name not in batch:
+        raise DataError(
+            f"these examples have no {name!r}: a file without labels can be predicted for (--mode=predict, --mode=show,"
+            " with --config.data.allow_changes=True), but not trained on or evaluated"
+        )
+    return batch[name]

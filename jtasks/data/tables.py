@@ -5,7 +5,7 @@ import difflib
 import io
 import pathlib
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,13 @@ Row = dict[str, Any]
 
 
 def rows(
-    name: str, split: str, fields: Mapping[str, values.Check], *, folder: str | None = None, source: str = ""
+    name: str,
+    split: str,
+    fields: Mapping[str, values.Check],
+    *,
+    optional: Collection[str] = (),
+    folder: str | None = None,
+    source: str = "",
 ) -> list[Row]:
     """The wanted fields of each row of one split.
 
@@ -34,6 +40,7 @@ def rows(
       split: `train`, `valid` or `test`.
       fields: names of columns, and the check of each one's values, such as `values.content`. Where all names are
         numbers, a TSV or CSV file has no header and they count its columns from 0.
+      optional: names of `fields` that a file may lack as a whole; its rows then have no such entries.
       folder: config.data.dir.
       source: where the file can be had, for the message when it is absent.
 
@@ -56,6 +63,10 @@ def rows(
         table = readers[kind](text, name, all(field.isdecimal() for field in fields))
     picked: list[Row] = []
     for where, row in table:
+        if not picked:
+            fields = {field: check for field, check in fields.items() if field in row or field not in optional}
+        if late := [field for field in optional if field in row and field not in fields]:
+            raise DataError(f"{name}, {where}: there is a column {late[0]!r}, which the first row lacks")
         picked.append(_picked(row, fields, f"{name}, {where}", first=not picked))
     if not picked:
         raise DataError(f"{name} has no rows: expected some with the columns {', '.join(map(repr, fields))}")

@@ -41,6 +41,8 @@ FIELDS: dict[str, dict[str, values.Check]] = {
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Token arrays [n, choices, length] as `encoding.pairs` makes them, `label` [n], and the texts.
 
+    A valid or test file without labels (no such column, or -1 everywhere) gives no `label`: it can be predicted for.
+
     Raises:
       DataError: a file is absent, an example has another number of choices than the first, or its label is none.
     """
@@ -48,18 +50,19 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     if found is None:
         return None
     contexts, choices, labels = (list(column) for column in zip(*found, strict=True))
+    untold = split != "train" and set(labels) == {None}
     count = len(choices[0])
     for i, (texts, label) in enumerate(zip(choices, labels, strict=True)):
         if len(texts) != count:
             raise DataError(f"{config.data[split]}: example {i} has {len(texts)} choices, the first has {count}")
-        if not 0 <= label < count:
+        if not untold and not 0 <= (-1 if label is None else label) < count:
             raise DataError(f"{config.data[split]}: the answer of example {i} is none of its {count} choices")
     first = [context for context in contexts for _ in range(count)]
     second = [text for texts in choices for text in texts]
     arrays = encoding.pairs(_tokenizer(config), first, second, config.data.length)
     return {
         **{name: array.reshape(-1, count, config.data.length) for name, array in arrays.items()},
-        "label": np.array(labels, np.int32),
+        **({} if untold else {"label": np.array(labels, np.int32)}),
         "context": np.array(contexts, object),
         "choices": np.array(choices, object),
     }
@@ -108,7 +111,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     for example, output in zip(examples, outputs, strict=True):
         lines.append(example["context"])
         for i, (text, probability) in enumerate(zip(example["choices"], output["probabilities"], strict=True)):
-            marks = (">" if i == output["label"] else " ") + ("*" if i == example["label"] else " ")
+            marks = (">" if i == output["label"] else " ") + ("*" if i == example.get("label") else " ")
             lines.append(f"  {marks} {probability:.3f} {text}")
     return {"choices": "\n".join(lines)}
 
@@ -132,39 +135,43 @@ def _scores(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Ar
 
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     scores = _scores(params, batch, config, **options)
-    loss = optax.softmax_cross_entropy_with_integer_labels(scores, batch["label"])
-    correct = scores.argmax(-1) == batch["label"]
+    labels = encoding.told(batch, "label")
+    loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
+    correct = scores.argmax(-1) == labels
     return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}
 
 
-def _read(split: str, config: Config) -> list[tuple[str, list[str], int]] | None:
-    """Context, choices and the number of the right one, of each example."""
+def _read(split: str, config: Config) -> list[tuple[str, list[str], int | None]] | None:
+    """Context, choices and the number of the right one, None if the file does not tell it, of each example."""
     data = config.data
     if data.fields not in FIELDS:
         raise ConfigError(f"config.data.fields={data.fields!r} must be one of {', '.join(FIELDS)}")
     if not data[split]:
         return None
-    rows = tables.rows(data[split], split, FIELDS[data.fields], folder=data.dir, source=data.source)
+    optional = () if split == "train" else ("label", "answer")
+    rows = tables.rows(data[split], split, FIELDS[data.fields], optional=optional, folder=data.dir, source=data.source)
     return [_race(row) if data.fields == "race" else _swag(row) for row in rows]
 
 
-def _swag(row: tables.Row) -> tuple[str, list[str], int]:
+def _swag(row: tables.Row) -> tuple[str, list[str], int | None]:
     """SWAG: a sentence, how the next one begins, and four ways to end it."""
     endings = [f"{row['sent2']} {row[f'ending{i}']}" for i in range(4)]
-    return row["sent1"], endings, _number(row["label"])
+    return row["sent1"], endings, _number(row.get("label", "-1"))
 
 
-def _race(row: tables.Row) -> tuple[str, list[str], int]:
+def _race(row: tables.Row) -> tuple[str, list[str], int | None]:
     """RACE: an article, and a question that an option answers, or whose blank it fills."""
     question = row["question"]
     choices = [
         question.replace("_", option) if "_" in question else f"{question} {option}" for option in row["options"]
     ]
-    return row["article"], choices, _number(row["answer"])
+    return row["article"], choices, _number(row.get("answer", "-1"))
 
 
-def _number(answer: str) -> int:
-    """0 for "0" or "A"; -1 for what is no answer."""
+def _number(answer: str) -> int | None:
+    """0 for "0" or "A"; None for "-1", which stands for an answer that is not told; -1 for what is no answer."""
+    if answer == "-1":
+        return None
     return int(answer) if answer.isdecimal() else "ABCDEFGHIJ".find(answer) if len(answer) == 1 else -1
 
 

@@ -28,6 +28,8 @@ PADDED = ("tokens", "types", "segments")
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Token arrays [n, length] as `encoding.pairs` makes them, `label` [n], and the texts; None without a file.
 
+    A valid or test file without labels (no such column, or -1 everywhere) gives no `label`: it can be predicted for.
+
     Raises:
       DataError: a file is absent, or a label of it is not among the classes.
     """
@@ -40,13 +42,15 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         if not (a.strip() or b.strip()):
             raise DataError(f"{config.data[split]}: both texts of example {number} are empty")
     numbers = {name: i for i, name in enumerate(_classes(config))}
-    labels = [row[config.data.label] for row in rows]
+    labels = [row[config.data.label] for row in rows if config.data.label in row]
+    if split != "train" and set(labels) == {"-1"} and "-1" not in numbers:
+        labels = []
     if unknown := sorted(set(labels) - set(numbers)):
         raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
     texts = {"first": first} | ({} if second is None else {"second": second})
     return {
         **encoding.pairs(_tokenizer(config), first, second, config.data.length),
-        "label": np.array([numbers[label] for label in labels], np.int32),
+        **({"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}),
         **{name: np.array(values, object) for name, values in texts.items()},
     }
 
@@ -113,7 +117,8 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     for example, output in zip(examples, outputs, strict=True):
         text = " | ".join(example[name].strip() for name in ("first", "second") if name in example)
         said = f"{names[int(output['label'])]} ({output['probability']:.3f})"
-        lines.append(f"{said}, truly {names[int(example['label'])]}: {text}")
+        true = names[int(example["label"])] if "label" in example else "(not told)"
+        lines.append(f"{said}, truly {true}: {text}")
     return {"labels": "\n".join(lines)}
 
 
@@ -138,8 +143,9 @@ def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Ar
 
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
     logits = _logits(params, batch, config, **options)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = logits.argmax(-1) == batch["label"]
+    labels = encoding.told(batch, "label")
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = logits.argmax(-1) == labels
     return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}
 
 
@@ -149,7 +155,8 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
         return None
     check = values.text if data.second else values.content  # of a pair, one text may be empty
     fields = {data.first: check, **({data.second: check} if data.second else {}), data.label: values.label}
-    return tables.rows(data[split], split, fields, folder=data.dir, source=data.source)
+    optional = () if split == "train" else (data.label,)
+    return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
 
 
 def _tokenizer(config: Config) -> Any:

@@ -21,11 +21,11 @@ from jtasks.metrics import Mean, entities, example_weights
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "BertForTokenClassification"
-PADDED = ("tokens", "segments", "labels")
+PADDED = ("tokens", "segments", "labels", "starts")
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Windows as `conll.windows` makes them; None without a file.
+    """Windows as `conll.windows` makes them; None without a file. One of words without tags can be predicted for.
 
     Raises:
       DataError: a file is absent or damaged, or has types of entities that there are no labels for.
@@ -33,6 +33,8 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     sentences, tags = _sentences(split, config), conll.classes(_types(config))
     if sentences is None:
         return None
+    if split == "train" and not sentences[0].tags:
+        raise DataError(f"{config.data.train} has words without tags, which training needs")
     if unknown := sorted({tag for sentence in sentences for tag in sentence.tags} - set(tags)):
         raise DataError(f"the {split} split has the tags {unknown}, which train lacks; name all in config.data.labels")
     return conll.windows(_tokenizer(config), sentences, tags, config.data.length)
@@ -94,15 +96,16 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
             [f"{' '.join(words[first : last + 1])} ({name})" for name, first, last in entities.entities(given)]
             for given in (guess, tags)
         )
-        lines.append(f"{' '.join(words)}\n  found: {', '.join(said) or 'none'}\n  truly: {', '.join(true) or 'none'}")
+        truly = ", ".join(true) or ("none" if tags else "(not told)")
+        lines.append(f"{' '.join(words)}\n  found: {', '.join(said) or 'none'}\n  truly: {truly}")
     return {"entities": "\n".join(lines)}
 
 
 def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """Words, true tags and predicted tags in columns, which conlleval reads."""
+    """Words, true tags if the file tells them, and predicted tags in columns, which conlleval reads."""
     return {
         "tags.conll": "\n".join(
-            "".join(f"{' '.join(line)}\n" for line in zip(*sentence, strict=True))
+            "".join(f"{' '.join(line)}\n" for line in zip(*filter(None, sentence), strict=True))
             for sentence in _tagged(examples, outputs, config)
         )
     }
@@ -119,7 +122,8 @@ def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[
             words, tags, guess = [], [], []
         number = int(example["sentence"])
         words, tags = words + example["words"], tags + example["tags"]
-        guess = guess + names[np.asarray(output["tag"])[np.flatnonzero(example["labels"] >= 0)]].tolist()
+        starts = example["labels"] >= 0 if "labels" in example else example["starts"]
+        guess = guess + names[np.asarray(output["tag"])[np.flatnonzero(starts)]].tolist()
     if words:
         yield words, tags, guess
 
@@ -138,7 +142,7 @@ def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Ar
 
 
 def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    logits, labels = _logits(params, batch, config, **options), batch["labels"]
+    logits, labels = _logits(params, batch, config, **options), encoding.told(batch, "labels")
     mask = example_weights(batch)[:, None] * (labels >= 0)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     return {"loss": Mean.of(loss, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}

@@ -59,7 +59,9 @@ def test_other_blanks_are_parts_of_words_and_end_no_sentence(between, end):
         ("Rome LOC", "line 1: 'LOC' is no tag"),
         ("Rome O\nParis B-", "line 2: 'B-' is no tag"),
         ("\n\n", "holds no sentence"),
-        ("\u3000", "line 1: .* is no tag"),
+        ("Rome O\n\u3000\n", "line 2 has 1 columns, the line before has 2"),
+        ("Rome O\n\n\u3000\n", "line 3 has 1 columns: either all words have tags or none"),
+        ("Rome\n\nParis O\n", "line 3 has 2 columns: either all words have tags or none"),
         ("Rome O\nNew York B-loc", "line 2 has 3 columns, the line before has 2"),
         ("Rome\tO\n\tO", "line 2: the word in column 0 is empty"),
         ("Rome\tO \n", "line 1: 'O ' is no tag"),
@@ -69,8 +71,22 @@ def test_other_blanks_are_parts_of_words_and_end_no_sentence(between, end):
 def test_a_damaged_file_says_where(text, message):
     with pytest.raises(DataError, match=message):
         conll.sentences(text, "file.conll")
-    with pytest.raises(DataError, match=r"file.conll, line 1 has 1 columns; config.data.word=0 and config.data.tag=3"):
-        conll.sentences("Rome\n", "file.conll", tag=3)
+    with pytest.raises(DataError, match=r"file.conll, line 1 has 2 columns; config.data.word=0 and config.data.tag=3"):
+        conll.sentences("Rome NNP\n", "file.conll", tag=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "columns"), [("Rome\nis\n", {}), ("0 Rome\n1 is\n", {"word": 1}), ("Rome\nis", {"tag": 3})]
+)
+def test_words_without_tags_are_read_and_their_places_told(tokenizer, text, columns):
+    given = conll.sentences(text, "file.conll", **columns)
+    assert given == [conll.Sentence(["Rome", "is"], [])]
+    told = conll.windows(tokenizer, [conll.Sentence(["Rome", "is"], ["O", "O"])], ("O",), 12)
+    untold = conll.windows(tokenizer, given, ("O",), 12)
+    assert "labels" not in untold
+    np.testing.assert_array_equal(untold["starts"], told["labels"] >= 0)
+    with pytest.raises(DataError, match=r"config.data.word=0 and config.data.tag=2 need more"):
+        conll.sentences("Rome O\n", "file.conll", tag=2)
 
 
 @settings(deadline=None, max_examples=60)
