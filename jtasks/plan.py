@@ -203,12 +203,12 @@ def table(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
-def _by_kind(found: Iterable[Collective]) -> dict[str, dict[str, int]]:
-    kinds: dict[str, dict[str, int]] = {}
+def _by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
+    kinds: dict[str, dict[str, float]] = {}
     for collective in found:
-        kind = kinds.setdefault(collective.kind, {"count": 0, "bytes": 0})
+        kind = kinds.setdefault(collective.kind, {"count": 0, "bytes": 0.0})
         kind["count"] += collective.times
-        kind["bytes"] += round(collective.sent)
+        kind["bytes"] += collective.sent
     return dict(sorted(kinds.items()))
 
 
