@@ -15,7 +15,7 @@ from jtasks.data import pipeline
 from jtasks.data.files import array, cache_folder, data_folder
 from jtasks.data.pipeline import Examples
 from jtasks.data.shuffle import permuted
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 
 Palette = tuple[tuple[float, ...], ...]
 
@@ -95,8 +95,11 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     """Read a palette [colours, channels] in pixel units from a .npy file or a run's palette.json, as a hashable tuple.
 
     Raises:
-      DataError: absent, neither of these, or of another shape.
+      ConfigError: it is absent.
+      DataError: it is neither of these, or of another shape.
     """
+    if not path.exists():
+        raise ConfigError(f"no palette at {path}: give another --config.data.palette, or none to fit one to the data")
     expected = f"expected .npy or palette.json of finite numbers [colours, {channels}]"
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else array(path)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 from ml_collections.config_dict import FieldReference, RequiredValueError, placeholder
 
-from jtasks import optim, ranges, shipped, task
+from jtasks import hetero, optim, ranges, sharding, shipped, task
 from jtasks import overrides as overrides_
 from jtasks.errors import ConfigError
 from jtasks.interop import huggingface
@@ -330,12 +330,14 @@ def _check(config: dict[str, Any]) -> None:
     config["optim"] = optim.checked(config["optim"])
     _check_length(config)
     _check_batches(config)
+    sharding.check_form(config["sharding"])
+    hetero.check_form(config["shares"], config["accumulate"])
     if config["best"] and not re.fullmatch(r"-?(valid|test)/.+", config["best"]):
         raise ConfigError(
             f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - before it if high is good"
         )
     if known := ranges.of_task(config["task"]):
-        ranges.check_names(config, known)
+        ranges.check_names({k: v for k, v in config.items() if k != "optim"}, FIELDS | known)
         ranges.check_shapes(config)
 
 

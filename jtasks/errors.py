@@ -28,7 +28,7 @@ class ConfigError(ValueError):
 
 
 class DataError(RuntimeError):
-    """Data is absent, corrupt or cannot be fetched: exit code 1."""
+    """Data is corrupt, empty or cannot be fetched: exit code 1. (A path in the config to nowhere is a ConfigError.)"""
 
 
 class CheckpointError(RuntimeError):

@@ -9,13 +9,15 @@ import functools
 import heapq
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jtasks import sharding
-from jtasks.config import Config
 from jtasks.errors import ConfigError
+
+if TYPE_CHECKING:  # which checks the form of shares by this module
+    from jtasks.config import Config
 
 AUTO, AGAIN = "auto", "auto!"
 WORDS = ("equal", AUTO, AGAIN)
@@ -27,7 +29,21 @@ def unequal(shares: Any) -> tuple[int, ...]:
     return known if len(set(known)) > 1 else ()
 
 
-def checked(config: Config, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
+def check_form(shares: Any, accumulate: int) -> None:
+    """Raise ConfigError where config.shares is no shares on any mesh, or does not go with config.accumulate."""
+    said = f"config.shares={shares!r}"
+    if isinstance(shares, tuple | list):
+        if not all(type(share) is int and share >= 0 for share in shares) or not any(shares):
+            raise ConfigError(f"{said} must be whole numbers of at least 0, not all of them 0")
+        if accumulate > 1:
+            raise ConfigError(f"{said} are microbatches already: config.accumulate={accumulate} must be 1")
+    elif shares not in (None, "", *WORDS):
+        raise ConfigError(f"{said} must be a tuple of whole numbers, {' or '.join(map(repr, WORDS))}")
+    elif shares in (AUTO, AGAIN) and accumulate > 1:
+        raise ConfigError(f"{said} finds the microbatches itself: config.accumulate={accumulate} must be 1")
+
+
+def checked(config: "Config", devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
     """The microbatches of each part of the batch, in the order of the mesh.
 
     Args:
@@ -39,19 +55,11 @@ def checked(config: Config, devices: Mapping[str, int], *, mixes: bool) -> tuple
     """
     shares, parts = config.shares, math.prod(devices.get(axis, 1) for axis in sharding.BATCH_AXES)
     said = f"config.shares={shares!r}"
-    if isinstance(shares, tuple | list):
-        if not all(type(share) is int and share >= 0 for share in shares) or not any(shares):
-            raise ConfigError(f"{said} must be whole numbers of at least 0, not all of them 0")
-        if len(shares) != devices["data"]:
-            raise ConfigError(f"{said} has {len(shares)} numbers, but config.mesh.data has {devices['data']} devices")
-        if config.accumulate > 1:
-            raise ConfigError(f"{said} are microbatches already: config.accumulate={config.accumulate} must be 1")
-    elif shares not in (None, "", *WORDS):
-        raise ConfigError(f"{said} must be a tuple of whole numbers, {' or '.join(map(repr, WORDS))}")
+    check_form(shares, config.accumulate)
+    if isinstance(shares, tuple | list) and len(shares) != devices["data"]:
+        raise ConfigError(f"{said} has {len(shares)} numbers, but config.mesh.data has {devices['data']} devices")
     if (unequal(shares) or shares in (AUTO, AGAIN)) and math.prod(devices.values()) != devices["data"]:
         raise ConfigError(f"{said} needs whole parameters on each device: config.mesh.fsdp and .tensor must be 1")
-    if shares in (AUTO, AGAIN) and config.accumulate > 1:
-        raise ConfigError(f"{said} finds the microbatches itself: config.accumulate={config.accumulate} must be 1")
     found = unequal(shares) or (microbatches(config),) * parts
     if mixes and (max(found) > 1 or min(found) == 0 or shares in (AUTO, AGAIN)):
         raise ConfigError(
@@ -66,7 +74,7 @@ def checked(config: Config, devices: Mapping[str, int], *, mixes: bool) -> tuple
     return found
 
 
-def microbatches(config: Config) -> int:
+def microbatches(config: "Config") -> int:
     """The microbatches that each device takes, where all take the same: `config.accumulate`, or the equal shares."""
     shares = config.shares
     return shares[0] if isinstance(shares, tuple | list) else config.accumulate

@@ -185,7 +185,7 @@ TASKS: dict[str, dict[str, Field]] = {
             "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
         },
     )
-    | {"video_loss": Field(float, "[0, inf)")},
+    | {"video_loss": Field(float, "[0, inf)"), "score.protocol": Field(str), "score.metrics": Field(tuple)},
 }
 
 
@@ -258,14 +258,17 @@ def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> Non
         raise ConfigError(f"{prefix}width={width} must be divisible by {prefix}heads={heads}")
 
 
-def check_names(config: Mapping[str, Any], known: Collection[str]) -> None:
-    """Raise ConfigError where a field of a shipped task nearly has the name of another one, and the other is absent."""
-    for group in {name.partition(".")[0] for name in known if "." in name}:
-        names = [name.partition(".")[2] for name in known if name.startswith(f"{group}.")]
-        inner = config.get(group) or {}
-        for name in (name for name in inner if name not in names):
-            if near := did_you_mean(name, [other for other in names if other not in inner], f"config.{group}.", 0.75):
-                raise ConfigError(f"unknown field config.{group}.{name}{near}")
+def check_names(config: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
+    """Raise ConfigError where the config of a shipped task has a field that neither the task nor jtasks knows."""
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            check_names(value, known, f"{path}.")
+        elif path not in known:
+            fields = [other.removeprefix(prefix).partition(".")[0] for other in known if other.startswith(prefix)]
+            absent = sorted({field for field in fields if field not in config})
+            near = did_you_mean(name, absent, f"config.{prefix}", 0.75)
+            raise ConfigError(f"unknown field config.{path}{near or ', which this task of jtasks does not have'}")
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:

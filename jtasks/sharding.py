@@ -15,7 +15,6 @@ that does not divide its dimension is an error, unless written with a question m
 In place of the tuple an axis alone divides the largest dimension that it can.
 """
 
-import contextlib
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -255,7 +254,8 @@ def _size(mesh: Mesh, axis: str) -> int:
     return mesh.shape.get(axis, 1)
 
 
-def _check(rules: Rules, names: Mapping[str, Any]) -> None:
+def check_form(rules: Any) -> None:
+    """Raise ConfigError where config.sharding is malformed, whatever the parameters are."""
     for rule in rules:
         if not isinstance(rule, Sequence) or isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
             raise ConfigError(f"config.sharding must be a tuple of pairs (regex, spec); {rule!r} is none")
@@ -263,23 +263,28 @@ def _check(rules: Rules, names: Mapping[str, Any]) -> None:
         entries = (spec,) if isinstance(spec, str) else spec
         if not isinstance(entries, Sequence):
             raise ConfigError(f"config.sharding: the spec for {regex!r} must be an axis or a tuple, not {spec!r}")
-        axes = [a for entry in entries for a in ((entry,) if isinstance(entry, str) else entry or ())]
+        axes = [a for entry in entries for a in _axes(entry)]
         if unknown := [axis for axis in axes if str(axis).removesuffix("?") not in AXES]:
             raise ConfigError(f"config.sharding: {unknown[0]!r}, for {regex!r}, is no axis; they are {', '.join(AXES)}")
         if len(set(plain := [axis.removesuffix("?") for axis in axes])) < len(plain):
             raise ConfigError(f"config.sharding: {spec!r}, for {regex!r}, has an axis twice")
-        with _regex(regex):
-            if not any(re.search(regex, name) for name in names):
-                some = ", ".join(list(names)[:8])
-                raise ConfigError(f"config.sharding: {regex!r} matches no parameter; their paths are such as {some}")
+        try:
+            re.compile(regex)
+        except re.error as error:
+            raise ConfigError(f"config.sharding: {regex!r} is not a regular expression: {error}") from error
 
 
-@contextlib.contextmanager
-def _regex(regex: str) -> Any:
-    try:
-        yield
-    except re.error as error:
-        raise ConfigError(f"config.sharding: {regex!r} is not a regular expression: {error}") from error
+def _axes(entry: Any) -> Sequence[Any]:
+    """The axes in an entry of a spec; what is no entry at all, as it is."""
+    return () if entry is None else entry if isinstance(entry, tuple | list) else (entry,)
+
+
+def _check(rules: Rules, names: Mapping[str, Any]) -> None:
+    check_form(rules)
+    for regex, _ in rules:
+        if not any(re.search(regex, name) for name in names):
+            some = ", ".join(list(names)[:8])
+            raise ConfigError(f"config.sharding: {regex!r} matches no parameter; their paths are such as {some}")
 
 
 def _name(path: tuple[Any, ...]) -> str:

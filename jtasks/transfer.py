@@ -86,8 +86,8 @@ def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], conf
 
 def tokenizer(folder: pathlib.Path, config: Config) -> Any:
     """The tokenizer in a folder, None where there is none."""
-    files = [folder / name for name in tokenizer_files.NAMES if (folder / name).is_file()]
-    return tokenizers.load(str(files[0]), lowercase=config.data.get("lowercase", True)) if files else None
+    paths = [folder / name for name in tokenizer_files.NAMES if (folder / name).is_file()]
+    return tokenizers.load(str(paths[0]), lowercase=config.data.get("lowercase", True)) if paths else None
 
 
 def _tokens(tokenizer: Any) -> dict[int, str]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jtasks import colours
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 
 
 def pictures(n=6, side=5, channels=3, seed=0):
@@ -197,7 +197,6 @@ def archive(path):
 
 
 DAMAGES = {
-    "absent": lambda path: None,
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("0, 1, 2"),
     "truncated": truncated,
@@ -210,6 +209,11 @@ DAMAGES = {
     "words": lambda path: np.save(path, np.array([["a"], ["b"]])),
     "objects": lambda path: np.save(path, np.array([[object()]]), allow_pickle=True),
 }
+
+
+def test_a_palette_that_is_nowhere_is_a_mistake_of_the_config(tmp_path):
+    with pytest.raises(ConfigError, match=r"no palette at .*palette\.npy: give another --config\.data\.palette"):
+        colours.load(tmp_path / "palette.npy", 1)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())

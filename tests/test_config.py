@@ -17,7 +17,7 @@ from jtasks import config as configs
 from jtasks.errors import ConfigError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
-LEAST = "config.task = 'jtasks.tasks.mnist'\nconfig.steps = 5\n"
+LEAST = "config.task = 'own.py'\nconfig.steps = 5\n"
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_what_no_json_can_hold_is_refused_by_name(value):
 
 def test_numbers_of_numpy_and_jax_become_plain_ones():
     fields = {"steps": np.int64(4), "ema": np.float32(0.5), "own": np.ones((2, 1)), "other": jnp.float32(2)}
-    config = configs.freeze({"task": "jtasks.tasks.mnist", **fields})
+    config = configs.freeze({"task": "own.py", **fields})
     assert (config.steps, config.ema, config.own, config.other) == (4, 0.5, ((1.0,), (1.0,)), 2.0)
     assert type(config.steps) is int and type(config.other) is float
 
@@ -209,6 +209,23 @@ def test_a_misspelt_field_of_a_file_is_guessed(written, field, near):
         assert configs.load(path)[field] == 3  # far from any common field: the task's own
     else:
         assert failure(path) == f"unknown field config.{field} in {path}, did you mean {near}?"
+
+
+@pytest.mark.parametrize(
+    ("line", "path"),
+    [
+        ("zebra = 3", "zebra"),
+        ("zebra = dict(stripes=3)", "zebra.stripes"),
+        ("data = dict(zebra=3)", "data.zebra"),
+        ("model = dict(zebra=3)", "model.zebra"),
+        ("data = dict(own=dict(zebra=3))", "data.own.zebra"),
+        ("sample = dict(zebra=3)", "sample.zebra"),
+    ],
+)
+def test_a_field_that_a_shipped_task_does_not_have_is_refused_and_of_another_task_accepted(written, line, path):
+    lines, said = f"config.{line}\n", f"unknown field config.{path}, which this task of jtasks does not have"
+    assert failure(written(lines, least=LEAST.replace("own.py", "jtasks.tasks.igpt"))) == said
+    assert dict(configs.fields(configs.load(written(lines))))[f"config.{path}"] == 3
 
 
 @pytest.mark.parametrize(

@@ -238,7 +238,7 @@ def test_a_model_that_ours_cannot_be_is_refused(name, changes, message, tmp_path
 
 
 def test_a_folder_that_is_none_is_told(tmp_path):
-    with pytest.raises(CheckpointError, match=r"there is no folder .*as save_pretrained of transformers writes it"):
+    with pytest.raises(ConfigError, match=r"there is no folder .*as save_pretrained of transformers writes it"):
         huggingface.from_hf(tmp_path / "absent")
     with pytest.raises(CheckpointError, match=r"config\.json cannot be read"):
         huggingface.from_hf(tmp_path)
@@ -638,9 +638,9 @@ def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):
         f"--workdir={tmp_path}",
         f"--config.init_from=hf:{tmp_path}/absent",
         *VIT,
-        code=1,
+        code=2,
     )
-    assert f"there is no folder {tmp_path}/absent" in errors
+    assert f"no config.json of a model in {tmp_path}/absent" in errors
 
 
 def test_the_palette_goes_out_as_clusters():

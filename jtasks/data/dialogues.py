@@ -35,13 +35,13 @@ def locate(split: str, name: str, folder: pathlib.Path) -> pathlib.Path | None:
     Returns None where "" finds no file of a split other than train.
 
     Raises:
-      DataError: there is no such file.
+      ConfigError: there is no such file.
     """
     names, folders = (name,) if name else NAMES[split], (folder, folder / "avsd")
     given = pathlib.Path(name).expanduser()
     found = given if name and given.is_file() else files.find(names, folders)
     if found is None and (name or split == "train"):
-        raise DataError(
+        raise ConfigError(
             f"no dialogues for the {split} split\n  looked for: {', '.join(names)}\n"
             f"  in: {', '.join(map(str, folders))}\n  what to do: put AVSD's file there (its challenge's repository is"
             " github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge), or set config.data.dir to"
@@ -173,12 +173,12 @@ class Features:
         return self.folder / kind / f"{video}.npy"
 
     def require(self, videos: Iterable[str]) -> None:
-        """Raises a DataError that names what is missing, if anything is."""
+        """Raise a DataError that names what is missing, if anything is; a ConfigError if the folder is."""
         wanted = [self.path(kind, video) for kind in self.kinds for video in dict.fromkeys(videos)]
         missing = [path for path in wanted if not path.is_file()]
         if missing:
             some = "".join(f"\n  {path}" for path in missing[:5])
-            raise DataError(
+            raise (DataError if self.folder.is_dir() else ConfigError)(
                 f"{len(missing)} of {len(wanted)} files of features are missing, such as:{some}\n"
                 "  what to do: put them there, set config.data.features_dir to the folder that holds"
                 f" {', '.join(self.kinds)}, or train on text alone with --config.data.features='()'"

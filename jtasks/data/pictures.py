@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jtasks.data.examples import Examples
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,7 +34,8 @@ def read(path: str, root: pathlib.Path) -> tuple[dict[str, Examples], tuple[str,
       root: the folder of data.
 
     Raises:
-      DataError: if there is no such folder, or a split without pictures.
+      ConfigError: there is no such folder.
+      DataError: a split has no pictures.
     """
     folder = _locate(path, root)
     found = {split: _pictures(place) for split, place in _split_folders(folder).items()}
@@ -50,7 +51,7 @@ def _locate(path: str, root: pathlib.Path) -> pathlib.Path:
     for place in places:
         if place.is_dir():
             return place
-    raise DataError(f"no folder of pictures at {' or '.join(str(place.absolute()) for place in places)}; {LAYOUT}")
+    raise ConfigError(f"no folder of pictures at {' or '.join(str(place.absolute()) for place in places)}; {LAYOUT}")
 
 
 def _split_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:

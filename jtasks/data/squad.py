@@ -39,13 +39,14 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
     can be predicted for.
 
     Raises:
-      DataError: it is absent, or not in SQuAD's format; a text is empty, an id stands twice, or an answer is not where
+      ConfigError: it is absent.
+      DataError: it is not in SQuAD's format; a text is empty, an id stands twice, or an answer is not where
         it says, with the number of the paragraph or the id of the question.
     """
     root = files.data_folder(folder)
     try:
         text = tables.read(name, f"config.data.{split}", folder=folder)
-    except DataError:
+    except ConfigError:
         if name not in OFFICIAL:
             raise
         own = root / "squad"

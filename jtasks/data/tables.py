@@ -48,8 +48,8 @@ def rows(
       At least one row, in the file's order.
 
     Raises:
-      ConfigError: the file's kind is unknown, or there is no such column.
-      DataError: the file is absent or empty, a row is not as the others, a column or key stands twice, or a value is
+      ConfigError: the file is absent or of unknown kind, or there is no such column.
+      DataError: the file is empty, a row is not as the others, a column or key stands twice, or a value is
         not what its check expects; with file, line and column.
     """
     if name.startswith("tfds:"):
@@ -79,7 +79,8 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
     `SST-2/train.tsv` is thus also found in `SST-2.zip`. A byte order mark is left out.
 
     Raises:
-      DataError: it is nowhere, or no text in UTF-8; or the archive is damaged, encrypted, or holds more than 1 GiB.
+      ConfigError: it is nowhere.
+      DataError: it is no text in UTF-8; or the archive is damaged, encrypted, or holds more than 1 GiB.
     """
     root = files.data_folder(folder)
     places = [pathlib.Path(name).expanduser(), root / name]
@@ -89,7 +90,7 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
         return files.decode(files.read(path), str(path))
     if archive.is_file():
         return files.decode(_unzipped(archive, name), f"{archive}: {name}")
-    raise DataError(
+    raise ConfigError(
         f"no file {name!r} ({field})\n  looked for: {', '.join(map(str, [*places, archive]))}\n"
         f"  what to do: {f'get it from {source}, ' if source else ''}put it there, or set config.data.dir or"
         " $JTASKS_DATA to the folder that holds it"

@@ -56,8 +56,7 @@ def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files"
     `tinyshakespeare.txt` is downloaded if it is nowhere.
 
     Raises:
-      ConfigError: no name is given.
-      DataError: a name or pattern finds no file.
+      ConfigError: no name is given, or a name or pattern finds no file.
     """
     found: list[pathlib.Path] = []
     whole = any(place.is_file() for place in _places(patterns, folder))
@@ -91,7 +90,7 @@ def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Pat
         if not found.exists():
             found = files.fetch(name, known_hash, mirrors, own, [pattern, name], [folder, own])
         return [found]
-    raise DataError(f"no file for {pattern!r} of {field}: looked for {', '.join(map(str, places))}")
+    raise ConfigError(f"no file for {pattern!r} of {field}: looked for {', '.join(map(str, places))}")
 
 
 def identity(paths: Sequence[pathlib.Path], *options: object) -> str:

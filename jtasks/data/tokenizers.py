@@ -138,13 +138,13 @@ def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
             return path.resolve()
     folders = [place for place in places if place.is_dir()]
     if folders:
-        raise DataError(f"no tokenizer in {folders[0]}: looked for {', '.join(tokenizer_files.NAMES)}")
+        raise ConfigError(f"no tokenizer in {folders[0]}: looked for {', '.join(tokenizer_files.NAMES)}")
     if not given.suffix and len(given.parts) == 1:
         raise ConfigError(
             f"unknown tokenizer config.data.tokenizer={spec!r}: expected bytes, characters, wordpiece:N, bpe:N,"
             f" or the path of a vocab.txt, of a {FILE} or of a folder that holds one"
         )
-    raise DataError(f"no tokenizer at config.data.tokenizer={spec!r}: looked for {', '.join(map(str, places))}")
+    raise ConfigError(f"no tokenizer at config.data.tokenizer={spec!r}: looked for {', '.join(map(str, places))}")
 
 
 @functools.lru_cache(maxsize=16)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jtasks.data.files import is_plain
-from jtasks.errors import CheckpointError
+from jtasks.errors import CheckpointError, ConfigError
 from jtasks.writing import write_file
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -20,10 +20,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     """The folder's config.json.
 
     Raises:
-      CheckpointError: the folder or the file is absent, or it is not a JSON object.
+      ConfigError: the folder is absent.
+      CheckpointError: the file is absent, or not a JSON object.
     """
     if not folder.is_dir():
-        raise CheckpointError(f"config.init_from: there is no folder {folder}; {LAYOUT}")
+        raise ConfigError(f"config.init_from: there is no folder {folder}; {LAYOUT}")
     return read_json(folder / CONFIG)
 
 

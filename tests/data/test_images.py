@@ -406,7 +406,7 @@ def test_a_relative_folder_is_looked_for_here_and_then_in_the_folder_of_data(pet
     assert len(images("folder:pets", "train", folder=str(tmp_path), valid=0)) == 20
     monkeypatch.chdir(tmp_path)
     assert len(images("folder:pets", "train", folder="/nowhere", valid=0)) == 20
-    with pytest.raises(DataError, match=r"no folder of pictures at .*/cats or /nowhere/cats; expected"):
+    with pytest.raises(ConfigError, match=r"no folder of pictures at .*/cats or /nowhere/cats; expected"):
         images("folder:cats", "train", folder="/nowhere")
 
 

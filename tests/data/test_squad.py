@@ -120,7 +120,7 @@ def test_official_files_are_downloaded_by_hash_and_others_are_not(tmp_path, monk
     for _ in range(2):
         assert len(squad.questions("dev-v1.1.json", "valid", folder=str(tmp_path))) == 1
     assert asked == [("dev-v1.1.json", squad.OFFICIAL["dev-v1.1.json"], tmp_path / "squad")]
-    with pytest.raises(DataError, match=r"no file 'dev\.json' \(config\.data\.valid\)"):
+    with pytest.raises(ConfigError, match=r"no file 'dev\.json' \(config\.data\.valid\)"):
         squad.questions("dev.json", "valid", folder=str(tmp_path))
 
 

@@ -169,7 +169,7 @@ def test_mistakes_say_where(tmp_path, name, content, error, message):
 
 
 def test_an_absent_file_tells_where_it_was_looked_for_and_had(tmp_path):
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(ConfigError) as caught:
         tables.rows("SST-2/train.tsv", "train", CHECKS, folder=str(tmp_path), source="https://example.org/SST-2.zip")
     for part in ("config.data.train", f"{tmp_path}/SST-2/train.tsv", f"{tmp_path}/SST-2.zip", "https://example.org"):
         assert part in str(caught.value)

@@ -72,7 +72,7 @@ def test_a_name_that_exists_is_no_pattern_and_a_folder_never_is(tmp_path):
 
 def test_a_file_that_is_nowhere_is_told_with_the_places(files):
     with pytest.raises(
-        DataError, match=r"no file for 'x\*.txt' of config.data.valid_files: looked for x\*.txt, .*text"
+        ConfigError, match=r"no file for 'x\*.txt' of config.data.valid_files: looked for x\*.txt, .*text"
     ):
         text.locate("a.txt,x*.txt", files, "config.data.valid_files")
     with pytest.raises(ConfigError, match=r"config.data.files is empty: give names of text files"):
