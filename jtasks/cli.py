@@ -240,7 +240,7 @@ def _path(flag: str, given: str) -> pathlib.Path:
 
 def _config_file(flags: argparse.Namespace) -> str:
     """--config, or without it the config.json of the run in --workdir."""
-    from jtasks import errors
+    from jtasks import errors, workdir
 
     own = _workdir(flags.workdir) / "config.json"
     if flags.config is None and (flags.workdir is None or not own.is_file()):
@@ -248,6 +248,8 @@ def _config_file(flags: argparse.Namespace) -> str:
         raise errors.ConfigError(
             f"--config=CONFIG[:PRESET] is missing{where}: give a shipped config (see --list) or FILE.py"
         )
+    if flags.config is None:
+        workdir.require_files(own.parent)
     return flags.config or str(own)
 
 

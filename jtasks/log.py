@@ -11,6 +11,7 @@ import os
 import pathlib
 import sys
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,7 +20,8 @@ import numpy as np
 from jtasks.errors import printable
 from jtasks.writing import no_link, write_file
 
-_RESERVED = ("step", "split", "wall")
+CHECKSUM = "crc32"
+_RESERVED = ("step", "split", "wall", CHECKSUM)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them, so strings
 
 
@@ -84,8 +86,9 @@ class Log:
     """The voice of one run, and its memory of what was measured. Use it as a context manager.
 
     Constructing it cleans `workdir/metrics.jsonl`, atomically: lines of steps after `start`, torn lines, and the
-    older of two lines for one step and split go. A line is `{"step", "split", "wall", ...metrics}`, wall in seconds
-    since the epoch, non-finite values as "nan", "inf" and "-inf"; metrics of those three names are left out.
+    older of two lines for one step and split go. A line is `{"step", "split", "wall", ...metrics, "crc32"}`, wall in
+    seconds since the epoch, non-finite values as "nan", "inf" and "-inf"; metrics of those four names are left out.
+    "crc32" is that of the line without it; a line without any is read too.
     If a file cannot be written, no method raises: the first time it warns, and training goes on.
 
     `start` is the step that the run resumes from (0: fresh), `steps` that at which it ends; `amounts` tells how much
@@ -293,6 +296,8 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         record = json.loads(line.decode())
     except (ValueError, RecursionError):
         return None
+    if isinstance(record, dict) and record.pop(CHECKSUM, None) not in (None, _checksum(record)):
+        return None
     if not isinstance(record, dict) or type(record.get("step")) is not int or not isinstance(record.get("split"), str):
         return None
     return {k: _NON_FINITE.get(v, v) if k != "split" and isinstance(v, str) else v for k, v in record.items()}
@@ -307,7 +312,12 @@ def _worded(value: Any) -> Any:
 
 
 def _line(record: dict[str, Any]) -> bytes:
-    return to_json(record).encode() + b"\n"
+    return to_json(record | {CHECKSUM: _checksum(record)}).encode() + b"\n"
+
+
+def _checksum(record: dict[str, Any]) -> str:
+    """CRC-32 of a record as it stands in its line, by which a flipped bit shows that makes another number."""
+    return f"{zlib.crc32(to_json(record).encode()):08x}"
 
 
 def _rewrite(

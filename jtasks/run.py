@@ -75,11 +75,13 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run
 
 def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
     """The job of a config, after comparing it with the run in `folder`, if there is one; some fields are `free`."""
+    processes.once(lambda: workdir.require_files(folder))
     job = prepare(workdir.own_tokenizer(config, folder))
 
     def compare() -> None:
-        if checkpoint.saved_steps(folder / "checkpoints") and not (folder / "config.json").exists():
-            log.warn(f"{folder} has no config.json: whether this is the config of its run cannot be told")
+        missing = [name for name in ("config.json", workdir.FILES) if not (folder / name).exists()]
+        if missing and checkpoint.saved_steps(folder / "checkpoints"):
+            log.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config cannot be told")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
         workdir.compare_assets(task.assets(job.task, job.config), folder)
 

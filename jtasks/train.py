@@ -20,6 +20,7 @@ from jtasks.signals import Stop
 from jtasks.step import Batch, Report, State
 from jtasks.transfer import imported, require_source
 from jtasks.workdir import (
+    FILES,
     cleared_on_error,
     compare_assets,
     compare_config,
@@ -30,6 +31,7 @@ from jtasks.workdir import (
     record_config,
     record_data,
     recorded_splits,
+    require_files,
 )
 
 AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
@@ -55,6 +57,8 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
             start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
             if not start:
                 require_source(config.init_from)
+            else:
+                processes.once(lambda: require_files(workdir))
             job = prepare(own_tokenizer(config, workdir) if start else config)
             config = job.config
             splits = {split: job.examples(split) for split in SPLITS}
@@ -117,6 +121,8 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         compare_config(job.config, workdir)
         compare_assets(assets, workdir)
         compare_data(data, workdir, allow=job.config.data.allow_changes)
+    else:
+        (workdir / FILES).unlink(missing_ok=True)  # of a run that never saved
     if start <= steps:
         record_config(job.config, workdir)
         record_assets(assets, workdir)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import assets, checkpoint, task
+from jtasks import assets, checkpoint, task, workdir
 from jtasks.config import Config
 from jtasks.data import tokenizer_files, tokenizers
 from jtasks.errors import ConfigError
@@ -59,6 +59,7 @@ def require_source(source: str) -> None:
             )
         return
     folder, step = checkpoint.locate(source)
+    workdir.require_files(folder.parent)
     saved = map(str, checkpoint.saved_steps(folder))
     if source and (step not in saved if step else not any(saved)):
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -26,9 +27,10 @@ from jtasks.writing import check_name, no_link, write_file
 FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
 FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
 DATA, KINDS = "data.json", ("entries", "hashes")
+FILES = "files.json"  # SHA-256 of each file below that gives the parameters their meaning
 
 # Names of the run's own files, which no asset takes.
-OWN = ("config.json", DATA, "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
+OWN = ("config.json", DATA, FILES, "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
 
 
 @contextlib.contextmanager
@@ -98,6 +100,37 @@ def stored(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
+def record_file(workdir: pathlib.Path, name: str, text: str) -> None:
+    """Write a file of the run and its checksum; that comes first, beside that of the old file: a kill is no damage."""
+    content = text.encode(errors="backslashreplace")
+    known, sums = stored(workdir / FILES), sorted({*_sums(workdir / name), hashlib.sha256(content).hexdigest()})
+    if known.get(name) != sums:
+        write_file(workdir / FILES, json.dumps(known | {name: sums}, indent=1) + "\n")
+    write_file(workdir / name, content)
+
+
+def require_files(workdir: pathlib.Path) -> None:
+    """Raise ConfigError where a file that the run has recorded is missing, or is not as the run wrote it."""
+    problems = [
+        f"{workdir / name} {'is not what the run wrote' if (workdir / name).is_file() else 'is missing'}"
+        for name, sums in stored(workdir / FILES).items()
+        if not any(found in str(sums) for found in _sums(workdir / name))
+    ]
+    if problems:
+        raise ConfigError(
+            "\n".join(problems) + "\nrestore it from a copy: without it nobody knows what the parameters mean; or"
+            f" delete {workdir / FILES} too, and what the config makes is taken for it"
+        )
+
+
+def _sums(path: pathlib.Path) -> list[str]:
+    """The file's SHA-256; empty where it cannot be read."""
+    try:
+        return [hashlib.sha256(path.read_bytes()).hexdigest()]
+    except OSError:
+        return []
+
+
 def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
     """The config of a run that may go on with other text: with its stored tokenizer, not one learned from that text."""
     learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
@@ -116,7 +149,7 @@ def record_config(config: Config, workdir: pathlib.Path) -> None:
     new["data"] |= {"allow_changes": False}  # of this part of the run alone
     if config.task.endswith(".py"):
         new["task"] = str(pathlib.Path(config.task).resolve())
-    write_file(workdir / "config.json", json.dumps(new, indent=1) + "\n")
+    record_file(workdir, "config.json", json.dumps(new, indent=1) + "\n")
 
 
 def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] = ()) -> None:
@@ -155,7 +188,7 @@ def record_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
     """Write a task's assets, {file name: text}; ConfigError if a name is no plain file name."""
     for name, text in assets.items():
         check_name(name, "assets() of the task", OWN)
-        write_file(workdir / name, text)
+        record_file(workdir, name, text)
 
 
 def compare_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
@@ -202,7 +235,7 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
 def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, anew: bool) -> None:
     """Write data.json: number of examples, entries and hashes of each split that the run has used."""
     known = {} if anew else stored(workdir / DATA)
-    write_file(workdir / DATA, json.dumps(known | dict(data), indent=1) + "\n")
+    record_file(workdir, DATA, json.dumps(known | dict(data), indent=1) + "\n")
 
 
 def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:

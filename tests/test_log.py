@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 
 import hypothesis
 import hypothesis.strategies as st
@@ -27,7 +28,8 @@ def log(workdir, start=0, **options):
 
 
 def line(step, split="train", **metrics):
-    return json.dumps({"step": step, "split": split, "wall": 1.5, **metrics}).encode() + b"\n"
+    text = json.dumps({"step": step, "split": split, "wall": 1.5, **metrics})
+    return f'{text[:-1]}, "crc32": "{zlib.crc32(text.encode()):08x}"}}\n'.encode()
 
 
 def steps(path):
@@ -52,6 +54,7 @@ def test_a_record_is_one_line_of_json_with_step_split_and_wall(tmp_path):
         run.train(10, {"loss": 1.5})
         run.evaluation(10, "valid", {"loss": 2, "accuracy": np.float32(0.5)}, 1.0)
         first, second = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(len(record.pop("crc32")) == 8 for record in (first, second))
     assert first | {"wall": 0} == {"step": 10, "split": "train", "wall": 0, "loss": 1.5}
     assert second | {"wall": 0} == {"step": 10, "split": "valid", "wall": 0, "loss": 2.0, "accuracy": 0.5}
     assert abs(first["wall"] - time.time()) < 60
@@ -88,6 +91,24 @@ def test_a_fresh_run_forgets_the_steps_of_an_older_one(tmp_path):
     run = log(tmp_path)
     assert read(tmp_path / "metrics.jsonl") == []
     assert run.last() == {}
+
+
+@hypothesis.given(st.integers(0), st.integers(0, 7))
+def test_a_flipped_bit_never_makes_another_number(place, bit):
+    text = bytearray(line(3, "valid", loss=1.25, bits="nan", accuracy=1e-7))
+    text[place % (len(text) - 1)] ^= 1 << bit
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "metrics.jsonl"
+        path.write_bytes(text)
+        told = []
+        records = read(path, told.append)
+    expected = {"step": 3, "split": "valid", "wall": 1.5, "loss": 1.25, "accuracy": 1e-7}
+    assert bool(told) or [{name: record.get(name) for name in expected} for record in records] == [expected]
+
+
+def test_a_line_without_a_checksum_is_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "valid", "loss": 2}\n')
+    assert read(tmp_path / "metrics.jsonl", pytest.fail) == [{"step": 1, "split": "valid", "loss": 2}]
 
 
 @hypothesis.given(st.data())

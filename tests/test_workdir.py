@@ -1,5 +1,6 @@
 """Claims about what a run's folder keeps of its config, its task and its data."""
 
+import contextlib
 import errno
 import json
 import os
@@ -21,7 +22,7 @@ CONFIGS = sorted(path for path in pathlib.Path("configs").glob("[a-z]*.py"))
 def test_assets_are_written_whole_and_the_run_must_have_the_same(tmp_path):
     workdir.record_assets({"a.txt": "ä\r\n", "b.json": "{}"}, tmp_path)
     assert (tmp_path / "a.txt").read_bytes() == "ä\r\n".encode()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "b.json", "files.json"]
     workdir.compare_assets({"a.txt": "ä\r\n", "new.txt": "x"}, tmp_path)
     with pytest.raises(ConfigError, match=r"a.txt is not what this config makes: the run so far used another a.txt"):
         workdir.compare_assets({"a.txt": "ä\n"}, tmp_path)
@@ -35,6 +36,28 @@ def test_an_asset_is_a_file_of_the_run_folder_itself(name, tmp_path):
     for function in (workdir.record_assets, workdir.compare_assets):
         with pytest.raises(ConfigError, match=r"expected a file name without a folder|a file of the run itself"):
             function({name: "x"}, tmp_path / "run")
+
+
+def test_a_kill_between_a_file_and_its_checksum_is_no_damage(tmp_path, monkeypatch):
+    workdir.record_assets({"a.txt": "one", "b.txt": "kept"}, tmp_path)
+    for killed, content in ((2, "one"), (1, "one"), (3, "two")):  # before the file, before the checksum, after both
+        writes = []
+
+        def write(path, content, writes=writes, killed=killed):
+            writes.append(path)
+            if len(writes) == killed:
+                raise KeyboardInterrupt
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+        monkeypatch.setattr(workdir, "write_file", write)
+        with contextlib.suppress(KeyboardInterrupt):
+            workdir.record_assets({"a.txt": "two"}, tmp_path)
+        assert (tmp_path / "a.txt").read_text() == content
+        workdir.require_files(tmp_path)
+    (tmp_path / "a.txt").write_text("three")
+    (tmp_path / "b.txt").unlink()
+    with pytest.raises(ConfigError, match=r"(?s)a.txt is not what the run wrote\n.*b.txt is missing\n.*from a copy"):
+        workdir.require_files(tmp_path)
 
 
 def changed(capsys, before, after, folder, **arguments):
