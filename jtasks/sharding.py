@@ -136,7 +136,7 @@ def shardings(tree: Any, params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
 
 
 def placed(shapes: Any, shardings: Any) -> Any:
-    """`jax.ShapeDtypeStruct`s that say where their arrays shall live."""
+    """Return the shapes as `jax.ShapeDtypeStruct` with the shardings of their arrays."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 

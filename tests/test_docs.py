@@ -1,34 +1,72 @@
-"""The walk-throughs tell the truth: their commands and fields are there, and the last command of each runs."""
+"""The documentation tells the truth: commands run as pasted, and what a page names is there."""
 
+import functools
 import json
+import os
+import pathlib
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 from front_door import ROOT, records, run
 
 from jtasks import config as configs
+from jtasks import shipped
 
-PAGES = {path.stem: path.read_text() for path in sorted((ROOT / "docs").glob("from_*.md"))}
+DOCS = ROOT / "docs"
+PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
+PAGES |= {f"../{name}": (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+# Pages whose commands and files run as pasted, one after the other in one folder.
+PASTED = [
+    "tutorial.md",
+    "how_to/resume.md",
+    "how_to/predict.md",
+    "how_to/many_devices.md",
+    "how_to/research.md",
+    "configs.md",
+]
 CONFIGS = {  # the config whose fields a page speaks of
-    "from_hetseq": "configs/bert.py:base",
-    "from_lavis": "configs/avsd.py",
-    "from_lightning_transformers": "configs/igpt_cifar.py:xxs",
+    "from_hetseq.md": "bert:base",
+    "from_lavis.md": "avsd",
+    "from_lightning_transformers.md": "igpt_cifar:xxs",
 }
+PLACEHOLDERS = ("CONFIG[:PRESET]", "...", "configs/NAME.py")
+OTHER_FIELDS = {"config.json", "config.a.b", "config.NAME", "config.model.widht", "config.model.plain"}
 TINY_GPT = ["--config.model.width=16", "--config.model.depth=1", "--config.model.heads=2"]
 TINY = {
-    "from_hetseq": ["--config.steps=2", "--config.batch_size=8", "--config.show_count=1"],
-    "from_lavis": [*TINY_GPT, "--config.steps=2", "--config.batch_size=2", "--config.beam.num_beams=2"],
-    "from_lightning_transformers": [*TINY_GPT, "--config.steps=2", "--config.batch_size=8", "--config.sample.count=1"],
+    "from_hetseq.md": ["--config.steps=2", "--config.batch_size=8", "--config.show_count=1"],
+    "from_lavis.md": [*TINY_GPT, "--config.steps=2", "--config.batch_size=2", "--config.beam.num_beams=2"],
+    "from_lightning_transformers.md": [
+        *TINY_GPT,
+        "--config.steps=2",
+        "--config.batch_size=8",
+        "--config.sample.count=1",
+    ],
 }
+COMMAND = re.compile(
+    r"^(?:    |\$ )?((?:\w+=\S+ )*(?:python main\.py|jtasks) --.*)$|`(python main\.py [^`]*)`", re.MULTILINE
+)
 
 
 def commands(page):
-    """The arguments of every `python main.py ...` on a page, with the variables before it."""
-    found = re.findall(r"^    (.*python main\.py .*)$|`(python main\.py [^`]*)`", PAGES[page], re.MULTILINE)
-    for words in (shlex.split(indented or inline) for indented, inline in found):
-        start = words.index("python")
-        yield words[start + 2 :], dict(word.split("=", 1) for word in words[:start])
+    """The arguments of each command on a page, with the variables before it."""
+    text = PAGES[page].replace("\\\n", "")
+    for words in (shlex.split(whole or inline) for whole, inline in COMMAND.findall(text)):
+        start = next(i for i, word in enumerate(words) if word in ("jtasks", "main.py"))
+        yield words[start + 1 :], dict(word.split("=", 1) for word in words[:start] if "=" in word)
+
+
+def blocks(page):
+    """The language and the text of each fenced block."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", PAGES[page], re.MULTILINE | re.DOTALL)
+
+
+@functools.cache
+def known_fields():
+    """Names of the fields of all shipped configs."""
+    return {name for path in shipped.paths().values() for name, _ in configs.fields(configs.load(str(path)))}
 
 
 @pytest.fixture(autouse=True)
@@ -36,50 +74,64 @@ def in_the_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-def test_there_is_a_page_for_each_of_the_three():
-    assert list(PAGES) == list(CONFIGS)
-
-
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", [page for page in PAGES if next(commands(page), None)])
 def test_every_command_has_a_config_that_loads(page):
-    found = list(commands(page))
-    assert found
-    for arguments, _ in found:
-        (path,) = (a.removeprefix("--config=") for a in arguments if a.startswith("--config="))
-        configs.load(path, [a for a in arguments if a.startswith("--config.")])
+    for arguments, _ in commands(page):
+        for config in (a.removeprefix("--config=") for a in arguments if a.startswith("--config=")):
+            if config.partition(":")[0] in shipped.paths() or (ROOT / config.partition(":")[0]).is_file():
+                configs.load(config, [a for a in arguments if a.startswith("--config.")])
+            else:
+                assert f"# {config}\n" in PAGES[page] or config in PLACEHOLDERS, config
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_field_it_names_is_there(page):
-    config = configs.load(CONFIGS[page])
-    names = {name for name, _ in configs.fields(config)}
+    named = set(re.findall(r"(?:`|--)(config(?:\.\w+)+)", PAGES[page]))
+    assert named - known_fields() - OTHER_FIELDS - {name.rpartition(".")[0] for name in known_fields()} == set()
+
+
+@pytest.mark.parametrize("page", CONFIGS)
+def test_a_walk_through_names_fields_of_its_config(page):
     named = set(re.findall(r"`(config(?:\.\w+)+)`", PAGES[page]))
-    assert len(named) > 10
-    assert named - names == set()
+    assert len(named & {name for name, _ in configs.fields(configs.load(CONFIGS[page]))}) > 10
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_it_names_is_there(page):
-    for name in re.findall(r"`((?:jtasks|configs)/[\w/]+\.py)`", PAGES[page]):
-        assert (ROOT / name).exists(), name
+    folder = (DOCS / page).parent
+    links = [link.partition("#")[0] for link in re.findall(r"\]\((?!https?:)([^)\s#][^)\s]*)\)", PAGES[page])]
+    assert [link for link in links if not (folder / link).exists()] == []
+    names = re.findall(r"(?<![\w/])(?:jtasks|configs|launch|benchmarks|docs|tests|\.ci)/[\w/.-]*\w", PAGES[page])
+    assert [name for name in names if "NAME" not in name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_module_it_names_can_be_imported(page):
+    for name in re.findall(r"`(jtasks(?:\.\w+)+)`", PAGES[page]):
+        assert (
+            pathlib.Path(name.replace(".", "/") + ".py").is_file() or pathlib.Path(name.replace(".", "/")).is_dir()
+        ), name
 
 
 @pytest.mark.parametrize(
     ("page", "fields"),
     [
-        ("from_lightning_transformers", {"model.width": 16, "model.depth": 8, "model.heads": 2, "data.colours": 16}),
-        ("from_lavis", {"data.max_turns": 3, "data.use_caption": True, "optim.lr": 1e-5, "optim.weight_decay": 0.05}),
-        ("from_lavis", {"epochs": 20.0, "batch_size": 16, "seed": 42, "report_metric": True}),
-        ("from_lavis", {"beam.max_len": 20, "beam.min_len": 5, "beam.num_beams": 5}),
+        ("from_lightning_transformers.md", {"model.width": 16, "model.depth": 8, "model.heads": 2, "data.colours": 16}),
+        (
+            "from_lavis.md",
+            {"data.max_turns": 3, "data.use_caption": True, "optim.lr": 1e-5, "optim.weight_decay": 0.05},
+        ),
+        ("from_lavis.md", {"epochs": 20.0, "batch_size": 16, "seed": 42, "report_metric": True}),
+        ("from_lavis.md", {"beam.max_len": 20, "beam.min_len": 5, "beam.num_beams": 5}),
     ],
 )
 def test_the_values_are_those_of_the_tutorial(page, fields):
-    found = dict(configs.fields(configs.load(CONFIGS[page])))
-    assert {name: found[f"config.{name}"] for name in fields} == fields
+    values = dict(configs.fields(configs.load(CONFIGS[page])))
+    assert {name: values[f"config.{name}"] for name in fields} == fields
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", CONFIGS)
 def test_the_last_command_runs(page, tmp_path):
     *_, (arguments, variables) = commands(page)
     devices = int(variables.pop("JAX_NUM_CPU_DEVICES", "1"))
@@ -95,3 +147,28 @@ def test_the_last_command_runs(page, tmp_path):
     result, _ = run(*kept, *TINY[page], f"--workdir={workdir}", devices=devices, JTASKS_DATA=str(tmp_path))
     assert result["step"] == 2 and any(name.endswith("/loss") for name in result)
     assert any(record["split"] == "train" for record in records(workdir))
+
+
+def paste(folder, language, text):
+    """Do with a block what its reader does: save a named file, run a command or a script."""
+    title = re.match(r"# (\w+\.py)(, continued)?\n", text)
+    if language == "python" and title:
+        with open(folder / title[1], "a" if title[2] else "w") as file:
+            file.write(text)
+        return
+    shell = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [*shell, text], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, f"{text}\n{done.stderr}"
+
+
+@pytest.mark.slow
+def test_the_tutorial_and_what_builds_on_it_run_as_pasted(tmp_path):
+    for language, text in (block for page in PASTED for block in blocks(page)):
+        if language in ("sh", "python"):
+            paste(tmp_path, language, text)
+    assert len((tmp_path / "runs/rotation/show/turns-test-200.txt").read_text().splitlines()) == 8
+    assert list((tmp_path / "pictures").glob("completions-*.png"))

@@ -33,10 +33,12 @@ def rows(
     Args:
       name: a file in UTF-8, or `tfds:NAME`, whose own train, validation or test split is read, with `#SPLIT` behind
         the name for another, such as `tfds:glue/mnli#validation_matched`. The kinds of files:
+
         - .tsv: quotes mean nothing, as in GLUE. LF, CRLF or CR ends a row.
         - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else behind a closing
           quote is an error. LF, CRLF or CR ends a row.
         - .jsonl: one JSON object a line. LF or CRLF ends a line.
+
       split: `train`, `valid` or `test`.
       fields: names of columns, and the check of each one's values, such as `values.content`. Where all names are
         numbers, a TSV or CSV file has no header and they count its columns from 0.
