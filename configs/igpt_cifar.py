@@ -52,6 +52,7 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
         epsilon=1e-6,
         dropout=0.0,
         remat=depth > 8,
+        classes=0,  # of a classifier on top; 0: none
         palette=placeholder(tuple),
         colours=placeholder(int),
         shape=placeholder(tuple),

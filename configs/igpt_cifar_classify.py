@@ -14,7 +14,6 @@ from jtasks.configs import igpt_cifar
 
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config = igpt_cifar.get_config(preset)
-    config.task = "jtasks.tasks.igpt_classify"
     config.steps = 10_000
     config.best = "-valid/accuracy"
     config.generation = 1.0  # weight of the pixels' term beside the classes'

@@ -24,6 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
         epsilon=1e-6,
         dropout=0.0,
         remat=False,
+        classes=0,  # of a classifier on top; 0: none
         palette=placeholder(tuple),
         colours=placeholder(int),
         shape=placeholder(tuple),

@@ -13,7 +13,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.job import Job
 from jtasks.run import open_run
-from jtasks.task import losses
+from jtasks.task import eval_fn
 
 Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
 
@@ -39,14 +39,14 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
                 sums = metrics.summed([sums, *jax.device_get(pending)])
                 pending.clear()
         sums = metrics.summed([sums, *jax.device_get(pending)])
-        return metrics.values(sums, losses(job.task))
+        return metrics.values(sums)
 
     return evaluate
 
 
 def sums_of(job: Job, params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
     """Return the metrics of one batch, as sums and counts."""
-    return metrics.checked(job.task.eval_fn(params, batch, job.config), losses(job.task), "eval_fn")
+    return metrics.checked(eval_fn(job.task)(params, batch, job.config), "eval_fn")
 
 
 def wants_scores(job: Job) -> bool:

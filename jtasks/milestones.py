@@ -17,7 +17,6 @@ from jtasks.job import Job
 from jtasks.log import Log
 from jtasks.signals import Stop, Stopped
 from jtasks.step import Report, State, non_finite
-from jtasks.task import losses
 from jtasks.workdir import record_data, recorded_splits
 
 
@@ -159,7 +158,7 @@ class Milestones:
         fetched: list[Report] = jax.device_get(reports)
         sums = metrics.summed(report.metrics for report in fetched if report.bad_steps == 0)
         skipped = sum(report.bad_steps > 0 for report in fetched)
-        found = metrics.values(sums, losses(self.job.task)) if sums else {}
+        found = metrics.values(sums) if sums else {}
         found |= {"gradient_norm": float(fetched[-1].gradient_norm), "lr": float(fetched[-1].learning_rate)}
         self.log.train(step, found | ({"skipped": float(skipped)} if skipped else {}))
         for at, report in enumerate(fetched, step - len(fetched) + 1):

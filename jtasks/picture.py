@@ -1,6 +1,7 @@
 """Grids of small pictures for people to look at."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,3 +30,19 @@ def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[tuple[str, int]]
         draw.text((gap + column * (w * scale + gap), 3), text, fill="black")
         column += span
     return np.asarray(canvas)
+
+
+def labeled(examples: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -> str:
+    """Describe classified examples, one a line: the predicted class, its probability, and the true class.
+
+    Args:
+      examples: have the true class as `label`, or none.
+      outputs: have the predicted class as `label`, and its `probability`.
+      names: of the classes.
+    """
+    lines = []
+    for example, output in zip(examples, outputs, strict=True):
+        predicted = f"{names[int(output['label'])]} ({output['probability']:.3f})"
+        true = f", truly {names[int(example['label'])]}" if "label" in example else ""
+        lines.append(predicted + true)
+    return "\n".join(lines)

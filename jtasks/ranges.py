@@ -115,8 +115,7 @@ _TEXT = _under(
 TASKS: dict[str, dict[str, Field]] = {
     "mnist": _PICTURES | {"model.classes": MODEL["classes"], "model.dropout": Field(bool), "model.plain": Field(bool)},
     "vit": _MODEL | _PICTURES,
-    "igpt": _MODEL | _PICTURES | _SAMPLE,
-    "igpt_classify": _MODEL | _PICTURES | _SAMPLE | {"generation": Field(float, "[0, inf)")},
+    "igpt": _MODEL | _PICTURES | _SAMPLE | {"generation": Field(float, "[0, inf)")},
     "lm": _MODEL
     | _SAMPLE
     | _TEXT

@@ -18,9 +18,8 @@ import optax
 from jax.sharding import Mesh, PartitionSpec
 
 from jtasks import hetero, sharding
-from jtasks import task as tasks
 from jtasks.config import Config
-from jtasks.metrics import Mean, checked
+from jtasks.metrics import Mean, checked, terms, weight
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -78,7 +77,7 @@ def make(
         gradient, metrics = measure(state.params, batch, rng)
         gradient = jax.tree.map(_kept, gradient, trainable)
         norm = optax.tree.norm(gradient)
-        finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(metrics[k].total) for k in tasks.losses(task)]))
+        finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(term.total) for term in terms(metrics).values()]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite &= _stays_finite(state.params, params, updates)
@@ -103,21 +102,18 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
 
     def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
         if shares and mesh is not None:
-            return dealt_gradient(loss_fn, tasks.losses(task), params, batch, rng, shares=shares, mesh=mesh)
+            return dealt_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
         over = sharding.over(mesh, config.sharding, loss_fn)
         microbatches = hetero.microbatches(config)
         after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
-        found, metrics = exact_gradient(
-            over, tasks.losses(task), params, batch, rng, microbatches=microbatches, after=after
-        )
-        return sharding.constrained(found, mesh, config.sharding), metrics
+        gradient, metrics = exact_gradient(over, params, batch, rng, microbatches=microbatches, after=after)
+        return sharding.constrained(gradient, mesh, config.sharding), metrics
 
     return measure
 
 
 def exact_gradient(
     loss_fn: LossFn,
-    losses: tuple[str, ...],
     params: Params,
     batch: Batch,
     rng: jax.Array,
@@ -125,27 +121,24 @@ def exact_gradient(
     microbatches: int = 1,
     after: Callable[[Any, Any], Any] = lambda params, counts: params,
 ) -> tuple[Params, Metrics]:
-    """The gradient of the sum of the terms' means over the whole batch, and its metrics.
+    """Return the gradient of the weighted sum of the terms' means over the whole batch, and the metrics.
 
     Args:
-      loss_fn: (params, batch, rng) -> (loss, metrics); `losses` names the terms among the metrics.
+      loss_fn: (params, batch, rng) -> (loss, metrics); the terms are those of `metrics.terms`.
       batch: arrays [b, ...]; b must be divisible by `microbatches`.
       rng: each microbatch gets its own, folded from this one.
       after: (params, counts) -> params, which may have XLA count before it works with the parameters.
     """
     if microbatches == 1:
-        _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, losses, p, batch, rng, 0), params, has_aux=True)
-        (found,) = pullback(_cotangents(metrics, losses))
-        return found, metrics
+        _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params, has_aux=True)
+        (gradient,) = pullback(_cotangents(metrics))
+        return gradient, metrics
     parts = jax.tree.map(lambda x: _interleaved(x, microbatches), batch)
-    return _summed(
-        loss_fn, losses, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after
-    )
+    return _summed(loss_fn, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after)
 
 
 def dealt_gradient(
     loss_fn: LossFn,
-    losses: tuple[str, ...],
     params: Params,
     batch: Batch,
     rng: jax.Array,
@@ -166,7 +159,7 @@ def dealt_gradient(
     def on_device(params: Params, slab: Batch, rng: jax.Array, share: jax.Array, first: jax.Array) -> Any:
         parts = jax.tree.map(lambda x: x.reshape(max(shares), -1, *x.shape[1:]), slab)
         numbers = first[0] + jnp.arange(max(shares))
-        return _summed(loss_fn, losses, params, parts, rng, numbers, share[0], lambda sums: jax.lax.psum(sums, "data"))
+        return _summed(loss_fn, params, parts, rng, numbers, share[0], lambda sums: jax.lax.psum(sums, "data"))
 
     first = np.cumsum((0, *shares[:-1]))
     whole, divided = PartitionSpec(), PartitionSpec("data")
@@ -178,16 +171,14 @@ def dealt_gradient(
 
 
 def _totals(
-    loss_fn: LossFn, losses: tuple[str, ...], params: Params, part: Batch, rng: jax.Array, number: Any
+    loss_fn: LossFn, params: Params, part: Batch, rng: jax.Array, number: Any
 ) -> tuple[dict[str, jax.Array], Metrics]:
-    _, found = loss_fn(params, part, jax.random.fold_in(rng, number))
-    metrics = checked(found, losses, "loss_fn")
-    return {name: metrics[name].total for name in losses}, metrics
+    metrics = checked(loss_fn(params, part, jax.random.fold_in(rng, number))[1], "loss_fn")
+    return {name: term.total for name, term in terms(metrics).items()}, metrics
 
 
 def _summed(
     loss_fn: LossFn,
-    losses: tuple[str, ...],
     params: Params,
     parts: Batch,
     rng: jax.Array,
@@ -200,7 +191,7 @@ def _summed(
 
     def totals(params: Params, i: Any) -> tuple[dict[str, jax.Array], Metrics]:
         part, number = jax.tree.map(lambda x: x[i], (parts, numbers))
-        return _totals(loss_fn, losses, params, part, rng, number)
+        return _totals(loss_fn, params, part, rng, number)
 
     shapes = jax.eval_shape(lambda p: totals(p, 0)[1], params)
     gradients, zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
@@ -209,12 +200,12 @@ def _summed(
         0, count, lambda i, sums: jax.tree.map(jnp.add, sums, _counts(totals(params, i)[1])), zeros
     )
     counts = everywhere(counts)
-    cotangents, params = _cotangents(counts, losses), after(params, counts)
+    cotangents, params = _cotangents(counts), after(params, counts)
 
     def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
-        (found,) = pullback(cotangents)
-        return jax.tree.map(jnp.add, sums, (found, metrics))
+        (gradient,) = pullback(cotangents)
+        return jax.tree.map(jnp.add, sums, (gradient, metrics))
 
     return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
 
@@ -263,11 +254,11 @@ def _counts(metrics: Metrics) -> Metrics:
     return {name: dataclasses.replace(mean, total=jnp.zeros_like(mean.total)) for name, mean in metrics.items()}
 
 
-def _cotangents(metrics: Metrics, losses: tuple[str, ...]) -> dict[str, jax.Array]:
-    def inverse(mean: Mean) -> jax.Array:
-        return (1.0 / jnp.where(mean.count == 0, 1.0, mean.count)).astype(mean.total.dtype)
+def _cotangents(metrics: Metrics) -> dict[str, jax.Array]:
+    def of_total(term: Mean) -> jax.Array:
+        return (weight(term) / jnp.where(term.count == 0, 1.0, term.count)).astype(term.total.dtype)
 
-    return {name: inverse(metrics[name]) for name in losses}
+    return {name: of_total(term) for name, term in terms(metrics).items()}
 
 
 def _interleaved(x: jax.Array, microbatches: int) -> jax.Array:

@@ -1,18 +1,32 @@
 """The contract: a task is a module of pure functions.
 
-Required: `dataset(split, config)`, `init(rng, batch, config)`, `loss_fn(params, batch, rng, config)`,
-`eval_fn(params, batch, config)`. Optional: `prepare(config)`, `data_args(config)`,
-`collate_fn(examples, config)`, `predict_fn(params, batch, rng, config)`,
-`score_fn(examples, outputs, config)`, `show_fn(examples, outputs, config)`, `report_fn(examples, outputs, config)`,
-`assets(config)`, `lengths(examples, config)`, and the constants `LOSSES` (names in the metrics whose means add up to
-the loss), `MIXES_EXAMPLES`, `PADDED` and `HUGGINGFACE` (the transformers class that its model is, for `--mode=export`).
+Required:
 
-`assets` gives what a run cannot be understood without, {file name: text}, such as its tokenizer: training stores it
-in the workdir, and a resumed run must have the same. `score_fn` and `report_fn` run on the first process and get
-sequences over a whole split, each item of which is read when it is asked for. `report_fn` gives the predictions in the
-formats of the field, {file name: text}, which `--mode=predict` writes. `lengths`, the number of tokens of each
-example of a dataset, int [n], and `PADDED`, the names of a batch's entries whose last axis is that length, let
-`config.batch_tokens` make batches of like lengths and cut those entries shorter.
+    dataset(split, config)                 arrays [n, ...] by name, or a sequence of examples; None: no such split
+    init(rng, batch, config)               parameters, a dict of arrays
+    loss_fn(params, batch, rng, config)    (loss, metrics); rng None: evaluation, no dropout and no augmentation
+
+Optional:
+
+    eval_fn(params, batch, config)         metrics; by default those of loss_fn with rng None
+    prepare(config)                        what is made once, on one process: downloads, palettes, tokenizers
+    data_args(config)                      values for the fields of config.model that are None
+    assets(config)                         {file name: text} that a run cannot be understood without: its tokenizer
+    collate_fn(examples, config)           a batch from a list of examples, where stacking is not enough
+    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens
+    predict_fn(params, batch, rng, config) outputs, one row an example
+    score_fn(examples, outputs, config)    {name: number} over a whole split, on the host
+    show_fn(examples, outputs, config)     {name: uint8 image or text} for people to look at, on the host
+    report_fn(examples, outputs, config)   {file name: text}, predictions in the formats of the field, on the host
+
+`metrics` maps names to `jtasks.metrics.Mean`; those that are a `Loss` are the terms of the loss, and
+`loss == metrics.total(metrics)`. Training stores the assets in the workdir, and a resumed run must have the same.
+`score_fn` and `report_fn` run on the first process; they get sequences over a whole split, whose items are read
+when they are asked for.
+
+Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `PADDED` names the entries of a
+batch whose last axis is as long as the longest example, which batches of like lengths cut shorter. `HUGGINGFACE` is the
+transformers class of the model, for `--mode=export`.
 """
 
 import difflib
@@ -22,11 +36,12 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from jtasks.errors import ConfigError
+from jtasks.metrics import TERM, Mean
 from jtasks.ranges import shown
 from jtasks.writing import check_name
 
@@ -34,9 +49,9 @@ REQUIRED = {
     "dataset": ("split", "config"),
     "init": ("rng", "batch", "config"),
     "loss_fn": ("params", "batch", "rng", "config"),
-    "eval_fn": ("params", "batch", "config"),
 }
 OPTIONAL = {
+    "eval_fn": ("params", "batch", "config"),
     "prepare": ("config",),
     "data_args": ("config",),
     "collate_fn": ("examples", "config"),
@@ -47,6 +62,19 @@ OPTIONAL = {
     "report_fn": ("examples", "outputs", "config"),
     "lengths": ("examples", "config"),
 }
+
+
+class Task(Protocol):
+    """A task's required functions, for type checkers; a module that has them is one."""
+
+    def dataset(self, split: str, config: Any) -> Any:
+        """Return the examples of a split, or None."""
+
+    def init(self, rng: Any, batch: Any, config: Any) -> Any:
+        """Return the parameters."""
+
+    def loss_fn(self, params: Any, batch: Any, rng: Any, config: Any) -> tuple[Any, Any]:
+        """Return the loss and the metrics."""
 
 
 def load(name: str) -> ModuleType:
@@ -61,9 +89,13 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def losses(task: ModuleType) -> tuple[str, ...]:
-    """Names of the metrics whose means add up to the loss."""
-    return tuple(getattr(task, "LOSSES", ("loss",)))
+def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
+    """Return a task's eval_fn, or what stands for it: the metrics of loss_fn without randomness."""
+
+    def evaluate(params: Any, batch: Any, config: Any) -> dict[str, Mean]:
+        return task.loss_fn(params, batch, None, config)[1]
+
+    return getattr(task, "eval_fn", None) or evaluate
 
 
 def assets(task: ModuleType, config: Any) -> dict[str, str]:
@@ -137,9 +169,8 @@ def validate(module: ModuleType, name: str) -> None:
         raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
     for function, arguments in (REQUIRED | OPTIONAL).items():
         _validate_function(getattr(module, function, None), function, arguments, name)
-    terms = getattr(module, "LOSSES", ("loss",))
-    if not isinstance(terms, tuple | list) or not terms or not all(isinstance(term, str) for term in terms):
-        raise ConfigError(f'task {name}: LOSSES must be a tuple of metric names such as ("loss",), not {terms!r}')
+    if hasattr(module, "LOSSES"):
+        raise ConfigError(f"task {name}: LOSSES has no meaning any more; a term of the loss is {TERM}, in the metrics")
     if not isinstance(getattr(module, "HUGGINGFACE", ""), str):
         raise ConfigError(f"task {name}: HUGGINGFACE must be the name of a class of transformers")
     if hasattr(module, "lengths") and not getattr(module, "PADDED", ()):

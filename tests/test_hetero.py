@@ -20,7 +20,7 @@ from jtasks import config as configs
 from jtasks.data import buckets, pipeline
 from jtasks.errors import ConfigError
 from jtasks.job import Job
-from jtasks.metrics import Mean, scaled
+from jtasks.metrics import Loss, total
 
 SHARES = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any).map(tuple)
 
@@ -153,17 +153,17 @@ def loss_fn(params, batch, rng, config=None):
     hidden = jnp.tanh(batch["x"] @ params["kernel"])
     hidden = jnp.where(jax.random.bernoulli(rng, 0.8, hidden.shape), hidden / 0.8, 0.0)
     metrics = {
-        "examples": Mean.of(jnp.square(hidden).sum(-1), batch["mask"]),
-        "tokens": scaled(Mean.of(jnp.square(hidden - 1), batch["mask"][:, None] * batch["token_mask"]), 0.3),
+        "examples": Loss.of(jnp.square(hidden).sum(-1), batch["mask"]),
+        "tokens": Loss.of(jnp.square(hidden - 1), batch["mask"][:, None] * batch["token_mask"], weight=0.3),
     }
-    return metrics["examples"].value + metrics["tokens"].value, metrics
+    return total(metrics), metrics
 
 
 def init(rng, batch, config):
     return {"kernel": jax.random.normal(rng, (4, 3))}
 
 
-TASK = types.SimpleNamespace(init=init, loss_fn=loss_fn, LOSSES=("examples", "tokens"))
+TASK = types.SimpleNamespace(init=init, loss_fn=loss_fn)
 N = 40
 EXAMPLES = {
     "x": np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32),

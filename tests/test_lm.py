@@ -11,7 +11,7 @@ import pytest
 from front_door import records, run
 
 from jtasks import config as configs
-from jtasks import job, task, testing
+from jtasks import job, testing
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
@@ -291,4 +291,3 @@ def test_a_wrong_field_of_the_text_is_told(folder):
     with pytest.raises(DataError, match=r"config.data.length=4000 needs at least 4001"):
         lm.dataset("valid", filled(folder, data__length=4000))
     assert pipeline.size(lm.dataset("train", filled(folder))) > 1000
-    assert task.losses(lm) == ("loss",)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jtasks import metrics
-from jtasks.metrics import Mean
+from jtasks.metrics import Loss, Mean
 
 NUMBERS = st.lists(st.tuples(st.floats(-100, 100, width=32), st.sampled_from([0.0, 0.5, 1.0])), min_size=1, max_size=12)
 
@@ -110,15 +110,24 @@ def test_a_coefficient_scales_the_value_and_not_the_count():
 
 
 def test_values_has_the_sum_of_the_terms_first_and_every_mean_after():
-    means = {"accuracy": Mean(1.0, 4.0), "a": Mean(6.0, 3.0), "b": Mean(1.0, 2.0)}
-    found = metrics.values(means, ("a", "b"))
+    means = {"accuracy": Mean(1.0, 4.0), "a": Loss(6.0, 3.0), "b": Loss(1.0, 2.0, weight=4.0)}
+    found = metrics.values(means)
     assert list(found) == ["loss", "accuracy", "a", "b"]
-    assert found == {"loss": 2.5, "accuracy": 0.25, "a": 2.0, "b": 0.5}
+    assert found == {"loss": 4.0, "accuracy": 0.25, "a": 2.0, "b": 0.5}
     assert all(type(value) is float for value in found.values())
 
 
+def test_a_term_keeps_its_weight_when_batches_are_merged_and_added_up():
+    one, two = Loss.of(jnp.array([1.0, 2.0]), weight=0.5), Loss.of(jnp.array([6.0]), weight=0.5)
+    for whole in (one.merge(two), metrics.summed([{"a": one}, {"a": two}])["a"], jax.tree.map(jnp.add, one, two)):
+        assert numbers(whole) == (9.0, 3.0) and whole.weight == 0.5
+        assert float(metrics.total({"a": whole, "b": Mean(5.0, 1.0)})) == 1.5
+    with pytest.raises(ValueError, match="metadata"):
+        jax.tree.map(jnp.add, one, Loss.of(jnp.array([1.0]), weight=0.25))  # another term
+
+
 def test_values_of_one_term_called_loss_names_it_once():
-    assert metrics.values({"bits": Mean(4.0, 2.0), "loss": Mean(2.0, 2.0)}, ("loss",)) == {"loss": 1.0, "bits": 2.0}
+    assert metrics.values({"bits": Mean(4.0, 2.0), "loss": Mean(2.0, 2.0)}) == {"loss": 1.0, "bits": 2.0}
 
 
 def test_counts_above_what_float32_holds_stay_exact():
@@ -140,15 +149,15 @@ def test_perplexity_merges_as_nats_do_and_is_printed_as_their_exponential():
     np.testing.assert_allclose(parts[0].merge(parts[1]).value, expected, rtol=1e-5)
     sums = metrics.summed([{"perplexity": part, "loss": Mean(part.total, part.count)} for part in parts])
     assert isinstance(sums["perplexity"], metrics.Perplexity)
-    numbers = metrics.values(sums, ("loss",))
+    numbers = metrics.values(sums)
     np.testing.assert_allclose([numbers["perplexity"], numbers["loss"]], [expected, nats.mean()], rtol=1e-6)
     hopeless = {"perplexity": metrics.Perplexity(np.float64(1e4), np.float64(1)), "loss": Mean(1.0, 1.0)}
-    assert metrics.values(hopeless, ("loss",))["perplexity"] == np.inf
+    assert metrics.values(hopeless)["perplexity"] == np.inf
 
 
 def test_a_metric_of_nothing_is_nan_and_the_loss_is_that_of_the_terms_that_count():
-    nothing, something = Mean(np.float32(0), np.float32(0)), Mean(np.float32(3), np.float32(2))
-    found = metrics.values({"a": nothing, "b": something}, ("a", "b"))
+    nothing, something = Loss(np.float32(0), np.float32(0)), Loss(np.float32(3), np.float32(2))
+    found = metrics.values({"a": nothing, "b": something})
     assert np.isnan(found["a"]) and found["loss"] == found["b"] == 1.5
-    assert np.isnan(metrics.values({"a": nothing}, ("a",))["loss"])
+    assert np.isnan(metrics.values({"a": nothing})["loss"])
     assert float(nothing.value) == 0  # in a training step nothing has no part in the loss

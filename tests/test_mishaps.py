@@ -130,7 +130,11 @@ def test_what_must_fail_fails_before_step_1(faults, changes, message, task, tmp_
         ),
         ('return metrics["loss"].value, metrics', 'return 1.0, {"loss": 1.0}', "so it has no gradient"),
         ('return {"y": batch["x"] @ params["w"]}', 'return {"y": params["w"]}', "each with one row an example"),
-        ("value, metrics", 'value, {"other": metrics["loss"]}', "loss_fn lacks loss of LOSSES"),
+        (
+            "value, metrics",
+            'value, {"other": metrics["loss"]}',
+            "have no term of the loss; they are other",
+        ),
         ('return {"x": x,', 'return {"x" if self.split == "train" else "z": x,', "'x' is absent, in train float32[3]"),
     ],
 )

@@ -15,6 +15,7 @@ from jtasks import config as configs
 from jtasks import evaluate, models, optim, predict, sharding, step
 from jtasks.errors import ConfigError
 from jtasks.job import Job
+from jtasks.metrics import Loss, total
 
 
 def mesh(data=1, fsdp=1, tensor=1):
@@ -188,8 +189,6 @@ def test_moments_and_averages_are_divided_as_their_parameters(name, freeze):
 
 # Losses and memory
 
-TERMS = ("loss",)
-
 
 def init(rng, batch, config):
     keys = jax.random.split(rng)
@@ -197,15 +196,13 @@ def init(rng, batch, config):
 
 
 def loss_fn(params, batch, rng, config):
-    from jtasks.metrics import Mean
-
     hidden = jax.nn.relu(batch["x"] @ params["up"])
     hidden = jnp.where(jax.random.bernoulli(rng, 0.7, hidden.shape), hidden / 0.7, 0.0)
-    metrics = {"loss": Mean.of(jnp.square(hidden @ params["down"] - batch["x"]), batch["mask"])}
+    metrics = {"loss": Loss.of(jnp.square(hidden @ params["down"] - batch["x"]), batch["mask"])}
     return metrics["loss"].value, metrics
 
 
-AUTOENCODER = types.SimpleNamespace(init=init, loss_fn=loss_fn, LOSSES=TERMS)
+AUTOENCODER = types.SimpleNamespace(init=init, loss_fn=loss_fn)
 NUMBERS = {"x": np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)}
 
 
@@ -237,7 +234,7 @@ def trained(job, examples, steps=20, average=True):
     program, losses = run.lower(state, batch).compile(), []
     for at in range(steps):
         state, report = program(state, job.batch_at(examples, plan, at))
-        losses.append(float(sum(report.metrics[k].value for k in getattr(job.task, "LOSSES", ("loss",)))))
+        losses.append(float(total(report.metrics)))
     for leaf, where in zip(jax.tree.leaves(state), jax.tree.leaves(held), strict=True):
         assert leaf.sharding.is_equivalent_to(where, leaf.ndim)
         assert leaf.addressable_shards[0].data.shape == where.shard_shape(leaf.shape)
@@ -306,8 +303,8 @@ def test_memory_and_work_of_a_device_fall_with_fsdp():
 def test_evaluation_and_predictions_of_divided_parameters_are_the_same():
     found = []
     for sizes in ((1, 1, 1), (2, 2, 2)):
-        job, examples = shipped("igpt_classify", mesh(*sizes))
-        params = tiny.params("igpt_classify")
+        job, examples = shipped("classifier", mesh(*sizes))
+        params = tiny.params("classifier")
         params = jax.device_put(params, job.shardings(params, params))
         means = evaluate.make(job)(params, examples)
         outputs = predict.make(job)(params, {k: v[:16] for k, v in examples.items()})

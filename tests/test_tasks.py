@@ -12,6 +12,7 @@ import tiny
 from jtasks import colours, job, models, optim, sharding, step, task
 from jtasks import config as configs
 from jtasks.data import pipeline
+from jtasks.metrics import Loss
 
 RNG = jax.random.key(0)
 TASKS = pytest.mark.parametrize("name", tiny.TASKS)
@@ -19,7 +20,11 @@ ROTATION = str(tiny.ROOT / "tests" / "data_tasks" / "rotation.py")
 
 
 def module(name):
-    return task.load(f"jtasks.tasks.{name}")
+    return task.load(f"jtasks.tasks.{tiny.module(name)}")
+
+
+def terms_of(metrics):
+    return [mean for mean in metrics.values() if isinstance(mean, Loss)]
 
 
 @functools.cache
@@ -38,8 +43,8 @@ def test_the_loss_is_the_sum_of_its_terms_and_differentiable_under_jit(name):
     params = tiny.params(name)
     (loss, metrics), gradient = losses(name)(params, tiny.batch(8), RNG, config=tiny.config(name))
     assert loss.shape == () and np.isfinite(loss)
-    terms = task.losses(module(name))
-    np.testing.assert_allclose(loss, sum(float(metrics[t].total) / float(metrics[t].count) for t in terms), rtol=1e-6)
+    terms = terms_of(metrics)
+    np.testing.assert_allclose(loss, sum(t.weight * float(t.total) / float(t.count) for t in terms), rtol=1e-6)
     assert jax.tree.structure(gradient) == jax.tree.structure(params)
     assert all(np.abs(np.asarray(leaf)).max() > 0 for leaf in jax.tree.leaves(gradient))
 
@@ -47,7 +52,7 @@ def test_the_loss_is_the_sum_of_its_terms_and_differentiable_under_jit(name):
 @TASKS
 def test_evaluation_has_the_loss_terms_among_its_metrics(name):
     metrics = evaluated(name)(tiny.params(name), tiny.batch(8), config=tiny.config(name))
-    assert set(task.losses(module(name))) <= set(metrics)
+    assert len(terms_of(metrics)) == (2 if name == "classifier" else 1)
 
 
 @TASKS
@@ -81,14 +86,14 @@ def test_a_fresh_model_is_as_good_as_guessing(name):
     config = tiny.config(name)
     params = jax.jit(module(name).init, static_argnames="config")(RNG, tiny.batch(8), config=config)
     metrics = jax.device_get(evaluated(name)(params, tiny.batch(64), config=config))
-    guess = {"mnist": ("loss", 10), "igpt": ("loss", 17), "igpt_classify": ("classification", 10)}[name]
+    guess = {"mnist": ("loss", 10), "igpt": ("loss", 17), "classifier": ("classification", 10)}[name]
     np.testing.assert_allclose(metrics[guess[0]].total / metrics[guess[0]].count, np.log(guess[1]), rtol=0.3)
 
 
-@pytest.mark.parametrize("name", ["igpt", "igpt_classify"])
+@pytest.mark.parametrize("name", ["igpt", "classifier"])
 def test_bits_are_nats_over_log_2(name):
     metrics = evaluated(name)(tiny.params(name), tiny.batch(8), config=tiny.config(name))
-    nats = metrics["loss" if name == "igpt" else "nats"].value
+    nats = metrics["loss" if name == "igpt" else "generation"].value
     np.testing.assert_allclose(metrics["bits"].value, nats / np.log(2), rtol=1e-6)
 
 
@@ -102,7 +107,7 @@ def test_mnist_drops_out_in_training_only():
     np.testing.assert_allclose(evaluated("mnist")(params, batch, config=config)["loss"].value, off, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["mnist", "igpt_classify"])
+@pytest.mark.parametrize("name", ["mnist", "classifier"])
 def test_a_predicted_class_is_the_likeliest_and_accuracy_counts_it(name):
     config, params, batch = tiny.config(name), tiny.params(name), tiny.batch(32)
     outputs = jax.jit(module(name).predict_fn, static_argnames="config")(params, batch, RNG, config=config)
@@ -139,43 +144,43 @@ def test_igpt_completes_with_what_the_model_thinks_likeliest():
     assert (best[:, 32:] == tokens[:, 32:]).mean() > 0.99
 
 
-def test_igpt_classify_has_the_parameters_of_igpt_and_a_classifier():
+def test_a_classifier_has_the_parameters_of_igpt_and_a_classifier():
     shapes = {
         name: {path: leaf.shape for path, leaf in zip(optim.paths(p), jax.tree.leaves(p), strict=True)}
-        for name in ("igpt", "igpt_classify")
+        for name in ("igpt", "classifier")
         for p in [tiny.params(name)]
     }
-    more = dict(shapes["igpt_classify"].items() - shapes["igpt"].items())
-    assert shapes["igpt"].items() <= shapes["igpt_classify"].items()
+    more = dict(shapes["classifier"].items() - shapes["igpt"].items())
+    assert shapes["igpt"].items() <= shapes["classifier"].items()
     assert more == {"classifier/kernel": (16, 10), "classifier/bias": (10,)}
 
 
-def test_igpt_classify_generates_as_igpt_does():
-    params = {name: leaf for name, leaf in tiny.params("igpt_classify").items() if name != "classifier"}
+def test_a_classifier_generates_as_igpt_does():
+    params = {name: leaf for name, leaf in tiny.params("classifier").items() if name != "classifier"}
     nats = evaluated("igpt")(params, tiny.batch(8), config=tiny.config("igpt"))["loss"]
-    joint = evaluated("igpt_classify")(tiny.params("igpt_classify"), tiny.batch(8), config=tiny.config("igpt_classify"))
-    np.testing.assert_allclose(joint["nats"].value, nats.value, rtol=1e-5)
-    np.testing.assert_allclose(joint["generation"].value, 0.5 * nats.value, rtol=1e-5)  # config.generation
+    joint = evaluated("classifier")(tiny.params("classifier"), tiny.batch(8), config=tiny.config("classifier"))
+    np.testing.assert_allclose(joint["generation"].value, nats.value, rtol=1e-5)
+    assert joint["generation"].weight == 0.5  # config.generation
 
 
 def test_the_probe_trains_the_classifier_alone(monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     probe = configs.load("configs/igpt_cifar_probe.py")
-    trainable = optim.trainable(probe.optim, tiny.params("igpt_classify"))
+    trainable = optim.trainable(probe.optim, tiny.params("classifier"))
     trained = [path for path, train in zip(optim.paths(trainable), jax.tree.leaves(trainable), strict=True) if train]
     assert trained == ["classifier/bias", "classifier/kernel"]
     assert probe.generation == 0 and probe.model.layer == probe.model.depth // 2
 
 
 def test_the_probe_reads_its_layer_and_no_later_one():
-    config = tiny.config("igpt_classify", model__layer=1, generation=0.0)
-    _, gradient = losses("igpt_classify")(tiny.params("igpt_classify"), tiny.batch(8), RNG, config=config)
+    config = tiny.config("classifier", model__layer=1, generation=0.0)
+    _, gradient = losses("classifier")(tiny.params("classifier"), tiny.batch(8), RNG, config=config)
     up = np.abs(gradient["blocks"]["up"]["kernel"]).max((1, 2))
     assert up[0] > 0 and up[1] == 0
 
 
 def test_palette_and_sizes_come_from_the_data(tmp_path):
-    for name in ("igpt", "igpt_classify"):
+    for name in ("igpt", "classifier"):
         empty = dict.fromkeys(("model__palette", "model__colours", "model__shape", "model__positions"))
         config = tiny.config(name, **empty, data__dir=str(tmp_path), data__colours=0)
         found = job.prepare(config).config.model

@@ -207,7 +207,7 @@ def leaking_loss(params, batch, rng, config):
         ({"loss_fn": leaking_loss, "KEPT": KEPT}, "variable KEPT"),
         ({"eval_fn": misnamed_entry}, "eval_fn raised KeyError: 'points'"),
         ({"eval_fn": array_metrics}, "metric 'loss' is an array float32[], not a Mean"),
-        ({"LOSSES": ("loss", "penalty")}, "lacks penalty"),
+        ({"LOSSES": ("loss", "penalty")}, "a term of the loss is a Loss.of"),
         ({"init": lambda rng, batch, config: {}}, "a dict without arrays"),
         ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": jnp.int32(3)}}, "n is int32"),
         ({"init": lambda rng, batch, config: init(rng, batch, config) | {"n": 3.0}}, "n is a float"),
@@ -238,9 +238,9 @@ def test_a_misspelt_function_is_noted():
         return None
 
     predict.__module__ = "planted"
-    results = outcome(module(predict=predict, predict_fn=None, LOSES=("loss",)))
+    results = outcome(module(predict=predict, predict_fn=None, MIXES_EXAMPLE=True))
     assert "did you mean predict_fn?" in results[SHAPE].detail
-    assert "did you mean LOSSES?" in results[SHAPE].detail
+    assert "did you mean MIXES_EXAMPLES?" in results[SHAPE].detail
     assert results[PREDICTIONS].passed is None
 
 

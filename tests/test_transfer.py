@@ -156,7 +156,7 @@ def test_a_run_that_saw_other_pixels_or_colours_is_refused(tmp_path):
         transfer._compare_pictures("run", tmp_path, {"palette": palette[::-1]})
 
 
-@pytest.mark.parametrize("name", ["vit", "igpt", "igpt_classify", "mnist"])
+@pytest.mark.parametrize("name", ["vit", "igpt", "classifier", "mnist"])
 def test_tasks_of_pictures_say_what_lies_beside_their_parameters(name):
     found = job.prepare(tiny.config(name))
     files = {key: json.loads(text) for key, text in found.task.assets(found.config).items()}

@@ -14,7 +14,7 @@ from jtasks.job import Job
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GREYS = tuple((float(level),) for level in range(17))
-TASKS = ("mnist", "igpt", "igpt_classify")
+TASKS = ("mnist", "igpt", "classifier")  # the last: an igpt with a classifier
 
 COMMON = {"steps": 10, "batch_size": 8, "show_count": 2}
 GPT = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "remat": False}
@@ -27,14 +27,19 @@ FIELDS = {
         "data": {"name": "digits", "size": None, "white": 16, "augment": "", "crop": 1, "area": 0.2, "flip": True},
         "model": {"classes": 10, "shape": (8, 8), "patch": 4, "pool": "token"} | GPT,
     },
-    "igpt": {"data": DIGITS, "model": GPT | SIZES, "sample": SAMPLE},
-    "igpt_classify": {
+    "igpt": {"data": DIGITS, "model": GPT | SIZES | {"classes": 0}, "sample": SAMPLE},
+    "classifier": {
         "data": DIGITS | {"crop": 1, "flip": True},
         "model": GPT | SIZES | {"classes": 10, "layer": -1},
         "sample": SAMPLE,
         "generation": 0.5,
     },
 }
+
+
+def module(name: str) -> str:
+    """The task's module that has this tiny config."""
+    return "igpt" if name == "classifier" else name
 
 
 def mesh(devices: int = 8) -> Mesh:
@@ -46,7 +51,7 @@ def config(name: str, **changes) -> configs.Config:
     """The config of a shipped task with a tiny model; `changes` are dotted fields, with __ for the dot."""
     full = configs.defaults()
     with full.unlocked():
-        full.update(ml_collections.ConfigDict(COMMON | FIELDS[name] | {"task": f"jtasks.tasks.{name}"}))
+        full.update(ml_collections.ConfigDict(COMMON | FIELDS[name] | {"task": f"jtasks.tasks.{module(name)}"}))
         for field, value in changes.items():
             *parents, last = field.split("__")
             functools.reduce(getattr, parents, full)[last] = value
@@ -55,7 +60,7 @@ def config(name: str, **changes) -> configs.Config:
 
 def job(name: str, devices: int = 8, **changes) -> Job:
     """A tiny job of a shipped task on the first `devices` devices."""
-    return Job(task.load(f"jtasks.tasks.{name}"), config(name, **changes), mesh(devices))
+    return Job(task.load(f"jtasks.tasks.{module(name)}"), config(name, **changes), mesh(devices))
 
 
 @functools.cache
@@ -75,7 +80,7 @@ def batch(n: int, start: int = 0) -> dict[str, np.ndarray]:
 @functools.cache
 def params(name: str):
     """Parameters of the tiny task, drawn so that every one of them shows in the output."""
-    config_, module = config(name), task.load(f"jtasks.tasks.{name}")
-    shapes = jax.eval_shape(lambda batch: module.init(jax.random.key(0), batch, config_), batch(8))
+    config_, loaded = config(name), task.load(f"jtasks.tasks.{module(name)}")
+    shapes = jax.eval_shape(lambda batch: loaded.init(jax.random.key(0), batch, config_), batch(8))
     random = np.random.default_rng(1)
     return jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), shapes)

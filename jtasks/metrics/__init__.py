@@ -1,9 +1,11 @@
 """Metrics are sums and counts until they are printed, so no split of a batch changes them."""
 
 import dataclasses
+import functools
 import math
+import operator
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +13,8 @@ import numpy as np
 
 from jtasks.errors import ConfigError
 from jtasks.precision import wide
+
+TERM = "a Loss.of(values, batch['mask']) of jtasks.metrics"
 
 
 @jax.tree_util.register_dataclass
@@ -27,7 +31,7 @@ class Mean:
     count: Any
 
     @classmethod
-    def of(cls, values: jax.Array, mask: jax.Array | None = None) -> "Mean":
+    def of(cls, values: jax.Array, mask: jax.Array | None = None) -> Self:
         """Sum `values` [b, ...] where `mask` says so.
 
         `mask` has the leading dimensions of `values` ([b], or [b, t] for per-token masks) and holds
@@ -50,9 +54,27 @@ class Mean:
         """total / count, and 0 for an empty mean."""
         return self.total / jnp.where(self.count == 0, 1.0, self.count)
 
-    def merge(self, other: "Mean") -> "Mean":
-        """The mean over both sets of values."""
+    def merge(self, other: Self) -> Self:
+        """Return the mean over both sets of values."""
         return dataclasses.replace(self, total=self.total + other.total, count=self.count + other.count)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class Loss(Mean):
+    """A mean that is a term of the loss: `weight` times its value is added to the others.
+
+    >>> terms = {"near": Loss.of(jnp.array([1.0, 3.0])), "far": Loss.of(jnp.array([4.0]), weight=0.5)}
+    >>> float(total(terms))
+    4.0
+    """
+
+    weight: float = dataclasses.field(default=1.0, metadata={"static": True})
+
+    @classmethod
+    def of(cls, values: jax.Array, mask: jax.Array | None = None, weight: float = 1.0) -> "Loss":
+        """Sum `values` as `Mean.of` does; `weight` is a plain number, the same for every batch."""
+        return dataclasses.replace(super().of(values, mask), weight=weight)
 
 
 @jax.tree_util.register_dataclass
@@ -76,21 +98,37 @@ def example_weights(batch: Mapping[str, Any]) -> jax.Array:
 
 
 def scaled(mean: Mean, coefficient: float) -> Mean:
-    """Fold a coefficient into the total, as a term of a loss needs it."""
+    """Return the mean of values multiplied by a coefficient, such as bits for nats."""
     return Mean(mean.total * coefficient, mean.count)
 
 
-def checked(metrics: Any, losses: tuple[str, ...], function: str) -> dict[str, Mean]:
-    """The metrics that a task's `function` returned, if they are what the contract says.
+def total(metrics: Mapping[str, Mean]) -> jax.Array:
+    """Return the loss [] of a task's metrics: the weighted sum of the means of its terms."""
+    return functools.reduce(operator.add, (weight(term) * term.value for term in terms(metrics).values()))
+
+
+def terms(metrics: Mapping[str, Mean]) -> dict[str, Mean]:
+    """Return the terms of the loss: every `Loss` among the metrics, or the one called `loss` where none is."""
+    losses: dict[str, Mean] = {name: mean for name, mean in metrics.items() if isinstance(mean, Loss)}
+    return losses or {"loss": metrics["loss"]}
+
+
+def weight(term: Mean) -> float:
+    """Return the weight of a term in the loss."""
+    return term.weight if isinstance(term, Loss) else 1.0
+
+
+def checked(metrics: Any, function: str) -> dict[str, Mean]:
+    """Return the metrics that a task's `function` returned, if they are what the contract says.
 
     Raises:
-      ConfigError: they are no dict of Mean, or a term of the loss is not among them.
+      ConfigError: they are no dict of Mean, or no term of the loss is among them.
     """
     if not isinstance(metrics, Mapping) or not all(isinstance(mean, Mean) for mean in metrics.values()):
         kinds = {k: type(v).__name__ for k, v in metrics.items()} if isinstance(metrics, Mapping) else type(metrics)
         raise ConfigError(f"the metrics of {function} must be a dict of jtasks.metrics.Mean, not {kinds}")
-    if missing := [name for name in losses if name not in metrics]:
-        raise ConfigError(f"the metrics of {function} lack {missing} of LOSSES = {losses}; they have {list(metrics)}")
+    if "loss" not in metrics and not any(isinstance(mean, Loss) for mean in metrics.values()):
+        raise ConfigError(f"the metrics of {function} have no term of the loss, {TERM}; they are {list(metrics)}")
     return dict(metrics)
 
 
@@ -104,13 +142,13 @@ def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
     return sums
 
 
-def values(means: Mapping[str, Mean], losses: tuple[str, ...]) -> dict[str, float]:
-    """Means as plain numbers, with `loss` (the sum of the terms' means) first.
+def values(means: Mapping[str, Mean]) -> dict[str, float]:
+    """Return means as plain numbers, with `loss` (the weighted sum of the terms' means) first.
 
     A mean of nothing is nan, which is nobody's lowest loss; the loss is the sum of those terms that have a mean.
     """
     numbers = {name: float(mean.total / mean.count) if mean.count else math.nan for name, mean in means.items()}
     with np.errstate(over="ignore"):
         numbers |= {name: float(np.exp(numbers[name])) for name in means if isinstance(means[name], Perplexity)}
-    terms = [numbers[name] for name in losses if means[name].count]
-    return {"loss": sum(terms) if terms else math.nan, **{k: v for k, v in numbers.items() if k != "loss"}}
+    losses = [weight(term) * numbers[name] for name, term in terms(means).items() if term.count]
+    return {"loss": sum(losses) if losses else math.nan, **{k: v for k, v in numbers.items() if k != "loss"}}

@@ -9,10 +9,18 @@
 (3, 4)
 """
 
+from typing import Any
+
 from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
 from jtasks.models.gpt import GPT, reordered, shifted
 from jtasks.models.video_gpt import VideoGPT
 from jtasks.models.vit import ViT
 
-__all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "reordered", "shifted"]
+__all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "apply", "reordered", "shifted"]
+
+
+def apply(model: Any, params: Any, *inputs: Any, rng: Any = None, **options: Any) -> Any:
+    """Apply a backbone to its inputs: with dropout drawn from `rng`, or without where it is None."""
+    rngs = {} if rng is None else {"dropout": rng}
+    return model.apply({"params": params}, *inputs, deterministic=rng is None, rngs=rngs, **options)

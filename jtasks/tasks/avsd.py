@@ -19,11 +19,10 @@ from jtasks import decode, models, precision
 from jtasks.config import Config, given
 from jtasks.data import dialogues, tokenizers
 from jtasks.data.files import data_folder
-from jtasks.metrics import Mean, Perplexity, captions, example_weights, scaled, submissions
+from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, submissions, total
 
 Batch = dict[str, jax.Array]
 
-LOSSES = ("answer", "video")
 PADDED = ("context", "kinds")  # what config.batch_tokens may cut
 
 
@@ -107,15 +106,27 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, *_context(batch), answer, method="losses")["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """The loss with dropout, and its two terms."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["answer"].value + metrics["video"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the two terms; the perplexity of the answers' tokens, and how often the likeliest was the right one."""
+    nats, correct, error = models.apply(
+        _model(config), params, *_context(batch), batch["answer"], rng=rng, method="losses"
+    )
+    weights = example_weights(batch)[:, None]
+    said = (jnp.arange(nats.shape[1])[None] < batch["answered"][:, None]) * weights
+    seen = (jnp.arange(error.shape[1])[None] + 1 < batch["frames"][:, None]) * weights
+    answer = Loss.of(nats, said)
+    metrics = {
+        "answer": answer,
+        "video": Loss.of(error, seen, config.video_loss),
+        "perplexity": Perplexity(answer.total, answer.count),
+        "accuracy": Mean.of(correct, said),
+    }
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """The two terms; perplexity of the answers' tokens, and how often the likeliest was the right one."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
@@ -200,21 +211,6 @@ def _turn(example: Any) -> dialogues.Turn:
 
 def _context(batch: Batch) -> tuple[jax.Array, ...]:
     return batch["video"], batch["frames"], batch["context"], batch["kinds"]
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    nats, correct, error = _model(config).apply(
-        {"params": params}, *_context(batch), batch["answer"], method="losses", **options
-    )
-    said = (jnp.arange(nats.shape[1])[None] < batch["answered"][:, None]) * example_weights(batch)[:, None]
-    seen = (jnp.arange(error.shape[1])[None] + 1 < batch["frames"][:, None]) * example_weights(batch)[:, None]
-    answer = Mean.of(nats, said)
-    return {
-        "answer": answer,
-        "video": scaled(Mean.of(error, seen), config.video_loss),
-        "perplexity": Perplexity(answer.total, answer.count),
-        "accuracy": Mean.of(correct, said),
-    }
 
 
 def _model(config: Config) -> Any:

@@ -19,9 +19,8 @@ from jtasks.data import pairs, shards, text, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
 from jtasks.log import say
-from jtasks.metrics import Mean, Perplexity, example_weights
+from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 
-LOSSES = ("masked", "next_sentence")
 HUGGINGFACE = "BertForPreTraining"
 IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # what masking knows, in config.model
 
@@ -81,15 +80,30 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, *_inputs(batch, config)[:5], method="pretrain")["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Nats of a hidden token and of a next-sentence label, with dropout."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["masked"].value + metrics["next_sentence"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats of a hidden token and of a next-sentence label; their accuracies, and the perplexity.
+
+    Masks are drawn from the examples' seeds, so an evaluation has the same each time.
+    """
+    *inputs, masked = _inputs(batch, config)
+    nats, correct, follows = models.apply(_model(config), params, *inputs, rng=rng, method="pretrain")
+    weights = example_weights(batch)
+    hidden = masked * weights[:, None]
+    next_sentence = optax.softmax_cross_entropy_with_integer_labels(follows, batch["next"])
+    loss = Loss.of(nats, hidden)
+    metrics = {
+        "masked": loss,
+        "next_sentence": Loss.of(next_sentence, weights),
+        "masked_accuracy": Mean.of(correct, hidden),
+        "next_sentence_accuracy": Mean.of(follows.argmax(-1) == batch["next"], weights),
+        "perplexity": Perplexity(loss.total, loss.count),
+    }
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Both terms, their accuracies, and the perplexity of hidden tokens; masks are the same each time."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def _folder(config: Config) -> pathlib.Path:
@@ -159,18 +173,3 @@ def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
         begins=batch["begins"] > 0 if "begins" in batch else None,
     )
     return masked.inputs, types, segments, masked.places, masked.labels, masked.weights
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    *inputs, weights = _inputs(batch, config)
-    nats, correct, follows = _model(config).apply({"params": params}, *inputs, method="pretrain", **options)
-    weights = weights * example_weights(batch)[:, None]
-    masked = Mean.of(nats, weights)
-    next_sentence = optax.softmax_cross_entropy_with_integer_labels(follows, batch["next"])
-    return {
-        "masked": masked,
-        "next_sentence": Mean.of(next_sentence, example_weights(batch)),
-        "masked_accuracy": Mean.of(correct, weights),
-        "next_sentence_accuracy": Mean.of(follows.argmax(-1) == batch["next"], example_weights(batch)),
-        "perplexity": Perplexity(masked.total, masked.count),
-    }

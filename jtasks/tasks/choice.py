@@ -16,7 +16,7 @@ from jtasks import models, precision
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Mean, example_weights
+from jtasks.metrics import Loss, Mean, example_weights, total
 
 Batch = dict[str, jax.Array]
 
@@ -88,20 +88,24 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, *_inputs(batch), method="classify")["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Nats an example, with dropout."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats an example, and the accuracy; with dropout in training."""
+    logits, weights = _scores(params, batch, rng, config), example_weights(batch)
+    labels = encoding.told(batch, "label")
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = logits.argmax(-1) == labels
+    metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Nats an example, and accuracy."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """The likeliest choice [b] and the probability of each [b, choices]."""
-    probabilities = jax.nn.softmax(_scores(params, batch, config))
+    probabilities = jax.nn.softmax(_scores(params, batch, None, config))
     return {"label": probabilities.argmax(-1), "probabilities": probabilities}
 
 
@@ -125,20 +129,12 @@ def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
     return tuple(batch[name].astype(jnp.int32).reshape(-1, batch[name].shape[-1]) for name in INPUTS)
 
 
-def _scores(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
+def _scores(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
     head = params["classifier"]
     # The bias is added to each choice alike: it changes nothing, and its gradient would be mere rounding.
     params = params | {"classifier": head | {"bias": jax.lax.stop_gradient(head["bias"])}}
-    logits = _model(config).apply({"params": params}, *_inputs(batch), method="classify", **options)
+    logits = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="classify")
     return logits.reshape(batch["tokens"].shape[:2])
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    scores = _scores(params, batch, config, **options)
-    labels = encoding.told(batch, "label")
-    loss = optax.softmax_cross_entropy_with_integer_labels(scores, labels)
-    correct = scores.argmax(-1) == labels
-    return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}
 
 
 def _read(split: str, config: Config) -> list[tuple[str, list[str], int | None]] | None:

@@ -17,7 +17,7 @@ from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Mean, example_weights
+from jtasks.metrics import Loss, Mean, example_weights, total
 
 Batch = dict[str, jax.Array]
 
@@ -81,20 +81,24 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, *_inputs(batch), method="classify")["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Nats a text, with dropout."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats a text, and the accuracy; with dropout in training."""
+    logits, weights = _logits(params, batch, rng, config), example_weights(batch)
+    labels = encoding.told(batch, "label")
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = logits.argmax(-1) == labels
+    metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Nats a text, and accuracy."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """The likeliest class [b] and its probability [b]."""
-    probabilities = jax.nn.softmax(_logits(params, batch, config))
+    probabilities = jax.nn.softmax(_logits(params, batch, None, config))
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
@@ -137,16 +141,8 @@ def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
     return tuple(batch[name].astype(jnp.int32) for name in PADDED)
 
 
-def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
-    return _model(config).apply({"params": params}, *_inputs(batch), method="classify", **options)
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    logits = _logits(params, batch, config, **options)
-    labels = encoding.told(batch, "label")
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = logits.argmax(-1) == labels
-    return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}
+def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
+    return models.apply(_model(config), params, *_inputs(batch), rng=rng, method="classify")
 
 
 def _rows(split: str, config: Config) -> list[tables.Row] | None:

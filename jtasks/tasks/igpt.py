@@ -1,8 +1,12 @@
-"""Generative pre-training on pixels, iGPT (Chen et al. 2020): predict each pixel's colour from those before.
+"""Generative pre-training on pixels, iGPT (Chen et al. 2020): predict each pixel's color from those before.
 
-Images become sequences of colour tokens in raster order: `prepare` fits a palette by k-means beside
-the data (or the config names a palette file, or grey levels are taken as they are), and the nearest
-colour is found on the device.
+Images become sequences of color tokens in raster order: `prepare` fits a palette by k-means beside
+the data (or the config names a palette file, or gray levels are taken as they are), and the nearest
+color is found on the device.
+
+With `config.model.classes` the model is also a classifier: it is fine-tuned with the joint loss, or frozen but for
+its head, which reads the features of a chosen layer (a linear probe). The other parameters are those of
+pre-training, so `config.init_from` takes over a pre-trained run.
 """
 
 from typing import Any
@@ -13,9 +17,9 @@ import numpy as np
 import optax
 
 from jtasks import augment, colours, data, decode, models, picture, precision
-from jtasks.assets import palette
+from jtasks.assets import labels, palette
 from jtasks.config import Config, given
-from jtasks.metrics import Mean, example_weights, scaled
+from jtasks.metrics import Loss, Mean, example_weights, scaled, total
 
 Batch = dict[str, jax.Array]
 
@@ -33,68 +37,104 @@ def prepare(config: Config) -> None:
 
 
 def data_args(config: Config) -> dict[str, Any]:
-    """The palette, and what the model's sizes follow from: colours, image shape, positions."""
-    return colours.data_args(dataset("train", config), config.data, config.seed)
+    """The palette, and what the model's sizes follow from: colors, image shape, positions, classes."""
+    classes = {} if config.model.classes == 0 else {"classes": len(_names(config))}
+    return classes | colours.data_args(dataset("train", config), config.data, config.seed)
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The palette."""
-    return palette(config.model)
+    """The palette, and of a classifier the names of the classes."""
+    return palette(config.model) | (labels(_names(config)) if config.model.classes else {})
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the GPT."""
-    return _model(config).init(rng, _inputs(_tokens(batch, config), config))["params"]
+    """Parameters of the GPT, and of the classifier if there is one."""
+    method = "classify" if config.model.classes else "__call__"
+    return _model(config).init(rng, _inputs(_tokens(batch, config), config), method=method)["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Nats a pixel on augmented images."""
-    pixels = augment.crop_and_flip(batch["image"], batch.get("seed"), pad=config.data.crop, mirror=config.data.flip)
-    metrics = _metrics(params, batch | {"image": pixels}, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats and bits a pixel, of augmented images in training; of a classifier, the joint loss.
+
+    With `config.model.classes` the terms are the nats an image of its class, and the nats a pixel times
+    `config.generation` (Chen et al. 2020, section 3.3).
+    """
+    if rng is not None:
+        augmented = augment.crop_and_flip(
+            batch["image"], batch.get("seed"), pad=config.data.crop, mirror=config.data.flip
+        )
+        batch = batch | {"image": augmented}
+    tokens, weights = _tokens(batch, config), example_weights(batch)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    metrics: dict[str, Mean]
+    if config.model.classes:
+        pixels, classes = _classified(params, tokens, rng, config)
+        nats, label = Loss.of(cross_entropy(pixels, tokens), weights, config.generation), batch["label"]
+        metrics = {
+            "classification": Loss.of(cross_entropy(classes, label), weights),
+            "generation": nats,
+            "accuracy": Mean.of(classes.argmax(-1) == label, weights),
+        }
+    else:
+        pixels = models.apply(_model(config), params, _inputs(tokens, config), rng=rng)
+        nats = Loss.of(cross_entropy(pixels, tokens), weights)
+        metrics = {"loss": nats}
+    metrics["bits"] = scaled(nats, 1 / np.log(2))
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """`loss` in nats and `bits` in bits, both a pixel token."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Complete images from their top half: colour tokens [b, samples, h * w]."""
-    model, variables, sampling = _model(config), {"params": params}, config.sample
+    """Complete images from their top half: color tokens [b, samples, h * w].
+
+    A classifier gives the likeliest class [b] and its probability [b] instead.
+    """
     tokens = _tokens(batch, config)
+    if not config.model.classes:
+        return {"tokens": _completed(params, tokens, augment.keys(batch.get("seed")), config)}
+    probabilities = jax.nn.softmax(_classified(params, tokens, None, config)[1])
+    return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
+    """A grid with a row an image: the given half, samples, and the original; or images and their classes."""
+    levels, shape = config.model.palette, config.model.shape
+    tokens = [np.asarray(colours.nearest(example["image"][None], levels))[0] for example in examples]
+    originals = [colours.pictures(row, levels, shape) for row in tokens]
+    if config.model.classes:
+        return {"images": picture.grid([originals]), "labels": picture.labeled(examples, outputs, _names(config))}
+    rows = []
+    for original, output in zip(originals, outputs, strict=True):
+        half = original.copy()
+        half[round(shape[0] * config.sample.given) :] = 160
+        rows.append([half, *colours.pictures(np.asarray(output["tokens"]), levels, shape), original])
+    return {"completions": picture.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
+
+
+def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) -> jax.Array:
+    """Sampled completions of the first rows of images [b, h * w]."""
+    model, variables, sampling = _model(config), {"params": params}, config.sample
     b, length = tokens.shape
     rows, columns = config.model.shape
     given = round(rows * sampling.given) * columns
     prompt = _inputs(tokens, config)[:, : given + 1]  # the start token and the given pixels
-
     logits, cache = model.apply(variables, prompt, length=length - given, branches=sampling.count, method="prefill")
     drawn = decode.sample(
         lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
         cache,
         jnp.broadcast_to(logits[:, None], (b, sampling.count, logits.shape[-1])),
-        jax.vmap(lambda key: jax.random.split(key, sampling.count))(augment.keys(batch.get("seed"))),
+        jax.vmap(lambda key: jax.random.split(key, sampling.count))(keys),
         length - given,
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
     )
     prefix = jnp.broadcast_to(tokens[:, None, :given], (b, sampling.count, given))
-    return {"tokens": jnp.concatenate([prefix, drawn], axis=2)}
-
-
-def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray]:
-    """A grid with a row an image: the given half, samples, and the original."""
-    levels, shape = config.model.palette, config.model.shape
-    given = round(shape[0] * config.sample.given)
-    rows = []
-    for example, output in zip(examples, outputs, strict=True):
-        original = np.asarray(colours.nearest(example["image"][None], levels))[0]
-        original = colours.pictures(original, levels, shape)
-        half = original.copy()
-        half[given:] = 160
-        rows.append([half, *colours.pictures(np.asarray(output["tokens"]), levels, shape), original])
-    return {"completions": picture.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
+    return jnp.concatenate([prefix, drawn], axis=2)
 
 
 def _model(config: Config) -> Any:
@@ -103,6 +143,7 @@ def _model(config: Config) -> Any:
         vocab=model.colours + 1,  # and the start token
         outputs=model.colours,
         positions=model.positions,
+        classes=model.classes,
         width=model.width,
         depth=model.depth,
         heads=model.heads,
@@ -113,6 +154,10 @@ def _model(config: Config) -> Any:
     )
 
 
+def _names(config: Config) -> list[str]:
+    return list(data.class_names(config.data.name, folder=config.data.dir))
+
+
 def _tokens(batch: Batch, config: Config) -> jax.Array:
     return colours.nearest(batch["image"], config.model.palette)
 
@@ -121,8 +166,7 @@ def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
     return models.shifted(tokens, config.model.colours)
 
 
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    tokens = _tokens(batch, config)
-    logits = _model(config).apply({"params": params}, _inputs(tokens, config), **options)
-    nats = Mean.of(optax.softmax_cross_entropy_with_integer_labels(logits, tokens), example_weights(batch))
-    return {"loss": nats, "bits": scaled(nats, 1 / np.log(2))}
+def _classified(params: Any, tokens: jax.Array, rng: jax.Array | None, config: Config) -> tuple[jax.Array, jax.Array]:
+    """Logits of the pixels and of the classes."""
+    inputs = _inputs(tokens, config)
+    return models.apply(_model(config), params, inputs, config.model.layer, rng=rng, method="classify")

@@ -17,7 +17,7 @@ from jtasks import augment, decode, models, precision
 from jtasks.config import Config
 from jtasks.data import text, tokenizers, tokens
 from jtasks.data.files import data_folder
-from jtasks.metrics import Mean, Perplexity, example_weights
+from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 
 Batch = dict[str, jax.Array]
 
@@ -58,15 +58,27 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, batch["tokens"][:, :-1].astype(jnp.int32))["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Nats a token, with dropout."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats a token; perplexity, bits a byte of text, and how often the next token was the likeliest."""
+    window, weights = batch["tokens"].astype(jnp.int32), example_weights(batch)
+    inputs, labels = window[:, :-1], window[:, 1:]
+    nats, correct = models.apply(
+        _model(config), params, inputs, labels, rng=rng, method="nats", **_packing(inputs, config)
+    )
+    counted = (jnp.arange(labels.shape[1])[None] >= batch["skip"][:, None]) * weights[:, None]
+    loss = Loss.of(nats, counted)
+    metrics = {
+        "loss": loss,
+        "accuracy": Mean.of(correct, counted),
+        "perplexity": Perplexity(loss.total, loss.count),
+        "bits_per_byte": Mean(loss.total / np.log(2), jnp.sum(batch["bytes"] * weights)),
+    }
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Nats a token, perplexity, bits a byte of the text, and how often the next token was the likeliest."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
@@ -163,19 +175,3 @@ def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:
     places = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape)
     start = jax.lax.cummax(jnp.where(opens, places, 0), axis=1)
     return {"segments": jnp.cumsum(opens, axis=1) + 1, "positions": places - start}
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    window = batch["tokens"].astype(jnp.int32)
-    inputs, labels = window[:, :-1], window[:, 1:]
-    nats, correct = _model(config).apply(
-        {"params": params}, inputs, labels, method="nats", **_packing(inputs, config), **options
-    )
-    counted = (jnp.arange(labels.shape[1])[None] >= batch["skip"][:, None]) * example_weights(batch)[:, None]
-    loss = Mean.of(nats, counted)
-    return {
-        "loss": loss,
-        "accuracy": Mean.of(correct, counted),
-        "perplexity": Perplexity(loss.total, loss.count),
-        "bits_per_byte": Mean(loss.total / np.log(2), jnp.sum(batch["bytes"] * example_weights(batch))),
-    }

@@ -9,7 +9,7 @@ import optax
 from jtasks import data, models, picture, precision
 from jtasks.assets import image_processor, labels
 from jtasks.config import Config, given
-from jtasks.metrics import Mean, example_weights
+from jtasks.metrics import Loss, Mean, example_weights, total
 
 Batch = dict[str, jax.Array]
 
@@ -34,32 +34,31 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, _pixels(batch))["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Cross-entropy in nats an image, with dropout."""
-    logits = _model(config).apply({"params": params}, _pixels(batch), deterministic=False, rngs={"dropout": rng})
-    metrics = _metrics(logits, batch)
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the cross-entropy in nats an image, and the accuracy; with dropout in training."""
+    logits, weights = _logits(params, batch, rng, config), example_weights(batch)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+    correct = logits.argmax(-1) == batch["label"]
+    metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Cross-entropy in nats an image, and accuracy."""
-    return _metrics(_model(config).apply({"params": params}, _pixels(batch)), batch)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """The likeliest class [b] and its probability [b]."""
-    probabilities = jax.nn.softmax(_model(config).apply({"params": params}, _pixels(batch)))
+    probabilities = jax.nn.softmax(_logits(params, batch, None, config))
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The pictures, and what the network takes them for."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    lines = [
-        f"{names[int(output['label'])]} ({output['probability']:.3f}), truly {names[int(example['label'])]}"
-        for example, output in zip(examples, outputs, strict=True)
-    ]
-    return {"images": picture.grid([[example["image"] for example in examples]]), "labels": "\n".join(lines)}
+    images = picture.grid([[example["image"] for example in examples]])
+    return {"images": images, "labels": picture.labeled(examples, outputs, names)}
 
 
 def _model(config: Config) -> Any:
@@ -71,11 +70,9 @@ def _model(config: Config) -> Any:
     )
 
 
+def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
+    return models.apply(_model(config), params, _pixels(batch), rng=rng)
+
+
 def _pixels(batch: Batch) -> jax.Array:
     return batch["image"] / 127.5 - 1
-
-
-def _metrics(logits: jax.Array, batch: Batch) -> dict[str, Mean]:
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = logits.argmax(-1) == batch["label"]
-    return {"loss": Mean.of(loss, example_weights(batch)), "accuracy": Mean.of(correct, example_weights(batch))}

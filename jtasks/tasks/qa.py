@@ -17,12 +17,11 @@ from jtasks import models, precision
 from jtasks.config import Config
 from jtasks.data import encoding, squad, tokenizers
 from jtasks.errors import DataError
-from jtasks.metrics import Mean, example_weights, scaled, spans
+from jtasks.metrics import Loss, Mean, example_weights, spans, total
 
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "BertForQuestionAnswering"
-LOSSES = ("start", "end")
 PADDED = ("tokens", "types", "segments")
 NEVER = -1e30  # the score of what is no span; JSON has no infinity
 
@@ -82,15 +81,26 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, *_inputs(batch), method="tag")["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """The mean of the nats of the answer's first and of its last token, with dropout."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["start"].value + metrics["end"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return half the nats of an answer's first token and of its last, and the share of windows with both right.
+
+    Answers that no file tells count for nothing. There is dropout in training.
+    """
+    logits = _logits(params, batch, rng, config)
+    mask = example_weights(batch) * (batch["start"] >= 0)
+    right = jnp.ones(mask.shape, bool)
+    metrics: dict[str, Mean] = {}
+    for i, name in enumerate(("start", "end")):
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., i], jnp.maximum(batch[name], 0))
+        metrics[name] = Loss.of(nats, mask, weight=0.5)
+        right &= logits[..., i].argmax(-1) == batch[name]
+    metrics["accuracy"] = Mean.of(right, mask)
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """The two terms of the loss, and the share of windows where both tokens are right."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
@@ -101,7 +111,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
       most `config.data.answer` tokens; their `score` [b, n], the sum of the two logits, descending; and `none` [b],
       that of the first token, which stands for no answer. What is no span has a score of -1e30.
     """
-    start, end = jnp.moveaxis(_logits(params, batch, config), -1, 0)
+    start, end = jnp.moveaxis(_logits(params, batch, None, config), -1, 0)
     b, t = start.shape
     real = batch["segments"] > 0
     follows = jnp.pad(real[:, 1:], ((0, 0), (0, 1)))  # all but the [SEP] behind the context
@@ -187,21 +197,10 @@ def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
     return tuple(batch[name].astype(jnp.int32) for name in PADDED)
 
 
-def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
+def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
     """Logits [b, t, 2] of the first and the last token; padding has none to speak of."""
-    logits = _model(config).apply({"params": params}, *_inputs(batch), method="tag", **options)
+    logits = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="tag")
     return jnp.where(batch["segments"][:, :, None] > 0, logits, NEVER)
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    logits = _logits(params, batch, config, **options)
-    mask = example_weights(batch) * (batch["start"] >= 0)  # answers that no file tells count for nothing
-    metrics, right = {}, jnp.ones(mask.shape, bool)
-    for i, name in enumerate(LOSSES):
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits[..., i], jnp.maximum(batch[name], 0))
-        metrics[name] = scaled(Mean.of(nats, mask), 0.5)
-        right &= logits[..., i].argmax(-1) == batch[name]
-    return metrics | {"accuracy": Mean.of(right, mask)}
 
 
 def _questions(split: str, config: Config) -> list[squad.Question] | None:

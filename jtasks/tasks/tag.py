@@ -16,7 +16,7 @@ from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import conll, encoding, tables, tokenizers
 from jtasks.errors import DataError
-from jtasks.metrics import Mean, entities, example_weights
+from jtasks.metrics import Loss, Mean, entities, example_weights, total
 
 Batch = dict[str, jax.Array]
 
@@ -66,20 +66,23 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, *_inputs(batch), method="tag")["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Nats a word, with dropout."""
-    metrics = _metrics(params, batch, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats a word, and the share of words that get their tag; with dropout in training."""
+    logits, labels = _logits(params, batch, rng, config), encoding.told(batch, "labels")
+    mask = example_weights(batch)[:, None] * (labels >= 0)
+    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
+    metrics = {"loss": Loss.of(nats, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Nats a word, and the share of words that get their tag."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """The likeliest tag of each token, [b, t]; that of a word's first piece is the word's."""
-    return {"tag": _logits(params, batch, config).argmax(-1)}
+    return {"tag": _logits(params, batch, None, config).argmax(-1)}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -137,15 +140,8 @@ def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     return tokens, jnp.zeros_like(tokens), batch["segments"].astype(jnp.int32)
 
 
-def _logits(params: Any, batch: Batch, config: Config, **options: Any) -> jax.Array:
-    return _model(config).apply({"params": params}, *_inputs(batch), method="tag", **options)
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    logits, labels = _logits(params, batch, config, **options), encoding.told(batch, "labels")
-    mask = example_weights(batch)[:, None] * (labels >= 0)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    return {"loss": Mean.of(loss, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}
+def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
+    return models.apply(_model(config), params, *_inputs(batch), rng=rng, method="tag")
 
 
 def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:

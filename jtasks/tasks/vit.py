@@ -11,7 +11,7 @@ from jtasks.assets import image_processor, labels
 from jtasks.config import Config, given
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
-from jtasks.metrics import Mean, example_weights
+from jtasks.metrics import Loss, Mean, example_weights, total
 
 Batch = dict[str, jax.Array]
 
@@ -42,32 +42,38 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     return _model(config).init(rng, _scaled(batch["image"], config))["params"]
 
 
-def loss_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Cross-entropy in nats an image, on augmented images and with dropout."""
-    images = _augmented(batch, config)
-    metrics = _metrics(params, batch | {"image": images}, config, deterministic=False, rngs={"dropout": rng})
-    return metrics["loss"].value, metrics
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats an image, and how often the label is the likeliest class, and among the likeliest five.
+
+    Images are augmented in training, and there is dropout.
+    """
+    images = batch["image"] if rng is None else _augmented(batch, config)
+    logits, labels, weights = _logits(params, images, rng, config), batch["label"], example_weights(batch)
+    _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    metrics = {
+        "loss": Loss.of(optax.softmax_cross_entropy_with_integer_labels(logits, labels), weights),
+        "accuracy": Mean.of(logits.argmax(-1) == labels, weights),
+        "top5": Mean.of((likeliest == labels[:, None]).any(-1), weights),
+    }
+    return total(metrics), metrics
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Cross-entropy in nats an image; how often the label is the likeliest class, and among the likeliest five."""
-    return _metrics(params, batch, config)
+    """Return the same metrics without randomness."""
+    return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """The likeliest class [b] and its probability [b]."""
-    probabilities = jax.nn.softmax(_logits(params, batch["image"], config))
+    probabilities = jax.nn.softmax(_logits(params, batch["image"], None, config))
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The pictures, and what the model takes them for."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    lines = [
-        f"{names[int(output['label'])]} ({output['probability']:.3f}), truly {names[int(example['label'])]}"
-        for example, output in zip(examples, outputs, strict=True)
-    ]
-    return {"images": picture.grid([[example["image"] for example in examples]]), "labels": "\n".join(lines)}
+    images = picture.grid([[example["image"] for example in examples]])
+    return {"images": images, "labels": picture.labeled(examples, outputs, names)}
 
 
 def _model(config: Config) -> Any:
@@ -109,16 +115,5 @@ def _normalization(config: Config) -> tuple[Any, Any, float]:
     return model.get("mean") or (0.5,), model.get("std") or (0.5,), model.get("rescale") or 1 / config.data.white
 
 
-def _logits(params: Any, images: jax.Array, config: Config, **options: Any) -> jax.Array:
-    return _model(config).apply({"params": params}, _scaled(images, config), **options)
-
-
-def _metrics(params: Any, batch: Batch, config: Config, **options: Any) -> dict[str, Mean]:
-    logits, labels = _logits(params, batch["image"], config, **options), batch["label"]
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    return {
-        "loss": Mean.of(loss, example_weights(batch)),
-        "accuracy": Mean.of(logits.argmax(-1) == labels, example_weights(batch)),
-        "top5": Mean.of((likeliest == labels[:, None]).any(-1), example_weights(batch)),
-    }
+def _logits(params: Any, images: jax.Array, rng: jax.Array | None, config: Config) -> jax.Array:
+    return models.apply(_model(config), params, _scaled(images, config), rng=rng)

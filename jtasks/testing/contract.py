@@ -17,11 +17,11 @@ from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.job import SPLITS, Job
-from jtasks.metrics import Mean
+from jtasks.metrics import TERM, Loss, Mean
 from jtasks.testing.result import CONTRACT, Fault, explained, some
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, name, pick, require, same, small, unequal, variables
 
-CONSTANTS = ("LOSSES", "MIXES_EXAMPLES")
+CONSTANTS = ("MIXES_EXAMPLES", "PADDED", "HUGGINGFACE")
 NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_fn", "show": "show_fn"}
 
 
@@ -234,19 +234,17 @@ def check_loss(made: Subject) -> None:
     detail = f"loss_fn's loss is {_kind(loss)}, so it has no gradient"
     require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
     shape = f"loss_fn's loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
-    require(
-        loss.shape == () and loss.dtype == np.float32, shape, 'return metrics["loss"].value, or the sum of the terms'
-    )
+    require(loss.shape == () and loss.dtype == np.float32, shape, "return jtasks.metrics.total(metrics)")
     _means(made, metrics, "loss_fn")
 
 
 def _evaluation(made: Subject) -> None:
-    task, config = made.task, made.config
+    task, config, evaluate = made.task, made.config, tasks.eval_fn(made.task)
     kept: list[Any] = []
 
     def eval_fn(params: Tree, batch: Any) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
-        kept.append(task.eval_fn(*mine, config))
+        kept.append(evaluate(*mine, config))
         _unchanged("eval_fn", (params, batch), mine)
         return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
 
@@ -259,7 +257,7 @@ def _means(made: Subject, metrics: Any, function: str) -> None:
     require(
         isinstance(metrics, Mapping),
         f"{function}'s metrics are {_kind(metrics)}",
-        'return a dict of means: {"loss": Mean.of(values, batch["mask"])}',
+        'return a dict of means: {"loss": Loss.of(values, batch["mask"])}',
     )
     for metric, mean in metrics.items():
         hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
@@ -267,12 +265,10 @@ def _means(made: Subject, metrics: Any, function: str) -> None:
         for part, number in (("total", mean.total), ("count", mean.count)):
             text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
             require(np.shape(number) == (), text, hint)
-    missing = [term for term in made.losses if term not in metrics]
-    found = f"its metrics are {', '.join(metrics) or 'none'}"
     require(
-        not missing,
-        f"{function} lacks {some(missing)} of LOSSES={made.losses}: {found}",
-        "return a Mean for each name in LOSSES (by default the one name loss), or set LOSSES to the names returned",
+        "loss" in metrics or any(isinstance(mean, Loss) for mean in metrics.values()),
+        f"{function}'s metrics have no term of the loss; they are {', '.join(metrics) or 'none'}",
+        f"make each term of the loss {TERM}",
     )
 
 
@@ -302,8 +298,10 @@ def _other_splits(made: Subject, splits: dict[str, pipeline.Examples]) -> None:
         retyped = [k for k, (a, b) in pairs.items() if a and b and (a[0], len(a[1])) != (b[0], len(b[1]))]
         if retyped and _steady(made):
             raise Fault(f"dataset({split!r}, config): {some(told)}", hint)
-        for function in filter(None, (made.task.eval_fn, getattr(made.task, "predict_fn", None))):
-            rest = (made.config,) if function is made.task.eval_fn else (key(0), made.config)
+        evaluate, predict = tasks.eval_fn(made.task), getattr(made.task, "predict_fn", None)
+        for function, rest in ((evaluate, (made.config,)), (predict, (key(0), made.config))):
+            if function is None:
+                continue
             try:
                 jax.eval_shape(lambda p, b, f=function, r=rest: f(p, dict(b), *r), made.params, batch)
             except Exception as error:

@@ -9,7 +9,8 @@ import numpy as np
 
 from jtasks import sharding
 from jtasks.data import pipeline
-from jtasks.metrics import Mean
+from jtasks.metrics import Mean, weight
+from jtasks.metrics import terms as loss_terms
 from jtasks.testing.result import Fault, Skip
 from jtasks.testing.subject import (
     MICROBATCHES,
@@ -34,7 +35,7 @@ SUMS = 'give each Mean the sum over examples and their number, Mean.of(values [b
 
 def loss_is_the_sum(subject: Subject) -> str:
     """On a whole and a padded batch, and so are their gradients."""
-    task, config, losses = subject.task, subject.config, subject.losses
+    task, config = subject.task, subject.config
 
     def both(params: Tree, batch: Batch, rng: jax.Array) -> Any:
         return task.loss_fn(params, batch, rng, config)
@@ -43,19 +44,17 @@ def loss_is_the_sum(subject: Subject) -> str:
     rng, worst = jax.random.fold_in(key(0), 0), 0.0
     for what, batch in {"whole": subject.batch, "padded": keep(subject.batch, _uneven(subject))}.items():
         (loss, metrics), gradient = jax.device_get(compute(subject.params, batch, rng))
-        terms = {term: value(metrics[term]) for term in losses}
+        terms = {term: weight(mean) * value(mean) for term, mean in loss_terms(metrics).items()}
         total = sum(terms.values())
         listed = " + ".join(f"{term} {mean:.6g}" for term, mean in terms.items())
-        detail = f"on a {what} batch the loss is {loss:.6g}, but LOSSES gives {listed}" + (
+        detail = f"on a {what} batch the loss is {loss:.6g}, but its terms give {listed}" + (
             f" = {total:.6g}" if len(terms) > 1 else ""
         )
-        hint = (
-            f"return {' + '.join(f'metrics[{term!r}].value' for term in losses)} as the loss; training uses the terms"
-        )
+        hint = "return jtasks.metrics.total(metrics) as the loss; training uses the terms"
         if what == "padded":
             hint += '. A loss that ignores batch["mask"] also shows here'
-        others = [m for m in metrics if m not in losses and close(loss - total, value(metrics[m]))]
-        hint += f". Is {others[0]!r} missing from LOSSES?" if others and not close(loss, total) else ""
+        others = [m for m in metrics if m not in terms and close(loss - total, value(metrics[m]))]
+        hint += f". Is {others[0]!r} to be a Loss?" if others and not close(loss, total) else ""
         require(close(loss, total), detail, hint)
         worst = max(worst, abs(float(loss) - total))
         from_terms = jax.device_get(subject.measure(subject.params, batch, key(0)))[0]
@@ -67,7 +66,7 @@ def loss_is_the_sum(subject: Subject) -> str:
             "training takes the gradient of the terms' totals: they must not pass through stop_gradient, rounding or"
             " float(), and their counts must not depend on params",
         )
-    return f"{' + '.join(losses)}, to {worst:.0e}"
+    return f"{' + '.join(terms)}, to {worst:.0e}"
 
 
 def counts_are_constant(subject: Subject) -> str:

@@ -20,7 +20,7 @@ from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.job import Job, total_steps
-from jtasks.metrics import Mean
+from jtasks.metrics import Mean, terms
 from jtasks.testing.result import Fault
 
 Tree = Any
@@ -82,7 +82,7 @@ class Subject:
     @property
     def losses(self) -> tuple[str, ...]:
         """Names of the loss's terms."""
-        return tasks.losses(self.task)
+        return tuple(terms(self.first[1]))
 
     @property
     def mixes(self) -> bool:
@@ -131,12 +131,11 @@ class Subject:
 
     def measurement(self, config: Config, microbatches: int = 1) -> Any:
         """The same, traced anew, as a jitted function."""
-        task, losses = self.task, self.losses
 
         def loss_fn(params: Tree, batch: Batch, rng: jax.Array) -> Any:
-            return task.loss_fn(params, batch, rng, config)
+            return self.task.loss_fn(params, batch, rng, config)
 
-        return jax.jit(lambda p, b, rng: step.exact_gradient(loss_fn, losses, p, b, rng, microbatches=microbatches))
+        return jax.jit(lambda p, b, rng: step.exact_gradient(loss_fn, p, b, rng, microbatches=microbatches))
 
     @functools.cached_property
     def first(self) -> Measured:
@@ -150,7 +149,7 @@ class Subject:
 
     def evaluation(self) -> Any:
         """eval_fn, traced anew."""
-        return jax.jit(lambda params, batch: self.task.eval_fn(params, batch, self.config))
+        return jax.jit(lambda params, batch: tasks.eval_fn(self.task)(params, batch, self.config))
 
     @functools.cached_property
     def predict(self) -> Any:

@@ -13,6 +13,7 @@ import optax
 from jtasks import checkpoint, optim, sharding
 from jtasks import step as steps
 from jtasks.data import pipeline
+from jtasks.metrics import total
 from jtasks.testing.replay import first_non_finite, out_of_bounds
 from jtasks.testing.result import Fault, Skip, some
 from jtasks.testing.subject import Batch, Subject, Tree, close, keep, key, name, require, unequal, value
@@ -234,7 +235,7 @@ def _descend(subject: Subject, batch: Batch, rate: float, begun: float) -> tuple
     for index in range(101):
         gradient, metrics = subject.quiet(params, batch, key(index))
         metrics = jax.device_get(metrics)
-        losses.append(sum(value(metrics[term]) for term in subject.losses))
+        losses.append(float(total(metrics)))
         require(
             bool(np.isfinite(losses[-1])) or index == 0 or rate > 3e-3,
             f"the loss is {losses[-1]} after {index} steps of Adam at {rate:g} on one batch",
@@ -260,6 +261,6 @@ def _truly_better(subject: Subject, before: Any, after: Any, losses: list[float]
         # A loss of 0 or more that falls has the right sign; what mixes examples may report what it does not train.
         if losses[-1] < 0 and not subject.mixes and BETTER_HIGH.search(metric) and metric not in subject.losses:
             require(new >= old - 0.05, f"{said} fell from {old:.4g} to {new:.4g}", hint)
-    old, new = (sum(value(metrics[term]) for term in subject.losses) for metrics in (before, after))
+    old, new = (float(total(metrics)) for metrics in (before, after))
     text = f"training brought the loss on one batch from {losses[0]:.4g} to {losses[-1]:.4g}, but eval_fn's from"
     require(new <= old + max(abs(old), 0.5) or close(new, old), f"{text} {old:.4g} to {new:.4g}", hint)
