@@ -42,7 +42,6 @@ scores 0.249, 0.139 and 0.322. The whole run has not been measured, and neither 
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 PRESETS = ("gpt2", "small")
 
@@ -54,49 +53,10 @@ def get_config(preset: str = "gpt2") -> ml_collections.ConfigDict:
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
     config.best = "valid/perplexity"
     config.init_from = "hf:gpt2"
-    config.data = dict(
-        train="",  # a file of dialogues; "": the first of the names that the challenges gave it
-        valid="",
-        test="",
-        turns="all",  # outside training; "last": of each dialogue, "asked": undisclosed or with references
-        tokenizer="gpt2/tokenizer.json",
-        lowercase=True,  # of wordpiece:N
-        features=("i3d_flow", "i3d_rgb", "vggish"),  # folders; (): text alone
-        features_dir=placeholder(str),  # None: the folder of data, or avsd in it
-        frames=40,  # most feature vectors of a video
-        max_turns=3,  # before the one to answer
-        use_caption=True,
-        context=256,  # most tokens before the answer
-        answer=48,  # most tokens of an answer that is trained on
-    )
-    config.model = dict(
-        width=768,
-        depth=12,
-        heads=12,
-        tied=True,
-        activation="gelu_tanh",
-        norm="layer",
-        epsilon=1e-5,
-        dropout=0.1,
-        attention_dropout=0.1,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        features=placeholder(int),
-        end=placeholder(int),
-    )
+    config.data = dict(tokenizer="gpt2/tokenizer.json", features=("i3d_flow", "i3d_rgb", "vggish"))
+    config.model = dict(width=768, depth=12, heads=12, tied=True, epsilon=1e-5, dropout=0.1, attention_dropout=0.1)
     config.optim = dict(name="adamw", lr=1e-5, schedule="cosine", weight_decay=0.05, decay="(kernel|embedding)$")
-    config.video_loss = 1.0  # factor of the mean squared error of predicted features
-    config.beam = dict(
-        num_beams=5,
-        max_len=20,
-        min_len=5,
-        length_penalty=1.0,
-        early_stopping=False,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-    )
-    config.score = dict(protocol="plain", metrics=("bleu", "rouge_l", "cider", "meteor"))
+    config.beam = dict(num_beams=5, max_len=20, min_len=5)
     if preset == "small":
         config.init_from = ""
         config.epochs, config.eval_every = 5.0, 1000

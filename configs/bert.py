@@ -30,7 +30,6 @@ with a standard error of 1.9), where the training text's frequencies alone give 
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 SIZES = {"tiny": (128, 4, 4), "base": (768, 12, 12), "large": (1024, 24, 16)}
 # steps, batch size, optimizer, learning rate, warm-up, power of its decay
@@ -55,34 +54,12 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
     config.eval_every, config.save_every, config.log_every = 250, 250, 50
     config.data = dict(
         files="bert_wiki.txt,bert_gutenberg.txt",  # names or patterns, with commas between them; or HDF5 shards
-        valid_files="",  # "": the share `valid` of the documents is kept aside
-        test_files="",
-        valid=0.05,
         tokenizer="wordpiece:8000" if size == "tiny" else "wordpiece:30522",
-        lowercase=True,
         length=512 if second else 128,
-        duplicates=5,  # passes over the text, each with other pairs
-        masked=0.15,  # share of the tokens to predict
         predictions=80 if second else 20,  # most of them in an example
-        whole_words=False,
     )
-    config.model = dict(
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        types=2,
-        activation="gelu",
-        epsilon=1e-12,
-        dropout=dropout,
-        attention_dropout=dropout,
-        remat=depth > 12,
-        positions=512,
-        vocab=placeholder(int),
-        mask_token=placeholder(int),
-        first_token=placeholder(int),
-        separator=placeholder(int),
-    )
+    config.model = dict(width=width, depth=depth, heads=heads, positions=512, remat=depth > 12)
+    config.model.update(dropout=dropout, attention_dropout=dropout)
     config.optim = dict(name=optimizer, lr=lr, schedule="polynomial", warmup=warmup, power=power)
     config.optim.update(weight_decay=0.01, decay="kernel$|embedding$", clip=1.0)
     if size == "tiny":

@@ -19,7 +19,6 @@ where FOLDER/preprocessor_config.json has the clusters (else --config.data.palet
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # width, layers, heads, colours, steps, batch size, learning rate
 PRESETS = {
@@ -41,26 +40,10 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config.steps, config.batch_size = steps, batch_size
     config.eval_every, config.save_every, config.log_every = 1000, 250, 25
     config.best = "valid/loss"
-    config.data = dict(name="cifar10", size=placeholder(int), palette="", colours=colours, crop=4, flip=True)
-    config.model = dict(
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        activation="gelu_tanh",
-        norm="layer",
-        epsilon=1e-6,
-        dropout=0.0,
-        remat=depth > 8,
-        classes=0,  # of a classifier on top; 0: none
-        palette=placeholder(tuple),
-        colours=placeholder(int),
-        shape=placeholder(tuple),
-        positions=placeholder(int),
-    )
+    config.data = dict(name="cifar10", colours=colours, crop=4, flip=True)
+    config.model = dict(width=width, depth=depth, heads=heads, remat=depth > 8)
     if preset == "hf":
-        config.model.update(dict.fromkeys(FROM_FOLDER))
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.0125, b2=0.95)
     config.optim.update(weight_decay=0.01, decay="kernel$")
-    config.sample = dict(count=4, given=0.5, temperature=1.0, top_k=0, top_p=1.0)
     return config

@@ -16,8 +16,6 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config = igpt_cifar.get_config(preset)
     config.steps = 10_000
     config.best = "-valid/accuracy"
-    config.generation = 1.0  # weight of the pixels' term beside the classes'
-    config.model.classes = placeholder(int)
-    config.model.layer = -1  # whose features are classified: 0 ... layers - 1, or -1 for the last's output
+    config.model.classes = placeholder(int)  # as many as the data has
     config.optim.lr = config.optim.lr / 3
     return config

@@ -11,10 +11,11 @@ Blank lines stand between documents. Presets:
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # tokenizer, length, learning rate
 PRESETS = {"bpe": ("bpe:8000", 256, 1e-3), "bytes": ("bytes", 1024, 1e-3), "gpt2": ("tokenizer.json", 512, 5e-5)}
+
+FROM_FOLDER = ("width", "depth", "heads", "hidden", "tied", "activation", "norm", "epsilon")
 
 
 def get_config(preset: str = "bpe") -> ml_collections.ConfigDict:
@@ -26,38 +27,16 @@ def get_config(preset: str = "bpe") -> ml_collections.ConfigDict:
     config.show_count = 4
     config.data = dict(
         files="tinyshakespeare.txt",  # names or patterns, with commas between them
-        valid_files="",  # "": the share `valid` of the documents is kept aside
-        test_files="",
-        valid=0.05,
         documents="blank",
         tokenizer=tokenizer,
-        lowercase=False,
         length=length,
         stride=length,  # so that an epoch reads each token once
         packed=True,
     )
-    sizes = dict(width=384, depth=6, heads=6, hidden=0, tied=True, activation="gelu_tanh", norm="layer", epsilon=1e-6)
-    if preset == "gpt2":  # those of the folder
-        sizes = dict(
-            width=placeholder(int),
-            depth=placeholder(int),
-            heads=placeholder(int),
-            hidden=placeholder(int),
-            tied=placeholder(bool),
-            activation=placeholder(str),
-            norm=placeholder(str),
-            epsilon=placeholder(float),
-        )
-    config.model = dict(
-        **sizes,
-        dropout=0.1,
-        attention_dropout=0.1,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        end=placeholder(int),
-    )
+    config.model = dict(width=384, depth=6, heads=6, tied=True, dropout=0.1, attention_dropout=0.1)
+    if preset == "gpt2":
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.02, end_lr=lr / 10, b2=0.95)
     config.optim.update(weight_decay=0.1, decay="kernel$|embedding$", clip=1.0)
-    config.sample = dict(length=128, temperature=0.8, top_k=0, top_p=0.95)
+    config.sample = dict(temperature=0.8, top_p=0.95)
     return config

@@ -4,7 +4,6 @@ python main.py --config=configs/mnist.py --workdir=runs/mnist
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -13,6 +12,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.epochs, config.batch_size = 6.0, 128
     config.eval_every, config.save_every, config.log_every = 500, 500, 100
     config.data = dict(name="mnist")
-    config.model = dict(classes=placeholder(int), dropout=True)
+    config.model = dict(dropout=True)
     config.optim = dict(name="adadelta", lr=1.0, schedule="cosine")
     return config

@@ -9,7 +9,6 @@ gave 1.879 here.
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -18,35 +17,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps, config.batch_size = 2000, 12
     config.eval_every, config.save_every, config.log_every = 500, 500, 100
     config.show_count = 2
-    config.data = dict(
-        files="tinyshakespeare.txt",  # names or patterns, with commas between them
-        valid_files="",  # "": the share `valid` of the text is kept aside
-        test_files="",
-        valid=0.1,
-        documents="file",  # each file is one; or "blank" (blank lines between them), or "line"
-        tokenizer="characters",
-        lowercase=False,
-        length=64,
-        stride=1,  # tokens from one window to the next
-        packed=False,  # attention stays inside documents
-    )
-    config.model = dict(
-        width=128,
-        depth=4,
-        heads=4,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        activation="gelu_tanh",
-        norm="layer",
-        epsilon=1e-6,
-        dropout=0.0,
-        attention_dropout=0.0,
-        tied=False,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        end=placeholder(int),
-    )
+    config.data = dict(files="tinyshakespeare.txt", valid=0.1, tokenizer="characters", length=64)
+    config.model = dict(width=128, depth=4, heads=4)
     config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=100, end_lr=1e-4, b2=0.99)
     config.optim.update(weight_decay=0.1, decay="kernel$|embedding$", clip=1.0)
-    config.sample = dict(length=256, temperature=0.8, top_k=0, top_p=1.0)
+    config.sample = dict(length=256, temperature=0.8)
     return config

@@ -15,7 +15,6 @@ epochs (240 steps) on 40 of its 48 articles, F1 18.2 (exact 10.7) on these and 7
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # width, layers, heads, tokenizer, batch tokens, epochs, learning rate, positions
 PRESETS = {
@@ -26,6 +25,8 @@ PRESETS = {
     "small": (128, 2, 4, "wordpiece:8000", 384 * 16, 4.0, 5e-4, None),
 }
 
+FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
+
 
 def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     width, depth, heads, tokenizer, tokens, epochs, lr, positions = PRESETS[preset]
@@ -34,31 +35,13 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     config.task = "jtasks.tasks.qa"
     config.epochs, config.batch_tokens = epochs, tokens
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-    config.data = dict(train=f"train-v{version}.json", valid=f"dev-v{version}.json", test="")
-    config.data.update(unanswerable=version == "2.0", threshold=0.0)  # "" where no answer is likelier by more than that
-    config.data.update(tokenizer=tokenizer, lowercase=True, length=384, buckets=(128, 192, 256, 384))
-    config.data.update(question=64, stride=128, answer=30, best=20)  # tokens, but for the number of best spans
-    config.model = dict(
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        types=2,
-        activation="gelu",
-        epsilon=1e-12,
-        dropout=0.1,
-        attention_dropout=0.1,
-        classifier_dropout=0.0,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        labels=placeholder(int),
-    )
-    config.model.positions = positions
-    if preset.startswith("hf"):  # sizes as in the folder
-        config.model.update(width=placeholder(int), depth=placeholder(int), heads=placeholder(int))
-        config.model.update(hidden=placeholder(int), types=placeholder(int), activation=placeholder(str))
-        config.model.update(epsilon=placeholder(float))
+    config.data = dict(train=f"train-v{version}.json", valid=f"dev-v{version}.json")
+    config.data.unanswerable = version == "2.0"
+    config.data.update(tokenizer=tokenizer, length=384, buckets=(128, 192, 256, 384))
+    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    config.model.classifier_dropout = 0.0
+    if preset.startswith("hf"):
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     return config

@@ -14,7 +14,6 @@ length hold 30 % padding, where one length of 64 would have 79 %. GLUE's own dev
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # width, layers, heads, tokenizer, batch tokens, epochs, learning rate, positions
 PRESETS = {
@@ -22,6 +21,8 @@ PRESETS = {
     "base": (768, 12, 12, "vocab.txt", 4096, 3.0, 2e-5, 512),
     "hf": (0, 0, 0, "vocab.txt", 4096, 3.0, 2e-5, None),
 }
+
+FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
 
 
 def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
@@ -31,31 +32,13 @@ def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
     config.epochs, config.batch_tokens = epochs, tokens
     config.eval_every, config.save_every, config.log_every = 500, 500, 50
     config.best = "-valid/accuracy"
-    config.data = dict(train="SST-2/train.tsv", valid="SST-2/dev.tsv", test="")
-    config.data.update(first="sentence", second="", label="label", labels=("0", "1"))
-    config.data.update(tokenizer=tokenizer, lowercase=True, length=64, buckets=(8, 16, 32, 64))
+    config.data = dict(train="SST-2/train.tsv", valid="SST-2/dev.tsv")
+    config.data.labels = ("0", "1")
+    config.data.update(tokenizer=tokenizer, length=64, buckets=(8, 16, 32, 64))
     config.data.source = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
-    config.model = dict(
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        types=2,
-        activation="gelu",
-        epsilon=1e-12,
-        dropout=0.1,
-        attention_dropout=0.1,
-        classifier_dropout=0.1,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        labels=placeholder(int),
-    )
-    config.model.positions = positions
-    if preset == "hf":  # sizes as in the folder
-        config.model.update(width=placeholder(int), depth=placeholder(int), heads=placeholder(int))
-        config.model.update(hidden=placeholder(int), types=placeholder(int), activation=placeholder(str))
-        config.model.update(epsilon=placeholder(float))
+    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    if preset == "hf":
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     return config

@@ -12,7 +12,6 @@ The data is SWAG's train.csv and val.csv, or JSONL with the same fields, in $JTA
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # width, layers, heads, tokenizer, length, batch size, epochs, learning rate, positions
 PRESETS = {
@@ -21,6 +20,8 @@ PRESETS = {
     "race": (768, 12, 12, "vocab.txt", 512, 16, 2.0, 2e-5, 512),
     "small": (128, 2, 4, "wordpiece:8000", 64, 32, 3.0, 5e-4, None),
 }
+
+FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
 
 
 def get_config(preset: str = "base") -> ml_collections.ConfigDict:
@@ -36,28 +37,10 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     else:
         config.data = dict(fields="swag", train="SWAG/train.csv", valid="SWAG/val.csv", test="")
         config.data.source = "https://github.com/rowanz/swagaf/tree/master/data"
-    config.data.update(tokenizer=tokenizer, lowercase=True, length=length)
-    config.model = dict(
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        types=2,
-        activation="gelu",
-        epsilon=1e-12,
-        dropout=0.1,
-        attention_dropout=0.1,
-        classifier_dropout=0.1,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        labels=placeholder(int),
-    )
-    config.model.positions = positions
-    if preset == "hf":  # sizes as in the folder
-        config.model.update(width=placeholder(int), depth=placeholder(int), heads=placeholder(int))
-        config.model.update(hidden=placeholder(int), types=placeholder(int), activation=placeholder(str))
-        config.model.update(epsilon=placeholder(float))
+    config.data.update(tokenizer=tokenizer, length=length)
+    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    if preset == "hf":
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     config.optim.freeze = "^classifier/bias$"  # added to each choice alike, which changes nothing

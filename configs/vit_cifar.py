@@ -13,7 +13,6 @@ least `data.area` of the image up and mirrors. No preset has been measured yet; 
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # images, patch, width, layers, heads, steps, batch size, learning rate
 PRESETS = {
@@ -31,25 +30,11 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
     config.steps, config.batch_size = steps, batch_size
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
     config.best = "-valid/accuracy"
-    config.data = dict(
-        name="cifar10", size=placeholder(int), white=255, crop=4, area=0.08, flip=True
-    )  # white: the highest pixel
+    config.data = dict(name="cifar10", size=size, crop=4, flip=True)
     config.data.augment = "igpt" if preset == "tiny" else "imagenet"
-    config.data.size = size
-    config.model = dict(
-        classes=placeholder(int),
-        shape=placeholder(tuple),
-        patch=patch,
-        width=width,
-        depth=depth,
-        heads=heads,
-        pool="token",
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        activation="gelu",
-        epsilon=1e-12,
-        dropout=0.0 if preset == "hf" else 0.1,
-        attention_dropout=0.0,
-        remat=preset == "base",
+    config.model = dict(patch=patch, width=width, depth=depth, heads=heads, pool="token")
+    config.model.update(
+        activation="gelu", epsilon=1e-12, dropout=0.0 if preset == "hf" else 0.1, remat=preset == "base"
     )
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))

@@ -14,7 +14,6 @@ Measured, `scratch` on two CPU cores: F1 12.4 (precision 18.9, recall 9.2) on th
 """
 
 import ml_collections
-from ml_collections.config_dict import placeholder
 
 # width, layers, heads, tokenizer, lower-cased, batch tokens, epochs, learning rate, positions
 PRESETS = {
@@ -22,6 +21,8 @@ PRESETS = {
     "base": (768, 12, 12, "vocab.txt", False, 4096, 4.0, 5e-5, 512),
     "hf": (0, 0, 0, "vocab.txt", False, 4096, 4.0, 5e-5, None),
 }
+
+FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
 
 
 def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
@@ -31,30 +32,11 @@ def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
     config.epochs, config.batch_tokens = epochs, tokens
     config.eval_every, config.save_every, config.log_every = 100, 200, 20
     config.data = dict(train="wnut17train.conll", valid="emerging.dev.conll", test="emerging.test.annotated")
-    config.data.update(word=0, tag=-1, labels=())
     config.data.update(tokenizer=tokenizer, lowercase=lowercase, length=128, buckets=(32, 64, 128))
     config.data.source = "https://github.com/leondz/emerging_entities_17"
-    config.model = dict(
-        width=width,
-        depth=depth,
-        heads=heads,
-        hidden=0,  # of the feed-forward layers; 0: four times the width
-        types=2,
-        activation="gelu",
-        epsilon=1e-12,
-        dropout=0.1,
-        attention_dropout=0.1,
-        classifier_dropout=0.1,
-        remat=False,
-        vocab=placeholder(int),
-        positions=placeholder(int),
-        labels=placeholder(int),
-    )
-    config.model.positions = positions
-    if preset == "hf":  # sizes as in the folder
-        config.model.update(width=placeholder(int), depth=placeholder(int), heads=placeholder(int))
-        config.model.update(hidden=placeholder(int), types=placeholder(int), activation=placeholder(str))
-        config.model.update(epsilon=placeholder(float))
+    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    if preset == "hf":
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     return config

@@ -70,7 +70,7 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
     raise DataError(f"the palette cannot be stored beside the data or in the user's cache folder: {reason}")
 
 
-def data_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
+def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
     """The palette, and what a model's sizes follow from: number of colours, image shape (h, w), positions."""
     h, w, channels = pipeline.example(examples, 0)["image"].shape
     palette = load(palette_path(options, seed), channels)

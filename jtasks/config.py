@@ -9,7 +9,6 @@ import pathlib
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -18,7 +17,6 @@ from ml_collections.config_dict import FieldReference, RequiredValueError, place
 from jtasks import hetero, optim, ranges, sharding, shipped, task
 from jtasks import overrides as overrides_
 from jtasks.errors import ConfigError
-from jtasks.interop import huggingface
 from jtasks.ranges import Field
 
 if TYPE_CHECKING:  # ml_collections has no types of its own
@@ -64,10 +62,11 @@ GROUPS = ("data", "model", "optim", "mesh", "check")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
-def defaults(optimizer: str = "adamw") -> ml_collections.ConfigDict:
-    """Return the fields that every config has, with their default values."""
-    config = ml_collections.ConfigDict({group: {} for group in GROUPS})
-    for name, field in FIELDS.items():
+def defaults(optimizer: str = "adamw", own: dict[str, Field] | None = None) -> ml_collections.ConfigDict:
+    """Return the fields that every config has, and a task's `own`, with their default values."""
+    groups = {name.partition(".")[0] for name in own or {} if "." in name}
+    config = ml_collections.ConfigDict({group: {} for group in (*GROUPS, *sorted(groups - set(GROUPS)))})
+    for name, field in (FIELDS | (own or {})).items():
         *group, last = name.split(".")
         empty = placeholder(field.kind) if field.kind is not object else None
         _node(config, group)[last] = empty if field.default is None else field.default
@@ -103,16 +102,16 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} holds what no config can: {error}") from error
     with tree.unlocked(), _finite(path):
-        _lay(tree, defaults(_optimizer(tree, overrides)), "config", path)
-        known = FIELDS | ranges.of_task(overrides_.value(tree, "task"))
-        overrides_.apply(tree, overrides, known)
+        own = _own_fields(tree, overrides)
+        _lay(tree, defaults(_optimizer(tree, overrides), own), "config", path, frozenset(own))
+        overrides_.apply(tree, overrides, FIELDS | own)
         for length, other in (("steps", "epochs"), ("epochs", "steps")):
             if overrides_.given(overrides, f"config.{length}") and not overrides_.given(overrides, f"config.{other}"):
                 overrides_.set_value(tree, other, FIELDS[other].default)  # the command line's replaces the file's
     with _finite(path):
-        plain = _plain(tree, "config")
-    _check(plain)
-    return Config(plain)
+        fields = plain(tree, "config")
+    _check(fields, FIELDS | own)
+    return Config(fields)
 
 
 @contextlib.contextmanager
@@ -121,46 +120,6 @@ def _finite(path: str) -> Iterator[None]:
         yield
     except RecursionError:
         raise ConfigError(f"{path} holds a dict or a list that holds itself, or a thousand in one another") from None
-
-
-def fill(config: Config, module: ModuleType) -> Config:
-    """The config with the placeholders (None) of `config.model` filled from the task's `data_args`.
-
-    Where `config.init_from` is a Hugging Face folder, those that the data leaves open come from its config.json.
-    """
-    folder = config.init_from.removeprefix(huggingface.PREFIX)
-    pretrained = config.init_from.startswith(huggingface.PREFIX)
-    if pretrained and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
-        sized = ml_collections.ConfigDict(config)
-        sized.data.size = size
-        config = Config(sized)
-    values = module.data_args(config) if hasattr(module, "data_args") else {}
-    if not isinstance(values, Mapping):
-        raise ConfigError(
-            f"data_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
-        )
-    known = {name: _plain(value, f"config.model.{_key(name, 'data_args')}") for name, value in values.items()}
-    if ranges.of_task(config.task):
-        ranges.check_against_data(config.model, known)
-    if pretrained:
-        values = huggingface.completed(values, config.model, folder)
-    model = config.model.to_dict()
-    model |= {name: _plain(new, f"config.model.{name}") for name, new in values.items() if model.get(name) is None}
-    if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:
-        raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
-    for name, field in ranges.of_task(config.task).items():
-        if name.startswith("model."):
-            ranges.check(f"config.{name}", model.get(name.removeprefix("model.")), field)
-    return Config(config.to_dict() | {"model": model}) if values else config
-
-
-def given(fields: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """Those of the named fields that are there: a task leaves the others to its model's defaults.
-
-    >>> given({"width": 8, "epsilon": 1e-5}, "epsilon", "norm")
-    {'epsilon': 1e-05}
-    """
-    return {name: fields[name] for name in names if name in fields}
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -245,14 +204,25 @@ def _optimizer(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> s
     return overrides_.given(overrides, "config.optim.name") or of_file or "adamw"
 
 
-def _lay(config: Any, under: Any, prefix: str, path: str) -> None:
-    """Lay a config over the defaults; fields in it may be references, or required and not set yet."""
-    known = sorted(under)
-    for name in config:
-        if name not in under and prefix in STRICT:
+def _own_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> dict[str, Field]:
+    """Return the fields that the config's task declares; none of a task that is not there, which `prepare` tells."""
+    name = overrides_.given(overrides, "config.task") or (overrides_.value(config, "task") if "task" in config else "")
+    return task.fields(task.load(name)) if isinstance(name, str) and task.exists(name) else {}
+
+
+def _lay(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] = frozenset()) -> None:
+    """Lay a config over the defaults; fields in it may be references, or required and not set yet.
+
+    A file may have more fields, such as those that others refer to, unless a name nearly is that of one it leaves out.
+    """
+    checked = prefix in ("config", "config.data") or any(f"config.{name}".startswith(f"{prefix}.") for name in own)
+    known = [name for name in under if prefix == "config" or name not in config]
+    cutoff = 0.8 if prefix == "config" else 0.75
+    for name in (name for name in config if name not in under):
+        if prefix in STRICT:
             raise ConfigError(overrides_.unknown(f"{prefix}.{name}", under))
-        near = name not in under and ranges.did_you_mean(name, known, cutoff=0.8)
-        if near and prefix in ("config", "config.data"):
+        near = checked and ranges.did_you_mean(name, sorted(known), f"{prefix}.", cutoff)
+        if near:
             raise ConfigError(f"unknown field {prefix}.{name} in {path}{near}")
     for name, default in under.items(preserve_field_references=True):
         here = f"{prefix}.{name}"
@@ -261,20 +231,20 @@ def _lay(config: Any, under: Any, prefix: str, path: str) -> None:
         elif isinstance(default, ml_collections.ConfigDict):
             if not isinstance(inner := overrides_.value(config, name), ml_collections.ConfigDict):
                 raise ConfigError(f"{here} must be a dict of fields, not {ranges.shown(inner)}")
-            _lay(inner, default, here, path)
+            _lay(inner, default, here, path, own)
 
 
-def _plain(value: Any, name: str) -> Any:
+def plain(value: Any, name: str) -> Any:
     """Return a value as JSON has it, with tuples for lists and references resolved."""
     if isinstance(value, FieldReference):
-        return _plain(_resolved(value, name), name)
+        return plain(_resolved(value, name), name)
     if isinstance(value, Mapping | ml_collections.ConfigDict):
         items = value.items(True) if isinstance(value, ml_collections.ConfigDict) else value.items()
-        return {_key(key, name): _plain(inner, f"{name}.{key}") for key, inner in items}
+        return {_key(key, name): plain(inner, f"{name}.{key}") for key, inner in items}
     if hasattr(value, "tolist"):  # numbers and arrays of NumPy and JAX
         value = value.tolist()
     if isinstance(value, list | tuple):
-        parts = tuple(_plain(part, f"{name}[{i}]") for i, part in enumerate(value))
+        parts = tuple(plain(part, f"{name}[{i}]") for i, part in enumerate(value))
         if any(isinstance(part, dict) for part in parts):
             raise ConfigError(f"{name} has a dict in a list, which no config can hold: give it a name of its own")
         return parts
@@ -319,14 +289,14 @@ def _node(config: Any, groups: Sequence[str]) -> Any:
     return functools.reduce(lambda node, group: node[group], groups, config)
 
 
-def _check(config: dict[str, Any]) -> None:
-    """Check all fields of a plain config; where None stands for the default, put it there."""
-    table = FIELDS | ranges.of_task(config["task"])
+def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
+    """Check all fields of a plain config; where None stands for the default, put it there, but for the model's."""
     for name, field in table.items():
         *groups, last = name.split(".")
         node = config.get(groups[0]) if groups else config
         if isinstance(node, dict) and last in node:
-            node[last] = ranges.check(f"config.{name}", field.default if node[last] is None else node[last], field)
+            default = None if groups == ["model"] else field.default
+            node[last] = ranges.check(f"config.{name}", default if node[last] is None else node[last], field)
     config["optim"] = optim.checked(config["optim"])
     _check_length(config)
     _check_batches(config)
@@ -336,8 +306,7 @@ def _check(config: dict[str, Any]) -> None:
         raise ConfigError(
             f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - before it if high is good"
         )
-    if known := ranges.of_task(config["task"]):
-        ranges.check_names({k: v for k, v in config.items() if k != "optim"}, FIELDS | known)
+    if len(table) > len(FIELDS):
         ranges.check_shapes(config)
 
 

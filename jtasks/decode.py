@@ -63,6 +63,24 @@ class Beams(NamedTuple):
     lengths: jax.Array  # [b, n] int32: tokens, with the one that ends it
 
 
+# Fields of config.sample for `sample`, and of config.beam for `beam_search`, for a task's `defaults`.
+SAMPLE = {
+    "sample.temperature": Field(float, "[0, inf)", 1.0),  # 0: the likeliest token
+    "sample.top_k": Field(int, "[0, 2e9]", 0),  # draw from the k likeliest; 0: from all
+    "sample.top_p": Field(float, "(0, 1]", 1.0),  # draw from the fewest whose probabilities reach p
+    "sample.min_p": Field(float, "[0, 1]", 0.0),  # draw from those at least p times as likely as the likeliest
+}
+BEAM = {
+    "beam.num_beams": Field(int, "[1, 2e9]", 5),
+    "beam.max_len": Field(int, "[1, 2e9]", 20),  # most new tokens
+    "beam.min_len": Field(int, "[0, 2e9]", 1),  # fewest new tokens before the end is allowed
+    "beam.length_penalty": Field(float, "(-inf, inf)", 1.0),
+    "beam.early_stopping": Field(object, None, False),  # True, False or "never"
+    "beam.repetition_penalty": Field(float, "(0, inf)", 1.0),
+    "beam.no_repeat_ngram_size": Field(int, "[0, 2e9]", 0),
+}
+
+
 def filtered(
     logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> jax.Array:

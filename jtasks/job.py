@@ -9,10 +9,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtasks import config as configs
-from jtasks import hetero, processes, sharding, task
+from jtasks import hetero, processes, ranges, sharding, task
 from jtasks.config import Config
 from jtasks.data import buckets, pipeline
 from jtasks.errors import ConfigError, DataError
+from jtasks.interop import huggingface
 from jtasks.log import warn
 
 SPLITS = ("train", "valid", "test")
@@ -131,7 +132,38 @@ def prepare(config: Config) -> Job:
     mesh = sharding.make_mesh(config.mesh)
     if hasattr(module, "prepare"):
         processes.once(lambda: module.prepare(config))
-    return Job(module, configs.fill(config, module), mesh)
+    return Job(module, fill(config, module), mesh)
+
+
+def fill(config: Config, module: ModuleType) -> Config:
+    """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
+
+    Where `config.init_from` is a Hugging Face folder, those that the data leaves open come from its config.json.
+    """
+    fields, folder = task.fields(module), config.init_from.removeprefix(huggingface.PREFIX)
+    pretrained = config.init_from.startswith(huggingface.PREFIX)
+    if pretrained and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
+        config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
+    values = module.model_args(config) if hasattr(module, "model_args") else {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"model_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
+        )
+    values = {name: configs.plain(value, f"config.model.{name}") for name, value in values.items()}
+    if fields:
+        ranges.check_against_data(config.model, values)
+    if pretrained:
+        values = huggingface.completed(values, config.model, folder)
+    model = {name: values.get(name) if value is None else value for name, value in config.model.items()}
+    model = {name: configs.plain(value, f"config.model.{name}") for name, value in ({**values} | model).items()}
+    for name, field in fields.items():
+        group, _, last = name.partition(".")
+        if group == "model":
+            model[last] = field.default if model.get(last) is None else model[last]
+            ranges.check(f"config.{name}", model[last], field)
+    if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:
+        raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
+    return Config(config.to_dict() | {"model": model}) if model != config.model.to_dict() else config
 
 
 def total_steps(config: Config, plan: pipeline.Plan) -> int:

@@ -1,7 +1,7 @@
 """What the fields of a config may hold: a type, and an interval or a choice.
 
-The fields of every config are in `config.FIELDS`, those of an optimizer in `optim.ALLOWED`; here are those of the
-models and of the tasks that come with jtasks. Whoever adds a field adds a row.
+The fields of every config are in `config.FIELDS`, those of an optimizer in `optim.ALLOWED`, those of a task in its
+`defaults`; here are the ranges of the models' fields.
 """
 
 import dataclasses
@@ -56,142 +56,9 @@ MODEL = {
     "tied": Field(bool),
     "remat": Field(bool),
     "plain": Field(bool),
-    "colours": Field(int, "[1, 2e9]"),
-    "palette": Field(tuple),
-    "shape": Field(tuple, "[1, inf)"),
-    "layer": Field(int),
-    "end": Field(int),
-    "mask_token": Field(int),
-    "first_token": Field(int),
-    "separator": Field(int),
 }
 
 COUNTS = {"vocab", "positions", "classes", "labels"}  # at least those of the data
-
-
-def _under(group: str, fields: Mapping[str, Field]) -> dict[str, Field]:
-    return {f"{group}.{name}": field for name, field in fields.items()}
-
-
-_MODEL = _under("model", MODEL)
-_SAMPLE = _under(
-    "sample",
-    {
-        "temperature": Field(float, "[0, inf)"),
-        "top_k": Field(int, "[0, 2e9]"),
-        "top_p": Field(float, "(0, 1]"),
-        "min_p": Field(float, "[0, 1]"),
-        "count": Field(int, "[1, 2e9]"),
-        "given": Field(float, "[0, 1]"),
-        "length": Field(int, "[0, 2e9]"),
-    },
-)
-_PICTURES = _under(
-    "data",
-    {
-        "name": Field(str),
-        "size": Field(int, "[1, 2e9]"),
-        "crop": Field(int, "[0, 2e9]"),
-        "flip": Field(bool),
-        "palette": Field(str),
-        "colours": Field(int, "[0, 2e9]"),
-        "white": Field(float, "(0, inf)"),
-        "area": Field(float, "(0, 1]"),
-        "augment": Field(str, ("igpt", "imagenet", "")),
-    },
-)
-_TOKENS = _under(
-    "data",
-    {"tokenizer": Field(str), "lowercase": Field(bool), "length": Field(int, "[3, 2e9]"), "source": Field(str)}
-    | {split: Field(str) for split in ("train", "valid", "test")},
-)
-_TEXT = _under(
-    "data",
-    {name: Field(str) for name in ("files", "valid_files", "test_files", "tokenizer")}
-    | {"valid": Field(float, "[0, 1)"), "lowercase": Field(bool), "length": Field(int, "[1, 2e9]")},
-)
-
-# Fields of the tasks that come with jtasks, by the last part of their name.
-TASKS: dict[str, dict[str, Field]] = {
-    "mnist": _PICTURES | {"model.classes": MODEL["classes"], "model.dropout": Field(bool), "model.plain": Field(bool)},
-    "vit": _MODEL | _PICTURES,
-    "igpt": _MODEL | _PICTURES | _SAMPLE | {"generation": Field(float, "[0, inf)")},
-    "lm": _MODEL
-    | _SAMPLE
-    | _TEXT
-    | _under(
-        "data",
-        {
-            "documents": Field(str, ("file", "blank", "line")),
-            "stride": Field(int, "[1, 2e9]"),
-            "packed": Field(bool),
-        },
-    ),
-    "bert": _MODEL
-    | _TEXT
-    | _under(
-        "data",
-        {
-            "length": Field(int, "[5, 2e9]"),
-            "duplicates": Field(int, "[1, 2e9]"),
-            "masked": Field(float, "(0, 1]"),
-            "predictions": Field(int, "[1, 2e9]"),
-            "whole_words": Field(bool),
-        },
-    ),
-    "classify": _MODEL
-    | _TOKENS
-    | _under("data", {"first": Field(str), "second": Field(str), "label": Field(str), "labels": Field(tuple)}),
-    "choice": _MODEL | _TOKENS | {"data.fields": Field(str, ("swag", "race"))},
-    "tag": _MODEL | _TOKENS | _under("data", {"word": Field(int), "tag": Field(int), "labels": Field(tuple)}),
-    "qa": _MODEL
-    | _TOKENS
-    | _under(
-        "data",
-        {
-            "question": Field(int, "[1, 2e9]"),
-            "stride": Field(int, "[1, 2e9]"),
-            "answer": Field(int, "[1, 2e9]"),
-            "best": Field(int, "[1, 2e9]"),
-            "threshold": Field(float, "(-inf, inf)"),
-            "unanswerable": Field(bool),
-        },
-    ),
-    "avsd": _MODEL
-    | _TOKENS
-    | _under(
-        "data",
-        {
-            "features": Field(tuple),
-            "features_dir": Field(str),
-            "frames": Field(int, "[1, 2e9]"),
-            "turns": Field(str, ("all", "last", "asked")),
-            "max_turns": Field(int, "[0, 2e9]"),
-            "use_caption": Field(bool),
-            "context": Field(int, "[1, 2e9]"),
-            "answer": Field(int, "[1, 2e9]"),
-        },
-    )
-    | _under(
-        "beam",
-        {
-            "num_beams": Field(int, "[1, 2e9]"),
-            "max_len": Field(int, "[1, 2e9]"),
-            "min_len": Field(int, "[0, 2e9]"),
-            "length_penalty": Field(float, "(-inf, inf)"),
-            "early_stopping": Field(object),  # True, False or "never"; decode.beam_search checks it
-            "repetition_penalty": Field(float, "(0, inf)"),
-            "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
-        },
-    )
-    | {"video_loss": Field(float, "[0, inf)"), "score.protocol": Field(str), "score.metrics": Field(tuple)},
-}
-
-
-def of_task(task: Any) -> dict[str, Field]:
-    """Return the fields of a task that comes with jtasks, by their names in the config; {} for another task."""
-    package, _, name = str(task).rpartition(".")
-    return TASKS.get(name, {}) if package == "jtasks.tasks" else {}
 
 
 def check(name: str, value: Any, field: Field) -> Any:
@@ -255,19 +122,6 @@ def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> Non
     width, heads = fields.get("width"), fields.get("heads")
     if width and heads and width % heads:
         raise ConfigError(f"{prefix}width={width} must be divisible by {prefix}heads={heads}")
-
-
-def check_names(config: Mapping[str, Any], known: Collection[str], prefix: str = "") -> None:
-    """Raise ConfigError where the config of a shipped task has a field that neither the task nor jtasks knows."""
-    for name, value in config.items():
-        path = f"{prefix}{name}"
-        if isinstance(value, Mapping):
-            check_names(value, known, f"{path}.")
-        elif path not in known:
-            fields = [other.removeprefix(prefix).partition(".")[0] for other in known if other.startswith(prefix)]
-            absent = sorted({field for field in fields if field not in config})
-            near = did_you_mean(name, absent, f"config.{prefix}", 0.75)
-            raise ConfigError(f"unknown field config.{path}{near or ', which this task of jtasks does not have'}")
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:

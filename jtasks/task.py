@@ -10,7 +10,8 @@ Optional:
 
     eval_fn(params, batch, config)         metrics; by default those of loss_fn with rng None
     prepare(config)                        what is made once, on one process: downloads, palettes, tokenizers
-    data_args(config)                      values for the fields of config.model that are None
+    defaults()                             {"group.field": default or ranges.Field}: the task's own fields of a config
+    model_args(config)                     values for the fields of config.model that are None
     assets(config)                         {file name: text} that a run cannot be understood without: its tokenizer
     collate_fn(examples, config)           a batch from a list of examples, where stacking is not enough
     lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens
@@ -42,7 +43,7 @@ from typing import Any, Protocol
 
 from jtasks.errors import ConfigError
 from jtasks.metrics import TERM, Mean
-from jtasks.ranges import shown
+from jtasks.ranges import Field, shown
 from jtasks.writing import check_name
 
 REQUIRED = {
@@ -53,7 +54,8 @@ REQUIRED = {
 OPTIONAL = {
     "eval_fn": ("params", "batch", "config"),
     "prepare": ("config",),
-    "data_args": ("config",),
+    "defaults": (),
+    "model_args": ("config",),
     "collate_fn": ("examples", "config"),
     "predict_fn": ("params", "batch", "rng", "config"),
     "score_fn": ("examples", "outputs", "config"),
@@ -61,6 +63,12 @@ OPTIONAL = {
     "assets": ("config",),
     "report_fn": ("examples", "outputs", "config"),
     "lengths": ("examples", "config"),
+}
+
+
+FORMER = {
+    "LOSSES": f"a term of the loss is {TERM}, among the metrics",
+    "data_args": "the function that fills config.model is called model_args",
 }
 
 
@@ -75,6 +83,16 @@ class Task(Protocol):
 
     def loss_fn(self, params: Any, batch: Any, rng: Any, config: Any) -> tuple[Any, Any]:
         """Return the loss and the metrics."""
+
+
+def fields(task: Any) -> dict[str, Field]:
+    """Return the fields of a config that a task declares by `defaults`, by their dotted names."""
+    given = task.defaults() if hasattr(task, "defaults") else {}
+    return {name: value if isinstance(value, Field) else _field(value) for name, value in given.items()}
+
+
+def _field(value: Any) -> Field:
+    return Field(object if value is None else type(value), None, value)
 
 
 def load(name: str) -> ModuleType:
@@ -106,6 +124,14 @@ def assets(task: ModuleType, config: Any) -> dict[str, str]:
     for name in texts:
         check_name(name, f"assets of {config.task}")
     return dict(texts)
+
+
+def exists(name: str) -> bool:
+    """Return whether there is a module or a .py file of this name."""
+    try:
+        return pathlib.Path(name).is_file() if name.endswith(".py") else importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError, AttributeError):
+        return False
 
 
 def load_file(path: str) -> ModuleType:
@@ -169,8 +195,9 @@ def validate(module: ModuleType, name: str) -> None:
         raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
     for function, arguments in (REQUIRED | OPTIONAL).items():
         _validate_function(getattr(module, function, None), function, arguments, name)
-    if hasattr(module, "LOSSES"):
-        raise ConfigError(f"task {name}: LOSSES has no meaning any more; a term of the loss is {TERM}, in the metrics")
+    for former, now in FORMER.items():
+        if hasattr(module, former):
+            raise ConfigError(f"task {name}: {former} has no meaning any more; {now}")
     if not isinstance(getattr(module, "HUGGINGFACE", ""), str):
         raise ConfigError(f"task {name}: HUGGINGFACE must be the name of a class of transformers")
     if hasattr(module, "lengths") and not getattr(module, "PADDED", ()):

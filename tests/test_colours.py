@@ -134,7 +134,7 @@ def test_a_palette_is_prepared_once_beside_the_data(tmp_path):
     colours.prepare(lambda: examples, options(tmp_path), seed=3)
     assert path.stat().st_mtime_ns == written
     assert not [p for p in path.parent.iterdir() if p != path]
-    found = colours.data_args(examples, options(tmp_path), seed=3)
+    found = colours.model_args(examples, options(tmp_path), seed=3)
     assert (found["colours"], found["shape"], found["positions"]) == (4, (8, 8), 64)
     np.testing.assert_array_equal(found["palette"], np.load(path))
     assert isinstance(hash(found["palette"]), int)
@@ -174,7 +174,7 @@ def test_a_palette_file_of_ones_own_is_used_and_none_fitted(tmp_path):
     asked = options(tmp_path, palette=str(mine))
     colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
     assert sorted(tmp_path.iterdir()) == [mine]
-    assert colours.data_args(tiny.digits(50, "train"), asked, 0)["palette"] == ((0.0,), (7.5,), (16.0,))
+    assert colours.model_args(tiny.digits(50, "train"), asked, 0)["palette"] == ((0.0,), (7.5,), (16.0,))
 
 
 class Harmful:

@@ -10,10 +10,11 @@ from front_door import DIGITS, ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks import cli, models, optim, ranges
+from jtasks import cli, models, optim, ranges, task
 from jtasks import config as configs
 from jtasks.errors import ConfigError
 from jtasks.models import layers
+from jtasks.tasks import igpt
 
 SHAKESPEARE, AVSD = ("--config=configs/shakespeare_char.py",), ("--config=configs/avsd.py:small",)
 BAD = [
@@ -124,19 +125,32 @@ def test_a_blank_may_stand_for_the_sign_of_equality():
     assert cli._overrides(words) == ["--config.steps=-5", "--config.best=x", "--config.data.name=a b"]
 
 
+def test_a_field_that_a_config_leaves_out_has_the_tasks_default():
+    config = configs.freeze({"task": "jtasks.tasks.vit", "steps": 2, "data": {"name": "digits"}})
+    assert (config.data.size, config.data.white, config.model.pool, config.model.patch) == (None, 255.0, "mean", None)
+
+
+@pytest.mark.parametrize("field", ["model.widht", "data.colors", "sample.temprature", "generaton"])
+def test_a_misspelt_field_of_a_task_is_answered_with_its_name(field):
+    group, _, name = field.rpartition(".")
+    fields = {"task": "jtasks.tasks.igpt", "steps": 2} | ({group: {name: 1}} if group else {name: 1})
+    with pytest.raises(ConfigError, match=rf"unknown field config\.{field} in .*, did you mean config\."):
+        configs.freeze(fields)
+    with pytest.raises(ConfigError, match=rf"unknown field config\.{field}"):
+        configs.freeze({"task": "jtasks.tasks.igpt", "steps": 2}, [f"--config.{field}=1"])
+
+
 def test_a_field_that_a_task_reads_and_the_config_lacks_is_named(tmp_path, capfd):
+    whole = pathlib.Path(ROOT / "tests" / "data_tasks" / "rotation.py").read_text()
     path = tmp_path / "plain.py"
-    path.write_text(
-        "import ml_collections\ndef get_config():\n  config = ml_collections.ConfigDict()\n"
-        "  config.task, config.steps = 'jtasks.tasks.vit', 2\n  config.data = dict(name='digits')\n  return config\n"
-    )
+    path.write_text(whole.replace("def dataset(split, config):", "def dataset(split, config):\n    config.data.absent"))
     message = refused([f"--config={path}", f"--workdir={tmp_path / 'run'}"], capfd)
-    assert "reads the config's field 'size', which is not there" in message
+    assert "reads the config's field 'absent', which is not there" in message
 
 
 # Properties
 
-TABLE = configs.FIELDS | ranges.of_task("jtasks.tasks.igpt")
+TABLE = configs.FIELDS | task.fields(igpt)
 OPTIM = {f"optim.{name}": value for name, value in (optim.defaults() | optim.arguments("adamw")).items()}
 VALUES = st.one_of(
     st.none(),
@@ -228,11 +242,9 @@ def test_the_choices_are_those_that_the_models_have():
     assert set(ranges.ACTIVATIONS) == set(layers.ACTIVATIONS)
 
 
-@pytest.mark.parametrize("name", sorted(ranges.TASKS))
-def test_the_table_knows_every_field_of_a_shipped_config(name):
-    for path in (ROOT / "configs").glob("*.py"):
-        config = configs.load(str(path))
-        if config.task == f"jtasks.tasks.{name}":
-            known = {f"config.{field}" for field in (*configs.FIELDS, *ranges.TASKS[name])}
-            rest = set(dict(configs.fields(config))) - known
-            assert not {field for field in rest if field.startswith(("config.model", "config.data", "config.sample"))}
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "jtasks" / "tasks").glob("[a-z]*.py")))
+def test_the_defaults_of_a_shipped_task_are_in_their_ranges(name):
+    fields = task.fields(task.load(f"jtasks.tasks.{name}"))
+    for field, known in fields.items():
+        ranges.check(field, known.default, known)
+    assert configs.freeze({"task": f"jtasks.tasks.{name}", "steps": 1})

@@ -26,7 +26,7 @@ def get_config():
     config.model = dict(scale=ml_collections.config_dict.placeholder(float))
     return config
 
-def data_args(config): return {"scale": 1.0}
+def model_args(config): return {"scale": 1.0}
 def dataset(split, config):
     if split == "test": return None
     x = np.arange(config.data.n, dtype=np.float32)

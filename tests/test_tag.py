@@ -78,7 +78,7 @@ def test_entities_that_train_lacks_are_named(tmp_path):
     with pytest.raises(DataError, match=r"the valid split has the tags \['B-corporation'\], which train lacks"):
         TAG.dataset("valid", settings)
     settings = config("wnut17.py", tmp_path, "data.labels=('person', 'location', 'corporation')")
-    assert TAG.data_args(settings)["labels"] == 7
+    assert TAG.model_args(settings)["labels"] == 7
 
 
 def test_what_is_shown_has_words_and_entities(tmp_path):

@@ -49,7 +49,7 @@ def mesh(devices: int = 8) -> Mesh:
 
 def config(name: str, **changes) -> configs.Config:
     """The config of a shipped task with a tiny model; `changes` are dotted fields, with __ for the dot."""
-    full = configs.defaults()
+    full = configs.defaults(own=task.fields(task.load(f"jtasks.tasks.{module(name)}")))
     with full.unlocked():
         full.update(ml_collections.ConfigDict(COMMON | FIELDS[name] | {"task": f"jtasks.tasks.{module(name)}"}))
         for field, value in changes.items():

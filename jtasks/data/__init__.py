@@ -3,6 +3,7 @@
 Every loader looks for the files that people already have before it downloads anything.
 """
 
+from jtasks.data.images import FIELDS as IMAGES
 from jtasks.data.images import class_names, images
 
-__all__ = ["class_names", "images"]
+__all__ = ["IMAGES", "class_names", "images"]

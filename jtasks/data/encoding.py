@@ -8,9 +8,22 @@ import numpy as np
 from jtasks.config import Config
 from jtasks.data import files, tokenizers
 from jtasks.errors import ConfigError, DataError
+from jtasks.ranges import Field
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+# Fields of config.data of the tasks that read files of texts with a BERT, for their `defaults`.
+FIELDS = {
+    "data.train": Field(str, None, ""),  # the file of each split, or tfds:NAME; "": none
+    "data.valid": Field(str, None, ""),
+    "data.test": Field(str, None, ""),
+    "data.source": Field(str, None, ""),  # where people get these files, for messages
+    "data.tokenizer": Field(str, None, "wordpiece:8000"),  # a file, a folder, or what to train
+    "data.lowercase": Field(bool, None, True),  # of a tokenizer that is trained, or made from a vocabulary
+    "data.length": Field(int, "[3, 2e9]", 128),  # tokens of an example
+}
 
 
 class Marks(NamedTuple):

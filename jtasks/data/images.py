@@ -11,11 +11,18 @@ from jtasks.data import cifar10, digits, mnist, pictures, tfds
 from jtasks.data.examples import Examples, fit
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
+from jtasks.ranges import Field
 
 Data = dict[str, np.ndarray] | Examples
 
 NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "tfds:NAME")
 SPLITS = ("train", "valid", "test")
+
+# Fields of config.data that say which images, for a task's `defaults`.
+FIELDS = {
+    "data.name": Field(str, None, "cifar10"),  # one of NAMES
+    "data.size": Field(int, "[1, 2e9]"),  # scale and crop images to this width and height; None: as they are
+}
 
 
 def images(

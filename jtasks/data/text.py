@@ -11,8 +11,17 @@ from typing import Any, NamedTuple
 from jtasks.data import files, values
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
+from jtasks.ranges import Field
 
 DOCUMENTS = ("file", "blank", "line")
+
+# Fields of config.data that say which text, for a task's `defaults`.
+FIELDS = {
+    "data.files": Field(str, None, ""),  # names or patterns, with commas between them
+    "data.valid_files": Field(str, None, ""),  # "": the share `valid` of the documents is kept aside
+    "data.test_files": Field(str, None, ""),
+    "data.valid": Field(float, "[0, 1)", 0.05),
+}
 
 # Where a file of this name comes from if it is nowhere: other names that it goes by, mirrors and hash.
 _SOURCES = {

@@ -9,18 +9,52 @@
 (3, 4)
 """
 
+import dataclasses
+from collections.abc import Collection
 from typing import Any
 
+from jtasks import precision, ranges
+from jtasks.config import Config
 from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
 from jtasks.models.gpt import GPT, reordered, shifted
 from jtasks.models.video_gpt import VideoGPT
 from jtasks.models.vit import ViT
 
-__all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "apply", "reordered", "shifted"]
+__all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "apply", "build", "fields", "reordered", "shifted"]
 
 
 def apply(model: Any, params: Any, *inputs: Any, rng: Any = None, **options: Any) -> Any:
     """Apply a backbone to its inputs: with dropout drawn from `rng`, or without where it is None."""
     rngs = {} if rng is None else {"dropout": rng}
     return model.apply({"params": params}, *inputs, deterministic=rng is None, rngs=rngs, **options)
+
+
+def fields(kind: type, *, filled: Collection[str] = (), omit: Collection[str] = ()) -> dict[str, ranges.Field]:
+    """Return the fields of config.model that a backbone has, with its own defaults, for a task's `defaults`.
+
+    Args:
+      kind: the backbone, a dataclass.
+      filled: fields without a default, because `model_args` fills them from the data.
+      omit: fields that the task sets itself.
+    """
+    own = {}
+    for field in _own(kind):
+        if field.name in omit:
+            continue
+        known = ranges.MODEL.get(field.name)
+        allowed = known.allowed if known and known.kind is field.type else None
+        default = None if field.default is dataclasses.MISSING or field.name in filled else field.default
+        own[f"model.{field.name}"] = ranges.Field(field.type, allowed, default)
+    return own
+
+
+def build(kind: type, config: Config, **others: Any) -> Any:
+    """Return the backbone that config.model describes, with config.precision; `others` are set by the task."""
+    model = config.model
+    given = {field.name: model[field.name] for field in _own(kind) if model.get(field.name) is not None}
+    return kind(**given | others, dtype=precision.computation(config.precision))
+
+
+def _own(kind: type) -> list[Any]:
+    return [field for field in dataclasses.fields(kind) if field.name not in ("dtype", "parent", "name")]

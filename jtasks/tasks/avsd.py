@@ -15,15 +15,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import decode, models, precision
-from jtasks.config import Config, given
+from jtasks import decode, models
+from jtasks.config import Config
 from jtasks.data import dialogues, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, submissions, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
 PADDED = ("context", "kinds")  # what config.batch_tokens may cut
+
+
+def defaults() -> dict[str, Any]:
+    """The GPT's fields, which dialogues and videos, the weight of the video's term, and how answers are found."""
+    return {
+        **models.fields(models.VideoGPT, omit=["outputs"], filled=["vocab", "positions", "features"]),
+        "model.end": Field(int),  # the id that ends an answer, filled from the tokenizer
+        "data.train": Field(str, None, ""),  # a file of dialogues; "": the first of the challenges' names that is there
+        "data.valid": Field(str, None, ""),
+        "data.test": Field(str, None, ""),
+        "data.turns": Field(
+            str, ("all", "last", "asked"), "all"
+        ),  # outside training; asked: undisclosed, or with references
+        "data.tokenizer": Field(str, None, "bpe:2000"),  # a file, a folder, or what to train
+        "data.lowercase": Field(bool, None, True),  # of wordpiece:N
+        "data.features": Field(tuple, None, ()),  # folders of a video's features; (): text alone
+        "data.features_dir": Field(str),  # None: the folder of data, or avsd in it
+        "data.frames": Field(int, "[1, 2e9]", 40),  # most feature vectors of a video
+        "data.max_turns": Field(int, "[0, 2e9]", 3),  # before the one to answer
+        "data.use_caption": Field(bool, None, True),
+        "data.context": Field(int, "[1, 2e9]", 256),  # most tokens before the answer
+        "data.answer": Field(int, "[1, 2e9]", 48),  # most tokens of an answer that is trained on
+        "video_loss": Field(float, "[0, inf)", 1.0),  # weight of the squared error of predicted features
+        **decode.BEAM,
+        "score.protocol": Field(str, None, "plain"),
+        "score.metrics": Field(tuple, None, ("bleu", "rouge_l", "cider", "meteor")),
+    }
 
 
 def prepare(config: Config) -> None:
@@ -86,7 +114,7 @@ def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
     return batch | {"video": video, "frames": frames}
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """Number of ids, positions that video, context and answer take, and the features' width."""
     data, frames, width = config.data, 0, 0
     if data.features:
@@ -214,19 +242,7 @@ def _context(batch: Batch) -> tuple[jax.Array, ...]:
 
 
 def _model(config: Config) -> Any:
-    model = config.model
-    return models.VideoGPT(
-        vocab=model.vocab,
-        outputs=model.vocab,
-        positions=model.positions,
-        features=model.features,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-        remat=model.remat,
-        dtype=precision.computation(config.precision),
-        **given(model, "tied", "hidden", "activation", "norm", "epsilon", "dropout", "attention_dropout", "plain"),
-    )
+    return models.build(models.VideoGPT, config, outputs=config.model.vocab)
 
 
 def _folder(config: Config) -> pathlib.Path:

@@ -13,18 +13,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, masking, models, precision
+from jtasks import augment, masking, models
 from jtasks.config import Config
 from jtasks.data import pairs, shards, text, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
 from jtasks.log import say
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
+from jtasks.ranges import Field
 
 HUGGINGFACE = "BertForPreTraining"
 IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # what masking knows, in config.model
 
 Batch = dict[str, jax.Array]
+
+
+def defaults() -> dict[str, Any]:
+    """The BERT's fields, which text, and what is hidden of it."""
+    return {
+        **models.fields(models.BERT, omit=["labels", "classifier_dropout"], filled=["vocab", "positions"]),
+        **{f"model.{name}": Field(int) for name in IDS},
+        **text.FIELDS,
+        "data.tokenizer": Field(str, None, "wordpiece:30522"),  # a file, a folder, or what to train
+        "data.lowercase": Field(bool, None, True),  # of a tokenizer that is trained
+        "data.length": Field(int, "[5, 2e9]", 128),  # tokens of a pair
+        "data.duplicates": Field(int, "[1, 2e9]", 5),  # passes over the text, each with other pairs
+        "data.masked": Field(float, "(0, 1]", 0.15),  # share of the tokens to predict
+        "data.predictions": Field(int, "[1, 2e9]", 20),  # most of them in an example
+        "data.whole_words": Field(bool, None, False),  # hide all pieces of a word or none
+    }
 
 
 def prepare(config: Config) -> None:
@@ -65,7 +82,7 @@ def dataset(split: str, config: Config) -> Any:
     return pairs.Pairs(sources["tokens"], spans, labels, config.data.length, first, separator, begins)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """Number of ids, those that masking needs to know, and positions."""
     tokenizer = _tokenizer(config)
     return {
@@ -150,8 +167,7 @@ def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.nd
 
 
 def _model(config: Config) -> Any:
-    fields = {name: value for name, value in config.model.items() if name not in IDS}
-    return models.BERT(**fields, dtype=precision.computation(config.precision))
+    return models.build(models.BERT, config)
 
 
 def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:

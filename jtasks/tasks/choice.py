@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models, precision
+from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
@@ -36,6 +37,15 @@ FIELDS: dict[str, dict[str, values.Check]] = {
         "answer": values.label,
     },
 }
+
+
+def defaults() -> dict[str, Any]:
+    """The BERT's fields, the files of the splits, and their form of the files."""
+    return {
+        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **encoding.FIELDS,
+        "data.fields": Field(str, tuple(FIELDS), "swag"),  # whose columns the files have
+    }
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
@@ -73,7 +83,7 @@ def prepare(config: Config) -> None:
     _tokenizer(config)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The sizes of vocabulary, positions and head."""
     return {"vocab": tokenizers.size(_tokenizer(config)), "positions": config.data.length, "labels": 1}
 
@@ -121,7 +131,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=precision.computation(config.precision))
+    return models.build(models.BERT, config)
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:

@@ -12,17 +12,30 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models, precision
+from jtasks import models
 from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "BertForSequenceClassification"
 PADDED = ("tokens", "types", "segments")
+
+
+def defaults() -> dict[str, Any]:
+    """The BERT's fields, the files of the splits, and their columns of the texts and the class."""
+    return {
+        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **encoding.FIELDS,
+        "data.first": Field(str, None, "sentence"),  # the column of the text
+        "data.second": Field(str, None, ""),  # the column of the second text of a pair; "": there is none
+        "data.label": Field(str, None, "label"),  # the column of the class
+        "data.labels": Field(tuple, None, ()),  # the names of the classes in order; (): those of train, sorted
+    }
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
@@ -65,7 +78,7 @@ def prepare(config: Config) -> None:
     _tokenizer(config)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The sizes of vocabulary, positions and head."""
     vocabulary = tokenizers.size(_tokenizer(config))
     return {"vocab": vocabulary, "positions": config.data.length, "labels": len(_classes(config))}
@@ -134,7 +147,7 @@ def _matthews(table: np.ndarray) -> float:
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=precision.computation(config.precision))
+    return models.build(models.BERT, config)
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:

@@ -16,14 +16,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, colours, data, decode, models, picture, precision
+from jtasks import augment, colours, data, decode, models, picture
 from jtasks.assets import labels, palette
-from jtasks.config import Config, given
+from jtasks.config import Config
 from jtasks.metrics import Loss, Mean, example_weights, scaled, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "ImageGPTForCausalImageModeling"
+
+
+def defaults() -> dict[str, Any]:
+    """The GPT's fields, the palette, which images, and how completions are sampled."""
+    return {
+        **models.fields(models.GPT, omit=["vocab", "outputs"], filled=["positions"]),
+        "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data as these three
+        "model.colours": Field(int, "[1, 2e9]"),
+        "model.shape": Field(tuple, "[1, inf)"),
+        "model.layer": Field(int, None, -1),  # whose features are classified: 0 ... layers - 1; -1: the last's output
+        "generation": Field(float, "[0, inf)", 1.0),  # weight of the pixels' term of a classifier
+        **data.IMAGES,
+        "data.palette": Field(str, None, ""),  # a file; "": fitted to the training images
+        "data.colours": Field(int, "[0, 2e9]", 512),  # of a fitted palette; 0: gray levels as they are
+        "data.crop": Field(int, "[0, 2e9]", 0),  # pixels of padding that a crop of training images may take
+        "data.flip": Field(bool, None, False),  # mirror half of the training images
+        **decode.SAMPLE,
+        "sample.count": Field(int, "[1, 2e9]", 4),  # completions of an image
+        "sample.given": Field(float, "[0, 1]", 0.5),  # share of the rows that are given
+    }
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -36,10 +57,10 @@ def prepare(config: Config) -> None:
     colours.prepare(lambda: dataset("train", config), config.data, config.seed)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The palette, and what the model's sizes follow from: colors, image shape, positions, classes."""
     classes = {} if config.model.classes == 0 else {"classes": len(_names(config))}
-    return classes | colours.data_args(dataset("train", config), config.data, config.seed)
+    return classes | colours.model_args(dataset("train", config), config.data, config.seed)
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -132,26 +153,15 @@ def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) 
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
+        min_p=sampling.min_p,
     )
     prefix = jnp.broadcast_to(tokens[:, None, :given], (b, sampling.count, given))
     return jnp.concatenate([prefix, drawn], axis=2)
 
 
 def _model(config: Config) -> Any:
-    model = config.model
-    return models.GPT(
-        vocab=model.colours + 1,  # and the start token
-        outputs=model.colours,
-        positions=model.positions,
-        classes=model.classes,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-        dropout=model.dropout,
-        remat=model.remat,
-        dtype=precision.computation(config.precision),
-        **given(model, "hidden", "activation", "norm", "epsilon", "plain"),
-    )
+    colors = config.model.colours
+    return models.build(models.GPT, config, vocab=colors + 1, outputs=colors)  # and the start token
 
 
 def _names(config: Config) -> list[str]:

@@ -13,15 +13,33 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import augment, decode, models, precision
+from jtasks import augment, decode, models
 from jtasks.config import Config
 from jtasks.data import text, tokenizers, tokens
 from jtasks.data.files import data_folder
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "GPT2LMHeadModel"
+
+
+def defaults() -> dict[str, Any]:
+    """The GPT's fields, which text, and how it is sampled."""
+    return {
+        **models.fields(models.GPT, omit=["outputs"], filled=["vocab", "positions"]),
+        "model.end": Field(int),  # of packed documents the id that ends one, filled from the tokenizer
+        **text.FIELDS,
+        "data.documents": Field(str, text.DOCUMENTS, "file"),  # a file each, between blank lines, or a line each
+        "data.tokenizer": Field(str, None, "bytes"),  # bytes, characters, a file, a folder, or what to train
+        "data.lowercase": Field(bool, None, False),  # of a tokenizer that is trained
+        "data.length": Field(int, "[1, 2e9]", 256),  # tokens that a window predicts
+        "data.stride": Field(int, "[1, 2e9]", 1),  # tokens from one training window to the next
+        "data.packed": Field(bool, None, False),  # attention stays inside documents
+        **decode.SAMPLE,
+        "sample.length": Field(int, "[0, 2e9]", 128),  # new tokens
+    }
 
 
 def prepare(config: Config) -> None:
@@ -46,7 +64,7 @@ def dataset(split: str, config: Config) -> Any:
     return tokens.cover(stream, size, config.data.length)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """Number of ids, positions, and for packed documents the id that ends one."""
     tokenizer = _tokenizer(config)
     end = tokenizers.special(tokenizer, *tokens.ENDS) if config.data.packed else -1
@@ -105,6 +123,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
+            min_p=sampling.min_p,
         )[:, 0]
         return jnp.concatenate([prompt, drawn], axis=1)[:, -given:], drawn
 
@@ -163,8 +182,7 @@ def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
 
 
 def _model(config: Config) -> Any:
-    fields = {name: value for name, value in config.model.items() if name != "end"}
-    return models.GPT(**{"outputs": config.model.vocab} | fields, dtype=precision.computation(config.precision))
+    return models.build(models.GPT, config, outputs=config.model.vocab)
 
 
 def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:

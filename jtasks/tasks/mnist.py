@@ -6,12 +6,18 @@ import jax
 import numpy as np
 import optax
 
-from jtasks import data, models, picture, precision
+from jtasks import data, models, picture
 from jtasks.assets import image_processor, labels
-from jtasks.config import Config, given
+from jtasks.config import Config
 from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
+
+
+def defaults() -> dict[str, Any]:
+    """The network's fields, and the name of the images."""
+    return models.fields(models.ConvNet, filled=["classes"]) | {"data.name": Field(str, None, "mnist")}
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -19,7 +25,7 @@ def dataset(split: str, config: Config) -> Any:
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The number of classes."""
     return {"classes": len(data.class_names(config.data.name, folder=config.data.dir))}
 
@@ -62,12 +68,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
 
 
 def _model(config: Config) -> Any:
-    return models.ConvNet(
-        config.model.classes,
-        dropout=config.model.dropout,
-        **given(config.model, "plain"),
-        dtype=precision.computation(config.precision),
-    )
+    return models.build(models.ConvNet, config)
 
 
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:

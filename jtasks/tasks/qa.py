@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models, precision
+from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, squad, tokenizers
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, example_weights, spans, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
@@ -36,6 +37,20 @@ class Found(NamedTuple):
     def answer(self, threshold: float) -> str:
         """The best text, or "" where the odds against one are above the threshold."""
         return self.best[0][0] if self.best and self.odds <= threshold else ""
+
+
+def defaults() -> dict[str, Any]:
+    """The BERT's fields, the files of the splits, and their lengths and the number of spans."""
+    return {
+        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **encoding.FIELDS,
+        "data.question": Field(int, "[1, 2e9]", 64),  # most tokens of a question
+        "data.stride": Field(int, "[1, 2e9]", 128),  # tokens from one window of a context to the next
+        "data.answer": Field(int, "[1, 2e9]", 30),  # most tokens of an answer
+        "data.best": Field(int, "[1, 2e9]", 20),  # spans that are kept of a window, and of a question
+        "data.unanswerable": Field(bool, None, False),  # some questions have no answer, as in SQuAD 2.0
+        "data.threshold": Field(float, "(-inf, inf)", 0.0),  # no answer where none is likelier by more than that
+    }
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
@@ -66,7 +81,7 @@ def prepare(config: Config) -> None:
     _tokenizer(config)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The sizes of vocabulary, positions and head."""
     return {"vocab": tokenizers.size(_tokenizer(config)), "positions": config.data.length, "labels": 2}
 
@@ -190,7 +205,7 @@ def _threshold(config: Config) -> float:
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=precision.computation(config.precision))
+    return models.build(models.BERT, config)
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:

@@ -11,17 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import models, precision
+from jtasks import models
 from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import conll, encoding, tables, tokenizers
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, entities, example_weights, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "BertForTokenClassification"
 PADDED = ("tokens", "segments", "labels", "starts")
+
+
+def defaults() -> dict[str, Any]:
+    """The BERT's fields, the files of the splits, and their columns of words and tags."""
+    return {
+        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **encoding.FIELDS,
+        "data.word": Field(int, None, 0),  # the column of the word
+        "data.tag": Field(int, None, -1),  # the column of its tag
+        "data.labels": Field(tuple, None, ()),  # the types of entities in order; (): those of train, sorted
+    }
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
@@ -50,7 +62,7 @@ def prepare(config: Config) -> None:
     _tokenizer(config)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The sizes of vocabulary, positions and head."""
     vocabulary = tokenizers.size(_tokenizer(config))
     return {"vocab": vocabulary, "positions": config.data.length, "labels": 1 + 2 * len(_types(config))}
@@ -132,7 +144,7 @@ def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[
 
 
 def _model(config: Config) -> Any:
-    return models.BERT(**config.model, dtype=precision.computation(config.precision))
+    return models.build(models.BERT, config)
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:

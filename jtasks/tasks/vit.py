@@ -6,16 +6,34 @@ import jax
 import numpy as np
 import optax
 
-from jtasks import augment, data, models, picture, precision
+from jtasks import augment, data, models, picture
 from jtasks.assets import image_processor, labels
-from jtasks.config import Config, given
+from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
 HUGGINGFACE = "ViTForImageClassification"
+
+
+def defaults() -> dict[str, Any]:
+    """The ViT's fields, how pixels are normalized, which images, and how they are augmented."""
+    return {
+        **models.fields(models.ViT, filled=["classes"]),
+        "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data as all of these
+        "model.mean": Field(tuple),  # of each channel, of pixels multiplied by `rescale`
+        "model.std": Field(tuple),
+        "model.rescale": Field(float, "(0, inf)"),
+        **data.IMAGES,
+        "data.white": Field(float, "(0, inf)", 255.0),  # the highest pixel
+        "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # how training images are changed
+        "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding that a crop may take
+        "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest share of the image that a crop keeps
+        "data.flip": Field(bool, None, False),  # mirror half of the images
+    }
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -23,7 +41,7 @@ def dataset(split: str, config: Config) -> Any:
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=config.data.size)
 
 
-def data_args(config: Config) -> dict[str, Any]:
+def model_args(config: Config) -> dict[str, Any]:
     """The number of classes, the images' shape (h, w), and how pixels are normalized."""
     h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
     half = (0.5,) * channels
@@ -47,8 +65,8 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
     Images are augmented in training, and there is dropout.
     """
-    images = batch["image"] if rng is None else _augmented(batch, config)
-    logits, labels, weights = _logits(params, images, rng, config), batch["label"], example_weights(batch)
+    pixels = batch["image"] if rng is None else _augmented(batch, config)
+    logits, labels, weights = _logits(params, pixels, rng, config), batch["label"], example_weights(batch)
     _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     metrics = {
         "loss": Loss.of(optax.softmax_cross_entropy_with_integer_labels(logits, labels), weights),
@@ -72,34 +90,23 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The pictures, and what the model takes them for."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    images = picture.grid([[example["image"] for example in examples]])
-    return {"images": images, "labels": picture.labeled(examples, outputs, names)}
+    grid = picture.grid([[example["image"] for example in examples]])
+    return {"images": grid, "labels": picture.labeled(examples, outputs, names)}
 
 
 def _model(config: Config) -> Any:
-    model = config.model
-    return models.ViT(
-        classes=model.classes,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-        patch=model.patch,
-        dropout=model.dropout,
-        remat=model.remat,
-        dtype=precision.computation(config.precision),
-        **given(model, "pool", "hidden", "activation", "epsilon", "attention_dropout", "plain"),
-    )
+    return models.build(models.ViT, config)
 
 
 def _augmented(batch: Batch, config: Config) -> jax.Array:
-    options, images, seeds = config.data, batch["image"], batch.get("seed")
+    options, pixels, seeds = config.data, batch["image"], batch.get("seed")
     if options.augment == "igpt":
-        return augment.crop_and_flip(images, seeds, pad=options.crop, mirror=options.flip)
+        return augment.crop_and_flip(pixels, seeds, pad=options.crop, mirror=options.flip)
     if options.augment == "imagenet":
-        return augment.resized_crop_and_flip(images, seeds, area=options.area, mirror=options.flip)
+        return augment.resized_crop_and_flip(pixels, seeds, area=options.area, mirror=options.flip)
     if options.augment:
         raise ConfigError(f"config.data.augment={options.augment!r}: expected igpt, imagenet, or nothing for neither")
-    return images
+    return pixels
 
 
 def _scaled(images: jax.Array, config: Config) -> jax.Array:

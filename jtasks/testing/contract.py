@@ -11,12 +11,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import config as configs
 from jtasks import sharding
 from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
-from jtasks.job import SPLITS, Job
+from jtasks.job import SPLITS, Job, fill
 from jtasks.metrics import TERM, Loss, Mean
 from jtasks.testing.result import CONTRACT, Fault, explained, some
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, name, pick, require, same, small, unequal, variables
@@ -35,7 +34,7 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
     before = variables(module)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        job = _prepared(module, small(config))
+        job = _prepared(module, small(config, module))
         splits = _datasets(job)
         _collated(job, splits["train"])
         made = Subject(job, splits["train"], None, before)
@@ -90,18 +89,17 @@ def _misspelt(module: ModuleType) -> list[str]:
 def _prepared(module: ModuleType, config: Config) -> Job:
     if hasattr(module, "prepare"):
         module.prepare(config)
-    if hasattr(module, "data_args"):
-        found = module.data_args(config)
+    if hasattr(module, "model_args"):
+        found = module.model_args(config)
         require(
             isinstance(found, dict) and all(isinstance(k, str) for k in found),
-            f"data_args returned {_kind(found)}",
+            f"model_args returned {_kind(found)}",
             'return a dict of values for the placeholders of config.model, such as {"classes": 10}',
         )
         for field, value in found.items():
             hint = "configs are static arguments of jit: return numbers, strings or (nested) tuples of them"
-            require(_hashable(value), f"data_args returned {field!r} as {_kind(value)}, which cannot be hashed", hint)
-    filled = configs.fill(config, module)
-    return Job(module, filled, mesh_of(jax.local_devices()[:1]))
+            require(_hashable(value), f"model_args returned {field!r} as {_kind(value)}, which cannot be hashed", hint)
+    return Job(module, fill(config, module), mesh_of(jax.local_devices()[:1]))
 
 
 def _hashable(value: Any) -> bool:

@@ -43,13 +43,13 @@ def rows() -> int:
     return -(-16 // parts) * parts
 
 
-def small(config: Any) -> Config:
+def small(config: Any, task: ModuleType) -> Config:
     """The config as the checks use it: all fields, the kit's batch size, no buckets, float32, one microbatch.
 
     In float32 rounding is too small to hide a fault.
     """
     given = config.to_dict()
-    fields = _laid(configs.defaults(given.get("optim", {}).get("name", "adamw")).to_dict(), given)
+    fields = _laid(configs.defaults(given.get("optim", {}).get("name", "adamw"), tasks.fields(task)).to_dict(), given)
     ours = {"batch_size": rows(), "batch_tokens": 0, "accumulate": 1, "shares": None, "precision": "float32"}
     return Config(fields | ours | {"task": fields["task"]})
 
