@@ -196,7 +196,7 @@ def leaking_loss(params, batch, rng, config):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"eval_fn": None}, "eval_fn(params, batch, config)"),
+        ({"loss_fn": None}, "loss_fn(params, batch, rng, config)"),
         ({"loss_fn": swapped}, "another order"),
         ({"loss_fn": lambda params, batch, config: 0}, "loss_fn(params, batch, config) must take"),
         ({"loss_fn": vector_loss}, "float32[16]"),
