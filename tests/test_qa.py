@@ -29,7 +29,7 @@ def test_the_best_spans_of_a_window_are_found(tmp_path, monkeypatch, answer, bes
     b, t = 6, 24
     random = np.random.default_rng(0)
     logits = random.normal(size=(b, t, 2)).astype(np.float32)
-    monkeypatch.setattr(QA, "_logits", lambda params, batch, config: jnp.asarray(logits))
+    monkeypatch.setattr(QA, "_logits", lambda params, batch, rng, config: jnp.asarray(logits))
     segments = (np.arange(t) < random.integers(8, t + 1, b)[:, None]).astype(np.uint8)
     types = segments * (np.arange(t) >= 5).astype(np.uint8)
     found = jax.device_get(QA.predict_fn({}, {"segments": segments, "types": types}, None, made.config))
@@ -128,14 +128,14 @@ def test_the_loss_is_the_mean_of_start_and_end_and_right_logits_score_full_marks
     batch = {name: x for name, x in examples.items() if x.dtype != object}
     batch["mask"] = np.ones(len(batch["start"]), np.float32)
 
-    def logits(params, batch, config, **options):
+    def logits(params, batch, rng, config):
         ends = jnp.stack([jax.nn.one_hot(batch[name], batch["tokens"].shape[1]) for name in ("start", "end")], -1)
         return jnp.where(batch["segments"][:, :, None] > 0, 50.0 * ends, QA.NEVER)
 
     monkeypatch.setattr(QA, "_logits", logits)
     metrics = QA.eval_fn({}, batch, made.config)
     assert float(metrics["start"].value + metrics["end"].value) < 1e-6 and float(metrics["accuracy"].value) == 1
-    monkeypatch.setattr(QA, "_logits", lambda p, b, c, **o: 0 * logits(p, b, c))
+    monkeypatch.setattr(QA, "_logits", lambda p, b, r, c: 0 * logits(p, b, r, c))
     uniform = QA.eval_fn({}, batch, made.config)
     np.testing.assert_allclose(uniform["start"].value, 0.5 * np.log(batch["tokens"].shape[1]), rtol=1e-5)
     monkeypatch.setattr(QA, "_logits", logits)
@@ -177,7 +177,7 @@ def test_questions_whose_answers_nobody_tells_are_shown_but_neither_trained_on_n
 def test_untold_answers_count_for_nothing_in_the_loss(tmp_path, monkeypatch):
     made = prepared("squad.py:small", tmp_path)
     logits = np.random.default_rng(0).normal(size=(2, 9, 2)).astype(np.float32)
-    monkeypatch.setattr(QA, "_logits", lambda params, batch, config: jnp.asarray(logits))
+    monkeypatch.setattr(QA, "_logits", lambda params, batch, rng, config: jnp.asarray(logits))
     told = {"mask": np.array([1.0, 0.0], np.float32), "start": np.array([3, 0]), "end": np.array([4, 0])}
     untold = {"mask": np.ones(2, np.float32), "start": np.array([3, -1]), "end": np.array([4, -1])}
     one, two = (QA.eval_fn({}, batch, made.config) for batch in (told, untold))

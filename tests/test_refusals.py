@@ -95,13 +95,13 @@ def test_a_config_file_that_exits_or_holds_itself_is_refused(line, message, tmp_
     ("lines", "message"),
     [
         ("import sys; sys.exit(0)", "line 13: SystemExit: 0"),
-        ("eval_fn = None", "lacks eval_fn(params, batch, config)"),
-        ("LOSSES = ('other',)", "loss_fn lacks other of LOSSES"),
+        ("loss_fn = None", "lacks loss_fn(params, batch, rng, config)"),
+        ("LOSSES = ('other',)", "LOSSES has no meaning any more"),
         ("HUGGINGFACE = 3", "HUGGINGFACE must be the name of a class"),
-        ("def data_args(config): return 3", "must return {field of config.model: value}, not 3"),
-        ("def data_args(config): return None", "must return {field of config.model: value}, not None"),
-        ("def data_args(config): return {4: 3}", "has the field 4"),
-        ("def data_args(config): return {'x': print}", "config.model.x is a builtin_function_or_method"),
+        ("def model_args(config): return 3", "must return {field of config.model: value}, not 3"),
+        ("def model_args(config): return None", "must return {field of config.model: value}, not None"),
+        ("def model_args(config): return {4: 3}", "has the field 4"),
+        ("def model_args(config): return {'x': print}", "config.model.x is a builtin_function_or_method"),
         ("def assets(config): return ['x']", "must return {file name: text}, not ['x']"),
         ("def assets(config): return {'x': b'x'}", "must return {file name: text}"),
         ("def assets(config): return {'../x': 'x'}", "returned the name '../x'"),
@@ -127,7 +127,7 @@ def test_a_folder_that_was_there_stays_and_so_does_what_a_task_put_into_a_new_on
         + f"""
 import pathlib
 def prepare(config): pathlib.Path({str(data)!r}).mkdir(parents=True)
-def data_args(config): return 3
+def model_args(config): return 3
 """
     )
     config.write_text(CONFIG.format(task=str(path), line=""))
