@@ -27,6 +27,10 @@ NUMBERS = {
     "bandwidth_gbs": "(0, inf)",
     "latency_us": "[0, inf)",
 }
+SMALLER = (
+    "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
+    " config.precision=bfloat16 takes less; --mode=plan tells how much"
+)
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 HELP = """\
@@ -96,25 +100,29 @@ def run(arguments: Sequence[str]) -> int:
         if text := _absent_field(error):
             return _fail(EXIT_USAGE, text)
         processes.await_news()
-        return _fail(EXIT_FAILED, "\n".join([_explained(error), *_notes(error)]), traceback.format_exc())
+        text, trace = _explained(error)
+        return _fail(EXIT_FAILED, "\n".join([text, *_notes(error)]), trace)
 
 
 def _notes(error: BaseException) -> list[str]:
-    return [note for note in getattr(error, "__notes__", []) if "JAX_TRACEBACK_FILTERING" not in note]
+    notes = getattr(error, "__notes__", [])
+    return [note for note in notes if "removed its internal frames" not in note]  # JAX's and Grain's own
 
 
-def _explained(error: BaseException) -> str:
-    """One sentence; where the error arose in a function of a task, that function and its line."""
+def _explained(error: BaseException) -> tuple[str, str]:
+    """One sentence and, where the error did not arise in a function of a task, the traceback; else those lines."""
     from jtasks import task
     from jtasks.testing import result
 
     scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if set(task.REQUIRED) <= scope.keys()]
+    if "RESOURCE_EXHAUSTED" in str(error):
+        return f"{str(error).splitlines()[0]}\n-> {SMALLER}", ""
     if not any(modules):
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {error}", traceback.format_exc()
     from jtasks.testing import kit
 
-    return f"{result.explained(error, modules[0])}\n-> {kit.hint(error, modules[0])}"
+    return f"{result.explained(error, modules[0], whole=True)}\n-> {kit.hint(error, modules[0])}", ""
 
 
 def _absent_field(error: BaseException) -> str:

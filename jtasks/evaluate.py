@@ -2,16 +2,19 @@
 
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from jtasks import metrics, predict, processes, sharding
 from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.errors import ConfigError
 from jtasks.job import Job
+from jtasks.ranges import shown
 from jtasks.run import open_run
 from jtasks.task import eval_fn
 
@@ -62,12 +65,18 @@ def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline
     if not wants_scores(job):
         return {}
     outputs = predictor(params, examples)
+    return processes.agree(lambda: scored(job, predict.rows(examples), outputs))
 
-    def score() -> dict[str, float]:
-        found = job.task.score_fn(predict.rows(examples), outputs, job.config)
-        return {name: float(value) for name, value in found.items()}
 
-    return processes.agree(score)
+def scored(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
+    """What score_fn says; ConfigError where it is not {name: number}."""
+    scores = job.task.score_fn(examples, outputs, job.config)
+    if not isinstance(scores, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in scores):
+        raise ConfigError(f"score_fn must return {{name: number}}, not {shown(scores)}")
+    for name, value in scores.items():
+        if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
+            raise ConfigError(f"score_fn must return a number as {name!r}, not {shown(value)}")
+    return {name: float(value) for name, value in scores.items()}
 
 
 def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> dict[str, float]:

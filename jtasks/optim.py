@@ -172,7 +172,7 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
         transformation = layerwise.one_by_one(transformation, params)
     if fields["clip"]:
         transformation = optax.chain(optax.clip_by_global_norm(fields["clip"]), transformation)
-    if fields["freeze"]:
+    if not all(np.all(leaf) for leaf in jax.tree.leaves(train)):
         labels = jax.tree.map(lambda leaf: "trainable" if np.any(leaf) else "frozen", train)
         transformation = optax.partition({"trainable": transformation, "frozen": optax.set_to_zero()}, labels)
     factors = jax.tree.map(lambda leaf: leaf if np.ndim(leaf) else 1.0, train)
@@ -203,7 +203,7 @@ def matching(regex: str, params: Any) -> Any:
 
 
 def trainable(optim: Any, params: Any) -> Any:
-    """Return a tree of bools shaped as `params`: False where `optim.freeze` holds a parameter fixed.
+    """Return a tree of bools shaped as `params`: False where `optim.freeze` or an integer type holds one fixed.
 
     Where it holds some layers of a stack, such as `^blocks/[0-3]/`, the leaf is a bool array [depth, 1, ...].
 
@@ -215,11 +215,16 @@ def trainable(optim: Any, params: Any) -> Any:
     """
     regex = checked(optim)["freeze"]
     if not regex:
-        return jax.tree.map(lambda _: True, params)
+        return jax.tree.map(_real, params)
     train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _matching("freeze", regex, params))
+    train = jax.tree.map(lambda leaf, param: leaf if _real(param) else False, train, params)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(train)):
         raise ConfigError(f"config.optim.freeze={regex!r} matches every parameter: nothing is left to train")
     return train
+
+
+def _real(param: Any) -> bool:
+    return jnp.issubdtype(getattr(param, "dtype", jnp.float32), jnp.inexact)
 
 
 def _matching(field: str, regex: str, params: Any) -> Any:

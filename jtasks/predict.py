@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import processes, sharding
+from jtasks import processes, ranges, sharding, task
 from jtasks.compiled import Compiled
 from jtasks.config import Config
 from jtasks.data import pipeline
@@ -60,7 +60,26 @@ def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -
     shown = list(rows(examples)[: job.config.show_count])
     arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
     outputs = list(predict(params, arrays or shown))
-    return job.task.show_fn(shown, outputs, job.config) if processes.first() else {}
+    return checked_shown(job.task.show_fn(shown, outputs, job.config)) if processes.first() else {}
+
+
+def checked_shown(shown: Any) -> dict[str, np.ndarray | str]:
+    """What show_fn returned, with pictures as NumPy arrays; ConfigError where it is not {name: picture or text}."""
+    if not isinstance(shown, Mapping):
+        raise ConfigError(f"show_fn must return {{name: picture or text}}, not {ranges.shown(shown)}")
+    checked = dict[str, np.ndarray | str]()
+    for name, content in shown.items():
+        check_name(name, "show_fn of the task")
+        if isinstance(content, str):
+            checked[name] = content.encode(errors="backslashreplace").decode()
+            continue
+        picture = np.asarray(content)
+        grey_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))
+        if picture.dtype != np.uint8 or not grey_or_rgb or not picture.size:
+            kind = f"{picture.dtype}{list(picture.shape)}" if hasattr(content, "shape") else ranges.shown(content)
+            raise ConfigError(f"show_fn must return {name!r} as a text or a picture, uint8 [h, w, 1 or 3], not {kind}")
+        checked[name] = picture
+    return checked
 
 
 def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix: str) -> list[pathlib.Path]:
@@ -70,7 +89,6 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, content in shown.items():
-        check_name(name, "show_fn of the task")
         path = folder / f"{name}-{suffix}.{'txt' if isinstance(content, str) else 'png'}"
         if isinstance(content, str):
             write_file(path, content + "\n")
@@ -102,8 +120,8 @@ def run(
         with writer(path) as file:
             file.writelines(_line(index, output) for index, output in enumerate(outputs))
         if hasattr(job.task, "report_fn"):
-            for name, text in job.task.report_fn(rows(examples), outputs, job.config).items():
-                check_name(name, "report_fn of the task")
+            reports = job.task.report_fn(rows(examples), outputs, job.config)
+            for name, text in task.checked_texts(reports, "report_fn").items():
                 report = pathlib.PurePath(name)
                 write_file(folder / f"{report.stem}-{split}{report.suffix}", text)
 

@@ -1,8 +1,9 @@
 """Try on a fresh run, before step 1, what would otherwise fail at its first evaluation or at its end."""
 
+import contextlib
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -34,12 +35,26 @@ def check(job: Job, splits: Mapping[str, pipeline.Examples | None], batch: Batch
       ConfigError: a function does not return what the contract says, or config.best names no metric.
       Exception: whatever a function of the task raised.
     """
-    try:
+    with _as_config_error():
         _check_loss(job, batch, params)
         names = {s: _evaluated(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
+    check_best(job.config.best, names)
+
+
+def check_params(params: Any) -> None:
+    """Raise ConfigError where what init returned is not arrays alone, each with a path of its own."""
+    from jtasks.testing import contract
+
+    with _as_config_error():
+        contract.check_params(params)
+
+
+@contextlib.contextmanager
+def _as_config_error() -> Iterator[None]:
+    try:
+        yield
     except Fault as fault:
         raise ConfigError(f"{fault.detail}\n-> {fault.hint}") from fault
-    check_best(job.config.best, names)
 
 
 def check_best(best: str, names: Mapping[str, set[str]]) -> None:
@@ -73,7 +88,10 @@ def _evaluated(job: Job, split: str, examples: pipeline.Examples, train: Batch, 
         metrics = jax.eval_shape(lambda p, b: evaluate.sums_of(job, p, b), params, batch)
         names = {"loss", *metrics}
         if hasattr(job.task, "predict_fn"):
-            names |= _check_predictions(job, split, examples, batch, params)
+            scores = _check_predictions(job, split, examples, batch, params)
+            if taken := sorted(names & scores):
+                raise Fault(f"score_fn and eval_fn both return {taken[0]!r}", "give the score another name")
+            names |= scores
     except Exception as error:
         if told := _unlike(train, batch):
             error.add_note(f"the {split} split: {told}; give every split the entries, types and shapes of train")
@@ -90,7 +108,12 @@ def _unlike(train: Batch, batch: Batch) -> str:
 def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch: Batch, params: Any) -> set[str]:
     """Check predict_fn, score_fn and show_fn, and return the names of the scores."""
     rng = jax.random.key(job.config.seed)
-    outputs = jax.eval_shape(lambda p, b: job.task.predict_fn(p, b, rng, job.config), params, batch)
+    try:
+        outputs = jax.eval_shape(lambda p, b: job.task.predict_fn(p, b, rng, job.config), params, batch)
+    except TypeError as error:
+        if "not a valid JAX type" not in str(error):
+            raise
+        raise Fault("predict_fn returned something else than arrays", "return a dict of arrays [b, ...]") from error
     rows = len(next(iter(batch.values())))
     wrong = [x.shape for x in jax.tree.leaves(outputs) if x.shape[:1] != (rows,)]
     if wrong or not jax.tree.leaves(outputs):
@@ -107,7 +130,7 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
         _try(job, "show_fn", split, lambda: _show(job.task.show_fn(first, zeros, job.config)))
     scores: dict[str, float] = {}
     if evaluate.wants_scores(job):
-        _try(job, "score_fn", split, lambda: scores.update(_numbers(job.task.score_fn(first, zeros, job.config))))
+        _try(job, "score_fn", split, lambda: scores.update(evaluate.scored(job, first, zeros)))
     return set(scores)
 
 
@@ -122,10 +145,6 @@ def _try(job: Job, name: str, split: str, call: Any) -> None:
         warn(f"{name} fails on outputs of zeros for examples of {split}: {explained(error, job.task)}")
 
 
-def _numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-    return {name: float(value) for name, value in scores.items()}
-
-
-def _show(shown: Mapping[str, Any]) -> None:
+def _show(shown: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        predict.write_shown(dict(shown), pathlib.Path(folder), "preflight")
+        predict.write_shown(predict.checked_shown(shown), pathlib.Path(folder), "preflight")

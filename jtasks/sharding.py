@@ -185,11 +185,11 @@ def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -
     A barrier does not help, because XLA drops it. So a look at `earlier` decides between `tree` and zeros, by a
     comparison that no number passes and that XLA does not see through. Each device looks at its own part.
     """
-    if mesh.devices.flat[0].platform != "cpu" or not jax.tree.leaves(earlier):
+    if mesh.devices.flat[0].platform != "cpu" or not any(x.size for x in jax.tree.leaves(earlier)):
         return tree
 
     def choose(tree: Any, earlier: Any) -> Any:
-        first = jnp.stack([jnp.ravel(x)[0].astype(jnp.float32) for x in jax.tree.leaves(earlier)])
+        first = jnp.stack([jnp.ravel(x)[0].astype(jnp.float32) for x in jax.tree.leaves(earlier) if x.size])
         never = jnp.any(jax.lax.bitcast_convert_type(first, jnp.uint32) >> 1 > jnp.uint32(2**31))
         return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), tree)
 

@@ -79,11 +79,11 @@ def make(
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(term.total) for term in terms(metrics).values()]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params = _if_real(optax.apply_updates(state.params, updates), state.params)
         finite &= _stays_finite(state.params, params, updates)
         average = None
         if state.average is not None:
-            average = optax.incremental_update(params, state.average, 1 - config.ema)
+            average = _if_real(optax.incremental_update(params, state.average, 1 - config.ema), params)
         bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
         new = State(state.step + 1, params, opt_state, average, bad_steps)
         old = state._replace(step=new.step, bad_steps=bad_steps)
@@ -132,7 +132,7 @@ def exact_gradient(
     if microbatches == 1:
         _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params, has_aux=True)
         (gradient,) = pullback(_cotangents(metrics))
-        return gradient, metrics
+        return _if_real(gradient, jax.tree.map(jnp.zeros_like, params)), metrics
     parts = jax.tree.map(lambda x: _interleaved(x, microbatches), batch)
     return _summed(loss_fn, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after)
 
@@ -205,7 +205,7 @@ def _summed(
     def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
         (gradient,) = pullback(cotangents)
-        return jax.tree.map(jnp.add, sums, (gradient, metrics))
+        return jax.tree.map(jnp.add, sums, (_if_real(gradient, gradients), metrics))
 
     return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
 
@@ -225,6 +225,11 @@ def non_finite(
     found = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
+
+
+def _if_real(tree: Params, other: Params) -> Params:
+    """The leaves of `tree`, but those of `other` where these are whole numbers or bools, which nothing trains."""
+    return jax.tree.map(lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, tree, other)
 
 
 def _stays_finite(old: Params, new: Params, updates: Params) -> jax.Array:

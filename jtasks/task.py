@@ -117,12 +117,16 @@ def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
 
 
 def assets(task: ModuleType, config: Any) -> dict[str, str]:
-    """Return the task's assets, {} where it has none; ConfigError where they are no {file name: text}."""
-    texts = task.assets(config) if hasattr(task, "assets") else {}
+    """Return the task's assets, {} where it has none; ConfigError where they are malformed."""
+    return checked_texts(task.assets(config) if hasattr(task, "assets") else {}, f"assets of {config.task}")
+
+
+def checked_texts(texts: Any, function: str) -> dict[str, str]:
+    """Return the texts that a function returned; ConfigError where they are no {file name: text}."""
     if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
-        raise ConfigError(f"assets of {config.task} must return {{file name: text}}, not {shown(texts)}")
+        raise ConfigError(f"{function} must return {{file name: text}}, not {shown(texts)}")
     for name in texts:
-        check_name(name, f"assets of {config.task}")
+        check_name(name, function)
     return dict(texts)
 
 

@@ -162,7 +162,9 @@ def programs(job: Job, batch: Batch, steps: int) -> Programs:
     config = job.config
 
     def init(batch: Batch) -> Any:
-        return job.task.init(jax.random.key(config.seed), batch, config)
+        params = job.task.init(jax.random.key(config.seed), batch, config)
+        preflight.check_params(params)
+        return params
 
     try:
         shapes = jax.eval_shape(init, batch)

@@ -22,13 +22,21 @@ from jtasks.errors import ConfigError, DataError
 
 Arrays = Mapping[str, np.ndarray]
 Examples = Arrays | Sequence[Mapping[str, Any]]
+KINDS = "return a dict of arrays [n, ...], a sequence of dicts, or None where the split does not exist"
 Collate = Callable[[list[Mapping[str, Any]]], Mapping[str, Any]]
 
 
 def size(examples: Examples) -> int:
-    """Number of examples; arrays of unequal length are an error."""
+    """Number of examples; DataError for what is neither a sequence nor arrays of equal length."""
     if not isinstance(examples, Mapping):
-        return len(examples)
+        try:
+            return len(examples)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"dataset returned a {type(examples).__name__} without a length ({error}): {KINDS}"
+            ) from None
+    if wrong := [name for name, array in examples.items() if not getattr(array, "shape", ())]:
+        raise DataError(f"dataset returned {wrong[0]!r}, which is no array [n, ...]: {KINDS}")
     lengths = {name: len(array) for name, array in examples.items()}
     if not lengths or len(set(lengths.values())) > 1:
         raise DataError(f"dataset() returned arrays of unequal lengths: {lengths}; all need the same [n, ...]")
@@ -52,7 +60,10 @@ def fetch(examples: Examples, indices: np.ndarray, collate: Collate | None) -> d
 def read(examples: Examples, index: int) -> Mapping[str, Any]:
     """One example; an error says which."""
     try:
-        return example(examples, index)
+        row = example(examples, index)
+        if isinstance(row, Mapping) and all(isinstance(name, str) for name in row):
+            return row
+        raise DataError(f"example {index} of the dataset is a {type(row).__name__}: give a dict of arrays by name")
     except DataError:
         raise
     except Exception as error:
@@ -91,11 +102,24 @@ class Tolerant(Sequence[Mapping[str, Any]]):
 def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, np.ndarray]:
     """One batch from example dicts, by `collate` or by stacking each entry."""
     if collate is not None:
-        return _numeric(collate(rows))
+        return _collated(collate(rows), len(rows))
     try:
         return _numeric({name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]})
     except (ValueError, KeyError) as error:
         raise DataError(f"examples cannot be stacked into a batch ({error}); give the task a collate_fn") from error
+
+
+def _collated(batch: Any, rows: int) -> dict[str, np.ndarray]:
+    if not isinstance(batch, Mapping) or not all(isinstance(name, str) for name in batch):
+        raise ConfigError(f"collate_fn must return a dict of arrays by name, not a {type(batch).__name__}")
+    arrays = _numeric(batch)
+    for name, array in arrays.items():
+        if array.shape[:1] != (rows,):
+            raise ConfigError(
+                f"collate_fn returned {name!r} of shape {list(array.shape)} for {rows} examples:"
+                " give each example one row, in their order"
+            )
+    return arrays
 
 
 @dataclasses.dataclass(frozen=True)

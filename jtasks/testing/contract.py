@@ -177,7 +177,7 @@ def _params(made: Subject) -> Tree:
 
     def init(rng: jax.Array, batch: Any) -> Tree:
         kept.append(task.init(rng, dict(batch), config))
-        _arrays(kept[-1])
+        check_params(kept[-1])
         return jax.tree.map(lambda x: x, kept[-1])
 
     shapes = jax.eval_shape(init, key(config.seed), made.batch)
@@ -197,8 +197,8 @@ def _params(made: Subject) -> Tree:
     return jax.jit(init, out_shardings=sharding.replicated(made.job.mesh))(key(config.seed), made.batch)
 
 
-def _arrays(params: Tree) -> None:
-    """Parameters may be any pytree, of arrays alone."""
+def check_params(params: Tree) -> None:
+    """Check that parameters, any pytree, are arrays alone, of which no two share a path; Fault says what is wrong."""
     hint = (
         'return a pytree of arrays, such as model.init(rng, x)["params"]; nnx.to_pure_dict(nnx.state(model, nnx.Param))'
         " makes one of a Flax NNX module, equinox.partition(model, equinox.is_array)[0] of an Equinox module"
@@ -209,6 +209,9 @@ def _arrays(params: Tree) -> None:
     ]
     require(not wrong, f"init's result is {_kind(params)}, in which {some(wrong)}", hint)
     require(bool(leaves), f"init's result is {_kind(params)} without arrays", hint)
+    names = [name(path) for path, _ in leaves]
+    twice = sorted({path for path in names if names.count(path) > 1})
+    require(not twice, f"init's result has {some(twice)} twice", "a / in a name looks like a level below: rename it")
 
 
 def check_loss(made: Subject) -> None:

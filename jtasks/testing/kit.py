@@ -96,6 +96,9 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
         return Result(name, False, explained(error, task), hint(error, task))
 
 
+HOST = ("dataset", "prepare", "data_args", "collate_fn", "assets", "lengths")
+
+
 def hint(error: BaseException, task: ModuleType | None) -> str:
     """Return what to do about an error that arose in a function of the task."""
     text = f"{type(error).__name__} {error}"
@@ -111,6 +114,8 @@ def hint(error: BaseException, task: ModuleType | None) -> str:
             f"{function}(examples, outputs, config) gets the dicts of dataset, before collate_fn, and for each of them"
             " what predict_fn gave for that row; it runs on the host, and its result must be what jtasks/task.py says"
         )
+    if function in HOST:
+        return f"{function} runs on the host, before training; jtasks/task.py says what it gets and must return"
     if isinstance(error, KeyError):
         return "a batch holds the entries of dataset (or collate_fn), without text, and mask and seed"
     return "the exception arose in the line above; the function must run under jax.jit"

@@ -71,13 +71,13 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def explained(error: BaseException, task: ModuleType | None) -> str:
-    """One sentence: the function of the contract, the exception, and the author's own line."""
+def explained(error: BaseException, task: ModuleType | None, *, whole: bool = False) -> str:
+    """One sentence: the function of the contract, the exception, and the author's own line, or all of these lines."""
     frames, function = _frames(error, task), raised_in(error, task)
     text = " ".join(str(error).strip().split("\n\n")[0].split())
     text = text if len(text) <= 400 else text[:400] + " ..."
     raised = f"{function} raised {type(error).__name__}" if function else type(error).__name__
-    return f"{raised}: {text}" + (f"\nat {located(frames[-1])}" if frames else "")
+    return "\n".join([f"{raised}: {text}", *(f"at {located(frame)}" for frame in (frames if whole else frames[-1:]))])
 
 
 def raised_in(error: BaseException, task: ModuleType | None) -> str:
