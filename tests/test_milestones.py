@@ -147,6 +147,7 @@ def test_bad_steps_never_push_good_checkpoints_out(task, tmp_path):
     bad.parent.mkdir()
     bad.write_text(spoiled + "\nFINITE = 0.0\n")
     shutil.copytree(tmp_path / "run", tmp_path / "again")
+    (tmp_path / "again" / "files.json").unlink()  # config.json is edited
     (tmp_path / "again" / "config.json").write_text(
         (tmp_path / "again" / "config.json").read_text().replace(str(task), str(bad))
     )
