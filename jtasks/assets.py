@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from jtasks.data.examples import Resize
+
 BICUBIC = 3  # PIL's number of the filter that scales pictures of another size (see data/examples.py)
 LABELS, PALETTE, PROCESSOR = "labels.json", "palette.json", "preprocessor_config.json"
 
@@ -26,6 +28,7 @@ def palette(model: Mapping[str, Any]) -> dict[str, str]:
                 "image_processor_type": "ImageGPTImageProcessor",
                 "size": {"height": height, "width": width},
                 "do_resize": True,
+                **({"resample": model["resize"][0]} if model.get("resize") else {}),
                 "do_normalize": True,
                 "do_color_quantize": True,
                 "clusters": (np.asarray(colours, np.float64) / 127.5 - 1).tolist(),
@@ -35,13 +38,32 @@ def palette(model: Mapping[str, Any]) -> dict[str, str]:
 
 
 def image_processor(
-    mean: Sequence[float], std: Sequence[float], rescale: float, shape: Sequence[int] | None = None
+    mean: Sequence[float],
+    std: Sequence[float],
+    rescale: float,
+    shape: Sequence[int] | None = None,
+    resize: Sequence[int] | None = None,
 ) -> dict[str, str]:
     """preprocessor_config.json of transformers: a pixel x goes in as (x * rescale - mean) / std, channel by channel."""
-    size = {"size": {"height": shape[0], "width": shape[1]}, "do_resize": True, "resample": BICUBIC} if shape else {}
+    usual = Resize(BICUBIC, shape[0], shape[1]) if shape else None
+    size = _sizes(given) if (given := Resize(*resize) if resize else usual) else {}
     scaling = {"do_rescale": True, "rescale_factor": rescale, "do_normalize": True}
     numbers = {"image_mean": list(mean), "image_std": list(std)}
-    return {PROCESSOR: _text({"image_processor_type": "ViTImageProcessor"} | size | scaling | numbers)}
+    return {PROCESSOR: _text({"image_processor_type": "ViTImageProcessor", **size} | scaling | numbers)}
+
+
+def _sizes(resize: Resize) -> dict[str, Any]:
+    """The fields of preprocessor_config.json that say how pictures come to their size."""
+    square = {"height": resize.height, "width": resize.width}
+    crop = {"do_center_crop": True, "crop_size": {"height": resize.crop_height, "width": resize.crop_width}}
+    kind = ("DeiT" if resize.width else "CLIP") if resize.crop_height else "ViT"
+    return {
+        "image_processor_type": f"{kind}ImageProcessor",
+        "do_resize": bool(resize.height),
+        **({"size": square if resize.width else {"shortest_edge": resize.height}} if resize.height else {}),
+        "resample": resize.filter,
+        **(crop if resize.crop_height else {}),
+    }
 
 
 def read(path: pathlib.Path) -> Any:

@@ -71,10 +71,13 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
 
 
 def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
-    """The palette, and what a model's sizes follow from: number of colours, image shape (h, w), positions."""
+    """The palette, and what a model's sizes follow from: number of colours, image shape (h, w), positions.
+
+    `resize`, how images come to that shape, is that of a Hugging Face folder, if the model is from one.
+    """
     h, w, channels = pipeline.example(examples, 0)["image"].shape
     palette = load(palette_path(options, seed), channels)
-    return {"palette": palette, "colours": len(palette), "shape": (h, w), "positions": h * w}
+    return {"palette": palette, "colours": len(palette), "shape": (h, w), "positions": h * w, "resize": None}
 
 
 def palette_path(options: Any, seed: int) -> pathlib.Path:

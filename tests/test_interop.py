@@ -458,17 +458,61 @@ def test_an_index_names_files_of_its_folder_alone(index, tmp_path):
         files.where(tmp_path / "gpt2")
 
 
-def test_a_vit_folders_other_filter_is_told(tmp_path):
-    shutil.copytree(GOLDEN / "vit_classification", tmp_path / "vit")
-    told = []
-    for processor in ({"resample": 3}, {"do_resize": False}, {"resample": 2}):
-        (tmp_path / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
-        fields = huggingface.model_fields(tmp_path / "vit")
-        assert fields["mean"] == (0.5,) * read_config("vit_classification")["num_channels"]
-        huggingface.import_params(str(tmp_path / "vit"), start("vit_classification"), fields, None, told.append)
-    assert len(told) == 1 and "PIL's filter 2" in told[0]
-    (tmp_path / "vit" / "preprocessor_config.json").unlink()
-    assert "mean" not in huggingface.model_fields(tmp_path / "vit")
+def resized(tmp_path, name, **processor):
+    """config.model's `resize` from a golden folder with this preprocessor_config.json."""
+    folder = tmp_path / "resized"
+    shutil.copytree(GOLDEN / name, folder, dirs_exist_ok=True)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return huggingface.model_fields(folder)["resize"]
+
+
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({}, (2, "own", "own", 0, 0)),
+        ({"resample": 3, "size": 40}, (3, 40, 40, 0, 0)),
+        ({"size": {"height": 40, "width": 30}, "image_processor_type": "ViTImageProcessorFast"}, (2, 40, 30, 0, 0)),
+        ({"do_resize": False}, (2, 0, 0, 0, 0)),
+        ({"do_center_crop": True, "crop_size": 32, "size": {"shortest_edge": 40}}, (2, 40, 0, 32, 32)),
+        ({"feature_extractor_type": "DeiTFeatureExtractor", "size": 36, "crop_size": 32}, (3, 36, 36, 32, 32)),
+        ({"image_processor_type": "CLIPImageProcessor", "size": 36, "do_center_crop": False}, (3, 36, 0, 0, 0)),
+    ],
+)
+def test_a_vit_folders_sizes_filter_and_crop_are_taken(tmp_path, processor, expected):
+    own = read_config("vit_classification")["image_size"]
+    assert resized(tmp_path, "vit_classification", **processor) == tuple(own if x == "own" else x for x in expected)
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        ({"image_processor_type": "ConvNextImageProcessor"}, "image_processor_type is 'ConvNextImageProcessor'"),
+        ({"resample": "bicubic"}, "resample is 'bicubic', expected 0 to 5"),
+        ({"size": {"longest_edge": 8}}, r"size is {'longest_edge': 8}, expected a height and a width"),
+        ({"size": 0}, "size is 0"),
+        ({"do_center_crop": True, "crop_size": {"shortest_edge": 8}}, "crop_size is"),
+        ({"do_center_crop": True}, "crop_size is None"),
+        ({"do_pad": True}, "do_pad is True, which jtasks does not do"),
+    ],
+)
+def test_what_cannot_be_done_as_the_folder_says_is_named(tmp_path, processor, message):
+    with pytest.raises(CheckpointError, match=rf"preprocessor_config.json: {message}"):
+        resized(tmp_path, "vit_classification", **processor)
+
+
+def test_an_imagegpts_pictures_are_resized_as_its_folder_says(tmp_path):
+    processor = {"clusters": np.linspace(-1, 1, 48).reshape(16, 3).tolist(), "size": {"height": 4, "width": 4}}
+    assert resized(tmp_path, "imagegpt_causal", **processor) == (2, 4, 4, 0, 0)
+    with pytest.raises(ConfigError, match=r"makes pictures of 4x4, config.model.shape is \(8, 8\)"):
+        huggingface.completed({"shape": (8, 8), "palette": None, "resize": None}, {}, str(tmp_path / "resized"))
+    with pytest.raises(CheckpointError, match="do_normalize is False, but an ImageGPT"):
+        resized(tmp_path, "imagegpt_causal", **processor, do_normalize=False)
+
+
+def test_an_export_says_how_pictures_come_to_their_size(tmp_path):
+    for resize in ((2, 40, 30, 0, 0), (3, 36, 0, 32, 32), (3, 36, 36, 32, 32), (0, 0, 0, 0, 0), (1, 9, 9, 0, 0)):
+        files_ = assets.image_processor([0.5] * 3, [0.5] * 3, 1 / 255, (32, 32), resize)
+        assert resized(tmp_path, "vit_classification", **json.loads(files_[assets.PROCESSOR])) == resize
 
 
 # Placeholders of a config

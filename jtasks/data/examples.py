@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -21,7 +21,7 @@ class Examples(Sequence[Example]):
     name: str
     read: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
     rows: np.ndarray = dataclasses.field(repr=False)  # which rows of the source, in order
-    size: int | None = None
+    size: "int | Resize | None" = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,18 +45,53 @@ class Examples(Sequence[Example]):
         """The same source with only these of its rows."""
         return dataclasses.replace(self, rows=rows)
 
-    def fitted(self, size: int) -> "Examples":
-        """The same examples, each image made [size, size, c] by `fit`."""
+    def fitted(self, size: "int | Resize") -> "Examples":
+        """The same examples, each image brought to a size by `fit`."""
         return dataclasses.replace(self, size=size)
 
 
-def fit(image: np.ndarray, size: int | None) -> np.ndarray:
-    """An image uint8 [h, w, c] scaled and cropped around its centre to [size, size, c]; unchanged for None."""
+class Resize(NamedTuple):
+    """How an image processor of transformers brings a picture to its model's size."""
+
+    filter: int  # PIL's number
+    height: int  # 0: as it is
+    width: int  # 0: the shorter edge gets `height`, and the other one follows
+    crop_height: int = 0  # around the center, with black where the picture is smaller; 0: none
+    crop_width: int = 0
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width) of every picture; (0, 0) if they differ."""
+        cropped = self.crop_height, self.crop_width
+        return cropped if self.crop_height else (self.height, self.width) if self.width else (0, 0)
+
+
+def fit(image: np.ndarray, size: int | Resize | None) -> np.ndarray:
+    """An image uint8 [h, w, c] scaled and cropped around its centre to [size, size, c]; unchanged for None.
+
+    A Resize gives what transformers' processors give with Pillow, to the bit.
+    """
     if size is None or image.shape[:2] == (size, size):
         return image
     from PIL import Image, ImageOps
 
     grey = image.shape[-1] == 1
     picture = Image.fromarray(image[..., 0] if grey else image)
-    fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-    return np.array(fitted).reshape(size, size, -1)
+    if not isinstance(size, Resize):
+        fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+        return np.array(fitted).reshape(size, size, -1)
+    if size.height:
+        short, (width, height) = min(picture.size), picture.size
+        edges = (size.width, size.height) if size.width else [int(size.height * x / short) for x in (width, height)]
+        picture = picture.resize(edges, Image.Resampling(size.filter))
+    scaled = np.array(picture).reshape(picture.height, picture.width, -1)
+    return _cropped(_cropped(scaled, 0, size.crop_height), 1, size.crop_width)
+
+
+def _cropped(image: np.ndarray, axis: int, length: int) -> np.ndarray:
+    """The middle of one axis, with zeros where it is shorter; the odd one of them comes first."""
+    lacking = length - image.shape[axis]
+    if not length or lacking <= 0:
+        start = -lacking // 2 if length else 0
+        return image.take(range(start, start + (length or image.shape[axis])), axis)
+    return np.pad(image, [(-(-lacking // 2), lacking // 2) if i == axis else (0, 0) for i in range(3)])

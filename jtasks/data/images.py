@@ -3,12 +3,12 @@
 import difflib
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from jtasks.data import cifar10, digits, mnist, pictures, tfds
-from jtasks.data.examples import Examples, fit
+from jtasks.data.examples import Examples, Resize, fit
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
 from jtasks.ranges import Field
@@ -33,6 +33,7 @@ def images(
     seed: int = 0,
     valid: float = 0.1,
     size: int | None = None,
+    resize: Sequence[int] | None = None,
 ) -> Data | None:
     """The examples of one split of a data set of labelled images.
 
@@ -46,6 +47,7 @@ def images(
       seed: decides which examples of train become valid, and nothing else.
       valid: the share of train that becomes valid, in [0, 1); 0 gives none.
       size: scale and crop every image around its centre to this width and height.
+      resize: instead of `size`, the fields of an `examples.Resize`: as an image processor of transformers does it.
 
     Returns:
       {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:` and `tfds:` a picklable sequence
@@ -62,7 +64,7 @@ def images(
         data = read(split)
     else:
         data = own if own is not None else _part(read("train"), split, seed, valid)
-    return _fitted(data, size)
+    return _fitted(data, Resize(*resize) if resize else size)
 
 
 def class_names(name: str, *, folder: str | None = None) -> tuple[str, ...]:
@@ -117,7 +119,7 @@ def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None
     return data.take(rows) if isinstance(data, Examples) else {key: value[rows] for key, value in data.items()}
 
 
-def _fitted(data: Data | None, size: int | None) -> Data | None:
+def _fitted(data: Data | None, size: int | Resize | None) -> Data | None:
     if data is None or size is None:
         return data
     if isinstance(data, Examples):

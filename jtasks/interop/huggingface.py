@@ -21,10 +21,11 @@ import numpy as np
 
 from jtasks import assets
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, files, gpt2, settings, vit
+from jtasks.interop import bert, files, gpt2, resizing, settings, vit
 from jtasks.interop.layouts import Entry
 
 PREFIX = "hf:"  # of config.init_from
+GPT = "ImageGPTImageProcessor"
 
 # Fields of config.model that follow the task and not the weights; the rest must agree.
 FREE = ("dropout", "attention_dropout", "classifier_dropout")
@@ -46,11 +47,20 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     config, found = _read(folder)
     clusters = folder / "preprocessor_config.json"
     if config["model_type"] == "imagegpt" and clusters.exists():
-        levels = np.asarray(files.read_json(clusters).get("clusters", ()), np.float64)
+        processor = files.read_json(clusters)
+        levels = np.asarray(processor.get("clusters", ()), np.float64)
         if levels.shape == (found["colours"], 3):
             found["palette"] = tuple(tuple(float(x) for x in colour) for colour in (levels + 1) * 127.5)
+            if "size" in processor:
+                found["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
     if config["model_type"] == "vit" and clusters.exists():
-        found |= vit.normalization(files.read_json(clusters), config.get("num_channels", 3), clusters)
+        processor = files.read_json(clusters)
+        found |= vit.normalization(processor, config.get("num_channels", 3), clusters)
+        height, width = found["shape"]
+        own = {
+            "size": {"height": height, "width": width}
+        } | processor  # a file without sizes leaves them to config.json
+        found["resize"] = tuple(resizing.read(own, clusters))
     return found
 
 
@@ -84,6 +94,17 @@ def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) 
             raise ConfigError(
                 f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {found[name]}"
             )
+    shape = model.get("shape") or values.get("shape")
+    if (
+        shape
+        and "resize" in asked & set(found)
+        and resizing.Resize(*found["resize"]).shape not in ((0, 0), tuple(shape))
+    ):
+        made = "x".join(map(str, resizing.Resize(*found["resize"]).shape))
+        raise ConfigError(
+            f"{folder}/{assets.PROCESSOR} makes pictures of {made}, config.model.shape is {tuple(shape)}: set"
+            " config.data.size, or size and crop_size of that file"
+        )
     of_the_data = {"shape"} if "palette" in found else {"shape", "colours"}
     return {**values, **{name: value for name, value in found.items() if name in asked - of_the_data}}
 
@@ -145,13 +166,6 @@ def import_params(
     """
     config, fields = _read(pathlib.Path(folder).expanduser())[0], model_fields(folder)
     _agree(fields, model, folder, warn)
-    if "mean" in fields:
-        processor = files.read_json(pathlib.Path(folder).expanduser() / assets.PROCESSOR)
-        if processor.get("do_resize", True) and processor.get("resample", 2) != assets.BICUBIC:
-            warn(
-                f"{folder} scales pictures of another size with PIL's filter {processor.get('resample', 2)} and without"
-                f" cropping, jtasks with {assets.BICUBIC} and cropped: give pictures of its size for the same pixels"
-            )
     table = _family(config).entries(config)
     tree, unused = from_hf(folder)
     there, wanted = _flat(tree), _flat(params)

@@ -34,6 +34,7 @@ def defaults() -> dict[str, Any]:
         "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data as these three
         "model.colours": Field(int, "[1, 2e9]"),
         "model.shape": Field(tuple, "[1, inf)"),
+        "model.resize": Field(tuple, "[0, inf)"),  # of an `examples.Resize`, as a Hugging Face folder has it
         "model.layer": Field(int, None, -1),  # whose features are classified: 0 ... layers - 1; -1: the last's output
         "generation": Field(float, "[0, inf)", 1.0),  # weight of the pixels' term of a classifier
         **data.IMAGES,
@@ -49,7 +50,8 @@ def defaults() -> dict[str, Any]:
 
 def dataset(split: str, config: Config) -> Any:
     """Images uint8 [n, h, w, c] and labels [n]."""
-    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=config.data.size)
+    size, resize = config.data.size, config.model.get("resize")
+    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
 
 
 def prepare(config: Config) -> None:

@@ -27,6 +27,7 @@ def defaults() -> dict[str, Any]:
         "model.mean": Field(tuple),  # of each channel, of pixels multiplied by `rescale`
         "model.std": Field(tuple),
         "model.rescale": Field(float, "(0, inf)"),
+        "model.resize": Field(tuple, "[0, inf)"),  # of an `examples.Resize`, as a Hugging Face folder has it
         **data.IMAGES,
         "data.white": Field(float, "(0, inf)", 255.0),  # the highest pixel
         "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # how training images are changed
@@ -38,21 +39,26 @@ def defaults() -> dict[str, Any]:
 
 def dataset(split: str, config: Config) -> Any:
     """Images uint8 [n, h, w, c] and labels [n]."""
-    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=config.data.size)
+    size, resize = config.data.size, config.model.get("resize")
+    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """The number of classes, the images' shape (h, w), and how pixels are normalized."""
+    """The number of classes, the images' shape (h, w), and how pixels are normalized.
+
+    `resize`, how they come to that shape, is that of a Hugging Face folder, if the model is from one.
+    """
     h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
     half = (0.5,) * channels
     classes = len(data.class_names(config.data.name, folder=config.data.dir))
-    return {"classes": classes, "shape": (h, w), "mean": half, "std": half, "rescale": 1 / config.data.white}
+    usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
+    return {"classes": classes, "shape": (h, w), **usual}
 
 
 def assets(config: Config) -> dict[str, str]:
     """The names of the classes, and how pixels are normalized."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    return labels(names) | image_processor(*_normalization(config), config.model.shape)
+    return labels(names) | image_processor(*_normalization(config), config.model.shape, config.model.get("resize"))
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

@@ -18,11 +18,11 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jtasks.data import cifar10, class_names, images, mnist
+from jtasks.data import cifar10, class_names, examples, images, mnist
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
 
@@ -589,3 +589,35 @@ def test_without_tfds_the_error_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(DataError, match=r"pip install 'jtasks\[tfds\]'"):
         images("tfds:mnist", "train", folder=str(tmp_path))
+
+
+def processed(image, resize):
+    """What transformers' Pillow processors make of a picture: their resize, then their center_crop."""
+    if resize.height:
+        h, w = image.shape[:2]
+        short, long = min(h, w), max(h, w)
+        new = (resize.height, int(resize.height * long / short))
+        size = (resize.height, resize.width) if resize.width else new[::-1] if w <= h else new
+        image = np.array(Image.fromarray(image).resize(size[::-1], resample=resize.filter))
+    if not resize.crop_height:
+        return image
+    (h, w), (ch, cw) = image.shape[:2], resize[3:]
+    padded = np.zeros((max(h, ch), max(w, cw), 3), np.uint8)
+    top, left = -(-(len(padded) - h) // 2), -(-(padded.shape[1] - w) // 2)
+    padded[top : top + h, left : left + w] = image
+    top, left = top + (h - ch) // 2, left + (w - cw) // 2
+    return padded[max(0, top) : min(len(padded), top + ch), max(0, left) : min(padded.shape[1], left + cw)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    shape=st.tuples(st.integers(1, 24), st.integers(1, 24)),
+    edges=st.tuples(st.integers(1, 20), st.integers(0, 20)) | st.just((0, 0)),
+    crop=st.tuples(st.integers(1, 20), st.integers(1, 20)) | st.just((0, 0)),
+    kind=st.integers(0, 5),
+)
+def test_pictures_are_resized_and_cropped_as_transformers_does_with_pillow(shape, edges, crop, kind):
+    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    resize = examples.Resize(kind, *edges, *crop)
+    np.testing.assert_array_equal(examples.fit(image, resize), processed(image, resize))
+    assert resize.shape in ((0, 0), examples.fit(image, resize).shape[:2])
