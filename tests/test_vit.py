@@ -112,3 +112,10 @@ def test_the_presets_are_the_published_sizes_or_a_folders(monkeypatch):
         ConfigError, match=r"config\.model\.width is not set: give it, or --config\.init_from=hf:FOLDER"
     ):
         job.prepare(configs.load("configs/vit_cifar.py:hf", ["--config.data.name=digits"]))
+
+
+def test_what_the_data_and_a_folder_fill_in_is_a_config_again():
+    filled = job.prepare(tiny.config("vit")).config.to_dict()
+    filled["model"] |= {"resize": (2, 8, 8, 0, 0)}
+    assert configs.freeze(filled).model.resize == (2, 8, 8, 0, 0)
+    assert {"mean", "std", "rescale"} <= set(filled["model"])
