@@ -34,6 +34,7 @@ copybutton_prompt_text = "$ "
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds a cell; a busy machine needs some of them
+nb_merge_streams = True
 
 
 def setup(app: Any) -> None:

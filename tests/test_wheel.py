@@ -40,7 +40,7 @@ def output(*command: object, folder: pathlib.Path) -> str:
 def scripts(tmp_path_factory) -> pathlib.Path:
     """The bin folder of an environment in which only the wheel and its requirements are installed."""
     folder = tmp_path_factory.mktemp("wheel")
-    output(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", folder, ROOT, folder=folder)
+    output(sys.executable, "-m", "build", "-o", folder, ROOT, folder=folder)  # the wheel from the source distribution
     output(sys.executable, "-m", "venv", folder / "venv", folder=folder)
     (wheel,) = folder.glob("jtasks-*.whl")
     output(folder / "venv" / "bin" / "pip", "install", "-q", wheel, folder=folder)
