@@ -7,6 +7,7 @@ field. Parameters are named by their "/"-joined paths, such as `blocks/mlp/up/ke
 """
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Collection
@@ -245,6 +246,7 @@ def _require(known: Collection[str], name: str, what: str) -> None:
         raise ConfigError(f"unknown {what}{hint} available: {', '.join(sorted(known))}")
 
 
+@functools.cache
 def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Return optax's optimizers by name: all that each needs is a learning rate, which may be a schedule."""
     # lbfgs, momo and sophia need the loss inside the update, rprop and sm3 take no schedule, schedule_free evaluates

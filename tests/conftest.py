@@ -3,6 +3,7 @@
 import os
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -16,7 +17,20 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
     CACHE = tempfile.TemporaryDirectory(prefix="jtasks-tests-")
     os.environ.update(XDG_CACHE_HOME=CACHE.name, JTASKS_DATA=f"{CACHE.name}/data")
 
+# What one test compiled serves the next; each process that tests has a folder of its own, as writes are not atomic.
+jax.config.update("jax_compilation_cache_dir", f"{os.environ['XDG_CACHE_HOME']}/{os.getpid()}")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="module")
+def quick_compiles() -> Iterator[None]:
+    """For models so small that they take longer to compile than to run."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

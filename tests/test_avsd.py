@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import made_dialogues
 import numpy as np
 import pytest
-from front_door import ROOT, run
+from front_door import QUICK, ROOT, run
 
 from jtasks import config as configs
 from jtasks import job, optim, sharding, step
@@ -249,7 +249,7 @@ def front_door(folder, workdir):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, run(*front_door(folder, workdir), devices=8)[0]
+    return workdir, run(*front_door(folder, workdir), devices=8, **QUICK)[0]
 
 
 def test_it_trains_scores_and_shows_on_eight_devices(finished):

@@ -2,15 +2,18 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from front_door import DIGITS, ROOT, TINY_GPT, records, run
+from front_door import DIGITS, LINEAR, QUICK, ROOT, TINY_GPT, records, run
 from PIL import Image
 
-from jtasks import cli
+from jtasks import checkpoint, cli
+from jtasks import config as configs
+from jtasks.train import train
 
 SHORT = ["--config.steps=4", "--config.batch_size=8", "--config.log_every=2", "--config.show_count=2"]
 CONFIGS = {
@@ -54,9 +57,8 @@ AGAIN = ("igpt_mnist.py:xxs", "igpt_cifar.py:xxs", "igpt_cifar.py:s")  # presets
 )
 def test_every_config_trains_evaluates_and_shows_on_eight_devices(config, pictures, tmp_path):
     data = [f"--config.data.name=folder:{pictures}"] if "cifar" in config else []
-    result, errors = run(
-        f"--config=configs/{config}", f"--workdir={tmp_path}", *CONFIGS[config], *data, *SHORT, devices=8
-    )
+    arguments = [f"--config=configs/{config}", f"--workdir={tmp_path}", *CONFIGS[config], *data, *SHORT]
+    result, errors = run(*arguments, devices=8, **QUICK)
     assert result["step"] == 4
     assert np.isfinite([result["valid/loss"], result["test/loss"]]).all()
     assert {(record["step"], record["split"]) for record in records(tmp_path)} == {
@@ -77,13 +79,25 @@ def test_every_config_trains_evaluates_and_shows_on_eight_devices(config, pictur
 def trained(tmp_path_factory) -> tuple[pathlib.Path, dict]:
     """A finished run."""
     workdir = tmp_path_factory.mktemp("trained")
-    result, _ = run(*DIGITS, f"--workdir={workdir}", "--config.steps=6", "--config.save_every=2", "--config.keep=2")
-    return workdir, result
+    changes = [*DIGITS[1:], "--config.steps=6", "--config.save_every=2", "--config.keep=2"]
+    return workdir, train(configs.load("configs/igpt_digits.py", changes), workdir)
 
 
-def test_a_finished_run_says_so_and_gives_the_same_result(trained):
+@pytest.fixture
+def command(capfd):
+    """Runs a command in this process; gives the last line of stdout as JSON, and stderr."""
+
+    def command(*arguments: str, code: int = 0) -> tuple[dict, str]:
+        assert cli.run(arguments) == code
+        output, errors = capfd.readouterr()
+        return json.loads(output.splitlines()[-1]) if output else {}, errors
+
+    return command
+
+
+def test_a_finished_run_says_so_and_gives_the_same_result(trained, command):
     workdir, result = trained
-    again, errors = run(*DIGITS, f"--workdir={workdir}", "--config.steps=6", "--config.save_every=2", "--config.keep=2")
+    again, errors = command(*DIGITS, f"--workdir={workdir}", "--config.steps=6")
     assert again == result
     assert "finished" in errors
     assert "parameters" not in errors
@@ -95,29 +109,29 @@ def test_the_newest_checkpoints_are_kept(trained):
 
 def test_eval_gives_what_training_gave_on_other_devices_too(trained):
     workdir, result = trained
-    found, _ = run(*DIGITS, f"--workdir={workdir}", "--mode=eval", "--split=valid", "--config.steps=6", devices=2)
-    assert found["step"] == 6
-    assert found["valid/loss"] == pytest.approx(result["valid/loss"], rel=1e-5)
+    evaluated, _ = run(f"--workdir={workdir}", "--mode=eval", "--split=valid", devices=2)
+    assert evaluated["step"] == 6
+    assert evaluated["valid/loss"] == pytest.approx(result["valid/loss"], rel=1e-5)
 
 
-def test_predict_writes_a_line_an_example_in_order(trained):
+def test_predict_writes_a_line_an_example_in_order(trained, command):
     workdir, _ = trained
-    result, _ = run(*DIGITS, f"--workdir={workdir}", "--mode=predict", "--config.steps=6")
+    result, _ = command(*DIGITS, f"--workdir={workdir}", "--mode=predict", "--config.steps=6")
     lines = [json.loads(line) for line in pathlib.Path(result["predictions"]).read_text().splitlines()]
     assert [line["index"] for line in lines] == list(range(360))
     assert np.shape(lines[0]["tokens"]) == (1, 64)
 
 
-def test_show_writes_a_grid_of_given_samples_and_original(trained):
+def test_show_writes_a_grid_of_given_samples_and_original(trained, command):
     workdir, _ = trained
-    result, _ = run(*DIGITS, f"--workdir={workdir}", "--mode=show", "--split=train", "--config.steps=6")
+    result, _ = command(*DIGITS, f"--workdir={workdir}", "--mode=show", "--split=train", "--config.steps=6")
     (path,) = map(pathlib.Path, result["shown"])
     assert path == workdir / "show" / "completions-train-6.png"
     assert size(path) == (3 * 68 + 4, 2 * 68 + 20)
 
 
 def test_a_task_in_a_file_of_the_users_own_has_equal_metrics_on_one_and_four_devices(tmp_path):
-    arguments = ["--config=tests/data_tasks/rotation.py", "--config.steps=20", "--config.log_every=5"]
+    arguments = [*LINEAR, "--config.steps=20", "--config.log_every=5"]
     one, _ = run(*arguments, f"--workdir={tmp_path / 'one'}", devices=1)
     four, _ = run(*arguments, f"--workdir={tmp_path / 'four'}", devices=4)
     assert one == pytest.approx(four, rel=1e-4)
@@ -218,35 +232,29 @@ def test_an_error_inside_a_task_has_its_message_first_and_the_traceback_after(tm
     assert errors.index("error: init raised KeyError: 'oops'") < errors.index("Traceback")
 
 
-def test_changing_the_model_of_a_run_is_refused_with_a_diff_and_its_optimizer_is_allowed_and_told(trained, tmp_path):
-    import shutil
-
-    workdir = shutil.copytree(trained[0], tmp_path / "run")
+def test_another_model_is_refused_with_the_difference(trained, command):
     wider = [argument.replace("width=16", "width=32") for argument in DIGITS]
-    _, errors = run(*wider, f"--workdir={workdir}", "--config.steps=6", code=2)
+    _, errors = command(*wider, f"--workdir={trained[0]}", "--config.steps=6", code=2)
     assert "config.model.width: 16 -> 32" in errors
-    result, errors = run(*DIGITS, f"--workdir={workdir}", "--config.steps=8", "--config.optim.lr=0.01")
+
+
+def test_another_optimizer_is_allowed_and_reported(trained, command, tmp_path):
+    workdir = shutil.copytree(trained[0], tmp_path / "run")
+    result, errors = command(*DIGITS, f"--workdir={workdir}", "--config.steps=8", "--config.optim.lr=0.01")
     assert result["step"] == 8
     assert "config.optim.lr: 0.003 -> 0.01" in errors
     assert "config.steps: 6 -> 8" in errors
     assert "resumed from step 6" in errors
 
 
-def test_pretrained_parameters_are_taken_over_and_told(trained, tmp_path):
+def test_pretrained_parameters_are_taken_over_and_reported(trained, command, tmp_path):
     workdir, _ = trained
-    arguments = [
-        "--config=configs/igpt_cifar_probe.py",
-        "--config.data.name=digits",
-        "--config.data.colours=0",
-        *TINY_GPT,
-    ]
-    source = f"--config.init_from={workdir}"
-    _, errors = run(*arguments, f"--workdir={tmp_path}", source, *SHORT, "--config.model.layer=1")
+    arguments = ["--config=configs/igpt_cifar_probe.py", "--config.data.name=digits", "--config.data.colours=0"]
+    arguments += [*TINY_GPT, *SHORT, "--config.model.layer=1", f"--config.init_from={workdir}"]
+    _, errors = command(*arguments, f"--workdir={tmp_path}")
     assert "init_from: 17 parameters taken" in errors
     assert "init_from: 2 parameters left\n  classifier/bias float32[10]\n  classifier/kernel float32[16, 10]" in errors
     assert "frozen" in errors
-    from jtasks import checkpoint
-
     before, after = checkpoint.arrays(workdir / "checkpoints" / "6"), checkpoint.arrays(tmp_path / "checkpoints" / "4")
     for name in (name for name in before if name.startswith("params/")):
         np.testing.assert_array_equal(after[name], before[name])

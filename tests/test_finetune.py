@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from finetune import ROOT, config, prepared
-from front_door import records, run, untimed
+from front_door import QUICK, records, run, untimed
 
 from jtasks import checkpoint, evaluate, job, optim, predict, sharding, step, task, testing
 from jtasks import train as training
@@ -21,6 +21,8 @@ from jtasks.testing import contract, exactness
 from jtasks.testing.result import Fault
 from jtasks.train import train
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 CONFIGS = pytest.mark.parametrize("name", finetune.CONFIGS)
 BY_LENGTH = pytest.mark.parametrize("name", [name for name in finetune.CONFIGS if "swag" not in name])
 
@@ -28,22 +30,6 @@ BY_LENGTH = pytest.mark.parametrize("name", [name for name in finetune.CONFIGS i
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("data")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """What one run compiled serves the next; and so small, these models take longer to compile than to run."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @functools.cache
@@ -113,6 +99,7 @@ def test_every_config_runs_through_the_front_door_on_eight_devices(name, tmp_pat
         *overrides,
         *short,
         devices=8,
+        **QUICK,
     )
     assert result["step"] == 3 and np.isfinite(list(result.values())).all()
     assert {split for split in ("valid", "test") if f"{split}/loss" in result} == {"valid", "test"}

@@ -16,6 +16,8 @@ from jtasks.errors import ConfigError
 from jtasks.metrics import Mean
 from jtasks.models import attention
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 B, T = 4, 6
 SIZES = {"width": 8, "depth": 1, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
 BERT = {"vocab": 11, "positions": T, "classifier_dropout": 0.0} | SIZES
@@ -169,8 +171,8 @@ def logits_of(kind, dtype):
         "bert-masked": (bert, (ids, ids * 0, ids), "masked_logits", lambda x: x[0]),
         "bert-next": (bert, (ids, ids * 0, ids), "masked_logits", lambda x: x[1]),
     }[kind]
-    params = model.init(jax.random.key(0), *arguments, method=method)
-    return pick(model.apply(params, *arguments, method=method))
+    params = jax.jit(lambda: model.init(jax.random.key(0), *arguments, method=method))()
+    return pick(jax.jit(lambda params: model.apply(params, *arguments, method=method))(params))
 
 
 @pytest.mark.parametrize(

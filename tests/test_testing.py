@@ -19,6 +19,8 @@ from jtasks import augment, config, testing
 from jtasks.data import pipeline
 from jtasks.metrics import Mean
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SHAPE = "the functions have the contract's shape"
 SUM = "loss is the sum of its terms"
 COUNTS = "counts do not depend on parameters"
@@ -32,22 +34,6 @@ OVERFITS = "one batch can be overfitted"
 RESUMES = "save and resume agree bit for bit"
 SEED = "same seed, same numbers"
 PREDICTIONS = "predictions are deterministic given rng"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What the broken tasks share with the good one need not be compiled again."""
-    wanted = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("compiled")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_disable_most_optimizations": True,  # so small, these models take longer to compile than to run
-    }
-    before = {name: jax.config.values[name] for name in wanted}
-    for name, value in wanted.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 # A good task: two linear layers tell four kinds of noisy points apart.
@@ -143,7 +129,11 @@ TINY = ("model.width=16", "model.depth=1", "model.heads=2")
     [
         ("configs/mnist.py", ["task=jtasks.tasks.mnist", "data.name=digits"]),
         ("configs/igpt_digits.py", [*TINY, "sample.count=2"]),
-        ("configs/igpt_cifar_classify.py", [*TINY, "data.name=digits", "data.colours=0", "data.crop=1"]),
+        pytest.param(
+            "configs/igpt_cifar_classify.py",
+            [*TINY, "data.name=digits", "data.colours=0", "data.crop=1"],
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_shipped_tasks_pass(file, overrides):
