@@ -688,6 +688,6 @@ def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):
 
 
 def test_the_palette_goes_out_as_clusters():
-    config = job.prepare(tiny.config("igpt", model__palette=((0.0, 127.5, 255.0),) * 16)).config
+    config = job.prepare(tiny.config("igpt", model__palette=((0.0, 127.5, 255.0),) * 16, model__colours=16)).config
     found = json.loads(assets.palette(config.model)["preprocessor_config.json"])
     assert found["clusters"] == [[-1.0, 0.0, 1.0]] * 16 and found["size"] == {"height": 8, "width": 8}

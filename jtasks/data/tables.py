@@ -34,7 +34,7 @@ def rows(
       name: a file in UTF-8, or `tfds:NAME`, whose own train, validation or test split is read, with `#SPLIT` behind
         the name for another, such as `tfds:glue/mnli#validation_matched`. The kinds of files:
 
-        - .tsv: quotes mean nothing, as in GLUE. LF, CRLF or CR ends a row.
+        - .tsv (suffixes in any case): quotes mean nothing, as in GLUE. LF, CRLF or CR ends a row.
         - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else behind a closing
           quote is an error. LF, CRLF or CR ends a row.
         - .jsonl: one JSON object a line. LF or CRLF ends a line.
@@ -57,7 +57,7 @@ def rows(
     if name.startswith("tfds:"):
         table = _tfds(name.removeprefix("tfds:"), split, folder)
     else:
-        kind = pathlib.PurePath(name).suffix
+        kind = pathlib.PurePath(name).suffix.lower()
         readers = {".jsonl": _json_lines, ".tsv": _delimited, ".csv": _delimited}
         if kind not in readers:
             raise ConfigError(f"config.data.{split}={name!r} must be a .tsv, .csv or .jsonl file, or tfds:NAME")
@@ -114,7 +114,7 @@ def _unzipped(archive: pathlib.Path, name: str) -> bytes:
 
 def _delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
     """Rows of TSV or CSV."""
-    quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.endswith(".tsv") else {"strict": True}
+    quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.lower().endswith(".tsv") else {"strict": True}
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process; 131,072 if left alone
     lines = csv.reader(io.StringIO(text, newline=""), **quoting)
     header: list[str] | None = None

@@ -202,3 +202,11 @@ def test_text_of_tfds_is_read_without_tensorflow(tmp_path):
     assert {row["label"] for row in read[0]} == {"0", "1"}
     with pytest.raises(DataError, match=r"has the splits .*; config.data.test names none of them"):
         tables.rows("tfds:tiny_texts", "test", CHECKS, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["a.TSV", "a.Csv", "a.JSONL"])
+def test_suffixes_are_known_in_any_case(tmp_path, name):
+    (tmp_path / name).write_text(
+        '{"text": "\\"x"}' if name == "a.JSONL" else 'text\n"x\n' if name == "a.TSV" else 'text\n"""x"\n'
+    )
+    assert tables.rows(name, "train", {"text": values.content}, folder=str(tmp_path)) == [{"text": '"x'}]
