@@ -149,7 +149,7 @@ def fill(config: Config, module: ModuleType) -> Config:
         raise ConfigError(
             f"model_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
         )
-    values = {name: configs.plain(value, f"config.model.{name}") for name, value in values.items()}
+    values = configs.plain(values, "config.model")
     if fields:
         ranges.check_against_data(config.model, values)
     if pretrained:

@@ -57,7 +57,6 @@ def refused(arguments, workdir: pathlib.Path, capfd) -> str:
         ([DIGITS, "--config.best=valid/los"], "expected one of valid/bits, valid/loss"),
         ([DIGITS, "--config.epochs=1e300"], "more than 2e9"),
         ([DIGITS, "--config.optim.freeze=.*"], "nothing is left to train"),
-        ([DIGITS, "--config.data.name=None"], "config.data.name is empty"),
         ([DIGITS, "--config.data.name="], "config.data.name is empty"),
         ([DIGITS, "--config.model.colours=5"], "config.model.colours=5 must be 17"),
         ([DIGITS, "--config.model.shape=(4,4)"], "config.model.shape=(4, 4) must be (8, 8)"),
