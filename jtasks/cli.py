@@ -181,6 +181,8 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
         return _plan(flags, configs.load(_config_file(flags), overrides))
     _join(flags)
     config = configs.load(_config_file(flags), overrides)
+    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "out")}
+    processes.require_same(same | dict(configs.fields(config)))
     result = _mode(flags, config, workdir)
     return result if processes.first() else None
 

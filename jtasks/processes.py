@@ -8,8 +8,8 @@ import os
 import pathlib
 import secrets
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ T = TypeVar("T")
 TIMEOUT_SECONDS = 300.0
 TOKEN = ".processes"
 SECRET = "JTASKS_SECRET"
+OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
 _links: list[rendezvous.Link] = []  # this process's place in its run, as jax.distributed too keeps one a process
 
@@ -89,6 +90,32 @@ def start(
     )
     atexit.register(_links[0].leave)  # runs before jax.distributed's own, which waits for the others only so long
     return cluster
+
+
+def require_same(command: Mapping[str, Any]) -> None:
+    """Raise ConfigError where this process was started with another command than the first one; else wait for all.
+
+    Fields may differ that tell where a machine has its data and how it reads them, and the folder of a task's file.
+    """
+    own = {name: _short(name, value) for name, value in command.items() if name not in OF_A_MACHINE}
+    first_ = agree(lambda: own)
+    other = [name for name in {**first_, **own} if first_.get(name) != own.get(name)]
+    if other:
+        lines = [f"{name}: process 0 has {first_.get(name)}, this one {own.get(name)}" for name in other]
+        raise ConfigError(
+            f"process {jax.process_index()} was started with another command than process 0:\n  "
+            + "\n  ".join(lines)
+            + "\ngive all the same"
+        )
+    meet()
+
+
+def _short(name: str, value: Any) -> str:
+    """A value as text; a hash where that is long, as messages between processes must not be."""
+    if name == "config.task" and str(value).endswith(".py"):
+        value = pathlib.PurePath(value).name
+    text = json.dumps(value)
+    return text if len(text) < 60 else hashlib.sha256(text.encode()).hexdigest()
 
 
 def _write_token(path: pathlib.Path, *, make: bool) -> None:

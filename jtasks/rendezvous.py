@@ -349,7 +349,8 @@ class Link:
             text = f"process {process if type(process) is int else '?'} {ended}: {printable(message['failed'])}"
             if self.process == 0:
                 self._send(message)
-            if not self._left.wait(GRACE_SECONDS):  # it may have met the same error, and tell of it itself
+            # This process may have met the same error, and tell of it itself; or it is done, and awaits the others.
+            if not self._left.wait(GRACE_SECONDS) or not self._ending.locked():
                 self._end(text, code)
 
     def _check_done(self) -> None:

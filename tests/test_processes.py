@@ -80,12 +80,20 @@ def score_fn(examples, outputs, config):
     if os.environ["FAIL"] == "wait":
         pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(600)
-    if os.environ["FAIL"]:
+    if os.environ["FAIL"] == "score":
         raise ValueError("cannot score")
     assert [example["x"] for example in examples] == [output["x"] for output in outputs]
     with open(pathlib.Path(__file__).with_name("scored"), "a") as file:
         file.write(f"process {{jax.process_index()}} of {{len(examples)}} and {{len(outputs)}}\\n")
     return {{"far": np.float32(np.inf), "near": 0.25}}
+
+def report_fn(examples, outputs, config):
+    if os.environ["FAIL"]:
+        pathlib.Path(__file__).with_name("waiting").touch()
+        time.sleep(600)
+    return {{}}
+
+show_fn = report_fn
 """
 
 
@@ -180,7 +188,7 @@ def test_scores_are_made_on_the_first_process_and_its_error_ends_the_others(star
     assert (tmp_path / "scored").read_text() == "process 0 of 21 and 21\n"
     assert '"valid/far": Infinity' in ends[0][1] or '"valid/far": "inf"' in ends[0][1]
     if started_by == "jtasks":
-        ends = finish(slurm_pair(*arguments, "--mode=eval", "--split=valid", FAIL="1"))
+        ends = finish(slurm_pair(*arguments, "--mode=eval", "--split=valid", FAIL="score"))
         assert [code for code, _, _ in ends] == [1, 1], ends
         assert "process 0 failed" in ends[1][2] and "cannot score" in ends[1][2]
 
@@ -199,6 +207,27 @@ def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(number,
         ends = finish(running)
         assert [code for code, _, _ in ends] == [75, 75], ends
         assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == [2]
+        (tmp_path / "waiting").unlink()
+
+
+@pytest.mark.slow  # eight starts of a process
+def test_a_signal_ends_both_with_75_while_predictions_are_written_or_shown_by_the_first(tmp_path):
+    (tmp_path / "task.py").write_text(SCORES.format(others=False))
+    place = f"--config={tmp_path / 'task.py'}", f"--workdir={tmp_path / 'run'}"
+    assert [code for code, _, _ in finish(slurm_pair(*place, FAIL=""))] == [0, 0]
+    for mode, victim, number in (
+        ("predict", 1, signal.SIGTERM),
+        ("show", 0, signal.SIGTERM),
+        ("show", 1, signal.SIGINT),
+    ):
+        shown = f"--mode={mode}", "--split=valid", "--config.show_count=3"
+        running = slurm_pair(*place, *shown, FAIL="wait")
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "waiting").exists() and time.monotonic() < deadline and running[0].poll() is None:
+            time.sleep(0.1)
+        running[victim].send_signal(number)
+        ends = finish(running)
+        assert [code for code, _, _ in ends] == [75, 75], (mode, victim, ends)
         (tmp_path / "waiting").unlink()
 
 
@@ -227,6 +256,16 @@ def test_two_folders_of_one_name_are_no_shared_folder(tmp_path):
         assert f"process 1 on {socket.gethostname()}: does not see" in errors
         assert "Traceback" not in errors
     assert not list(tmp_path.glob("*/*"))
+
+
+def test_processes_that_were_started_with_other_commands_refuse_each_other_with_the_difference(tmp_path):
+    address = [*RUN, f"--coordinator={free_address()}", "--processes=2", f"--workdir={tmp_path / 'run'}"]
+    running = [start(*address, f"--process={i}", f"--config.seed={i}", "--config.steps=2") for i in range(2)]
+    for code, output, errors in finish(running):
+        assert (code, output) == (2, "")
+        assert "process 1 was started with another command than process 0:\n  config.seed: process 0 has 0" in errors
+        assert "Traceback" not in errors
+    assert not list((tmp_path / "run").glob("*"))
 
 
 def test_the_check_of_a_task_refuses_several_processes(capfd):
