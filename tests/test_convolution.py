@@ -54,7 +54,7 @@ def test_each_device_convolves_its_own_images(ours, expected):
 
 
 @pytest.mark.parametrize(("ours", "expected"), CASES)
-def test_accelerators_have_the_same(ours, expected, monkeypatch):
+def test_the_form_that_accelerators_get_gives_the_same_on_a_cpu(ours, expected, monkeypatch):
     wanted = value_and_gradient(ours, *arrays())
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert_same(value_and_gradient(lambda *x: ours(*x), *arrays()), wanted, 2e-5)

@@ -248,13 +248,24 @@ def test_prefetch_abandoned_early_ends_its_thread():
     assert not prefetchers()
 
 
-def test_prefetch_reads_no_further_ahead_than_asked():
-    drawn = []
-    found = pipeline.prefetch((drawn.append(i) or i for i in range(100)), depth=2)
-    next(found)
-    time.sleep(0.3)
-    assert len(drawn) <= 4  # one in use, two waiting, one in the thread's hands
-    found.close()
+def test_prefetch_reads_as_far_ahead_as_asked_and_no_further():
+    taken, ahead = [], []
+
+    def numbers():
+        for i in range(100):
+            ahead.append(i + 1 - len(taken))
+            yield i
+
+    prefetched = pipeline.prefetch(numbers(), depth=2)
+    taken.append(next(prefetched))
+    deadline = time.monotonic() + 60
+    while max(ahead) < 3:  # two waiting, one in the thread's hands
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for number in prefetched:
+        taken.append(number)
+    assert taken == list(range(100))
+    assert max(ahead) <= 4  # one on its way to us
 
 
 def test_batches_abandoned_early_leave_no_thread():
