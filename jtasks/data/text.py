@@ -99,7 +99,10 @@ def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Pat
         if not found.exists():
             found = files.fetch(name, known_hash, mirrors, own, [pattern, name], [folder, own])
         return [found]
-    raise ConfigError(f"no file for {pattern!r} of {field}: looked for {', '.join(map(str, places))}")
+    raise ConfigError(
+        f"no file for {pattern!r} of {field}: looked for {', '.join(map(str, places))}\n  what to do: put it there,"
+        f" name the files you have by --{field}, or set config.data.dir or $JTASKS_DATA to their folder"
+    )
 
 
 def identity(paths: Sequence[pathlib.Path], *options: object) -> str:

@@ -144,7 +144,10 @@ def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
             f"unknown tokenizer config.data.tokenizer={spec!r}: expected bytes, characters, wordpiece:N, bpe:N,"
             f" or the path of a vocab.txt, of a {FILE} or of a folder that holds one"
         )
-    raise ConfigError(f"no tokenizer at config.data.tokenizer={spec!r}: looked for {', '.join(map(str, places))}")
+    raise ConfigError(
+        f"no tokenizer at config.data.tokenizer={spec!r}: looked for {', '.join(map(str, places))}\n  what to do: put"
+        " it there, name the folder of a model or of a run, or train one on the text, as wordpiece:8000 does"
+    )
 
 
 @functools.lru_cache(maxsize=16)
