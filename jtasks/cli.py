@@ -183,7 +183,14 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     config = configs.load(_config_file(flags), overrides)
     same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "out")}
     processes.require_same(same | dict(configs.fields(config)))
-    result = _mode(flags, config, workdir)
+    try:
+        result = _mode(flags, config, workdir)
+    except (errors.ConfigError, errors.DataError) as error:
+        from jtasks.workdir import started_elsewhere
+
+        if flags.config is None and (elsewhere := started_elsewhere(workdir)):
+            error.add_note(elsewhere)
+        raise
     return result if processes.first() else None
 
 

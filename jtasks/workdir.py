@@ -27,6 +27,7 @@ from jtasks.writing import check_name, no_link, write_file
 FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
 FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
 DATA, KINDS = "data.json", ("entries", "hashes")
+STARTED = ", started in "  # in .lock, before the folder that relative paths in the config are meant from
 FILES = "files.json"  # SHA-256 of each file below that gives the parameters their meaning
 
 # Names of the run's own files, which no asset takes.
@@ -62,7 +63,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
         except OSError as error:
             warn(f"--workdir={workdir} cannot be locked ({error.strerror}): nothing keeps a second run out of it")
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}{STARTED}{os.getcwd()}\n")
         file.flush()
         yield
 
@@ -83,6 +84,18 @@ def cleared_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
                     path.unlink()
                 workdir.rmdir()
         raise
+
+
+def started_elsewhere(workdir: pathlib.Path) -> str:
+    """Say where the run was started last, from where relative paths in its config are meant; "" where that is here."""
+    try:
+        folder = (workdir / ".lock").read_text(encoding="utf-8").partition(STARTED)[2].removesuffix("\n")
+    except (OSError, ValueError):
+        return ""
+    here = os.getcwd()
+    if folder in ("", here):
+        return ""
+    return f"relative paths in {workdir / 'config.json'} are from {folder}, where the run was started; this is {here}"
 
 
 def stored(path: pathlib.Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Claims about the one door to a run: what was trained is what is looked at, or an error says why not."""
 
 import json
+import pathlib
 import re
 import shutil
 
@@ -159,6 +160,17 @@ def test_allowed_changes_of_the_data_do_not_reach_to_the_assets_or_further_parts
     assert door("--config.steps=8", "--config.data.n=11", allowed)[0] == 0
     assert door("--config.steps=8", "--config.data.n=12")[0] == 2
     assert door("--config.steps=10")[0] == 0  # with 11 examples, as the part before
+
+
+def test_an_error_in_another_folder_than_that_of_the_run_names_both(door, trained, tmp_path, monkeypatch):
+    here = pathlib.Path.cwd()
+    monkeypatch.chdir(tmp_path)
+    code, _, errors = door("--mode=eval", "--split=test")
+    assert code == 1
+    assert f"config.json are from {here}, where the run was started; this is {tmp_path}" in errors
+    for folder, config in ((here, None), (tmp_path, trained.parent / "line.py")):
+        monkeypatch.chdir(folder)
+        assert "where the run was started" not in door("--mode=eval", "--split=test", config=config)[2]
 
 
 def test_showing_no_examples_is_an_error(door):
