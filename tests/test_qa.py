@@ -137,7 +137,8 @@ def test_the_loss_is_the_mean_of_start_and_end_and_right_logits_score_full_marks
     assert float(metrics["start"].value + metrics["end"].value) < 1e-6 and float(metrics["accuracy"].value) == 1
     monkeypatch.setattr(QA, "_logits", lambda p, b, r, c: 0 * logits(p, b, r, c))
     uniform = QA.eval_fn({}, batch, made.config)
-    np.testing.assert_allclose(uniform["start"].value, 0.5 * np.log(batch["tokens"].shape[1]), rtol=1e-5)
+    assert uniform["start"].weight == uniform["end"].weight == 0.5
+    np.testing.assert_allclose(uniform["start"].value, np.log(batch["tokens"].shape[1]), rtol=1e-5)
     monkeypatch.setattr(QA, "_logits", logits)
     outputs = jax.device_get(QA.predict_fn({}, batch, None, made.config))
     rows = [{name: x[i] for name, x in examples.items()} for i in range(len(batch["mask"]))]

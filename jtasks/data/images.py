@@ -20,7 +20,7 @@ SPLITS = ("train", "valid", "test")
 
 # Fields of config.data that say which images, for a task's `defaults`.
 FIELDS = {
-    "data.name": Field(str, None, "cifar10"),  # one of NAMES
+    "data.name": Field(str),  # one of NAMES
     "data.size": Field(int, "[1, 2e9]"),  # scale and crop images to this width and height; None: as they are
 }
 
