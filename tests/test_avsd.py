@@ -17,6 +17,8 @@ from jtasks.errors import DataError
 from jtasks.interop import huggingface
 from jtasks.tasks import avsd
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 RNG = jax.random.key(0)
 SIZES = {"train": 24, "valid": 9, "test": 3}
 
