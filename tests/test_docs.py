@@ -21,6 +21,7 @@ PAGES |= {f"../{name}": (ROOT / name).read_text() for name in ("README.md", "CON
 # Pages whose commands and scripts run as pasted.
 PASTED = [
     "tutorial.md",
+    "how_to/write_task.md",
     "how_to/resume.md",
     "how_to/predict.md",
     "how_to/many_devices.md",
