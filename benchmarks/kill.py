@@ -103,7 +103,7 @@ def finish(process: subprocess.Popen) -> None:
 
 def outcome(command: list[str], workdir: pathlib.Path, environment: dict) -> dict[str, bytes]:
     """All that has to be equal: the last checkpoint's arrays, the recorded metrics, the predictions."""
-    from jtasks import checkpoint
+    from jtasks.run import checkpoint
 
     finish(start([*command, "--mode=predict", "--split=test"], workdir, environment))
     folder = workdir / "checkpoints"

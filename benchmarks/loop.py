@@ -48,8 +48,8 @@ def main() -> None:
 
 def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, float]:
     from jtasks import config as configs
-    from jtasks.milestones import Milestones
-    from jtasks.train import train
+    from jtasks.run.hooks import Milestones
+    from jtasks.run.loop import train
 
     path, task = CASES[name]
     write_data(folder)
@@ -85,8 +85,9 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
 
 def bare_step(config):
     """A function of a number of steps to their seconds a step, on batches already on the device."""
-    from jtasks import job as jobs
-    from jtasks import optim, step
+    from jtasks import optim
+    from jtasks.run import job as jobs
+    from jtasks.run import step
 
     job = jobs.prepare(config)
     examples = job.required("train")

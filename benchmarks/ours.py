@@ -22,7 +22,9 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     if case == "beam":
         return beam(size, orders)
     from jtasks import config as configs
-    from jtasks import job, sharding, task
+    from jtasks import task
+    from jtasks.distributed import sharding
+    from jtasks.run import job
 
     overrides = [f"--config.precision={'bfloat16' if orders['bf16'] else 'float32'}", *sys.argv[2:]]
     config = configs.load(f"{HERE / 'cases.py'}:{case}/{orders['preset']}", overrides)
@@ -57,8 +59,10 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
     """The compiled step as the loop runs it, its state, and its floating point operations."""
-    from jtasks import flops, optim, sharding, step
-    from jtasks.compiled import Compiled
+    from jtasks import optim
+    from jtasks.distributed import sharding
+    from jtasks.run import flops, step
+    from jtasks.run.compile import Compiled
 
     config, replicated = made.config, sharding.replicated(made.mesh)
     params = jax.jit(lambda batch: made.task.init(jax.random.key(0), batch, config), out_shardings=replicated)(batch)
@@ -87,7 +91,7 @@ def transformer_flops(case: str, size: dict[str, Any]) -> float:
 
 def device(precision: str) -> dict[str, Any]:
     """What the step runs on, and its peak in FLOP/s if known."""
-    from jtasks import flops
+    from jtasks.run import flops
 
     first = jax.devices()[0]
     return {"device": first.device_kind, "peak_flops": flops.peak(first, precision)}
@@ -137,7 +141,8 @@ def vit(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarr
 
 def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Beam search from random prompts with a GPT-2 of random weights, compiled whole."""
-    from jtasks import decode, models
+    from jtasks import models
+    from jtasks.ops import decode
 
     longest = size["longest"]
     model = models.GPT(

@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--runs", type=int, default=7)
     flags = parser.parse_args()
-    from jtasks import checkpoint
+    from jtasks.run import checkpoint
 
     # Random numbers: Orbax compresses, and constants would take no time to write.
     shape = (flags.megabytes * 250_000 // 16,)

@@ -80,8 +80,9 @@ def ours(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Batches on the device, as the loop draws them."""
     import jax
 
-    from jtasks import data, sharding
+    from jtasks import data
     from jtasks.data import pipeline, tokens
+    from jtasks.distributed import sharding
 
     folder = tempfile.TemporaryDirectory()
     path = pathlib.Path(folder.name)

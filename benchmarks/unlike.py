@@ -7,9 +7,9 @@ stopped (SIGSTOP) for two thirds of every 30 ms, so all it does takes three time
 slower. What is timed are the steps of the training loop, from metrics.jsonl; `slower` is how much slower
 `config.shares="auto"` found the process to be.
 
-A second line has the scaling model of jtasks/plan.py for 2, 4 and 8 nodes like the fast process, with the computation
-measured there and the bandwidth of a sum of gradients over the two processes, beside what HetSeq (Ding et al. 2021)
-reports for BERT on nodes of 4 GPUs, which is other hardware and another model.
+A second line has the scaling model of jtasks/run/plan.py for 2, 4 and 8 nodes like the fast process, with the
+computation measured there and the bandwidth of a sum of gradients over the two processes, beside what HetSeq (Ding et
+al. 2021) reports for BERT on nodes of 4 GPUs, which is other hardware and another model.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def slowed(process, times):
 
 def scaling(compute: float) -> dict:
     """The model's speed-ups, fed with what this machine does."""
-    from jtasks import plan
+    from jtasks.run import plan
 
     where = address()
     with both(lambda i: ["benchmarks/unlike.py", "--sum", where, str(i)]) as running:
@@ -145,7 +145,8 @@ def sums(where: str, process: str) -> None:
     from jax.sharding import PartitionSpec
 
     from jtasks import config as configs
-    from jtasks import job, processes, sharding
+    from jtasks.distributed import processes, sharding
+    from jtasks.run import job
 
     processes.start(where, 2, int(process))
     made = job.prepare(configs.load(str(ROOT / "configs" / "igpt_digits.py")))

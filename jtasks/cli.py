@@ -64,7 +64,7 @@ def main() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _stopped)  # while there is nothing to save; training puts its own in place
     code = run(sys.argv[1:])
-    from jtasks import processes
+    from jtasks.distributed import processes
 
     if code == EXIT_STOPPED and processes.alone():  # threads that await data must not hold up the end
         with contextlib.suppress(OSError, ValueError):
@@ -80,7 +80,8 @@ def run(arguments: Sequence[str]) -> int:
     if flags.list:
         print(shipped.listing(), flush=True)
         return EXIT_DONE
-    from jtasks import errors, log, signals
+    from jtasks import errors
+    from jtasks.run import log, signals
 
     try:
         result = _run(arguments, flags, rest)
@@ -95,7 +96,7 @@ def run(arguments: Sequence[str]) -> int:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
     except BaseException as error:  # also a SystemExit of the task's, whose code says nothing of the run
-        from jtasks import processes
+        from jtasks.distributed import processes
 
         if text := _absent_field(error):
             return _fail(EXIT_USAGE, text)
@@ -111,8 +112,7 @@ def _notes(error: BaseException) -> list[str]:
 
 def _explained(error: BaseException) -> tuple[str, str]:
     """One sentence and, where the error did not arise in a function of a task, the traceback; else those lines."""
-    from jtasks import task
-    from jtasks.testing import result
+    from jtasks import faults, task
 
     scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
     modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if set(task.REQUIRED) <= scope.keys()]
@@ -122,7 +122,7 @@ def _explained(error: BaseException) -> tuple[str, str]:
         return f"{type(error).__name__}: {error}", traceback.format_exc()
     from jtasks.testing import kit
 
-    return f"{result.explained(error, modules[0], whole=True)}\n-> {kit.hint(error, modules[0])}", ""
+    return f"{faults.explained(error, modules[0], whole=True)}\n-> {kit.hint(error, modules[0])}", ""
 
 
 def _absent_field(error: BaseException) -> str:
@@ -147,13 +147,14 @@ def _stopped(number: int, frame: FrameType | None) -> None:
         signal.signal(other, signal.SIG_DFL)  # a second one ends the process at once
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-    if tell := getattr(sys.modules.get("jtasks.processes"), "failed", None):  # which may be half imported
+    if tell := getattr(sys.modules.get("jtasks.distributed.processes"), "failed", None):  # which may be half imported
         tell(EXIT_STOPPED, text)  # of several, the others end with the same code
     os._exit(EXIT_STOPPED)
 
 
 def _fail(code: int, text: str, trace: str = "") -> int:
-    from jtasks import errors, processes
+    from jtasks import errors
+    from jtasks.distributed import processes
 
     print(errors.printable(f"error: {text}\n{trace}"), end="", file=sys.stderr, flush=True)
     processes.failed(code, text)
@@ -175,7 +176,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     _quiet()
     _compilation_cache()
     from jtasks import config as configs
-    from jtasks import processes
+    from jtasks.distributed import processes
 
     if flags.mode == "plan":
         return _plan(flags, configs.load(_config_file(flags), overrides))
@@ -186,7 +187,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     try:
         result = _mode(flags, config, workdir)
     except (errors.ConfigError, errors.DataError) as error:
-        from jtasks.workdir import started_elsewhere
+        from jtasks.run.workdir import started_elsewhere
 
         if flags.config is None and (elsewhere := started_elsewhere(workdir)):
             error.add_note(elsewhere)
@@ -257,7 +258,8 @@ def _path(flag: str, given: str) -> pathlib.Path:
 
 def _config_file(flags: argparse.Namespace) -> str:
     """--config, or without it the config.json of the run in --workdir."""
-    from jtasks import errors, workdir
+    from jtasks import errors
+    from jtasks.run import workdir
 
     own = _workdir(flags.workdir) / "config.json"
     if flags.config is None and (flags.workdir is None or not own.is_file()):
@@ -271,7 +273,8 @@ def _config_file(flags: argparse.Namespace) -> str:
 
 
 def _join(flags: argparse.Namespace) -> None:
-    from jtasks import clusters, errors, processes
+    from jtasks import errors
+    from jtasks.distributed import clusters, processes
 
     place = flags.coordinator, flags.processes, flags.process
     if flags.mode == "check" and processes.find(*place):
@@ -288,20 +291,20 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     which = "newest" if flags.checkpoint is None else flags.checkpoint
     out = None if flags.out is None else _path("--out", flags.out)
     if flags.mode == "train":
-        from jtasks.train import train
+        from jtasks.run.loop import train
 
         return train(config, workdir)
     if flags.mode == "eval":
-        from jtasks import evaluate
+        from jtasks.run import evaluate
 
         return evaluate.run(config, workdir, flags.split, which)
     if flags.mode == "check":
         return _check(config, workdir)
     if flags.mode == "export":
-        from jtasks.interop import export
+        from jtasks.run import export
 
         return {"exported": str(export.run(config, workdir, out, which))}
-    from jtasks import predict
+    from jtasks.run import predict
 
     if flags.mode == "predict":
         return {"predictions": str(predict.run(config, workdir, flags.split, which, out))}
@@ -319,7 +322,7 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     devices = math.prod(sizes) if flags.devices is None else flags.devices
     jax.config.update("jax_platforms", "cpu")  # fake devices, before JAX has looked for others
     jax.config.update("jax_num_cpu_devices", devices)
-    from jtasks import plan
+    from jtasks.run import plan
 
     found = plan.run(config, plan.Hardware(**{name: getattr(flags, name) for name in plan.Hardware._fields}))
     print(plan.table(found), file=sys.stderr)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 from ml_collections.config_dict import FieldReference, RequiredValueError, placeholder
 
-from jtasks import hetero, optim, ranges, sharding, shipped, task
+from jtasks import optim, ranges, shipped, task
 from jtasks import overrides as overrides_
+from jtasks.distributed import sharding, shares
 from jtasks.errors import ConfigError
 from jtasks.ranges import Field
 
@@ -54,8 +55,8 @@ FIELDS = {
     "mesh.data": Field(int, "[-1, 2e9]", -1),  # devices along each axis; -1: all that are left
     "mesh.fsdp": Field(int, "[-1, 2e9]", 1),
     "mesh.tensor": Field(int, "[-1, 2e9]", 1),
-    "sharding": Field(tuple, None, ()),  # ((regex of parameters, how they are divided), ...): see jtasks/sharding.py
-    "shares": Field(object),  # microbatches of each device: None (alike), (3, 1, ...), "auto"; see jtasks/hetero.py
+    "sharding": Field(tuple, None, ()),  # ((regex of parameters, how they are divided), ...)
+    "shares": Field(object),  # microbatches of each device: None (alike), (3, 1, ...), "auto"
 }
 STRICT = ("config.optim", "config.mesh", "config.check")  # groups that have no other fields than these
 GROUPS = ("data", "model", "optim", "mesh", "check")
@@ -301,7 +302,7 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     _check_length(config)
     _check_batches(config)
     sharding.check_form(config["sharding"])
-    hetero.check_form(config["shares"], config["accumulate"])
+    shares.check_form(config["shares"], config["accumulate"])
     if config["best"] and not re.fullmatch(r"-?(valid|test)/.+", config["best"]):
         raise ConfigError(
             f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - before it if high is good"

@@ -7,8 +7,8 @@ import numpy as np
 from front_door import ROOT
 
 from jtasks import config as configs
-from jtasks import job
-from jtasks.job import Job
+from jtasks.run import job
+from jtasks.run.job import Job
 
 MODEL = ["model.width=16", "model.depth=2", "model.heads=2", "data.tokenizer=wordpiece:150"]
 FILLERS = "the film was seen by many people who liked or hated it in some town last year".split()  # noqa: SIM905

@@ -1,11 +1,11 @@
-"""Claims about jtasks.augment."""
+"""Claims about jtasks.ops.augment."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtasks import augment
+from jtasks.ops import augment
 
 N, H, W, PAD = 64, 5, 6, 2
 

@@ -11,10 +11,12 @@ import pytest
 from front_door import QUICK, ROOT, run
 
 from jtasks import config as configs
-from jtasks import job, optim, sharding, step
+from jtasks import optim
 from jtasks.data import pipeline
+from jtasks.distributed import sharding
 from jtasks.errors import DataError
 from jtasks.interop import huggingface
+from jtasks.run import job, step
 from jtasks.tasks import avsd
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

@@ -1,4 +1,4 @@
-"""Claims about jtasks.decode.beam_search, against transformers' `generate`, all sequences there are, and itself."""
+"""Claims about jtasks.ops.decode.beam_search, against transformers' `generate`, all sequences there are, and itself."""
 
 import functools
 import itertools
@@ -12,9 +12,10 @@ import reference
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jtasks import decode, models
+from jtasks import models
 from jtasks.errors import ConfigError
 from jtasks.interop import huggingface
+from jtasks.ops import decode
 
 VOCAB, EOS, PAD = 5, 1, 0
 

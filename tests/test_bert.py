@@ -12,9 +12,10 @@ import pytest
 from front_door import QUICK, run
 
 from jtasks import config as configs
-from jtasks import job, optim, testing
+from jtasks import optim, testing
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError, DataError
+from jtasks.run import job
 from jtasks.tasks import bert
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

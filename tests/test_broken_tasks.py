@@ -132,7 +132,7 @@ def test_an_unusual_task_trains(parts, run, tmp_path):
 
 @pytest.mark.parametrize("changes", ["config.ema = 0.9", "config.accumulate = 2", "config.optim.freeze = 'bias'"])
 def test_whole_numbers_among_the_parameters_are_kept(changes, run, tmp_path):
-    from jtasks import checkpoint
+    from jtasks.run import checkpoint
 
     init = "return {'w': jnp.zeros(3), 'bias': jnp.zeros(2), 'ids': jnp.array([3, 2**24 + 1]), 'on': jnp.array(True)}"
     lines = f"config.optim = dict(name='adamw', lr=0.01)\n    {changes}\n    return config"

@@ -11,8 +11,8 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtasks import checkpoint, step
 from jtasks.errors import CheckpointError
+from jtasks.run import checkpoint, step
 
 
 def state(seed: int = 0, at: int = 3) -> step.State:

@@ -11,9 +11,10 @@ import pytest
 from front_door import DIGITS, LINEAR, QUICK, ROOT, TINY_GPT, records, run
 from PIL import Image
 
-from jtasks import checkpoint, cli
+from jtasks import cli
 from jtasks import config as configs
-from jtasks.train import train
+from jtasks.run import checkpoint
+from jtasks.run.loop import train
 
 SHORT = ["--config.steps=4", "--config.batch_size=8", "--config.log_every=2", "--config.show_count=2"]
 CONFIGS = {

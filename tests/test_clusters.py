@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jtasks.clusters import Cluster, detect, first_host, partly
+from jtasks.distributed.clusters import Cluster, detect, first_host, partly
 from jtasks.errors import ConfigError
 
 SLURM = {

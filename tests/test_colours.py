@@ -1,4 +1,4 @@
-"""Claims about jtasks.colours, against numpy."""
+"""Claims about jtasks.ops.palette, against numpy."""
 
 import pathlib
 import pickle
@@ -11,8 +11,9 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks import colours
+from jtasks.data import palettes
 from jtasks.errors import ConfigError, DataError
+from jtasks.ops import palette
 
 
 def pictures(n=6, side=5, channels=3, seed=0):
@@ -51,17 +52,17 @@ def test_the_nearest_colour_equals_brute_force(seed, channels):
     assert (found == expected).mean() > 0.99
 
 
-nearest = jax.jit(colours.nearest, static_argnums=1)
+nearest = jax.jit(palette.nearest, static_argnums=1)
 
 
 def test_pictures_of_the_nearest_colours_are_the_images_made_of_them():
     palette = ((0.0, 0.0, 0.0), (255.0, 0.0, 10.0), (3.0, 200.0, 255.0))
     tokens = np.random.default_rng(0).integers(0, 3, (4, 6))
-    images = colours.pictures(tokens, palette, (2, 3))
+    images = palette.pictures(tokens, palette, (2, 3))
     assert images.shape == (4, 2, 3, 3) and images.dtype == np.uint8
     np.testing.assert_array_equal(nearest(images, palette), tokens)
     np.testing.assert_array_equal(
-        colours.pictures(tokens.reshape(2, 2, 6), palette, (2, 3)).reshape(images.shape), images
+        palette.pictures(tokens.reshape(2, 2, 6), palette, (2, 3)).reshape(images.shape), images
     )
 
 
@@ -71,7 +72,7 @@ def test_tokens_are_in_raster_order():
 
 
 def test_a_dark_palette_is_stretched_for_the_eye():
-    np.testing.assert_array_equal(colours.pictures(np.array([0, 8, 16]), tiny.GREYS, (1, 3)).ravel(), [0, 128, 255])
+    np.testing.assert_array_equal(palette.pictures(np.array([0, 8, 16]), tiny.GREYS, (1, 3)).ravel(), [0, 128, 255])
 
 
 # Fitting
@@ -79,7 +80,7 @@ def test_a_dark_palette_is_stretched_for_the_eye():
 
 def test_a_palette_is_deterministic_float32_and_from_dark_to_light():
     images = pictures(40)
-    one, same = colours.fit(images, 8), colours.fit(images, 8)
+    one, same = palettes.fit(images, 8), palettes.fit(images, 8)
     np.testing.assert_array_equal(one, same)
     assert one.shape == (8, 3) and one.dtype == np.float32
     assert (np.diff(one.sum(1)) >= 0).all()
@@ -88,14 +89,14 @@ def test_a_palette_is_deterministic_float32_and_from_dark_to_light():
 def test_a_palette_of_a_sample_does_not_depend_on_numpys_generator(monkeypatch):
     images = np.arange(256, dtype=np.uint8).repeat(4).reshape(4, 16, 16, 1)
     monkeypatch.setattr(np.random, "default_rng", None)
-    sampled = colours.fit(images, 4, pixels=500)
-    assert sampled.tolist() == colours.fit(images, 4, pixels=500).tolist() != colours.fit(images, 4).tolist()
+    sampled = palettes.fit(images, 4, pixels=500)
+    assert sampled.tolist() == palettes.fit(images, 4, pixels=500).tolist() != palettes.fit(images, 4).tolist()
 
 
 def test_fitted_greys_distort_less_than_evenly_spaced_ones():
     images = tiny.digits(200, "train")["image"]
     even = np.linspace(0, 16, 4)[:, None]
-    assert distortion(images, colours.fit(images, 4)) < 0.9 * distortion(images, even)
+    assert distortion(images, palettes.fit(images, 4)) < 0.9 * distortion(images, even)
 
 
 def test_fitted_colours_distort_less_than_a_regular_grid():
@@ -103,23 +104,23 @@ def test_fitted_colours_distort_less_than_a_regular_grid():
     images = np.clip(random.normal([60, 120, 200], [20, 40, 30], (20, 8, 8, 3)), 0, 255).astype(np.uint8)
     axis = np.array([64.0, 192.0])
     grid = np.stack(np.meshgrid(axis, axis, axis), -1).reshape(8, 3)
-    assert distortion(images, colours.fit(images, 8)) < 0.5 * distortion(images, grid)
+    assert distortion(images, palettes.fit(images, 8)) < 0.5 * distortion(images, grid)
 
 
 def test_as_many_colours_as_there_are_is_no_distortion():
     images = np.array([0, 40, 90, 200], np.uint8).repeat(4).reshape(1, 4, 4, 1)
-    np.testing.assert_allclose(colours.fit(images, 4).ravel(), [0, 40, 90, 200], atol=1e-3)
+    np.testing.assert_allclose(palettes.fit(images, 4).ravel(), [0, 40, 90, 200], atol=1e-3)
 
 
 def test_more_colours_than_the_images_hold_is_an_error():
     with pytest.raises(DataError, match=r"config\.data\.colours=5, but the images hold only 1 "):
-        colours.fit(np.zeros((2, 3, 3, 1), np.uint8), 5)
+        palettes.fit(np.zeros((2, 3, 3, 1), np.uint8), 5)
 
 
 def test_levels_are_all_greys_up_to_the_highest():
-    np.testing.assert_array_equal(colours.levels(np.array([[[[3]]]], np.uint8)), [[0], [1], [2], [3]])
+    np.testing.assert_array_equal(palettes.levels(np.array([[[[3]]]], np.uint8)), [[0], [1], [2], [3]])
     with pytest.raises(DataError, match=r"config\.data\.colours=0 .* have colour"):
-        colours.levels(pictures())
+        palettes.levels(pictures())
 
 
 # Storing
@@ -127,14 +128,14 @@ def test_levels_are_all_greys_up_to_the_highest():
 
 def test_a_palette_is_prepared_once_beside_the_data(tmp_path):
     examples = tiny.digits(50, "train")
-    colours.prepare(lambda: examples, options(tmp_path), seed=3)
-    path = colours.palette_path(options(tmp_path), seed=3)
+    palettes.prepare(lambda: examples, options(tmp_path), seed=3)
+    path = palettes.palette_path(options(tmp_path), seed=3)
     assert path.is_relative_to(tmp_path) and path.exists()
     written = path.stat().st_mtime_ns
-    colours.prepare(lambda: examples, options(tmp_path), seed=3)
+    palettes.prepare(lambda: examples, options(tmp_path), seed=3)
     assert path.stat().st_mtime_ns == written
     assert not [p for p in path.parent.iterdir() if p != path]
-    found = colours.model_args(examples, options(tmp_path), seed=3)
+    found = palettes.model_args(examples, options(tmp_path), seed=3)
     assert (found["colours"], found["shape"], found["positions"]) == (4, (8, 8), 64)
     np.testing.assert_array_equal(found["palette"], np.load(path))
     assert isinstance(hash(found["palette"]), int)
@@ -142,8 +143,8 @@ def test_a_palette_is_prepared_once_beside_the_data(tmp_path):
 
 @pytest.mark.parametrize("change", [{"colours": 5}, {"size": 4}, {"name": "mnist"}])
 def test_another_palette_has_another_file(tmp_path, change):
-    assert colours.palette_path(options(tmp_path), 0) != colours.palette_path(options(tmp_path, **change), 0)
-    assert colours.palette_path(options(tmp_path), 0) != colours.palette_path(options(tmp_path), 1)
+    assert palettes.palette_path(options(tmp_path), 0) != palettes.palette_path(options(tmp_path, **change), 0)
+    assert palettes.palette_path(options(tmp_path), 0) != palettes.palette_path(options(tmp_path), 1)
 
 
 def test_a_folder_of_data_that_cannot_be_written_leaves_the_palette_in_the_cache(tmp_path, monkeypatch):
@@ -151,12 +152,12 @@ def test_a_folder_of_data_that_cannot_be_written_leaves_the_palette_in_the_cache
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "palettes").write_text("a file where the folder should be: nobody can write below it")
     asked = options(tmp_path / "data")
-    colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
-    path = colours.palette_path(asked, 0)
+    palettes.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
+    path = palettes.palette_path(asked, 0)
     assert path.is_relative_to(tmp_path / "cache" / "jtasks")
-    assert colours.load(path, 1)
+    assert palettes.load(path, 1)
     before = path.stat().st_mtime_ns
-    colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
+    palettes.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
     assert path.stat().st_mtime_ns == before
 
 
@@ -165,16 +166,16 @@ def test_no_place_for_the_palette_is_an_error(tmp_path, monkeypatch):
         (tmp_path / name).write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with pytest.raises(DataError, match="cannot be stored beside the data or in the user's cache"):
-        colours.prepare(lambda: tiny.digits(50, "train"), options(tmp_path / "data"), seed=0)
+        palettes.prepare(lambda: tiny.digits(50, "train"), options(tmp_path / "data"), seed=0)
 
 
 def test_a_palette_file_of_ones_own_is_used_and_none_fitted(tmp_path):
     mine = tmp_path / "mine.npy"
     np.save(mine, np.array([[0.0], [7.5], [16.0]]))
     asked = options(tmp_path, palette=str(mine))
-    colours.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
+    palettes.prepare(lambda: tiny.digits(50, "train"), asked, seed=0)
     assert sorted(tmp_path.iterdir()) == [mine]
-    assert colours.model_args(tiny.digits(50, "train"), asked, 0)["palette"] == ((0.0,), (7.5,), (16.0,))
+    assert palettes.model_args(tiny.digits(50, "train"), asked, 0)["palette"] == ((0.0,), (7.5,), (16.0,))
 
 
 class Harmful:
@@ -213,7 +214,7 @@ DAMAGES = {
 
 def test_a_palette_that_is_nowhere_is_a_mistake_of_the_config(tmp_path):
     with pytest.raises(ConfigError, match=r"no palette at .*palette\.npy: give another --config\.data\.palette"):
-        colours.load(tmp_path / "palette.npy", 1)
+        palettes.load(tmp_path / "palette.npy", 1)
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
@@ -222,5 +223,5 @@ def test_a_palette_that_is_none_says_what_was_expected(tmp_path, damage, monkeyp
     path = tmp_path / "palette.npy"
     damage(path)
     with pytest.raises(DataError, match=r"palette .*palette\.npy .*expected .*\[colours, 1\]"):
-        colours.load(path, 1)
+        palettes.load(path, 1)
     assert not pathlib.Path("unpickled-by-mistake").exists()

@@ -14,8 +14,8 @@ from ml_collections.config_dict import placeholder
 from tiny import ROOT
 
 from jtasks import config as configs
-from jtasks import job
 from jtasks.errors import ConfigError
+from jtasks.run import job
 
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 LEAST = "config.task = 'own.py'\nconfig.steps = 5\n"

@@ -8,8 +8,8 @@ import sys
 import pytest
 from front_door import LINEAR, ROOT
 
-from jtasks import checkpoint
 from jtasks.console import Lasting
+from jtasks.run import checkpoint
 
 
 def test_a_stream_whose_reader_is_gone_goes_nowhere():

@@ -1,4 +1,4 @@
-"""Claims about jtasks.decode: sampling, against numpy and a model that re-reads its whole prefix."""
+"""Claims about jtasks.ops.decode: sampling, against numpy and a model that re-reads its whole prefix."""
 
 import functools
 
@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks import decode, models
+from jtasks import models
 from jtasks.errors import ConfigError
+from jtasks.ops import decode
 
 VOCAB = 9
 

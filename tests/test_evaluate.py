@@ -1,4 +1,4 @@
-"""Claims about jtasks.evaluate and jtasks.predict: batches and devices change nothing, and nothing is lost."""
+"""Claims about jtasks.run.evaluate and jtasks.run.predict: batches and devices change nothing, and nothing is lost."""
 
 import functools
 import json
@@ -9,9 +9,11 @@ import pytest
 import tiny
 
 from jtasks import config as configs
-from jtasks import evaluate, metrics, predict, processes, task
+from jtasks import metrics, task
+from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.job import Job
+from jtasks.run import evaluate, predict
+from jtasks.run.job import Job
 
 N = 97
 

@@ -11,15 +11,17 @@ import tiny
 from finetune import ROOT, config, prepared
 from front_door import QUICK, records, run, untimed
 
-from jtasks import checkpoint, evaluate, job, optim, predict, sharding, step, task, testing
-from jtasks import train as training
+from jtasks import optim, task, testing
 from jtasks.data import pipeline
+from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
+from jtasks.faults import Fault
 from jtasks.metrics import Mean
-from jtasks.run import open_run
+from jtasks.run import checkpoint, evaluate, job, predict, step
+from jtasks.run import loop as training
+from jtasks.run.loop import train
+from jtasks.run.restore import open_run
 from jtasks.testing import contract, exactness
-from jtasks.testing.result import Fault
-from jtasks.train import train
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jtasks import flops
+from jtasks.run import flops
 
 
 def shape(*sizes):

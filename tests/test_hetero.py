@@ -15,12 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.extend.core import jaxprs_in_params
 
-from jtasks import calibration, checkpoint, cli, hetero, sharding, step
+from jtasks import cli
 from jtasks import config as configs
 from jtasks.data import buckets, pipeline
+from jtasks.distributed import sharding
+from jtasks.distributed.shares import best_shares, layout, rows_of_microbatches, unequal
 from jtasks.errors import ConfigError
-from jtasks.job import Job
 from jtasks.metrics import Loss, total
+from jtasks.run import autoshare, checkpoint, step
+from jtasks.run.job import Job
 
 SHARES = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any).map(tuple)
 
@@ -29,23 +32,23 @@ SHARES = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any).map(tup
 
 @given(examples=st.integers(1, 70), shares=SHARES)
 def test_every_example_has_one_row_and_the_rest_is_padding(examples, shares):
-    rows = hetero.layout(examples, shares)
+    rows = layout(examples, shares)
     size = -(-examples // sum(shares))
     assert len(rows) == len(shares) * max(shares) * size
     assert sorted(rows[rows >= 0]) == list(range(examples))
     slabs = rows.reshape(len(shares), max(shares), size)
-    if hetero.unequal(shares):
+    if unequal(shares):
         assert all((slab[share:] == -1).all() for slab, share in zip(slabs, shares, strict=True))
 
 
 @given(examples=st.integers(1, 70), shares=SHARES)
 def test_microbatches_hold_what_as_many_on_one_device_would(examples, shares):
-    rows = hetero.layout(examples, shares)
-    alike = hetero.layout(examples, (sum(shares),))
-    dealt = hetero.rows_of_microbatches(shares, len(rows))
-    one = hetero.rows_of_microbatches((sum(shares),), len(alike))
-    assert len(dealt) == (sum(shares) if hetero.unequal(shares) else shares[0])
-    if hetero.unequal(shares):
+    rows = layout(examples, shares)
+    alike = layout(examples, (sum(shares),))
+    dealt = rows_of_microbatches(shares, len(rows))
+    one = rows_of_microbatches((sum(shares),), len(alike))
+    assert len(dealt) == (sum(shares) if unequal(shares) else shares[0])
+    if unequal(shares):
         assert [rows[part].tolist() for part in dealt] == [alike[part].tolist() for part in one]
     else:
         assert sorted(rows[np.concatenate(dealt)]) == sorted(rows)
@@ -116,7 +119,7 @@ SECONDS = st.floats(0.01, 10)
 @given(devices=st.lists(st.tuples(st.floats(0, 3), SECONDS), min_size=1, max_size=3), batch_size=st.integers(1, 12))
 def test_shares_are_the_best_of_all(devices, batch_size):
     start, example = np.array(devices).T
-    shares, seconds = hetero.best_shares(start, example, batch_size, tolerance=0)
+    shares, seconds = best_shares(start, example, batch_size, tolerance=0)
     size = next(m for m in range(batch_size, 0, -1) if -(-batch_size // m) == sum(shares))
     assert len(shares) == len(devices)
     assert seconds == pytest.approx(brute_force(start, example, batch_size))
@@ -131,8 +134,8 @@ def test_shares_are_the_best_of_all(devices, batch_size):
 @given(devices=st.lists(st.tuples(st.floats(0, 3), SECONDS), min_size=1, max_size=6), batch_size=st.integers(1, 200))
 def test_a_few_larger_microbatches_cost_no_more_than_is_tolerated(devices, batch_size):
     start, example = np.array(devices).T
-    best, shortest = hetero.best_shares(start, example, batch_size, tolerance=0)
-    shares, seconds = hetero.best_shares(start, example, batch_size, tolerance=0.1)
+    best, shortest = best_shares(start, example, batch_size, tolerance=0)
+    shares, seconds = best_shares(start, example, batch_size, tolerance=0.1)
     assert seconds <= shortest * 1.1 * (1 + 1e-9)
     assert sum(shares) <= sum(best)
 
@@ -142,7 +145,7 @@ def test_a_few_larger_microbatches_cost_no_more_than_is_tolerated(devices, batch
     [((1, 3), 64, (3, 1)), ((1, 1), 64, (1, 1)), ((1, 1, 1), 64, (1, 1, 1)), ((1, 1000), 8, (2, 0)), ((2,), 7, (1,))],
 )
 def test_known_speeds_get_the_shares_one_would_give_by_hand(example, batch_size, expected):
-    assert hetero.best_shares(np.zeros(len(example)), np.array(example, float), batch_size)[0] == expected
+    assert best_shares(np.zeros(len(example)), np.array(example, float), batch_size)[0] == expected
 
 
 # The gradient
@@ -318,7 +321,7 @@ def test_measured_shares_are_told_recorded_used_again_and_measured_again_on_requ
 ):
     speeds = np.array([1, 1, 1, 1, 1, 1, 1, 3.0])
     calls = []
-    monkeypatch.setattr(calibration, "measured", lambda *a: calls.append(a) or (np.zeros(8), speeds))
+    monkeypatch.setattr(autoshare, "measured", lambda *a: calls.append(a) or (np.zeros(8), speeds))
     run = [*linear, "--config.shares=auto"]
     assert cli.run([*run, "--config.steps=2"]) == 0
     record = json.loads((tmp_path / "run" / "shares.json").read_text())
@@ -338,19 +341,19 @@ def test_measured_shares_are_told_recorded_used_again_and_measured_again_on_requ
 
 def test_a_record_of_other_devices_or_another_batch_is_not_used(tmp_path):
     auto = job(2, shares="auto")
-    calibration._record(auto, tmp_path, (3, 1), np.zeros(2), np.ones(2))
-    assert calibration.recorded(auto, tmp_path).config.shares == (3, 1)
-    assert calibration.recorded(job(3, shares="auto"), tmp_path) is None
-    assert calibration.recorded(job(2, shares="auto", batch_size=8), tmp_path) is None
-    assert calibration.recorded(job(2), tmp_path) is None
+    autoshare._record(auto, tmp_path, (3, 1), np.zeros(2), np.ones(2))
+    assert autoshare.recorded(auto, tmp_path).config.shares == (3, 1)
+    assert autoshare.recorded(job(3, shares="auto"), tmp_path) is None
+    assert autoshare.recorded(job(2, shares="auto", batch_size=8), tmp_path) is None
+    assert autoshare.recorded(job(2), tmp_path) is None
     (tmp_path / "shares.json").write_text("{")
-    assert calibration.recorded(auto, tmp_path) is None
+    assert autoshare.recorded(auto, tmp_path) is None
 
 
 def test_measuring_tells_the_seconds_of_each_device(monkeypatch):
-    monkeypatch.setattr(calibration, "SECONDS", 0.001)
+    monkeypatch.setattr(autoshare, "SECONDS", 0.001)
     rows = pipeline.batch_at(EXAMPLES, pipeline.Plan(N, 0, 12, shuffle=True), 0)
-    start, example = calibration.measured(job(2, shares="auto"), rows, 12)
+    start, example = autoshare.measured(job(2, shares="auto"), rows, 12)
     assert start.shape == example.shape == (2,)
     assert (start >= 0).all()
     assert (example > 0).all()

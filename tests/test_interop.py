@@ -17,9 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from jtasks import assets, cli, job, models
+from jtasks import cli, models
+from jtasks.data import assets
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.interop import files, huggingface, layouts
+from jtasks.run import job
 
 GOLDEN = tiny.ROOT / "tests" / "golden"
 METHODS = {
@@ -689,5 +691,5 @@ def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):
 
 def test_the_palette_goes_out_as_clusters():
     config = job.prepare(tiny.config("igpt", model__palette=((0.0, 127.5, 255.0),) * 16, model__colours=16)).config
-    found = json.loads(assets.palette(config.model)["preprocessor_config.json"])
+    found = json.loads(assets.palette_files(config.model)["preprocessor_config.json"])
     assert found["clusters"] == [[-1.0, 0.0, 1.0]] * 16 and found["size"] == {"height": 8, "width": 8}

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from front_door import LINEAR, ROOT
 
-from jtasks import checkpoint, cli
-from jtasks.clusters import Cluster, detect
+from jtasks import cli
+from jtasks.distributed.clusters import Cluster, detect
+from jtasks.run import checkpoint
 
 LAUNCH = ROOT / "launch"
 SHORT = [*LINEAR, "--config.steps=2"]

@@ -8,11 +8,14 @@ import pytest
 import tiny
 from jax.sharding import AxisType
 
-from jtasks import layerwise, models, optim, sharding
+from jtasks import models, optim
+from jtasks.distributed import sharding
+from jtasks.optim import layerwise
+from jtasks.tree import leaf_name
 
 DEPTH = 3
 VARIANTS = [
-    *({"name": name} for name in sorted(optim._factories())),
+    *({"name": name} for name in sorted(optim.factories())),
     {"name": "muon", "adaptive": True},
     {"name": "adafactor", "min_dim_size_to_factor": 2, "momentum": 0.9},
     {"name": "galore", "rank": 2, "update_proj_gap": 2},
@@ -78,8 +81,8 @@ def test_moments_of_a_stack_are_divided_over_devices_like_the_stack(name):
     shapes = jax.eval_shape(transformation.init, params)
     places = sharding.shardings(shapes, params, mesh)
     for (keys, leaf), place in zip(jax.tree.leaves_with_path(shapes), jax.tree.leaves(places), strict=True):
-        if layerwise.path(keys).endswith("blocks/up/kernel") and leaf.shape == (DEPTH, 6, 4):
-            assert "fsdp" in place.spec, layerwise.path(keys)
+        if leaf_name(keys).endswith("blocks/up/kernel") and leaf.shape == (DEPTH, 6, 4):
+            assert "fsdp" in place.spec, leaf_name(keys)
     state = jax.jit(transformation.init, out_shardings=places)(params)
     found, _ = jax.jit(transformation.update)(params, state, params)
     expected, _ = transformation.update(params, transformation.init(params), params)
@@ -114,9 +117,9 @@ def test_layer_decay_is_lowest_at_the_input_and_1_above_the_layers_in_every_back
     factors = layerwise.rates(0.5, "", params)
     assert set(before.split()) < set(params)
     for keys, factor in jax.tree.leaves_with_path(factors):
-        module = layerwise.path(keys).split("/")[0]
+        module = leaf_name(keys).split("/")[0]
         expected = [0.125, 0.25, 0.5] if module == "blocks" else [0.0625 if module in before.split() else 1.0]
-        assert np.ravel(factor).tolist() == expected, layerwise.path(keys)
+        assert np.ravel(factor).tolist() == expected, leaf_name(keys)
 
 
 def test_a_network_without_a_stack_has_no_layer_decay():

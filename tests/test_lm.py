@@ -11,10 +11,11 @@ import pytest
 from front_door import QUICK, records, run
 
 from jtasks import config as configs
-from jtasks import job, testing
+from jtasks import testing
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
+from jtasks.run import job
 from jtasks.tasks import lm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

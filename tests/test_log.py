@@ -16,7 +16,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from jtasks.log import Log, number, read
+from jtasks.console import number
+from jtasks.run.log import Log, read
 
 
 def amounts(steps):
@@ -207,7 +208,7 @@ def test_a_full_disk_leaves_no_half_line(tmp_path):
     script = f"""
 import pathlib, resource, sys
 sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
-from jtasks.log import Log
+from jtasks.run.log import Log
 run = Log(pathlib.Path({str(tmp_path)!r}), start=0, steps=99, amounts=lambda steps: {{"examples": len(steps)}})
 for step in range(1, 100):
     if step == 3:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks import augment, masking
+from jtasks.ops import augment, masking
 
 VOCAB, MASK, T, PLACES = 1000, 4, 64, 12
 

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 import pytest
 
-from jtasks import checkpoint, cli
+from jtasks import cli
 from jtasks import config as configs
-from jtasks.train import train
+from jtasks.run import checkpoint
+from jtasks.run.loop import train
 
 # A linear model on made numbers. While the file `fault` holds a function's name, that function fails once steps are
 # logged, for what fails earlier is found before step 1.

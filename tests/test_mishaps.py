@@ -6,9 +6,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from jtasks import checkpoint, cli
+from jtasks import cli
 from jtasks import config as configs
-from jtasks.train import train
+from jtasks.run import checkpoint
+from jtasks.run.loop import train
 
 # A linear model; the file `fault` beside it holds a statement for each function that is to fail.
 TASK = """

@@ -11,9 +11,10 @@ import tiny
 from front_door import DIGITS, run
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jtasks import plan, sharding
+from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.plan import Collective, Hardware
+from jtasks.run import plan
+from jtasks.run.plan import Collective, Hardware
 
 ALL = PartitionSpec()
 

@@ -10,8 +10,10 @@ import time
 import pytest
 from front_door import LINEAR, records, run, start, untimed, wait_for
 
-from jtasks import checkpoint, cli, processes
+from jtasks import cli
+from jtasks.distributed import processes
 from jtasks.errors import ConfigError
+from jtasks.run import checkpoint
 
 RUN = [*LINEAR, "--config.log_every=5", "--config.save_every=20", "--config.eval_every=20"]
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from finetune import config, prepared
 
-from jtasks import predict, task
+from jtasks import task
 from jtasks.data import squad
 from jtasks.errors import DataError
-from jtasks.train import train
+from jtasks.run import predict
+from jtasks.run.loop import train
 
 QA = task.load("jtasks.tasks.qa")
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jtasks import rendezvous
+from jtasks.distributed import rendezvous
 from jtasks.errors import ConfigError, TrainingError
 
 

@@ -7,12 +7,13 @@ import shutil
 
 import pytest
 
-from jtasks import checkpoint, cli, task
+from jtasks import cli, task
 from jtasks import config as configs
 from jtasks.errors import ConfigError
-from jtasks.milestones import Milestones
-from jtasks.train import train
-from jtasks.workdir import recorded_splits
+from jtasks.run import checkpoint
+from jtasks.run.hooks import Milestones
+from jtasks.run.loop import train
+from jtasks.run.workdir import recorded_splits
 
 LINE = """
 import ml_collections

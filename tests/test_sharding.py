@@ -12,10 +12,13 @@ import tiny
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from jtasks import config as configs
-from jtasks import evaluate, models, optim, predict, sharding, step
+from jtasks import models, optim
+from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.job import Job
 from jtasks.metrics import Loss, total
+from jtasks.run import evaluate, predict, step
+from jtasks.run.job import Job
+from jtasks.tree import leaf_name
 
 
 def mesh(data=1, fsdp=1, tensor=1):
@@ -76,7 +79,7 @@ def test_rows_of_a_batch_are_divided_over_data_and_fsdp_and_shared_along_tensor(
 
 def specs(params, over, rules=()):
     found = sharding.shardings(params, params, over, rules)
-    return {sharding._name(p): tuple(s.spec) for p, s in jax.tree_util.tree_leaves_with_path(found)}
+    return {leaf_name(p): tuple(s.spec) for p, s in jax.tree_util.tree_leaves_with_path(found)}
 
 
 @functools.cache
@@ -180,7 +183,7 @@ def test_moments_and_averages_are_divided_as_their_parameters(name, freeze):
     of_params = specs(params, over)
     divided = 0
     for (path, leaf), where in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(found), strict=True):
-        ends = [end for end in of_params if sharding._name(path).endswith(f"/{end}")]
+        ends = [end for end in of_params if leaf_name(path).endswith(f"/{end}")]
         assert tuple(where.spec) == (of_params[max(ends, key=len)] if ends else ()), path
         assert ends or leaf.size <= 3  # counts and constants
         divided += bool(ends)

@@ -10,7 +10,7 @@ import time
 import pytest
 from front_door import LINEAR, ROOT, run, start, untimed, wait_for
 
-from jtasks import checkpoint
+from jtasks.run import checkpoint
 
 LONG = [*LINEAR, "--config.steps=300", "--config.log_every=5", "--config.save_every=50", "--config.eval_every=100"]
 PACE = "0.002"  # seconds an example, so that the run is still under way when the test acts

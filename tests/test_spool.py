@@ -1,4 +1,4 @@
-"""Claims about jtasks.spool: what goes in comes out, of any kind and in any order, and memory holds little of it."""
+"""Claims about jtasks.run.spool: what goes in comes out in any order, and memory holds little of it."""
 
 import json
 import os
@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import tiny
 
-from jtasks import evaluate, metrics, predict
+from jtasks import metrics
 from jtasks.data import fingerprint, pipeline
 from jtasks.errors import DataError
-from jtasks.job import Job
-from jtasks.spool import Lazy, Spool
+from jtasks.run import evaluate, predict
+from jtasks.run.job import Job
+from jtasks.run.spool import Lazy, Spool
 
 
 class Pair(NamedTuple):

@@ -1,4 +1,4 @@
-"""Claims about jtasks.step: the gradient is that of the whole batch, and a bad step changes nothing."""
+"""Claims about jtasks.run.step: the gradient is that of the whole batch, and a bad step changes nothing."""
 
 import functools
 import types
@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jtasks import config as configs
-from jtasks import flops, optim, sharding, step, task
+from jtasks import optim, task
+from jtasks.distributed import sharding
 from jtasks.metrics import Loss, Mean, total
+from jtasks.run import flops, step
 
 B, T = 64, 3
 

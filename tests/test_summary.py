@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jtasks import summary
+from jtasks.run import summary
 
 
 def tree(layers):

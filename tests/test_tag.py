@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from finetune import config, prepared
 
-from jtasks import predict, task
+from jtasks import task
 from jtasks.data import conll
 from jtasks.errors import DataError
 from jtasks.metrics import entities
+from jtasks.run import predict
 
 TAG = task.load("jtasks.tasks.tag")
 

@@ -9,10 +9,13 @@ import optax
 import pytest
 import tiny
 
-from jtasks import colours, job, models, optim, sharding, step, task
 from jtasks import config as configs
+from jtasks import models, optim, task
 from jtasks.data import pipeline
+from jtasks.distributed import sharding
 from jtasks.metrics import Loss
+from jtasks.ops import palette
+from jtasks.run import job, step
 
 RNG = jax.random.key(0)
 TASKS = pytest.mark.parametrize("name", tiny.TASKS)
@@ -129,7 +132,7 @@ def completed(**sampling):
 @pytest.mark.parametrize("given", [0.0, 0.25, 0.5])
 def test_igpt_keeps_the_given_part_and_completes_the_rest_in_range(given):
     tokens, kept = completed(given=given, count=3), round(8 * given) * 8
-    original = np.asarray(colours.nearest(tiny.batch(6)["image"], tiny.GREYS))
+    original = np.asarray(palette.nearest(tiny.batch(6)["image"], tiny.GREYS))
     assert tokens.shape == (6, 3, 64) and tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens[:, :, :kept], np.broadcast_to(original[:, None, :kept], (6, 3, kept)))
     assert tokens.min() >= 0 and tokens.max() < 17

@@ -15,9 +15,10 @@ import pytest
 from flax import nnx
 from jax.experimental.custom_partitioning import custom_partitioning
 
-from jtasks import augment, config, testing
+from jtasks import config, testing
 from jtasks.data import pipeline
 from jtasks.metrics import Mean
+from jtasks.ops import augment
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jtasks import checkpoint, cli
+from jtasks import cli
 from jtasks import config as configs
 from jtasks.errors import ConfigError
-from jtasks.train import train
+from jtasks.run import checkpoint
+from jtasks.run.loop import train
 
 # A linear model on made numbers; BAD is an expression that is true for the examples that spoil a step.
 LINEAR = """

@@ -10,10 +10,10 @@ import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks import assets, colours, job, transfer
-from jtasks.data import tokenizers
+from jtasks.data import assets, palettes, tokenizers
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.interop import beside, huggingface, vit
+from jtasks.run import job, transfer
 from jtasks.tasks import vit as vit_task
 
 NAMES = st.lists(st.text("abcdXYZ-_ ", min_size=3, max_size=6).map(lambda s: f"n{s}"), min_size=2, max_size=8)
@@ -149,7 +149,7 @@ def test_a_run_that_saw_other_pixels_or_colours_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.model\.mean is not that of config\.init_from=run"):
         transfer._compare_pictures("run", tmp_path, {"mean": half, "std": half})
     palette = ((0.0, 1.0, 2.0), (9.0, 8.0, 7.0))
-    for name, text in assets.palette({"palette": palette, "shape": (8, 8)}).items():
+    for name, text in assets.palette_files({"palette": palette, "shape": (8, 8)}).items():
         (tmp_path / name).write_text(text)
     transfer._compare_pictures("run", tmp_path, {"palette": palette})
     with pytest.raises(ConfigError, match=r"set --config\.data\.palette="):
@@ -206,4 +206,4 @@ def test_what_a_folder_says_beside_its_weights_survives():
 
 def test_a_palette_of_a_run_can_be_named(tmp_path):
     (tmp_path / "palette.json").write_text("[[0.0], [16.0]]")
-    assert colours.load(tmp_path / "palette.json", 1) == ((0.0,), (16.0,))
+    assert palettes.load(tmp_path / "palette.json", 1) == ((0.0,), (16.0,))

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import tiny
 
-from jtasks import augment, job, models
 from jtasks import config as configs
+from jtasks import models
 from jtasks.errors import ConfigError
+from jtasks.ops import augment
+from jtasks.run import job
 from jtasks.tasks import vit
 
 RNG = jax.random.key(0)

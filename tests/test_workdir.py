@@ -12,9 +12,9 @@ import pytest
 import tiny
 
 from jtasks import config as configs
-from jtasks import workdir
 from jtasks.data import fingerprint, pipeline
 from jtasks.errors import ConfigError, DataError
+from jtasks.run import workdir
 
 CONFIGS = sorted(path for path in pathlib.Path("configs").glob("[a-z]*.py"))
 

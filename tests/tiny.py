@@ -10,7 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from jtasks import config as configs
 from jtasks import task
-from jtasks.job import Job
+from jtasks.run.job import Job
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 GREYS = tuple((float(level),) for level in range(17))

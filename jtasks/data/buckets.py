@@ -15,9 +15,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jtasks import hetero
 from jtasks.data.pipeline import Plan
 from jtasks.data.shuffle import example_seeds, permutation
+from jtasks.distributed.shares import layout
 from jtasks.errors import ConfigError, DataError
 
 MULTIPLE = 8  # rows are rounded down to multiples of it, so that up to 8 devices share a batch evenly
@@ -193,7 +193,7 @@ def plan(
 def waste(plan: BucketPlan) -> tuple[float, float]:
     """The share of padding among the tokens of an epoch's batches, and what it were at the longest bucket's length."""
     real = float(plan.lengths.sum())
-    rows = [len(hetero.layout(full, plan.shares)) for full in plan.full]
+    rows = [len(layout(full, plan.shares)) for full in plan.full]
     batched = sum(r * length * count for r, length, count in zip(rows, plan.buckets, plan.batches, strict=True))
     return 1 - real / batched, 1 - real / (plan.n * plan.buckets[-1])
 

@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from jtasks import hetero
-from jtasks import sharding as shardings
 from jtasks.data.shuffle import example_seeds, order
+from jtasks.distributed import sharding as shardings
+from jtasks.distributed.shares import layout
 from jtasks.errors import ConfigError, DataError
 
 Arrays = Mapping[str, np.ndarray]
@@ -153,7 +153,7 @@ class Plan:
 
     def layout(self, step: int) -> np.ndarray:
         """Which of the examples of `step` stands in each row, -1 for padding that devices need."""
-        return hetero.layout(self.examples(step), self.shares)
+        return layout(self.examples(step), self.shares)
 
     def rows(self, step: int) -> int:
         """Rows of the batch of `step`, padding included."""

@@ -10,8 +10,8 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from jtasks.console import warn
 from jtasks.errors import DataError
-from jtasks.log import warn
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jtasks.console import warn
 from jtasks.data import store, text, tokenizers
 from jtasks.data.tokenizers import END, special
 from jtasks.errors import ConfigError, DataError
-from jtasks.log import warn
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -7,8 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jtasks import assets
-from jtasks.data import tokenizer_files, tokenizers
+from jtasks.data import assets, tokenizer_files, tokenizers
 from jtasks.interop import settings
 
 # The special tokens by their names in transformers, and what tokenizers call them; the first of a vocabulary counts.

@@ -19,10 +19,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import assets
+from jtasks.data import assets
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.interop import bert, files, gpt2, resizing, settings, vit
 from jtasks.interop.layouts import Entry
+from jtasks.tree import by_name, leaf_name
 
 PREFIX = "hf:"  # of config.init_from
 GPT = "ImageGPTImageProcessor"
@@ -179,9 +180,9 @@ def import_params(
     report = {"taken": taken, "left": list(left.values()), "unused": _by_layer(unused)}
 
     def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-        if _name(path) in left:
+        if leaf_name(path) in left:
             return leaf
-        array = found[_name(path)].astype(leaf.dtype)
+        array = found[leaf_name(path)].astype(leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(put, params), report
@@ -378,11 +379,7 @@ def _by_layer(names: list[str]) -> list[str]:
 
 
 def _flat(tree: Any) -> dict[str, Any]:
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return by_name(tree)
 
 
 def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:

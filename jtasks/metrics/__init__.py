@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtasks.errors import ConfigError
-from jtasks.precision import wide
+from jtasks.ops.precision import wide
 
 TERM = "a Loss.of(values, batch['mask']) of jtasks.metrics"
 

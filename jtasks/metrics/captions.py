@@ -17,8 +17,8 @@ from typing import IO
 
 import numpy as np
 
+from jtasks.console import warn
 from jtasks.errors import ConfigError, DataError
-from jtasks.log import warn
 from jtasks.metrics.words import words
 
 METRICS = ("bleu", "rouge_l", "cider", "meteor")

@@ -13,13 +13,14 @@ import dataclasses
 from collections.abc import Collection
 from typing import Any
 
-from jtasks import precision, ranges
+from jtasks import ranges
 from jtasks.config import Config
 from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
 from jtasks.models.gpt import GPT, reordered, shifted
 from jtasks.models.video_gpt import VideoGPT
 from jtasks.models.vit import ViT
+from jtasks.ops import precision
 
 __all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "apply", "build", "fields", "reordered", "shifted"]
 

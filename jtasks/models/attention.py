@@ -12,7 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jtasks.models import kernels
 from jtasks.models.dropout import dropped
-from jtasks.precision import wide
+from jtasks.ops.precision import wide
 
 BLOCK = 128  # queries; on two CPU cores 64 and 128 were as fast as each other, 256 slower by a third
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from jtasks.models import kernels
-from jtasks.precision import wide
+from jtasks.ops.precision import wide
 
 CACHE = 8 * 2**20  # bytes of a group's patches and outputs; of 2 to 32 MiB the best on two cores with 32 MiB of cache
 

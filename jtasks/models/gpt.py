@@ -10,7 +10,7 @@ from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import NORMAL, Cache, Head, normaliser, stack, vocabulary_logits, vocabulary_loss
-from jtasks.precision import wide
+from jtasks.ops.precision import wide
 
 
 def shifted(tokens: jax.Array, start: int) -> jax.Array:

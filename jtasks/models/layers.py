@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jtasks import sharding
+from jtasks.distributed import sharding
 from jtasks.models import attention as attend
 from jtasks.models.dropout import DRAWN, Dropout
-from jtasks.precision import wide
+from jtasks.ops.precision import wide
 
 Cache = dict[str, jax.Array]
 

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import decode, models
+from jtasks import models
 from jtasks.config import Config
 from jtasks.data import dialogues, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, submissions, total
+from jtasks.ops import decode
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, masking, models
+from jtasks import models
 from jtasks.config import Config
+from jtasks.console import say
 from jtasks.data import pairs, shards, text, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
-from jtasks.log import say
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
+from jtasks.ops import augment, masking
 from jtasks.ranges import Field
 
 HUGGINGFACE = "BertForPreTraining"

@@ -13,9 +13,9 @@ import numpy as np
 import optax
 
 from jtasks import models
-from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, values
+from jtasks.data.assets import labels
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, example_weights, total
 from jtasks.ranges import Field

@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jtasks import augment, colours, data, decode, models, picture
-from jtasks.assets import labels, palette
+from jtasks import data, models
 from jtasks.config import Config
+from jtasks.data import palettes
+from jtasks.data.assets import labels, palette_files
 from jtasks.metrics import Loss, Mean, example_weights, scaled, total
+from jtasks.ops import augment, decode, grid, palette
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -56,18 +58,18 @@ def dataset(split: str, config: Config) -> Any:
 
 def prepare(config: Config) -> None:
     """Fit the palette on the training images, once; it is stored beside the data."""
-    colours.prepare(lambda: dataset("train", config), config.data, config.seed)
+    palettes.prepare(lambda: dataset("train", config), config.data, config.seed)
 
 
 def model_args(config: Config) -> dict[str, Any]:
     """The palette, and what the model's sizes follow from: colors, image shape, positions, classes."""
     classes = {} if config.model.classes == 0 else {"classes": len(_names(config))}
-    return classes | colours.model_args(dataset("train", config), config.data, config.seed)
+    return classes | palettes.model_args(dataset("train", config), config.data, config.seed)
 
 
 def assets(config: Config) -> dict[str, str]:
     """The palette, and of a classifier the names of the classes."""
-    return palette(config.model) | (labels(_names(config)) if config.model.classes else {})
+    return palette_files(config.model) | (labels(_names(config)) if config.model.classes else {})
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -126,16 +128,16 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """A grid with a row an image: the given half, samples, and the original; or images and their classes."""
     levels, shape = config.model.palette, config.model.shape
-    tokens = [np.asarray(colours.nearest(example["image"][None], levels))[0] for example in examples]
-    originals = [colours.pictures(row, levels, shape) for row in tokens]
+    tokens = [np.asarray(palette.nearest(example["image"][None], levels))[0] for example in examples]
+    originals = [palette.pictures(row, levels, shape) for row in tokens]
     if config.model.classes:
-        return {"images": picture.grid([originals]), "labels": picture.labeled(examples, outputs, _names(config))}
+        return {"images": grid.grid([originals]), "labels": grid.labeled(examples, outputs, _names(config))}
     rows = []
     for original, output in zip(originals, outputs, strict=True):
         half = original.copy()
         half[round(shape[0] * config.sample.given) :] = 160
-        rows.append([half, *colours.pictures(np.asarray(output["tokens"]), levels, shape), original])
-    return {"completions": picture.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
+        rows.append([half, *palette.pictures(np.asarray(output["tokens"]), levels, shape), original])
+    return {"completions": grid.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
 
 
 def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) -> jax.Array:
@@ -171,7 +173,7 @@ def _names(config: Config) -> list[str]:
 
 
 def _tokens(batch: Batch, config: Config) -> jax.Array:
-    return colours.nearest(batch["image"], config.model.palette)
+    return palette.nearest(batch["image"], config.model.palette)
 
 
 def _inputs(tokens: jax.Array, config: Config) -> jax.Array:

@@ -13,11 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import augment, decode, models
+from jtasks import models
 from jtasks.config import Config
 from jtasks.data import text, tokenizers, tokens
 from jtasks.data.files import data_folder
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
+from jtasks.ops import augment, decode
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]

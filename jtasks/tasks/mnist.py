@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import optax
 
-from jtasks import data, models, picture
-from jtasks.assets import image_processor, labels
+from jtasks import data, models
 from jtasks.config import Config
+from jtasks.data.assets import image_processor, labels
 from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.ops import grid
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -63,8 +64,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The pictures, and what the network takes them for."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    images = picture.grid([[example["image"] for example in examples]])
-    return {"images": images, "labels": picture.labeled(examples, outputs, names)}
+    images = grid.grid([[example["image"] for example in examples]])
+    return {"images": images, "labels": grid.labeled(examples, outputs, names)}
 
 
 def _model(config: Config) -> Any:

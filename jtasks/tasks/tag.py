@@ -12,9 +12,9 @@ import numpy as np
 import optax
 
 from jtasks import models
-from jtasks.assets import labels
 from jtasks.config import Config
 from jtasks.data import conll, encoding, tables, tokenizers
+from jtasks.data.assets import labels
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, entities, example_weights, total
 from jtasks.ranges import Field

@@ -6,12 +6,13 @@ import jax
 import numpy as np
 import optax
 
-from jtasks import augment, data, models, picture
-from jtasks.assets import image_processor, labels
+from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.data.assets import image_processor, labels
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.ops import augment, grid
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -96,8 +97,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The pictures, and what the model takes them for."""
     names = data.class_names(config.data.name, folder=config.data.dir)
-    grid = picture.grid([[example["image"] for example in examples]])
-    return {"images": grid, "labels": picture.labeled(examples, outputs, names)}
+    images = grid.grid([[example["image"] for example in examples]])
+    return {"images": images, "labels": grid.labeled(examples, outputs, names)}
 
 
 def _model(config: Config) -> Any:

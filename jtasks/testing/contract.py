@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import sharding
 from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
-from jtasks.job import SPLITS, Job, fill
-from jtasks.metrics import TERM, Loss, Mean
-from jtasks.testing.result import CONTRACT, Fault, explained, some
-from jtasks.testing.subject import Subject, Tree, key, mesh_of, name, pick, require, same, small, unequal, variables
+from jtasks.distributed import sharding
+from jtasks.faults import CONTRACT, Fault, explained, require, some
+from jtasks.run.job import SPLITS, Job, fill
+from jtasks.run.preflight import check_loss, check_metrics, kind, require_arrays, require_no_leak, require_unchanged
+from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, small, unequal, variables
+from jtasks.tree import leaf_name
 
 CONSTANTS = ("MIXES_EXAMPLES", "PADDED", "HUGGINGFACE")
 NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_fn", "show": "show_fn"}
@@ -39,7 +40,7 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
         _collated(job, splits["train"])
         made = Subject(job, splits["train"], None, before)
         made.params = _params(made)
-        check_loss(made)
+        check_loss(made.task, made.config, made.params, made.batch)
         _evaluation(made)
         _predictions(made)
         _other_splits(made, splits)
@@ -93,12 +94,12 @@ def _prepared(module: ModuleType, config: Config) -> Job:
         found = module.model_args(config)
         require(
             isinstance(found, dict) and all(isinstance(k, str) for k in found),
-            f"model_args returned {_kind(found)}",
+            f"model_args returned {kind(found)}",
             'return a dict of values for the placeholders of config.model, such as {"classes": 10}',
         )
         for field, value in found.items():
             hint = "configs are static arguments of jit: return numbers, strings or (nested) tuples of them"
-            require(_hashable(value), f"model_args returned {field!r} as {_kind(value)}, which cannot be hashed", hint)
+            require(_hashable(value), f"model_args returned {field!r} as {kind(value)}, which cannot be hashed", hint)
     return Job(module, fill(config, module), mesh_of(jax.local_devices()[:1]))
 
 
@@ -123,15 +124,15 @@ def _datasets(job: Job) -> dict[str, pipeline.Examples]:
             continue
         hint = "return a dict of arrays [n, ...], a sequence of example dicts with len() and [i], or None"
         if isinstance(examples, Mapping):
-            lists = [f"{k!r} is {_kind(v)}" for k, v in examples.items() if not hasattr(v, "shape") or not v.shape]
+            lists = [f"{k!r} is {kind(v)}" for k, v in examples.items() if not hasattr(v, "shape") or not v.shape]
             require(not lists, f"{call}: {some(lists)}", hint + "; np.asarray makes arrays of lists")
             lengths = {k: len(v) for k, v in examples.items()}
             require(len(set(lengths.values())) == 1, f"{call}: unequal lengths {lengths}", hint)
         else:
             sequence = hasattr(examples, "__len__") and hasattr(examples, "__getitem__")
-            require(sequence and not isinstance(examples, str), f"{call} returned {_kind(examples)}", hint)
+            require(sequence and not isinstance(examples, str), f"{call} returned {kind(examples)}", hint)
             row = examples[0] if len(examples) else {}
-            require(isinstance(row, Mapping), f"{call}[0] is {_kind(row)}, not a dict", hint)
+            require(isinstance(row, Mapping), f"{call}[0] is {kind(row)}, not a dict", hint)
         require(pipeline.size(examples) > 0, f"{call} is empty", "return None for a split that does not exist")
         taken = {"mask", "seed"} & set(pipeline.example(examples, 0))
         require(not taken, f"{call} has entries {sorted(taken)}, which the library adds itself", "rename them")
@@ -147,7 +148,7 @@ def _collated(job: Job, examples: pipeline.Examples) -> None:
             [pipeline.read(examples, i % pipeline.size(examples)) for i in range(count)], job.config
         )
         hint = "return a dict of arrays [b, ...], a row an example, in the order of the examples"
-        require(isinstance(found, Mapping), f"collate_fn returned {_kind(found)}", hint)
+        require(isinstance(found, Mapping), f"collate_fn returned {kind(found)}", hint)
         shapes = {k: np.shape(v) for k, v in found.items()}
         wrong = [f"{k!r} has shape {s}" for k, s in shapes.items() if not s or s[0] != count]
         require(not wrong, f"collate_fn of {count} examples: {some(wrong)}", hint)
@@ -177,66 +178,24 @@ def _params(made: Subject) -> Tree:
 
     def init(rng: jax.Array, batch: Any) -> Tree:
         kept.append(task.init(rng, dict(batch), config))
-        check_params(kept[-1])
+        require_arrays(kept[-1])
         return jax.tree.map(lambda x: x, kept[-1])
 
     shapes = jax.eval_shape(init, key(config.seed), made.batch)
     wrong = [
-        f"{name(path)} is {leaf.dtype}"
+        f"{leaf_name(path)} is {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
         if leaf.dtype != np.float32
     ]
     hint = "parameters are float32 arrays; constants and counters belong into the code, other types into the model"
     require(not wrong, f"init's parameters: {some(wrong)}", hint)
     few = jax.eval_shape(init, key(config.seed), pick(made.batch, np.arange(5)))
-    paths = [name(p) for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
+    paths = [leaf_name(p) for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
     leaves = zip(paths, jax.tree.leaves(shapes), jax.tree.leaves(few), strict=False)
     resized = [f"{p} is {list(a.shape)} or {list(b.shape)}" for p, a, b in leaves if a.shape != b.shape]
     detail = f"init's shapes depend on the batch size: {some(resized)}, for {len(made.batch['mask'])} or 5 examples"
     require(not resized, detail, "take sizes from config and from the other axes of the batch")
     return jax.jit(init, out_shardings=sharding.replicated(made.job.mesh))(key(config.seed), made.batch)
-
-
-def check_params(params: Tree) -> None:
-    """Check that parameters, any pytree, are arrays alone, of which no two share a path; Fault says what is wrong."""
-    hint = (
-        'return a pytree of arrays, such as model.init(rng, x)["params"]; nnx.to_pure_dict(nnx.state(model, nnx.Param))'
-        " makes one of a Flax NNX module, equinox.partition(model, equinox.is_array)[0] of an Equinox module"
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    wrong = [
-        f"{name(p) or 'it'} is {_kind(x)}" for p, x in leaves if not hasattr(x, "shape") or not hasattr(x, "dtype")
-    ]
-    require(not wrong, f"init's result is {_kind(params)}, in which {some(wrong)}", hint)
-    require(bool(leaves), f"init's result is {_kind(params)} without arrays", hint)
-    names = [name(path) for path, _ in leaves]
-    twice = sorted({path for path in names if names.count(path) > 1})
-    require(not twice, f"init's result has {some(twice)} twice", "a / in a name looks like a level below: rename it")
-
-
-def check_loss(made: Subject) -> None:
-    """Trace loss_fn once and check what it returns; Fault says what is wrong."""
-    task, config = made.task, made.config
-    kept: list[Any] = []
-
-    def loss_fn(params: Tree, batch: Any, rng: jax.Array) -> Any:
-        mine = jax.tree.map(lambda x: x, params), dict(batch)
-        kept.append(task.loss_fn(*mine, rng, config))
-        _unchanged("loss_fn", (params, batch), mine)
-        return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
-
-    jax.eval_shape(loss_fn, made.params, made.batch, key(0))
-    _no_leak(task, "loss_fn")
-    found = kept[0]
-    hint = "return (loss, metrics): a scalar and a dict of jtasks.metrics.Mean"
-    require(isinstance(found, tuple) and len(found) == 2, f"loss_fn returned {_kind(found)}", hint)
-    loss, metrics = found
-    traced = hasattr(loss, "shape") and not isinstance(loss, np.ndarray | np.generic)
-    detail = f"loss_fn's loss is {_kind(loss)}, so it has no gradient"
-    require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
-    shape = f"loss_fn's loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
-    require(loss.shape == () and loss.dtype == np.float32, shape, "return jtasks.metrics.total(metrics)")
-    _means(made, metrics, "loss_fn")
 
 
 def _evaluation(made: Subject) -> None:
@@ -246,31 +205,12 @@ def _evaluation(made: Subject) -> None:
     def eval_fn(params: Tree, batch: Any) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
         kept.append(evaluate(*mine, config))
-        _unchanged("eval_fn", (params, batch), mine)
+        require_unchanged("eval_fn", (params, batch), mine)
         return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
 
     jax.eval_shape(eval_fn, made.params, made.batch)
-    _no_leak(task, "eval_fn")
-    _means(made, kept[0], "eval_fn")
-
-
-def _means(made: Subject, metrics: Any, function: str) -> None:
-    require(
-        isinstance(metrics, Mapping),
-        f"{function}'s metrics are {_kind(metrics)}",
-        'return a dict of means: {"loss": Loss.of(values, batch["mask"])}',
-    )
-    for metric, mean in metrics.items():
-        hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
-        require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {_kind(mean)}, not a Mean", hint)
-        for part, number in (("total", mean.total), ("count", mean.count)):
-            text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
-            require(np.shape(number) == (), text, hint)
-    require(
-        "loss" in metrics or any(isinstance(mean, Loss) for mean in metrics.values()),
-        f"{function}'s metrics have no term of the loss; they are {', '.join(metrics) or 'none'}",
-        f"make each term of the loss {TERM}",
-    )
+    require_no_leak(task, "eval_fn")
+    check_metrics(kept[0], "eval_fn")
 
 
 def _predictions(made: Subject) -> None:
@@ -279,8 +219,10 @@ def _predictions(made: Subject) -> None:
     for count in (len(made.batch["mask"]), 5):
         batch = pick(made.batch, np.arange(count))
         found = jax.eval_shape(lambda p, b: made.task.predict_fn(p, dict(b), key(0), made.config), made.params, batch)
-        _no_leak(made.task, "predict_fn")
-        leaves = [(name(path) or "output", leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(found)]
+        require_no_leak(made.task, "predict_fn")
+        leaves = [
+            (leaf_name(path) or "output", leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+        ]
         hint = "return outputs, such as a dict of arrays, each with one row an example: [b, ...]"
         require(bool(leaves), "predict_fn returned nothing", hint)
         wrong = [f"{path} has shape {list(shape)}" for path, shape in leaves if shape[:1] != (count,)]
@@ -320,24 +262,3 @@ def _steady(made: Subject) -> bool:
 def _entry(array: Any) -> tuple[str, tuple[int, ...]] | None:
     """An entry's type, and its shape without the batch's axis."""
     return None if array is None else (str(array.dtype), array.shape[1:])
-
-
-def _no_leak(task: ModuleType, function: str) -> None:
-    kinds = (jax.core.Tracer, list, dict, tuple, Mean)
-    held = {k: jax.tree.leaves(v) for k, v in vars(task).items() if isinstance(v, kinds) and not k.startswith("__")}
-    leaked = [k for k, leaves in held.items() if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)]
-    detail = f"{function} stores traced arrays in the module's variable {some(leaked)}"
-    require(not leaked, detail, "return what is to be kept, for example among the metrics: a traced array is no value")
-
-
-def _unchanged(function: str, before: tuple[Tree, Any], after: tuple[Tree, Any]) -> None:
-    for argument, old, new in zip(("params", "batch"), before, after, strict=True):
-        a, b = ({name(p): leaf for p, leaf in jax.tree_util.tree_leaves_with_path(t)} for t in (old, new))
-        changed = sorted(path for path in a.keys() | b.keys() if a.get(path) is not b.get(path))
-        detail = f"{function} changes its argument {argument}: {some(changed)}"
-        require(not changed, detail, f'work on a copy: {argument} = {argument} | {{"{(changed or [""])[0]}": ...}}')
-
-
-def _kind(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" if shape is None else f"an array {value.dtype}{list(shape)}"

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 
 from jtasks.data import pipeline
+from jtasks.faults import Fault, author_files, require, some
 from jtasks.metrics import Mean
-from jtasks.spool import Lazy
-from jtasks.testing.result import Fault, Skip, author_files, some
-from jtasks.testing.subject import Subject, clear_traces, key, name, pick, require, unequal, value, variables
+from jtasks.run.spool import Lazy
+from jtasks.testing.result import Skip
+from jtasks.testing.subject import Subject, clear_traces, key, pick, unequal, value, variables
+from jtasks.tree import leaf_name
 
 IMPURE = re.compile(
     r"^(?!.*jax\.random).*(?:\b(?:np|numpy|onp)\.random\.(?!default_rng\(\S)|(?<![.\w])random\.\w+\(|\btime\.\w+\("
@@ -51,14 +53,14 @@ def predictions(subject: Subject) -> str:
     neighbours = np.where(rows < half, rows, 0)
     hint = (
         "treat each row alone: draw per example, jax.vmap over jax.random.key(seed) for batch['seed'] (see"
-        " jtasks.augment.keys), not from rng in the shape of the batch; no statistics over the batch"
+        " jtasks.ops.augment.keys), not from rng in the shape of the batch; no statistics over the batch"
     )
     for indices, how in ((neighbours, "beside other examples"), (rows[::-1], "at another place of the batch")):
         moved = jax.device_get(subject.predict(subject.params, pick(batch, indices), key(0)))
         mine = jax.tree.map(lambda x, i=indices: x[i], outputs)
         differing = unequal(mine, moved, tolerance=1e-4)
         require(not differing, f"predict_fn's {some(differing)} of an example changes {how}", hint)
-    return f"{some(name(p) or 'output' for p, _ in jax.tree_util.tree_leaves_with_path(outputs))}" + _scored(
+    return f"{some(leaf_name(p) or 'output' for p, _ in jax.tree_util.tree_leaves_with_path(outputs))}" + _scored(
         subject, outputs, config
     )
 
@@ -155,7 +157,7 @@ def _same_params(subject: Subject) -> None:
     differing = unequal(subject.params, initialised(config.seed))
     hint = "draw every parameter from the argument rng" + _suspects(task)
     require(not differing, f"init gives other values of {some(differing)} for the same rng", hint)
-    varied = [name(p) for p, x in jax.tree_util.tree_leaves_with_path(subject.params) if np.ptp(x) > 0]
+    varied = [leaf_name(p) for p, x in jax.tree_util.tree_leaves_with_path(subject.params) if np.ptp(x) > 0]
     if varied and not unequal(subject.params, initialised(config.seed + 1)):
         raise Fault(f"init ignores rng: {some(varied)} are the same for every seed", hint)
 
@@ -198,7 +200,7 @@ def _compare(subject: Subject, function: str, a: Any, b: Any, when: str) -> None
 
 def _means(tree: Any) -> Iterator[tuple[str, float]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, Mean))
-    yield from ((name(path[-1:]), value(leaf)) for path, leaf in leaves if isinstance(leaf, Mean))
+    yield from ((leaf_name(path[-1:]), value(leaf)) for path, leaf in leaves if isinstance(leaf, Mean))
 
 
 def _identical(a: Any, b: Any) -> bool:

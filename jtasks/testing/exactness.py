@@ -7,11 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import sharding
 from jtasks.data import pipeline
+from jtasks.distributed import sharding
+from jtasks.faults import Fault, require
 from jtasks.metrics import Mean, weight
 from jtasks.metrics import terms as loss_terms
-from jtasks.testing.result import Fault, Skip
+from jtasks.testing.result import Skip
 from jtasks.testing.subject import (
     MICROBATCHES,
     Batch,
@@ -26,7 +27,6 @@ from jtasks.testing.subject import (
     mesh_of,
     one_device,
     pick,
-    require,
     value,
 )
 

@@ -9,8 +9,9 @@ import jax
 
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
+from jtasks.faults import Fault, explained, raised_in
 from jtasks.testing import contract, determinism, exactness, training
-from jtasks.testing.result import Fault, Result, Skip, explained, raised_in
+from jtasks.testing.result import Result, Skip
 from jtasks.testing.subject import Subject
 
 SHAPE = "the functions have the contract's shape"

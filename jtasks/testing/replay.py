@@ -10,15 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import calibration, checkpoint, hetero, processes, sharding, train
-from jtasks import step as steps
 from jtasks.config import Config
+from jtasks.console import say, warn
 from jtasks.data import pipeline
+from jtasks.distributed import processes, sharding
+from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
-from jtasks.job import Job, total_steps
-from jtasks.log import say, warn
-from jtasks.run import compared
-from jtasks.testing.result import author_frames, located, some
+from jtasks.faults import author_frames, located, some
+from jtasks.run import autoshare, checkpoint, loop
+from jtasks.run import step as steps
+from jtasks.run.job import Job, total_steps
+from jtasks.run.restore import compared
+from jtasks.tree import leaf_name
 
 
 def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
@@ -32,7 +35,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
       CheckpointError: the checkpoint does not fit the config.
     """
     job = compared(config, workdir)
-    job = calibration.recorded(job, workdir) or job
+    job = autoshare.recorded(job, workdir) or job
     examples = job.required("train")
     plan = job.plan(examples, shuffle=True)
     steps_ = total_steps(config, plan)
@@ -60,7 +63,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     lines += [f"not finite in {what}: {some(names, 20)}" for what, names in bad.items() if names]
     if not any(bad.values()):
         return "\n".join([*lines, "everything is finite"])
-    microbatches = hetero.rows_of_microbatches(plan.shares, plan.rows(step - 1))
+    microbatches = rows_of_microbatches(plan.shares, plan.rows(step - 1))
     for i, rows in enumerate(microbatches):
         part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
         microbatch = jax.random.fold_in(rng, i)
@@ -132,10 +135,7 @@ def _operation_by_operation(function: Callable[[Any], Any], params: Any, task: M
 
 
 def _non_finite(tree: Any) -> list[str]:
-    leaves = [
-        (jax.tree_util.keystr(p, simple=True, separator="/"), np.asarray(x))
-        for p, x in jax.tree_util.tree_leaves_with_path(tree)
-    ]
+    leaves = [(leaf_name(p), np.asarray(x)) for p, x in jax.tree_util.tree_leaves_with_path(tree)]
     return [f"{name} ({np.sum(~np.isfinite(x))} of {x.size})" for name, x in leaves if not np.isfinite(x).all()]
 
 
@@ -144,9 +144,9 @@ def _state(
 ) -> tuple[steps.State, int]:
     """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
     batch = job.batch_at(examples, plan, 0)
-    program = train.programs(job, batch, total)
+    program = loop.programs(job, batch, total)
     start = processes.agree(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)
-    state = train.state_after(start, job, workdir, program, batch, say)
+    state = loop.state_after(start, job, workdir, program, batch, say)
     for index in range(start, step - 1):
         state, _ = program.step(state, job.batch_at(examples, plan, index))
     return state, start

@@ -15,13 +15,15 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jtasks import config as configs
-from jtasks import optim, sharding, step
+from jtasks import optim
 from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
-from jtasks.job import Job, total_steps
+from jtasks.distributed import sharding
 from jtasks.metrics import Mean, terms
-from jtasks.testing.result import Fault
+from jtasks.run import step
+from jtasks.run.job import Job, total_steps
+from jtasks.tree import by_name, leaf_name
 
 Tree = Any
 Batch = dict[str, jax.Array]
@@ -250,7 +252,7 @@ def same(a: Tree, b: Tree) -> bool:
 def unequal(a: Tree, b: Tree, tolerance: float = 0.0) -> list[str]:
     """Paths of leaves that differ, or that only one tree has; `tolerance` is relative to a leaf's largest value."""
     left, right = (
-        {name(p) or "output": np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b)
+        {leaf_name(p) or "output": np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b)
     )
     missing = sorted(set(left) ^ set(right))
     return missing + [path for path in left if path in right and not _alike(left[path], right[path], tolerance)]
@@ -266,14 +268,9 @@ def _alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
     return np.allclose(a, b, rtol=0, atol=tolerance * float(np.max(np.abs(a))), equal_nan=True)
 
 
-def name(path: tuple[Any, ...]) -> str:
-    """A leaf's path, joined by "/"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
 def gradient_difference(a: Tree, b: Tree) -> tuple[float, str]:
     """The worst parameter's difference relative to its gradient (0 for rounding), and its name."""
-    names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(a)]
+    names = list(by_name(a))
     pairs = [_finite_parts(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     whole = np.sqrt(sum(np.sum(np.square(x)) for x, _ in pairs))
     worst = (0.0, "")
@@ -306,9 +303,3 @@ def variables(task: ModuleType) -> dict[str, str]:
     """The module's own variables, as text short enough to compare."""
     kinds = (bool, int, float, str, list, dict, set, tuple, np.ndarray, type(None), np.random.Generator)
     return {k: repr(v)[:2000] for k, v in vars(task).items() if not k.startswith("__") and isinstance(v, kinds)}
-
-
-def require(condition: bool, detail: str, hint: str) -> None:
-    """Raise a Fault unless it holds."""
-    if not condition:
-        raise Fault(detail, hint)

@@ -10,13 +10,17 @@ import jax
 import numpy as np
 import optax
 
-from jtasks import checkpoint, optim, sharding
-from jtasks import step as steps
+from jtasks import optim
 from jtasks.data import pipeline
+from jtasks.distributed import sharding
+from jtasks.faults import Fault, require, some
 from jtasks.metrics import total
+from jtasks.run import checkpoint
+from jtasks.run import step as steps
 from jtasks.testing.replay import first_non_finite, out_of_bounds
-from jtasks.testing.result import Fault, Skip, some
-from jtasks.testing.subject import Batch, Subject, Tree, close, keep, key, name, require, unequal, value
+from jtasks.testing.result import Skip
+from jtasks.testing.subject import Batch, Subject, Tree, close, keep, key, unequal, value
+from jtasks.tree import by_name, leaf_name
 
 BETTER_HIGH = re.compile(r"acc|correct|f1|exact|recall|precision|bleu|rouge", re.IGNORECASE)
 COMPILES = "nothing recompiles after step 1"
@@ -28,7 +32,7 @@ def gradients_reach(subject: Subject) -> str:
     batches = list(subject.batches(6))
     if not batches:
         raise Skip(f"needs batches of one shape: {COMPILES!r}")
-    names = [name(path) for path, _ in jax.tree_util.tree_leaves_with_path(subject.params)]
+    names = list(by_name(subject.params))
     reached = np.zeros(len(names), bool)
     for index, batch in enumerate(batches):
         for params in (subject.params, subject.perturbed)[: 2 if index < 2 else 1]:
@@ -56,7 +60,7 @@ def nothing_recompiles(subject: Subject) -> str:
     before = jax.eval_shape(lambda s: s, state)
     after = jax.eval_shape(step, state, subject.batch)[0]
     changed = [
-        f"{name(path)}: {_type(old)} -> {_type(new)}"
+        f"{leaf_name(path)}: {_type(old)} -> {_type(new)}"
         for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(before), jax.tree.leaves(after), strict=True)
         if _type(old) != _type(new)
     ]
@@ -161,7 +165,7 @@ def _run(subject: Subject, state: steps.State, step: Any, start: int, stop: int)
 def _finite(subject: Subject, gradient: Tree, metrics: Any, batch: Batch, index: int) -> None:
     wrong = [f"metric {k}" for k, m in metrics.items() if not np.isfinite([float(m.total), float(m.count)]).all()]
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
-    wrong += [f"gradient of {name(path)}" for path, leaf in leaves if not np.isfinite(leaf).all()]
+    wrong += [f"gradient of {leaf_name(path)}" for path, leaf in leaves if not np.isfinite(leaf).all()]
     if not wrong:
         return
     task, config = subject.task, subject.config

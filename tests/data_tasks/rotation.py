@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import ml_collections
 import optax
 
-from jtasks import augment, data, models
+from jtasks import data, models
 from jtasks.metrics import Mean
+from jtasks.ops import augment
 
 
 def get_config():

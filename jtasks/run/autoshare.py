@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import hetero, processes, sharding, step
 from jtasks.config import Config
+from jtasks.console import say
 from jtasks.data import pipeline
-from jtasks.job import Job
-from jtasks.log import say
+from jtasks.distributed import processes, sharding
+from jtasks.distributed.shares import AGAIN, AUTO, best_shares
+from jtasks.run import step
+from jtasks.run.job import Job
 from jtasks.writing import write_file
 
 FILE = "shares.json"
@@ -26,10 +28,10 @@ def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job
 
     They are measured anew if the devices or the batch are others than then, or if `config.shares` is "auto!".
     """
-    if job.config.shares not in (hetero.AUTO, hetero.AGAIN):
+    if job.config.shares not in (AUTO, AGAIN):
         return job
     plan = job.plan(examples, shuffle=True)
-    known = recorded(job, workdir) if processes.first() and job.config.shares == hetero.AUTO else None
+    known = recorded(job, workdir) if processes.first() and job.config.shares == AUTO else None
     if processes.agree(lambda: int(known is not None)):
         first = known.config.shares if known else (0,) * job.mesh.size
         shares = tuple(processes.agree(lambda d=d: first[d]) for d in range(job.mesh.size))  # type: ignore[misc]
@@ -38,7 +40,7 @@ def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job
     at = min(plan.shapes(), key=plan.examples)  # the longest examples, where they are batched by length
     batch_size = plan.examples(at)
     start, example = measured(job, pipeline.batch_at(examples, plan, at, job.collate), batch_size)
-    shares, seconds = hetero.best_shares(start, example, batch_size)
+    shares, seconds = best_shares(start, example, batch_size)
     alike = float(np.max(start + -(-batch_size // job.mesh.size) * example))
     processes.once(lambda: _record(job, workdir, shares, start, example))
     say(
@@ -51,11 +53,7 @@ def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job
 def recorded(job: Job, workdir: pathlib.Path) -> Job | None:
     """The job with the shares that an earlier start of the run measured on the same devices; None without any."""
     try:
-        record = (
-            json.loads((workdir / FILE).read_text(encoding="utf-8"))
-            if job.config.shares in (hetero.AUTO, hetero.AGAIN)
-            else {}
-        )
+        record = json.loads((workdir / FILE).read_text(encoding="utf-8")) if job.config.shares in (AUTO, AGAIN) else {}
         same = record["batch"] == _batch(job.config) and record["devices"] == _devices(job)
         return _with(job, tuple(int(share) for share in record["shares"])) if same else None
     except (OSError, ValueError, KeyError, TypeError):

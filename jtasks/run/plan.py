@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import flops, sharding
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.job import prepare, total_steps
-from jtasks.summary import humanise
-from jtasks.train import programs
+from jtasks.run import flops
+from jtasks.run.job import prepare, total_steps
+from jtasks.run.loop import programs
+from jtasks.run.summary import humanise
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"

@@ -9,12 +9,14 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtasks import config as configs
-from jtasks import hetero, processes, ranges, sharding, task
+from jtasks import ranges, task
 from jtasks.config import Config
+from jtasks.console import warn
 from jtasks.data import buckets, pipeline
+from jtasks.distributed import processes, sharding
+from jtasks.distributed.shares import checked_shares
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
-from jtasks.log import warn
 
 SPLITS = ("train", "valid", "test")
 
@@ -64,7 +66,7 @@ class Job(NamedTuple):
         config, n, shares = self.config, pipeline.size(examples), (1,) * sharding.parts(self.mesh)
         if shuffle:
             mixes = getattr(self.task, "MIXES_EXAMPLES", False)
-            shares = hetero.checked(config, self.mesh.shape, mixes=mixes)
+            shares = checked_shares(config, self.mesh.shape, mixes=mixes)
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         rows = config.batch_size if shuffle else min(config.batch_size, n)

@@ -17,38 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from jtasks.console import number
 from jtasks.errors import printable
 from jtasks.writing import no_link, write_file
 
 CHECKSUM = "crc32"
 _RESERVED = ("step", "split", "wall", CHECKSUM)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them, so strings
-
-
-def say(text: str) -> None:
-    """Prints `text` to stderr, on the first of the run's processes."""
-    import jax
-
-    if jax.process_index() == 0:
-        print(printable(text), file=sys.stderr, flush=True)
-
-
-def warn(text: str) -> None:
-    """Says `text` so that nobody misses it."""
-    say(f"WARNING: {text}")
-
-
-def number(value: float) -> str:
-    """Returns `value` for people: four significant digits, very small and large ones in exponent form.
-
-    >>> [number(x) for x in (1.48213, 5210.4, 1e-5, 3, 0, float("nan"))]
-    ['1.482', '5,210', '1e-05', '3', '0', 'nan']
-    """
-    size = abs(value)
-    if math.isfinite(value) and size and not 1e-3 <= size < 1e9:
-        mantissa, exponent = f"{value:.3e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
-    return f"{value:,.0f}" if 999.95 <= size < 1e9 else f"{value:.4g}"
 
 
 def to_json(value: Any) -> str:

@@ -6,13 +6,15 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from jtasks import processes, task, transfer
+from jtasks import task
 from jtasks.config import Config
+from jtasks.console import warn
+from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import beside, files, huggingface
-from jtasks.job import SPLITS
-from jtasks.log import warn
-from jtasks.run import open_run
+from jtasks.run import transfer
+from jtasks.run.job import SPLITS
+from jtasks.run.restore import open_run
 from jtasks.writing import require_writable, write_file
 
 

@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import assets, checkpoint, task, workdir
+from jtasks import task
 from jtasks.config import Config
-from jtasks.data import tokenizer_files, tokenizers
+from jtasks.console import warn
+from jtasks.data import assets, tokenizer_files, tokenizers
 from jtasks.errors import ConfigError
 from jtasks.interop import huggingface
-from jtasks.job import Job
-from jtasks.log import warn
+from jtasks.run import checkpoint, workdir
+from jtasks.run.job import Job
+from jtasks.tree import leaf_name
 
 
 def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
@@ -147,7 +149,7 @@ def _by_class(
         )
 
     def put(path: tuple[Any, ...], taken: jax.Array, initial: jax.Array) -> jax.Array:
-        if jax.tree_util.keystr(path, simple=True, separator="/") not in names:
+        if leaf_name(path) not in names:
             return taken
         return jax.jit(functools.partial(_rows, order), out_shardings=taken.sharding)(taken, initial)
 

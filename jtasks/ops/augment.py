@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jtasks.errors import ConfigError
-from jtasks.precision import wide
+from jtasks.ops.precision import wide
 
 
 def keys(seeds: jax.Array | None) -> jax.Array:

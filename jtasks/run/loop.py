@@ -8,18 +8,22 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import calibration, checkpoint, flops, hetero, optim, preflight, processes, sharding, summary, task
-from jtasks import step as steps_
-from jtasks.compiled import Compiled
+from jtasks import optim, task
 from jtasks.config import Config, freeze
+from jtasks.console import say, warn
 from jtasks.data import buckets, fingerprint, pipeline
-from jtasks.job import SPLITS, Job, prepare, total_steps
-from jtasks.log import Log, say, warn
-from jtasks.milestones import Milestones, due
-from jtasks.signals import Stop
-from jtasks.step import Batch, Report, State
-from jtasks.transfer import imported, require_source
-from jtasks.workdir import (
+from jtasks.distributed import processes, sharding
+from jtasks.distributed.shares import count_microbatches, unequal
+from jtasks.run import autoshare, checkpoint, flops, preflight, summary
+from jtasks.run import step as steps_
+from jtasks.run.compile import Compiled
+from jtasks.run.hooks import Milestones, due
+from jtasks.run.job import SPLITS, Job, prepare, total_steps
+from jtasks.run.log import Log
+from jtasks.run.signals import Stop
+from jtasks.run.step import Batch, Report, State
+from jtasks.run.transfer import imported, require_source
+from jtasks.run.workdir import (
     FILES,
     cleared_on_error,
     compare_assets,
@@ -76,7 +80,7 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
             if start >= steps and processes.agree(lambda: all(log.has(start, split) for split in evaluated)):
                 say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
                 return result(log, start)
-            job = calibration.settled(job, workdir, examples)
+            job = autoshare.settled(job, workdir, examples)
             plan = job.plan(examples, shuffle=True)
             state, step = begin(job, workdir, splits, plan, start, steps, log)
 
@@ -202,7 +206,7 @@ def begin(
         share * flops.count(program.step, state, job.batch_at(splits["train"], plan, at) if plan.varies else batch)
         for at, share in plan.shapes().items()
     )
-    if shares := hetero.unequal(config.shares):
+    if shares := unequal(config.shares):
         operations *= sum(shares) / len(shares)  # the count knows of one turn of each device's loop
     peak = flops.peak(jax.devices()[0], config.precision)
     log.set_rates(operations, peak and peak * jax.device_count())
@@ -219,11 +223,11 @@ def begin(
             start=start,
             batch=plan.describe(),
             epoch=plan.epoch_steps,
-            accumulate=hetero.microbatches(config),
+            accumulate=count_microbatches(config),
             precision=config.precision,
             devices=jax.devices(),
             mesh_shape=dict(job.mesh.shape),
-            shares=hetero.unequal(config.shares),
+            shares=unequal(config.shares),
             state=state,
         )
     if isinstance(plan, buckets.BucketPlan):

@@ -21,8 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import processes
+from jtasks.distributed import processes
 from jtasks.errors import CheckpointError
+from jtasks.tree import leaf_name
 
 CHECKSUMS = "checksums.json"
 SLICE_BYTES = 2**22  # least that a device saves of an array which others hold too; smaller ones are saved by one alone
@@ -288,7 +289,7 @@ def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
         )
     arrays = _read(folder, wanted)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    found = [arrays[_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in paths]
+    found = [arrays[leaf_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in paths]
     return jax.tree.unflatten(structure, found)
 
 
@@ -335,16 +336,12 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
         "left": [f"{n} {_describe(leaf)}" for n, leaf in wanted.items() if n not in taken],
         "unused": [f"{n} {_describe(leaf)}" for n, leaf in saved.items() if n not in taken],
     }
-    return jax.tree.unflatten(structure, [arrays.get(_name(path), leaf) for path, leaf in paths]), report
+    return jax.tree.unflatten(structure, [arrays.get(leaf_name(path), leaf) for path, leaf in paths]), report
 
 
 def leaves(tree: Any) -> dict[str, Any]:
     """Leaves by their "/"-joined path; empty arrays, which Orbax refuses, are left out."""
-    return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf.size}
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf.size}
 
 
 def _is_step(name: str) -> bool:

@@ -10,14 +10,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import checkpoint, evaluate, metrics, predict, processes
+from jtasks import metrics
 from jtasks.data import fingerprint, pipeline
+from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, TrainingError
-from jtasks.job import Job
-from jtasks.log import Log
-from jtasks.signals import Stop, Stopped
-from jtasks.step import Report, State, non_finite
-from jtasks.workdir import record_data, recorded_splits
+from jtasks.run import checkpoint, evaluate, predict
+from jtasks.run.job import Job
+from jtasks.run.log import Log
+from jtasks.run.signals import Stop, Stopped
+from jtasks.run.step import Report, State, non_finite
+from jtasks.run.workdir import record_data, recorded_splits
 
 
 def due(step: int, every: int) -> bool:

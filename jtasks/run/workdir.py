@@ -15,12 +15,12 @@ from typing import Any
 import ml_collections
 
 from jtasks import config as configs
-from jtasks import processes
 from jtasks.config import Config
+from jtasks.console import say, warn
 from jtasks.data import fingerprint
 from jtasks.data.fingerprint import Prints
+from jtasks.distributed import processes
 from jtasks.errors import ConfigError
-from jtasks.log import say, warn
 from jtasks.writing import check_name, no_link, write_file
 
 # A run that changes one of these is another run: its batches or its model would not be those of its first half.

@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import checkpoint, log, processes, sharding, task, workdir
+from jtasks import console, task
 from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
+from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.job import Job, prepare
+from jtasks.run import checkpoint, log, workdir
+from jtasks.run.job import Job, prepare
 
 # Exact in any batches: a smaller machine may evaluate what a larger one trained.
 BATCHES = ("config.batch_size", "config.batch_tokens")
@@ -81,7 +83,7 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
     def compare() -> None:
         missing = [name for name in ("config.json", workdir.FILES) if not (folder / name).exists()]
         if missing and checkpoint.saved_steps(folder / "checkpoints"):
-            log.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config cannot be told")
+            console.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config cannot be told")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
         workdir.compare_assets(task.assets(job.task, job.config), folder)
 
@@ -96,7 +98,7 @@ def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
         return checkpoint.require(checkpoints, int(which))
     if which == "best":
         return checkpoint.require(checkpoints, _best(config.best, folder))
-    step = checkpoint.newest(checkpoints, log.warn)
+    step = checkpoint.newest(checkpoints, console.warn)
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints}: train first, with the same --config and --workdir")
     return step
@@ -107,8 +109,8 @@ def _best(metric: str, folder: pathlib.Path) -> int:
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
     steps = checkpoint.saved_steps(folder / "checkpoints")
-    records = [r for r in log.read(folder / "metrics.jsonl", log.warn) if r["split"] == split and r["step"] in steps]
-    values = {r["step"]: r[name] for r in records if isinstance(r.get(name), float | int)}
+    records = [r for r in log.read(folder / "metrics.jsonl", console.warn) if r["split"] == split]
+    values = {r["step"]: r[name] for r in records if r["step"] in steps and isinstance(r.get(name), float | int)}
     step = checkpoint.best(values, metric)
     if step is None:
         raise CheckpointError(

@@ -17,9 +17,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh, PartitionSpec
 
-from jtasks import hetero, sharding
 from jtasks.config import Config
+from jtasks.distributed import sharding
+from jtasks.distributed.shares import count_microbatches, unequal
 from jtasks.metrics import Mean, checked, terms, weight
+from jtasks.tree import leaf_name
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -95,7 +97,7 @@ def make(
 
 def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
     """The exact gradient as a function of (params, batch, rng), on a mesh and split as the config says."""
-    shares = hetero.unequal(config.shares)
+    shares = unequal(config.shares)
 
     def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         return task.loss_fn(params, batch, rng, config)
@@ -104,7 +106,7 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
         if shares and mesh is not None:
             return dealt_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
         over = sharding.over(mesh, config.sharding, loss_fn)
-        microbatches = hetero.microbatches(config)
+        microbatches = count_microbatches(config)
         after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
         gradient, metrics = exact_gradient(over, params, batch, rng, microbatches=microbatches, after=after)
         return sharding.constrained(gradient, mesh, config.sharding), metrics
@@ -153,7 +155,7 @@ def dealt_gradient(
     so the result is that of `exact_gradient` with sum(shares) microbatches.
 
     Args:
-      batch: as `hetero.layout` lays its rows out; replicated `params`.
+      batch: as `layout` lays its rows out; replicated `params`.
     """
 
     def on_device(params: Params, slab: Batch, rng: jax.Array, share: jax.Array, first: jax.Array) -> Any:
@@ -224,7 +226,7 @@ def non_finite(
 
     found = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, good in leaves if not good]
+    return [leaf_name(path) for path, good in leaves if not good]
 
 
 def _if_real(tree: Params, other: Params) -> Params:

@@ -18,7 +18,7 @@ def labels(names: Sequence[str]) -> dict[str, str]:
     return {LABELS: _text([str(name) for name in names])}
 
 
-def palette(model: Mapping[str, Any]) -> dict[str, str]:
+def palette_files(model: Mapping[str, Any]) -> dict[str, str]:
     """The palette in pixel units, and of one with three channels ImageGPT's image processor."""
     colours, (height, width) = model["palette"], model["shape"]
     files = {PALETTE: _text(colours)}

@@ -19,9 +19,10 @@ import numpy as np
 import optax
 import optax.contrib
 
-from jtasks import layerwise
 from jtasks.errors import ConfigError
+from jtasks.optim import layerwise
 from jtasks.ranges import Field, check
+from jtasks.tree import leaf_name
 
 # What these do depends on the shape or the norm of a leaf.
 PER_LEAF = ("adafactor", "fromage", "galore", "lamb", "lars", "novograd")
@@ -79,7 +80,7 @@ def arguments(name: str) -> dict[str, Any]:
     {'b1': 0.9, 'b2': 0.99}
     """
     settled = re.compile(r"^learning_rate$|weight_decay|mask|dtype|dimension_numbers|^base_optimizer$")
-    known = _factories()
+    known = factories()
     _require(known, name, f"optimizer config.optim.name={name!r}")
     values = {field: parameter.default for field, parameter in inspect.signature(known[name]).parameters.items()}
     scalars = {field: value for field, value in values.items() if isinstance(value, bool | int | float | str | None)}
@@ -191,7 +192,7 @@ def paths(params: Any) -> list[str]:
     >>> paths({"dense": {"kernel": 1, "bias": 2}})
     ['dense/bias', 'dense/kernel']
     """
-    return [layerwise.path(keys) for keys, _ in jax.tree.leaves_with_path(params)]
+    return [leaf_name(keys) for keys, _ in jax.tree.leaves_with_path(params)]
 
 
 def matching(regex: str, params: Any) -> Any:
@@ -200,7 +201,7 @@ def matching(regex: str, params: Any) -> Any:
     >>> matching("kernel$", {"dense": {"kernel": 1, "bias": 2}})
     {'dense': {'bias': False, 'kernel': True}}
     """
-    return jax.tree.map_with_path(lambda keys, _: re.search(regex, layerwise.path(keys)) is not None, params)
+    return jax.tree.map_with_path(lambda keys, _: re.search(regex, leaf_name(keys)) is not None, params)
 
 
 def trainable(optim: Any, params: Any) -> Any:
@@ -247,7 +248,7 @@ def _require(known: Collection[str], name: str, what: str) -> None:
 
 
 @functools.cache
-def _factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
+def factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
     """Return optax's optimizers by name: all that each needs is a learning rate, which may be a schedule."""
     # lbfgs, momo and sophia need the loss inside the update, rprop and sm3 take no schedule, schedule_free evaluates
     # other parameters than it trains, and optax has deprecated the next two as they stand.
@@ -304,7 +305,7 @@ def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
 def _unfrozen(fields: dict[str, Any], rate: optax.Schedule, params: Any, train: Any) -> optax.GradientTransformation:
     """Return the named optimizer with its weight decay, before clipping and freezing."""
     name, decay = fields["name"], fields["weight_decay"]
-    factory = _factories()[name]
+    factory = factories()[name]
     given = {field: fields[field] for field in arguments(name) if field in fields}
     if name == "rmsprop" and "b2" in given:
         given["decay"] = given.pop("b2")

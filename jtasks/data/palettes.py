@@ -1,14 +1,12 @@
-"""Pixels as colour tokens: a palette fitted by k-means, the nearest colour, and back (Chen et al. 2020, 3.1)."""
+"""Palettes: fitted to the training images by k-means, stored beside the data (Chen et al. 2020, 3.1)."""
 
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jtasks.data import pipeline
@@ -16,8 +14,7 @@ from jtasks.data.files import array, cache_folder, data_folder
 from jtasks.data.pipeline import Examples
 from jtasks.data.shuffle import permuted
 from jtasks.errors import ConfigError, DataError
-
-Palette = tuple[tuple[float, ...], ...]
+from jtasks.ops.palette import Palette
 
 
 def fit(images: np.ndarray, colours: int, seed: int = 0, pixels: int = 2_000_000) -> np.ndarray:
@@ -112,23 +109,3 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     if palette.ndim != 2 or palette.shape[1] != channels or not len(palette) or not np.isfinite(palette).all():
         raise DataError(f"palette {path} has shape {list(palette.shape)}, or values that are not finite: {expected}")
     return tuple(tuple(float(x) for x in colour) for colour in palette)
-
-
-def nearest(images: jax.Array, palette: Palette) -> jax.Array:
-    """Index of the nearest colour of each pixel in raster order: [b, h, w, c] -> [b, h * w] int32."""
-    pixels = images.reshape(images.shape[0], -1, images.shape[-1]).astype(jnp.float32)
-    # Channel by channel and not as a matrix product, which accelerators would round.
-    distance = sum(
-        jnp.square(pixels[..., c, None] - jnp.asarray(levels)[None, None])
-        for c, levels in enumerate(np.asarray(palette, np.float32).T)
-    )
-    return jnp.argmin(distance, axis=-1).astype(jnp.int32)
-
-
-def pictures(tokens: np.ndarray, palette: Palette, shape: Sequence[int]) -> np.ndarray:
-    """uint8 images [..., h, w, c] of tokens [..., h * w]; a palette that ends below 128 is stretched to 255."""
-    colours = np.asarray(palette, np.float32)
-    if colours.max() < 128:
-        colours = colours * (255 / max(colours.max(), 1))
-    images = np.rint(colours).clip(0, 255).astype(np.uint8)[tokens]
-    return images.reshape(*tokens.shape[:-1], *shape, colours.shape[1])

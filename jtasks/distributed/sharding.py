@@ -26,6 +26,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtasks.errors import ConfigError
+from jtasks.tree import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -122,12 +123,12 @@ def shardings(tree: Any, params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     Raises:
       ConfigError: a rule is malformed or matches no parameter, or an axis does not divide what it must.
     """
-    shapes = {_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    shapes = {leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     _check(rules, shapes)
     specs = {name: _spec(name, shape, mesh, rules) for name, shape in shapes.items()}
 
     def of(path: Any, leaf: Any) -> NamedSharding:
-        keys = _name(path).split("/")
+        keys = leaf_name(path).split("/")
         ends = ("/".join(keys[start:]) for start in range(len(keys)))
         known = (specs[end] for end in ends if end in specs and shapes[end] == leaf.shape)
         return NamedSharding(mesh, next(known, PartitionSpec()))
@@ -151,7 +152,9 @@ def over(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Calla
 
     def run(params: Any, *rest: Any) -> Any:
         def held(path: Any, sharding: NamedSharding) -> PartitionSpec:
-            return sharding.spec if re.search(STACKED, _name(path)) else PartitionSpec(*map(_without, sharding.spec))
+            return (
+                sharding.spec if re.search(STACKED, leaf_name(path)) else PartitionSpec(*map(_without, sharding.spec))
+            )
 
         specs = jax.tree_util.tree_map_with_path(held, shardings(params, params, mesh, rules))
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -285,7 +288,3 @@ def _check(rules: Rules, names: Mapping[str, Any]) -> None:
         if not any(re.search(regex, name) for name in names):
             some = ", ".join(list(names)[:8])
             raise ConfigError(f"config.sharding: {regex!r} matches no parameter; their paths are such as {some}")
-
-
-def _name(path: tuple[Any, ...]) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtasks import clusters, rendezvous
-from jtasks.clusters import Cluster
+from jtasks.distributed import clusters, rendezvous
+from jtasks.distributed.clusters import Cluster
 from jtasks.errors import ConfigError
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """Devices that are not alike: how many microbatches of a step each takes, and how its rows are dealt out.
 
 A batch is cut into sum(shares) microbatches of equal size, and the device at place d of the mesh's `data` axis takes
-shares[d] of them, in one program and with the exact gradient (`jtasks/step.py`). Shares are given by hand, or found
+shares[d] of them, in one program and with the exact gradient (`jtasks/run/step.py`). Shares are given by hand, or found
 from each device's speed. (HetSeq, Ding et al. 2021, weights the unequal batches of unlike devices approximately.)
 """
 
@@ -9,15 +9,12 @@ import functools
 import heapq
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from jtasks import sharding
+from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-
-if TYPE_CHECKING:  # which checks the form of shares by this module
-    from jtasks.config import Config
 
 AUTO, AGAIN = "auto", "auto!"
 WORDS = ("equal", AUTO, AGAIN)
@@ -43,7 +40,7 @@ def check_form(shares: Any, accumulate: int) -> None:
         raise ConfigError(f"{said} finds the microbatches itself: config.accumulate={accumulate} must be 1")
 
 
-def checked(config: "Config", devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
+def checked_shares(config: Any, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
     """The microbatches of each part of the batch, in the order of the mesh.
 
     Args:
@@ -60,7 +57,7 @@ def checked(config: "Config", devices: Mapping[str, int], *, mixes: bool) -> tup
         raise ConfigError(f"{said} has {len(shares)} numbers, but config.mesh.data has {devices['data']} devices")
     if (unequal(shares) or shares in (AUTO, AGAIN)) and math.prod(devices.values()) != devices["data"]:
         raise ConfigError(f"{said} needs whole parameters on each device: config.mesh.fsdp and .tensor must be 1")
-    found = unequal(shares) or (microbatches(config),) * parts
+    found = unequal(shares) or (count_microbatches(config),) * parts
     if mixes and (max(found) > 1 or min(found) == 0 or shares in (AUTO, AGAIN)):
         raise ConfigError(
             f"the loss of {config.task} mixes the examples of a batch (MIXES_EXAMPLES), so microbatches would change"
@@ -74,7 +71,7 @@ def checked(config: "Config", devices: Mapping[str, int], *, mixes: bool) -> tup
     return found
 
 
-def microbatches(config: "Config") -> int:
+def count_microbatches(config: Any) -> int:
     """The microbatches that each device takes, where all take the same: `config.accumulate`, or the equal shares."""
     shares = config.shares
     return shares[0] if isinstance(shares, tuple | list) else config.accumulate

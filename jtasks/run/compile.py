@@ -5,7 +5,7 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
-from jtasks import processes
+from jtasks.distributed import processes
 
 
 class Compiled:

@@ -8,14 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import metrics, predict, processes, sharding
-from jtasks.compiled import Compiled
+from jtasks import metrics
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
-from jtasks.job import Job
 from jtasks.ranges import shown
-from jtasks.run import open_run
+from jtasks.run import predict
+from jtasks.run.compile import Compiled
+from jtasks.run.job import Job
+from jtasks.run.restore import open_run
 from jtasks.task import eval_fn
 
 Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]

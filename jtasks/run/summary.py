@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtasks.tree import leaf_name
+
 Facts = list[tuple[str, str]]
 Rows = list[tuple[str, ...]]  # name, shape or number of arrays, count, trained or frozen; along which axes divided
 
@@ -93,7 +95,7 @@ def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
     [('layer_*/kernel', '3 x [4, 8]', '96', 'trained'), ('total', '3 arrays', '96', 'trained')]
     """
     arrays = jax.tree_util.tree_leaves_with_path(params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in arrays]
+    names = [leaf_name(path) for path, _ in arrays]
     flags = jax.tree.leaves(trainable)
     shares = (float(np.mean(flag)) for flag in flags)
     leaves = [(n, array.shape, share, _axes(array)) for n, (_, array), share in zip(names, arrays, shares, strict=True)]

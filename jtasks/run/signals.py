@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-from jtasks import processes
+from jtasks.distributed import processes
 from jtasks.errors import EXIT_STOPPED, printable
 
 GRACE_SECONDS = 5.0

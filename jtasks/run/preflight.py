@@ -4,17 +4,22 @@ import contextlib
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
+from types import ModuleType
 from typing import Any
 
 import jax
 import numpy as np
 
-from jtasks import evaluate, predict, processes
+from jtasks.config import Config
+from jtasks.console import warn
 from jtasks.data import pipeline
+from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.job import Job
-from jtasks.log import warn
-from jtasks.testing.result import Fault, explained
+from jtasks.faults import Fault, explained, require, some
+from jtasks.metrics import TERM, Loss, Mean
+from jtasks.run import evaluate, predict
+from jtasks.run.job import Job
+from jtasks.tree import by_name, leaf_name
 
 # What a mistake in a function raises, whatever the numbers are that it is given.
 MISTAKES = (AttributeError, ConfigError, DataError, ImportError, NameError, NotImplementedError, TypeError)
@@ -36,17 +41,15 @@ def check(job: Job, splits: Mapping[str, pipeline.Examples | None], batch: Batch
       Exception: whatever a function of the task raised.
     """
     with _as_config_error():
-        _check_loss(job, batch, params)
+        check_loss(job.task, job.config, params, batch)
         names = {s: _evaluated(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
     check_best(job.config.best, names)
 
 
 def check_params(params: Any) -> None:
     """Raise ConfigError where what init returned is not arrays alone, each with a path of its own."""
-    from jtasks.testing import contract
-
     with _as_config_error():
-        contract.check_params(params)
+        require_arrays(params)
 
 
 @contextlib.contextmanager
@@ -72,13 +75,89 @@ def check_best(best: str, names: Mapping[str, set[str]]) -> None:
         raise ConfigError(f"config.best={best}: expected one of {there}")
 
 
-def _check_loss(job: Job, batch: Batch, params: Any) -> None:
-    from jtasks.testing import contract
-    from jtasks.testing.subject import Subject
+def require_arrays(params: Any) -> None:
+    """Check that parameters, any pytree, are arrays alone, of which no two share a path; Fault says what is wrong."""
+    hint = (
+        'return a pytree of arrays, such as model.init(rng, x)["params"]; nnx.to_pure_dict(nnx.state(model, nnx.Param))'
+        " makes one of a Flax NNX module, equinox.partition(model, equinox.is_array)[0] of an Equinox module"
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    wrong = [
+        f"{leaf_name(p) or 'it'} is {kind(x)}" for p, x in leaves if not hasattr(x, "shape") or not hasattr(x, "dtype")
+    ]
+    require(not wrong, f"init's result is {kind(params)}, in which {some(wrong)}", hint)
+    require(bool(leaves), f"init's result is {kind(params)} without arrays", hint)
+    names = [leaf_name(path) for path, _ in leaves]
+    twice = sorted({path for path in names if names.count(path) > 1})
+    require(not twice, f"init's result has {some(twice)} twice", "a / in a name looks like a level below: rename it")
 
-    subject = Subject(job, {}, params, {})
-    subject.__dict__["batch"] = batch
-    contract.check_loss(subject)
+
+def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> None:
+    """Trace loss_fn once and check what it returns; Fault says what is wrong."""
+    kept: list[Any] = []
+
+    def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
+        mine = jax.tree.map(lambda x: x, params), dict(batch)
+        kept.append(task.loss_fn(*mine, rng, config))
+        require_unchanged("loss_fn", (params, batch), mine)
+        return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
+
+    jax.eval_shape(loss_fn, params, batch, jax.random.key(0))
+    require_no_leak(task, "loss_fn")
+    found = kept[0]
+    hint = "return (loss, metrics): a scalar and a dict of jtasks.metrics.Mean"
+    require(isinstance(found, tuple) and len(found) == 2, f"loss_fn returned {kind(found)}", hint)
+    loss, metrics = found
+    traced = hasattr(loss, "shape") and not isinstance(loss, np.ndarray | np.generic)
+    detail = f"loss_fn's loss is {kind(loss)}, so it has no gradient"
+    require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
+    shape = f"loss_fn's loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
+    require(loss.shape == () and loss.dtype == np.float32, shape, "return jtasks.metrics.total(metrics)")
+    check_metrics(metrics, "loss_fn")
+
+
+def check_metrics(metrics: Any, function: str) -> None:
+    """Check the metrics that a function returned; Fault says what is wrong."""
+    require(
+        isinstance(metrics, Mapping),
+        f"{function}'s metrics are {kind(metrics)}",
+        'return a dict of means: {"loss": Loss.of(values, batch["mask"])}',
+    )
+    for metric, mean in metrics.items():
+        hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
+        require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {kind(mean)}, not a Mean", hint)
+        for part, number in (("total", mean.total), ("count", mean.count)):
+            text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
+            require(np.shape(number) == (), text, hint)
+    require(
+        "loss" in metrics or any(isinstance(mean, Loss) for mean in metrics.values()),
+        f"{function}'s metrics have no term of the loss; they are {', '.join(metrics) or 'none'}",
+        f"make each term of the loss {TERM}",
+    )
+
+
+def require_unchanged(function: str, before: tuple[Any, Any], after: tuple[Any, Any]) -> None:
+    """Raise a Fault if a function changed its arguments params and batch."""
+    for argument, old, new in zip(("params", "batch"), before, after, strict=True):
+        a, b = (by_name(t) for t in (old, new))
+        changed = sorted(path for path in a.keys() | b.keys() if a.get(path) is not b.get(path))
+        detail = f"{function} changes its argument {argument}: {some(changed)}"
+        require(not changed, detail, f'work on a copy: {argument} = {argument} | {{"{(changed or [""])[0]}": ...}}')
+
+
+def require_no_leak(task: ModuleType, function: str) -> None:
+    """Raise a Fault if a traced function left arrays in its module."""
+    kinds = (jax.core.Tracer, list, dict, tuple, Mean)
+    held = {k: jax.tree.leaves(v) for k, v in vars(task).items() if isinstance(v, kinds) and not k.startswith("__")}
+    leaked = [k for k, leaves in held.items() if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)]
+    detail = f"{function} stores traced arrays in the module's variable {some(leaked)}"
+    require(not leaked, detail, "return what is to be kept, for example among the metrics: a traced array is no value")
+
+
+def kind(value: Any) -> str:
+    """Describe a value that is none of those expected."""
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" if shape is None else f"an array {value.dtype}{list(shape)}"
 
 
 def _evaluated(job: Job, split: str, examples: pipeline.Examples, train: Batch, params: Any) -> set[str]:

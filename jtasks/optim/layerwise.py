@@ -13,15 +13,11 @@ import numpy as np
 import optax
 
 from jtasks.errors import ConfigError
+from jtasks.tree import leaf_name
 
 STACK = re.compile(r"(^|/)blocks/(?!\d+(/|$))")  # what is numbered already is not stacked
 
 INPUTS = re.compile(r"^(tokens|token|position|type|kind|embed|project)(/|$)")  # what comes before the layers
-
-
-def path(keys: tuple[Any, ...]) -> str:
-    """The "/"-joined path of a leaf."""
-    return jax.tree_util.keystr(keys, simple=True, separator="/")
 
 
 def depth(name: str, leaf: Any) -> int:
@@ -43,7 +39,7 @@ def matching(regex: str, params: Any) -> Any:
     """
 
     def one(keys: tuple[Any, ...], leaf: Any) -> bool | np.ndarray:
-        name = path(keys)
+        name = leaf_name(keys)
         if re.search(regex, name):
             return True
         place, layers = STACK.search(name), range(depth(name, leaf))
@@ -61,7 +57,7 @@ def one_by_one(transformation: optax.GradientTransformation, params: Any) -> opt
     It is for optimizers with statistics of whole leaves, as LAMB's trust ratio (You et al. 2020, arXiv:1904.00962) is.
     Their state is stacked like the parameters, with one row for each layer; counts of updates stay scalars.
     """
-    depths = jax.tree.map_with_path(lambda keys, leaf: depth(path(keys), leaf), params)
+    depths = jax.tree.map_with_path(lambda keys, leaf: depth(leaf_name(keys), leaf), params)
     kinds = {
         layers: _mapped(transformation, layers) if layers else transformation for layers in jax.tree.leaves(depths)
     }
@@ -108,7 +104,7 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
     >>> found["blocks"]["bias"].tolist(), found["head"], found["tokens"]
     ([[0.25], [0.5]], {'bias': 1.0}, {'embedding': 0.125})
     """
-    names = {path(keys): leaf for keys, leaf in jax.tree.leaves_with_path(params)}
+    names = {leaf_name(keys): leaf for keys, leaf in jax.tree.leaves_with_path(params)}
     layers = max(depth(name, leaf) for name, leaf in names.items())
     first = [name for name in names if _is_input(name, embeddings, names) and not STACK.search(name)]
     if not layers or not first:
@@ -119,7 +115,7 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
         )
 
     def one(keys: tuple[Any, ...], leaf: Any) -> float | np.ndarray:
-        name = path(keys)
+        name = leaf_name(keys)
         if own := depth(name, leaf):
             factors = np.float32(decay) ** np.arange(own, 0, -1, dtype=np.float32)
             return factors.reshape(-1, *[1] * (leaf.ndim - 1))

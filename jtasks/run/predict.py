@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks import processes, ranges, sharding, task
-from jtasks.compiled import Compiled
+from jtasks import ranges, task
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
-from jtasks.job import Job
-from jtasks.log import to_json
-from jtasks.run import open_run
-from jtasks.spool import Lazy, Spool
+from jtasks.run.compile import Compiled
+from jtasks.run.job import Job
+from jtasks.run.log import to_json
+from jtasks.run.restore import open_run
+from jtasks.run.spool import Lazy, Spool
 from jtasks.writing import check_name, require_writable, write_file, writer
 
 Predict = Callable[[Any, pipeline.Examples], Sequence[Any]]

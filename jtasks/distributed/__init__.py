@@ -1,0 +1,1 @@
+"""Meshes, processes, and the clusters that they run on."""

@@ -1,0 +1,1 @@
+"""Pure functions on a batch: augmentation, masking, decoding, colors, grids of pictures."""
