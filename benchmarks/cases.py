@@ -25,8 +25,8 @@ def _transformer(size: dict[str, Any]) -> dict[str, Any]:
 
 def _igpt(size: dict[str, Any]) -> dict[str, Any]:
     side = math.isqrt(size["length"])
-    colours = np.random.default_rng(0).integers(0, 256, (size["vocab"], 3)).tolist()
-    model = dict(palette=tuple(map(tuple, colours)), colours=size["vocab"], shape=(side, side), positions=side * side)
+    colors = np.random.default_rng(0).integers(0, 256, (size["vocab"], 3)).tolist()
+    model = dict(palette=tuple(map(tuple, colors)), num_colors=size["vocab"], shape=(side, side), positions=side * side)
     return dict(task="jtasks.tasks.igpt", data=dict(crop=0, flip=False), model=_transformer(size) | model)
 
 

@@ -48,7 +48,7 @@ def main() -> None:
 
 def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, float]:
     from jtasks import config as configs
-    from jtasks.run.hooks import Milestones
+    from jtasks.run.hooks import Hooks
     from jtasks.run.loop import train
 
     path, task = CASES[name]
@@ -60,7 +60,7 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
     bare = bare_step(config)
     bare(3)
     theirs = []
-    reach = Milestones.reach
+    reach = Hooks.reach
 
     def measure_between(self, state, step):
         if step and step % steps == 0:
@@ -68,12 +68,12 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
                 theirs.append(bare(steps))
         reach(self, state, step)
 
-    Milestones.reach = measure_between  # the two take turns within a minute: the machine drifts over longer times
+    Hooks.reach = measure_between  # the two take turns within a minute: the machine drifts over longer times
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             train(config, folder / "run")
     finally:
-        Milestones.reach = reach
+        Hooks.reach = reach
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     ours = [r["seconds_per_step"] for r in records if "seconds_per_step" in r][1:]  # the first warms up
     pairs = list(zip(ours, theirs, theirs[1:], strict=False))  # each span of the loop, and the bare ones around it
@@ -96,8 +96,8 @@ def bare_step(config):
     params = job.task.init(jax.random.key(0), batches[0], job.config)
     optimizer, schedule = optim.optimizer(job.config.optim, config.steps, params)
     trainable = jax.tree.map(lambda _: True, params)
-    run = jax.jit(step.make(job.task, job.config, optimizer, schedule, trainable), donate_argnums=0)
-    state = step.create(params, optimizer, average=False)
+    run = jax.jit(step.make_train_step(job.task, job.config, optimizer, schedule, trainable), donate_argnums=0)
+    state = step.init_state(params, optimizer, ema=False)
 
     def seconds(steps: int) -> float:
         nonlocal state

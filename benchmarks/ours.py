@@ -67,10 +67,10 @@ def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
     config, replicated = made.config, sharding.replicated(made.mesh)
     params = jax.jit(lambda batch: made.task.init(jax.random.key(0), batch, config), out_shardings=replicated)(batch)
     optimizer, schedule = optim.optimizer(config.optim, config.steps, params)
-    create = functools.partial(step.create, optimizer=optimizer, average=False)
+    create = functools.partial(step.init_state, optimizer=optimizer, ema=False)
     state = jax.jit(create, out_shardings=replicated, donate_argnums=0)(params)
     trainable = optim.trainable(config.optim, state.params)
-    function = step.make(made.task, config, optimizer, schedule, trainable)
+    function = step.make_train_step(made.task, config, optimizer, schedule, trainable)
     run = jax.jit(function, donate_argnums=0, out_shardings=replicated)
     operations = flops.count(run, state, batch)
     program = Compiled(run)
@@ -104,7 +104,7 @@ def device_peak() -> int | None:
 
 
 def igpt(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Pictures, whose nearest colours are the tokens."""
+    """Pictures, whose nearest colors are the tokens."""
     n, side = 8 * size["batch"], math.isqrt(size["length"])
     return {"image": random.integers(0, 256, (n, side, side, 3), np.uint8), "label": np.zeros(n, np.int32)}
 

@@ -96,8 +96,8 @@ def ours(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         write_pictures(size, path)
         examples = data.images(f"folder:{path}", "train", valid=0.0, size=size["size"])
     mesh = sharding.make_mesh({"data": -1})
-    plan = pipeline.Plan(pipeline.size(examples), 0, size["batch"], shuffle=True)
-    batches = pipeline.batches(examples, plan, range(1_000_000), sharding.batched(mesh))
+    plan = pipeline.BatchPlan(pipeline.size(examples), 0, size["batch"], shuffle=True)
+    batches = pipeline.batches(examples, plan, range(1_000_000), sharding.batch_sharding(mesh))
 
     def work(count: int) -> None:
         for _ in range(count):

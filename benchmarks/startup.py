@@ -71,7 +71,7 @@ def first_step(flags: argparse.Namespace, data: pathlib.Path) -> float:
     _, size = sizes("igpt", flags.preset)
     model = {"width": size["width"], "depth": size["layers"], "heads": size["heads"]}
     fields = {"batch_size": size["batch"], "log_every": 1, "eval_every": 0, "save_every": 0, "show_count": 0}
-    fields |= {f"model.{name}": value for name, value in model.items()} | {"data.colours": size["vocab"]}
+    fields |= {f"model.{name}": value for name, value in model.items()} | {"data.num_colors": size["vocab"]}
     fields |= {"data.dir": data}
     with tempfile.TemporaryDirectory() as workdir:
         command = [sys.executable, "main.py", "--config=configs/igpt_cifar.py", f"--workdir={workdir}"]

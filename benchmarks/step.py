@@ -4,7 +4,7 @@
   python benchmarks/step.py igpt --preset=s --device=cuda --bf16 --compile
 
 igpt   a pre-norm GPT on pixels (preset gpt2: GPT-2 on text), AdamW
-bert   masked language modelling and next-sentence prediction, dropout 0.1, AdamW; the peer is transformers'
+bert   masked language modeling and next-sentence prediction, dropout 0.1, AdamW; the peer is transformers'
 mnist  an epoch of the classic two-convolution network on 60,000 images, with the shuffling and cutting of batches
 vit    a small vision transformer
 

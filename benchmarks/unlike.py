@@ -154,7 +154,7 @@ def sums(where: str, process: str) -> None:
     batch = made.batch_at(examples, made.plan(examples, shuffle=True), 0)
     params = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
     count = sum(x.size for x in jax.tree.leaves(params))
-    ones = jax.jit(lambda: jnp.ones((2, count)), out_shardings=sharding.batched(made.mesh))()
+    ones = jax.jit(lambda: jnp.ones((2, count)), out_shardings=sharding.batch_sharding(made.mesh))()
     add = jax.jit(
         jax.shard_map(
             lambda x: jax.lax.psum(x, "data"), mesh=made.mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec()

@@ -2,7 +2,7 @@
 
   python main.py --config=configs/igpt_cifar.py[:PRESET] --workdir=runs/igpt_cifar
 
-| preset | width | layers | heads | colours | parameters | from |
+| preset | width | layers | heads | colors | parameters | from |
 |---|---|---|---|---|---|---|
 | `xxs` | 16 | 8 | 2 | 16 | 43 thousand | the default of Lightning-Transformers |
 | `xs` (default) | 256 | 8 | 8 | 512 | 6.8 million | here: the default |
@@ -11,7 +11,7 @@
 | `l` | 1536 | 48 | 16 | 512 | 1.4 billion | the paper |
 
 Measured, on two CPU cores and CIFAR-10 rebuilt from JPEG: `:xxs --config.steps=300` takes 12 to 20 minutes
-(some 25 images/s) and reaches 1.270 nats a pixel on the test images, where 16 equally likely colours have
+(some 25 images/s) and reaches 1.270 nats a pixel on the test images, where 16 equally likely colors have
 2.773. The other presets want an accelerator; none has been measured yet.
 
 The preset `hf` takes the model from `--config.init_from=hf:FOLDER`, an ImageGPT of transformers, and its palette too
@@ -20,7 +20,7 @@ where FOLDER/preprocessor_config.json has the clusters (else --config.data.palet
 
 import ml_collections
 
-# width, layers, heads, colours, steps, batch size, learning rate
+# width, layers, heads, colors, steps, batch size, learning rate
 PRESETS = {
     "xxs": (16, 8, 2, 16, 20_000, 64, 3e-3),
     "xs": (256, 8, 8, 512, 20_000, 128, 1e-3),
@@ -34,13 +34,13 @@ FROM_FOLDER = ("width", "depth", "heads", "hidden", "activation", "norm", "epsil
 
 
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
-    width, depth, heads, colours, steps, batch_size, lr = PRESETS["s" if preset == "hf" else preset]
+    width, depth, heads, colors, steps, batch_size, lr = PRESETS["s" if preset == "hf" else preset]
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.igpt"
     config.steps, config.batch_size = steps, batch_size
     config.eval_every, config.save_every, config.log_every = 1000, 250, 25
     config.best = "valid/loss"
-    config.data = dict(name="cifar10", colours=colours, crop=4, flip=True)
+    config.data = dict(name="cifar10", num_colors=colors, crop=4, flip=True)
     config.model = dict(width=width, depth=depth, heads=heads, remat=depth > 8)
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says

@@ -1,4 +1,4 @@
-"""iGPT on MNIST in 16 grey levels found by k-means.
+"""iGPT on MNIST in 16 gray levels found by k-means.
 
   python main.py --config=configs/igpt_mnist.py[:PRESET] --workdir=runs/igpt_mnist
 
@@ -16,7 +16,7 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config.task = "jtasks.tasks.igpt"
     config.steps, config.batch_size = 25_000, 64
     config.eval_every, config.save_every, config.log_every = 2500, 500, 50
-    config.data = dict(name="mnist", colours=16)
+    config.data = dict(name="mnist", num_colors=16)
     config.model = dict(width=width, depth=depth, heads=heads)
     config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.02, b2=0.95)
     config.optim.update(weight_decay=0.01, decay="kernel$")

@@ -4,7 +4,7 @@
 
 Blank lines stand between documents. Presets:
 
-- `bpe` (the default): width 384, 6 layers, a vocabulary of 8,000 learnt from the text.
+- `bpe` (the default): width 384, 6 layers, a vocabulary of 8,000 learned from the text.
 - `bytes`: the same on bytes, with windows four times as long.
 - `gpt2`: a pre-trained GPT-2 goes on, of any size:
   --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER (which holds tokenizer.json).

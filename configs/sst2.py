@@ -4,7 +4,7 @@
 
 The data is GLUE's SST-2.zip or what is in it, in $JTASKS_DATA or --config.data.dir. Presets:
 
-- `scratch` (the default): a small encoder and a vocabulary, both learnt from the training phrases alone.
+- `scratch` (the default): a small encoder and a vocabulary, both learned from the training phrases alone.
 - `base`: BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
 - `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes.
 

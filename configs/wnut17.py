@@ -5,7 +5,7 @@
 The data is wnut17train.conll, emerging.dev.conll and emerging.test.annotated of the shared task, in $JTASKS_DATA or
 --config.data.dir. Presets:
 
-- `scratch` (the default): a small encoder and a vocabulary, both learnt from the training text alone.
+- `scratch` (the default): a small encoder and a vocabulary, both learned from the training text alone.
 - `base`: BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
 - `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes.
 

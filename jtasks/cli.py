@@ -367,7 +367,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     several = parser.add_argument_group(
         "a run of several processes, which share DIR",
-        "SLURM, Open MPI, JobSet and TPU pods are recognised and need none of these; --processes=1 ignores them",
+        "SLURM, Open MPI, JobSet and TPU pods are recognized and need none of these; --processes=1 ignores them",
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
     several.add_argument("--processes", type=int, metavar="N", help="how many there are")

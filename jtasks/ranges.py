@@ -104,9 +104,9 @@ def check_against_data(fields: Mapping[str, Any], needed: Mapping[str, Any], pre
     for name in COUNTS & needed.keys():
         if fields.get(name) is not None and fields[name] < needed[name]:
             raise ConfigError(f"{prefix}{name}={fields[name]} must be at least {needed[name]}: the data has that many")
-    palette, colours = fields.get("palette") or needed.get("palette"), fields.get("colours")
-    if palette and colours is not None and colours != len(palette):
-        raise ConfigError(f"{prefix}colours={colours} must be {len(palette)}, the colors of the palette")
+    palette, colors = fields.get("palette") or needed.get("palette"), fields.get("num_colors")
+    if palette and colors is not None and colors != len(palette):
+        raise ConfigError(f"{prefix}num_colors={colors} must be {len(palette)}, the colors of the palette")
     shape = fields.get("shape")
     if shape is not None and "shape" in needed and shape != needed["shape"]:
         raise ConfigError(f"{prefix}shape={shape} must be {needed['shape']}, the data's: config.data.size changes it")

@@ -18,16 +18,16 @@ Optional:
     predict_fn(params, batch, rng, config) outputs, one row an example
     score_fn(examples, outputs, config)    {name: number} over a whole split, on the host
     show_fn(examples, outputs, config)     {name: uint8 image or text} for people to look at, on the host
-    report_fn(examples, outputs, config)   {file name: text}, predictions in the formats of the field, on the host
+    export_fn(examples, outputs, config)   {file name: text}, predictions in the formats of the field, on the host
 
 `metrics` maps names to `jtasks.metrics.Mean`; those that are a `Loss` are the terms of the loss, and
 `loss == metrics.total(metrics)`. Training stores the assets in the workdir, and a resumed run must have the same.
-`score_fn` and `report_fn` run on the first process; they get sequences over a whole split, whose items are read
+`score_fn` and `export_fn` run on the first process; they get sequences over a whole split, whose items are read
 when they are asked for.
 
-Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `PADDED` names the entries of a
-batch whose last axis is as long as the longest example, which batches of like lengths cut shorter. `HUGGINGFACE` is the
-transformers class of the model, for `--mode=export`.
+Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `SEQUENCE_KEYS` names the entries
+of a batch whose last axis is as long as the longest example, which batches of like lengths cut shorter.
+`HF_ARCHITECTURE` is the transformers class of the model, for `--mode=export`.
 """
 
 import difflib
@@ -61,7 +61,7 @@ OPTIONAL = {
     "score_fn": ("examples", "outputs", "config"),
     "show_fn": ("examples", "outputs", "config"),
     "assets": ("config",),
-    "report_fn": ("examples", "outputs", "config"),
+    "export_fn": ("examples", "outputs", "config"),
     "lengths": ("examples", "config"),
 }
 
@@ -69,6 +69,9 @@ OPTIONAL = {
 FORMER = {
     "LOSSES": f"a term of the loss is {TERM}, among the metrics",
     "data_args": "the function that fills config.model is called model_args",
+    "report_fn": "the function that gives predictions in the formats of the field is called export_fn",
+    "PADDED": "the entries of a batch that may be cut shorter are named by SEQUENCE_KEYS",
+    "HUGGINGFACE": "the transformers class of the model is named by HF_ARCHITECTURE",
 }
 
 
@@ -155,7 +158,7 @@ def load_file(path: str) -> ModuleType:
     sys.modules[name] = module  # before execution, as the import system does: dataclasses and pickle look it up
     cloudpickle.register_pickle_by_value(module)  # grain's workers cannot import it by this name
     beside = str(file.parent.parent)
-    sys.path.insert(0, beside)  # a config may build on its neighbours: from configs import igpt_cifar
+    sys.path.insert(0, beside)  # a config may build on its neighbors: from configs import igpt_cifar
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -202,10 +205,10 @@ def validate(module: ModuleType, name: str) -> None:
     for former, now in FORMER.items():
         if hasattr(module, former):
             raise ConfigError(f"task {name}: {former} has no meaning any more; {now}")
-    if not isinstance(getattr(module, "HUGGINGFACE", ""), str):
-        raise ConfigError(f"task {name}: HUGGINGFACE must be the name of a class of transformers")
-    if hasattr(module, "lengths") and not getattr(module, "PADDED", ()):
-        raise ConfigError(f"task {name}: lengths needs PADDED, the names of the entries to cut")
+    if not isinstance(getattr(module, "HF_ARCHITECTURE", ""), str):
+        raise ConfigError(f"task {name}: HF_ARCHITECTURE must be the name of a class of transformers")
+    if hasattr(module, "lengths") and not getattr(module, "SEQUENCE_KEYS", ()):
+        raise ConfigError(f"task {name}: lengths needs SEQUENCE_KEYS, the names of the entries to cut")
 
 
 def _validate_function(function: object, name: str, arguments: tuple[str, ...], task: str) -> None:

@@ -23,12 +23,10 @@ TINY = [
 ]
 
 
-def dialogue(video: str, colour: str, *, undisclosed: bool = False) -> dict:
+def dialogue(video: str, color: str, *, undisclosed: bool = False) -> dict:
     """Two turns about a video."""
-    answer = (
-        {"answer": "__UNDISCLOSED__"} if undisclosed else {"answer": colour, "references": [colour, f"all {colour}"]}
-    )
-    exchanges = [{"question": "who is it ?", "answer": "a man"}, {"question": "which colour ?", **answer}]
+    answer = {"answer": "__UNDISCLOSED__"} if undisclosed else {"answer": color, "references": [color, f"all {color}"]}
+    exchanges = [{"question": "who is it ?", "answer": "a man"}, {"question": "which color ?", **answer}]
     return {"image_id": video, "caption": "a man .", "summary": "he sits .", "dialog": exchanges}
 
 
@@ -38,13 +36,13 @@ def write(folder: pathlib.Path, sizes: dict[str, int], *, features: bool = True)
     for kind in WIDTHS:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for split, size in sizes.items():
-        colours = [int(i) for i in random.integers(0, len(COLOURS), size)]
+        colors = [int(i) for i in random.integers(0, len(COLOURS), size)]
         content = [
-            dialogue(f"{split}{i}", COLOURS[colour], undisclosed=split == "test") for i, colour in enumerate(colours)
+            dialogue(f"{split}{i}", COLOURS[color], undisclosed=split == "test") for i, color in enumerate(colors)
         ]
         (folder / f"avsd_{split}.json").write_text(json.dumps({"dialogs": content}))
-        for i, colour in enumerate(colours if features else []):
-            signs = np.array([colour % 2, colour // 2]) * 2.0 - 1
+        for i, color in enumerate(colors if features else []):
+            signs = np.array([color % 2, color // 2]) * 2.0 - 1
             near = np.column_stack([random.normal(size=(5 + i % 3, 2)) / 4, np.full(5 + i % 3, signs[0])])
             far = np.column_stack([np.full(9, signs[1]), random.normal(size=9) / 4])
             np.save(folder / "near" / f"{split}{i}.npy", near.astype(np.float32))

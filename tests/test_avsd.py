@@ -38,7 +38,7 @@ def prepared(folder, *overrides, features="('near', 'far')"):
 
 def batch(made, split="valid", count=8):
     examples = made.required(split)
-    return pipeline.batch_at(examples, pipeline.Plan(pipeline.size(examples), 0, count, False), 0, made.collate)
+    return pipeline.batch_at(examples, pipeline.BatchPlan(pipeline.size(examples), 0, count, False), 0, made.collate)
 
 
 @functools.cache
@@ -154,9 +154,11 @@ def trained(made, steps):
     plan = made.plan(examples, shuffle=True)
     first = jax.jit(lambda b: avsd.init(RNG, b, config))(made.batch_at(examples, plan, 0))
     optimizer, schedule = optim.optimizer(config.optim, steps, first)
-    update = jax.jit(step.make(avsd, config, optimizer, schedule, optim.trainable(config.optim, first)))
-    state = step.create(first, optimizer, average=False)
-    for found in pipeline.batches(examples, plan, range(steps), sharding.batched(made.mesh), collate=made.collate):
+    update = jax.jit(step.make_train_step(avsd, config, optimizer, schedule, optim.trainable(config.optim, first)))
+    state = step.init_state(first, optimizer, ema=False)
+    for found in pipeline.batches(
+        examples, plan, range(steps), sharding.batch_sharding(made.mesh), collate=made.collate
+    ):
         state, _ = update(state, found)
     return jax.device_get(state.params)
 
@@ -193,7 +195,7 @@ def test_scores_leave_out_turns_without_a_reference(folder, made):
 
 def test_a_page_shows_caption_turns_and_both_answers(made):
     page = avsd.show_fn(_rows(made, "valid")[1:2], outputs_of(made, ["a man"]), made.config)["dialogues"]
-    colour = _exchanges(made, "valid")[1]["answer"]
+    color = _exchanges(made, "valid")[1]["answer"]
     lines = [line.split(maxsplit=1) for line in page.splitlines() if line]
     assert page.startswith("=== valid0, turn 2\n")
     assert lines[1:] == [
@@ -201,24 +203,24 @@ def test_a_page_shows_caption_turns_and_both_answers(made):
         ["summary", "he sits ."],
         ["Q", "who is it ?"],
         ["A", "a man"],
-        ["question", "which colour ?"],
+        ["question", "which color ?"],
         ["generated", "a man"],
-        ["reference", colour],
-        ["reference", f"all {colour}"],
+        ["reference", color],
+        ["reference", f"all {color}"],
     ]
 
 
 def test_official_results_fill_in_what_is_undisclosed_or_else_every_answer(made):
-    files = avsd.report_fn(_rows(made, "test"), outputs_of(made, ["no", "red"] * 3), made.config)
+    files = avsd.export_fn(_rows(made, "test"), outputs_of(made, ["no", "red"] * 3), made.config)
     dialogs = json.loads(files["dstc7.json"])["dialogs"]
     assert [[turn["answer"] for turn in dialogue["dialog"]] for dialogue in dialogs] == [["a man", "red"]] * 3
     assert json.loads(files["coco.json"])[0] == {"image_id": "test0_1", "caption": "red"}
-    files = avsd.report_fn(_rows(made, "valid"), outputs_of(made, ["no", "red"] * 9), made.config)
+    files = avsd.export_fn(_rows(made, "valid"), outputs_of(made, ["no", "red"] * 9), made.config)
     dialogs = json.loads(files["dstc7.json"])["dialogs"]
     assert [[turn["answer"] for turn in dialogue["dialog"]] for dialogue in dialogs] == [["no", "red"]] * 9
     assert len(json.loads(files["coco.json"])) == 18
     twice = [row | {"dialogue": dict(row["dialogue"])} for row in _rows(made, "valid")[:2] * 2]
-    assert list(avsd.report_fn(twice, outputs_of(made, ["no"] * 4), made.config)) == ["coco.json"]
+    assert list(avsd.export_fn(twice, outputs_of(made, ["no"] * 4), made.config)) == ["coco.json"]
 
 
 def test_gpt2s_weights_are_taken_and_what_the_video_needs_is_left(folder):

@@ -22,7 +22,7 @@ def state(seed: int = 0, at: int = 3) -> step.State:
         "empty": jnp.zeros((0, 3)),
         "scale": jax.random.normal(keys[1], ()),
     }
-    return step.create(params, optax.adam(1e-3), average=True)._replace(step=jnp.int32(at))
+    return step.init_state(params, optax.adam(1e-3), ema=True)._replace(step=jnp.int32(at))
 
 
 def save(folder: pathlib.Path, *states: step.State) -> None:
@@ -136,8 +136,8 @@ def test_restoring_lists_every_leaf_that_does_not_fit(folder):
 
 
 def test_a_part_can_be_restored_by_its_prefix(folder):
-    like = {"average": placed(jax.devices()[:1]).average}
-    assert_same(checkpoint.restore(folder / "5", like, only="average/"), {"average": state(1).average})
+    like = {"ema_params": placed(jax.devices()[:1]).ema_params}
+    assert_same(checkpoint.restore(folder / "5", like, only="ema_params/"), {"ema_params": state(1).ema_params})
 
 
 def test_importing_takes_what_fits_and_says_what_it_took_and_left(folder):
@@ -181,7 +181,7 @@ def test_what_is_expendable_is_deleted_once_the_next_is_saved(folder):
 def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):
     double = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
     big = {"x": jnp.arange(1_000_000, dtype=jnp.float32)}
-    current = step.create(big, optax.identity(), average=False)._replace(step=jnp.int32(1))
+    current = step.init_state(big, optax.identity(), ema=False)._replace(step=jnp.int32(1))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(current, 1)
         for _ in range(3):

@@ -122,7 +122,7 @@ def test_a_file_without_labels_is_predicted_for_and_shown_but_not_trained_on_or_
     assert "label" not in examples and examples["first"].tolist() == ["fine", "poor"]
     shown = CLASSIFY.show_fn([{"first": "fine"}], [{"label": 1, "probability": 0.5}], made.config)
     assert shown["labels"] == "1 (0.500), truly (not told): fine"
-    arrays = {name: examples[name] for name in CLASSIFY.PADDED}
+    arrays = {name: examples[name] for name in CLASSIFY.SEQUENCE_KEYS}
     params = jax.eval_shape(lambda: CLASSIFY.init(jax.random.key(0), arrays, made.config))
     jax.eval_shape(lambda p: CLASSIFY.predict_fn(p, arrays, None, made.config), params)
     with pytest.raises(DataError, match=r"these examples have no 'label'.*--mode=predict.*not trained on or evaluated"):

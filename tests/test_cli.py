@@ -19,22 +19,22 @@ from jtasks.run.loop import train
 SHORT = ["--config.steps=4", "--config.batch_size=8", "--config.log_every=2", "--config.show_count=2"]
 CONFIGS = {
     "igpt_digits.py": TINY_GPT,
-    "igpt_mnist.py": [*TINY_GPT, "--config.data.name=digits", "--config.data.colours=4"],
-    "igpt_mnist.py:xxs": ["--config.data.name=digits", "--config.data.colours=4", "--config.model.depth=2"],
+    "igpt_mnist.py": [*TINY_GPT, "--config.data.name=digits", "--config.data.num_colors=4"],
+    "igpt_mnist.py:xxs": ["--config.data.name=digits", "--config.data.num_colors=4", "--config.model.depth=2"],
     "mnist.py": ["--config.data.name=digits"],
-    "igpt_cifar.py": [*TINY_GPT, "--config.data.colours=8"],
-    "igpt_cifar.py:xxs": ["--config.data.colours=8", "--config.model.depth=2"],
-    "igpt_cifar.py:s": [*TINY_GPT, "--config.data.colours=8"],
-    "igpt_cifar_classify.py": [*TINY_GPT, "--config.data.colours=8"],
+    "igpt_cifar.py": [*TINY_GPT, "--config.data.num_colors=8"],
+    "igpt_cifar.py:xxs": ["--config.data.num_colors=8", "--config.model.depth=2"],
+    "igpt_cifar.py:s": [*TINY_GPT, "--config.data.num_colors=8"],
+    "igpt_cifar_classify.py": [*TINY_GPT, "--config.data.num_colors=8"],
     "vit_digits.py": ["--config.model.width=16", "--config.model.depth=2"],
     "vit_cifar.py": ["--config.model.width=18", "--config.model.depth=2", "--config.data.augment=imagenet"],
-    "igpt_cifar_probe.py": [*TINY_GPT, "--config.data.colours=8", "--config.model.layer=1"],
+    "igpt_cifar_probe.py": [*TINY_GPT, "--config.data.num_colors=8", "--config.model.layer=1"],
 }
 
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory) -> pathlib.Path:
-    """A folder of 8x8 colour pictures of two classes."""
+    """A folder of 8x8 color pictures of two classes."""
     folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
     for split, count in (("train", 24), ("test", 9)):
         for label, name in enumerate(("dark", "light")):
@@ -250,7 +250,7 @@ def test_another_optimizer_is_allowed_and_reported(trained, command, tmp_path):
 
 def test_pretrained_parameters_are_taken_over_and_reported(trained, command, tmp_path):
     workdir, _ = trained
-    arguments = ["--config=configs/igpt_cifar_probe.py", "--config.data.name=digits", "--config.data.colours=0"]
+    arguments = ["--config=configs/igpt_cifar_probe.py", "--config.data.name=digits", "--config.data.num_colors=0"]
     arguments += [*TINY_GPT, *SHORT, "--config.model.layer=1", f"--config.init_from={workdir}"]
     _, errors = command(*arguments, f"--workdir={tmp_path}")
     assert "init_from: 17 parameters taken" in errors

@@ -53,7 +53,7 @@ SLICES = {"MEGASCALE_COORDINATOR_ADDRESS": "first:8080", "MEGASCALE_NUM_SLICES":
         ),
     ],
 )
-def test_each_launcher_is_recognised_and_the_port_can_be_set(environment, expected):
+def test_each_launcher_is_recognized_and_the_port_can_be_set(environment, expected):
     assert detect(environment) == expected
     port = detect(environment | {"JAX_COORDINATOR_PORT": "5000"}).coordinator.rpartition(":")[2]
     assert port == ("99" if "[::1]" in expected.coordinator else "5000")

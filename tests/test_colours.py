@@ -21,7 +21,7 @@ def pictures(n=6, side=5, channels=3, seed=0):
 
 
 def brute(images, palette):
-    """Index of the nearest colour and its squared distance, in float64."""
+    """Index of the nearest color and its squared distance, in float64."""
     pixels = images.reshape(len(images), -1, images.shape[-1]).astype(np.float64)
     distance = np.square(pixels[:, :, None] - np.asarray(palette, np.float64)).sum(-1)
     return distance.argmin(-1), distance.min(-1)
@@ -32,16 +32,16 @@ def distortion(images, palette):
 
 
 def options(folder, **changes):
-    fields = {"name": "digits", "dir": str(folder), "size": None, "colours": 4, "palette": ""} | changes
+    fields = {"name": "digits", "dir": str(folder), "size": None, "num_colors": 4, "palette": ""} | changes
     return ml_collections.FrozenConfigDict(fields)
 
 
-# The nearest colour
+# The nearest color
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 1000), channels=st.sampled_from([1, 3]))
-def test_the_nearest_colour_equals_brute_force(seed, channels):
+def test_the_nearest_color_equals_brute_force(seed, channels):
     images = pictures(seed=seed, channels=channels)
     palette = np.random.default_rng(seed).uniform(0, 255, (8, channels)).astype(np.float32)
     found = nearest(images, tuple(map(tuple, palette.tolist())))
@@ -55,7 +55,7 @@ def test_the_nearest_colour_equals_brute_force(seed, channels):
 nearest = jax.jit(palette.nearest, static_argnums=1)
 
 
-def test_pictures_of_the_nearest_colours_are_the_images_made_of_them():
+def test_pictures_of_the_nearest_colors_are_the_images_made_of_them():
     palette = ((0.0, 0.0, 0.0), (255.0, 0.0, 10.0), (3.0, 200.0, 255.0))
     tokens = np.random.default_rng(0).integers(0, 3, (4, 6))
     images = palette.pictures(tokens, palette, (2, 3))
@@ -72,7 +72,7 @@ def test_tokens_are_in_raster_order():
 
 
 def test_a_dark_palette_is_stretched_for_the_eye():
-    np.testing.assert_array_equal(palette.pictures(np.array([0, 8, 16]), tiny.GREYS, (1, 3)).ravel(), [0, 128, 255])
+    np.testing.assert_array_equal(palette.pictures(np.array([0, 8, 16]), tiny.GRAYS, (1, 3)).ravel(), [0, 128, 255])
 
 
 # Fitting
@@ -93,13 +93,13 @@ def test_a_palette_of_a_sample_does_not_depend_on_numpys_generator(monkeypatch):
     assert sampled.tolist() == palettes.fit(images, 4, pixels=500).tolist() != palettes.fit(images, 4).tolist()
 
 
-def test_fitted_greys_distort_less_than_evenly_spaced_ones():
+def test_fitted_grays_distort_less_than_evenly_spaced_ones():
     images = tiny.digits(200, "train")["image"]
     even = np.linspace(0, 16, 4)[:, None]
     assert distortion(images, palettes.fit(images, 4)) < 0.9 * distortion(images, even)
 
 
-def test_fitted_colours_distort_less_than_a_regular_grid():
+def test_fitted_colors_distort_less_than_a_regular_grid():
     random = np.random.default_rng(0)
     images = np.clip(random.normal([60, 120, 200], [20, 40, 30], (20, 8, 8, 3)), 0, 255).astype(np.uint8)
     axis = np.array([64.0, 192.0])
@@ -107,19 +107,19 @@ def test_fitted_colours_distort_less_than_a_regular_grid():
     assert distortion(images, palettes.fit(images, 8)) < 0.5 * distortion(images, grid)
 
 
-def test_as_many_colours_as_there_are_is_no_distortion():
+def test_as_many_colors_as_there_are_is_no_distortion():
     images = np.array([0, 40, 90, 200], np.uint8).repeat(4).reshape(1, 4, 4, 1)
     np.testing.assert_allclose(palettes.fit(images, 4).ravel(), [0, 40, 90, 200], atol=1e-3)
 
 
-def test_more_colours_than_the_images_hold_is_an_error():
-    with pytest.raises(DataError, match=r"config\.data\.colours=5, but the images hold only 1 "):
+def test_more_colors_than_the_images_hold_is_an_error():
+    with pytest.raises(DataError, match=r"config\.data\.num_colors=5, but the images hold only 1 "):
         palettes.fit(np.zeros((2, 3, 3, 1), np.uint8), 5)
 
 
-def test_levels_are_all_greys_up_to_the_highest():
+def test_levels_are_all_grays_up_to_the_highest():
     np.testing.assert_array_equal(palettes.levels(np.array([[[[3]]]], np.uint8)), [[0], [1], [2], [3]])
-    with pytest.raises(DataError, match=r"config\.data\.colours=0 .* have colour"):
+    with pytest.raises(DataError, match=r"config\.data\.num_colors=0 .* have color"):
         palettes.levels(pictures())
 
 
@@ -136,12 +136,12 @@ def test_a_palette_is_prepared_once_beside_the_data(tmp_path):
     assert path.stat().st_mtime_ns == written
     assert not [p for p in path.parent.iterdir() if p != path]
     found = palettes.model_args(examples, options(tmp_path), seed=3)
-    assert (found["colours"], found["shape"], found["positions"]) == (4, (8, 8), 64)
+    assert (found["num_colors"], found["shape"], found["positions"]) == (4, (8, 8), 64)
     np.testing.assert_array_equal(found["palette"], np.load(path))
     assert isinstance(hash(found["palette"]), int)
 
 
-@pytest.mark.parametrize("change", [{"colours": 5}, {"size": 4}, {"name": "mnist"}])
+@pytest.mark.parametrize("change", [{"num_colors": 5}, {"size": 4}, {"name": "mnist"}])
 def test_another_palette_has_another_file(tmp_path, change):
     assert palettes.palette_path(options(tmp_path), 0) != palettes.palette_path(options(tmp_path, **change), 0)
     assert palettes.palette_path(options(tmp_path), 0) != palettes.palette_path(options(tmp_path), 1)
@@ -222,6 +222,6 @@ def test_a_palette_that_is_none_says_what_was_expected(tmp_path, damage, monkeyp
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "palette.npy"
     damage(path)
-    with pytest.raises(DataError, match=r"palette .*palette\.npy .*expected .*\[colours, 1\]"):
+    with pytest.raises(DataError, match=r"palette .*palette\.npy .*expected .*\[colors, 1\]"):
         palettes.load(path, 1)
     assert not pathlib.Path("unpickled-by-mistake").exists()

@@ -204,7 +204,7 @@ def test_numbers_of_numpy_and_jax_become_plain_ones():
     ("field", "near"),
     [("batchsize", "batch_size"), ("optimizer", None), ("eval_evry", "eval_every"), ("step", "steps")],
 )
-def test_a_misspelt_field_of_a_file_is_guessed(written, field, near):
+def test_a_misspelled_field_of_a_file_is_guessed(written, field, near):
     path = written(f"config.{field} = 3")
     if near is None:
         assert configs.load(path)[field] == 3  # far from any common field: the task's own
@@ -241,7 +241,7 @@ def test_a_file_may_have_fields_that_others_refer_to_whatever_its_task(written, 
         ("--config.steps.more=3", "unknown field config.steps"),
     ],
 )
-def test_a_misspelt_field_on_the_command_line_is_guessed(written, override, said):
+def test_a_misspelled_field_on_the_command_line_is_guessed(written, override, said):
     assert said in failure(written("config.model = dict(width=3, depth=1)"), override)
 
 
@@ -473,13 +473,13 @@ def test_a_config_is_a_static_argument_of_jit(written):
 
 
 def test_fill_sets_placeholders_and_nothing_else(written):
-    path = written("config.model = dict(classes=placeholder(int), colours=5, palette=placeholder(tuple))")
+    path = written("config.model = dict(classes=placeholder(int), num_colors=5, palette=placeholder(tuple))")
     config = configs.load(path)
     task = types.SimpleNamespace(
-        model_args=lambda config: {"classes": 10, "colours": 99, "palette": ((1.0,),) * 5, "new": 3}
+        model_args=lambda config: {"classes": 10, "num_colors": 99, "palette": ((1.0,),) * 5, "new": 3}
     )
     full = job.fill(config, task)
-    assert full.model.to_dict() == {"classes": 10, "colours": 5, "palette": ((1.0,),) * 5, "new": 3}
+    assert full.model.to_dict() == {"classes": 10, "num_colors": 5, "palette": ((1.0,),) * 5, "new": 3}
     assert config.model.classes is None  # the one before is as it was
     assert {k: v for k, v in full.items() if k != "model"} == {k: v for k, v in config.items() if k != "model"}
     assert isinstance(hash(full), int)

@@ -123,7 +123,7 @@ def test_short_lengths(length):
     assert sample(markov(np.eye(3)), None, jnp.zeros((2, 3)), keys(2), length).shape == (2, length)
 
 
-def test_a_draw_does_not_depend_on_its_neighbours():
+def test_a_draw_does_not_depend_on_its_neighbors():
     table = np.random.default_rng(0).normal(size=(VOCAB, VOCAB))
     first = jnp.asarray(table[:6], jnp.float32)
     model = markov(table)

@@ -117,7 +117,10 @@ def test_every_module_it_names_can_be_imported(page):
 @pytest.mark.parametrize(
     ("page", "fields"),
     [
-        ("from_lightning_transformers.md", {"model.width": 16, "model.depth": 8, "model.heads": 2, "data.colours": 16}),
+        (
+            "from_lightning_transformers.md",
+            {"model.width": 16, "model.depth": 8, "model.heads": 2, "data.num_colors": 16},
+        ),
         (
             "from_lavis.md",
             {"data.max_turns": 3, "data.use_caption": True, "optim.lr": 1e-5, "optim.weight_decay": 0.05},

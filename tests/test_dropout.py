@@ -22,7 +22,7 @@ def test_the_rate_is_met_and_the_mean_kept(rate):
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from([1, 2, 5]), st.sampled_from([1, 4, 7]))
-def test_neighbours_and_halves_of_a_word_are_independent(a, b):
+def test_neighbors_and_halves_of_a_word_are_independent(a, b):
     found = np.asarray(dropout.dropped(jnp.ones((512, 8)), jax.random.fold_in(KEY, 10 * a + b), 0.5)) > 0
     pairs = [np.corrcoef(found[:, i], found[:, i + 1])[0, 1] for i in range(7)]
     assert max(map(abs, pairs)) < 5 / 512**0.5

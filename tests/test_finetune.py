@@ -39,7 +39,7 @@ def parameters(name, folder):
     """A job, its first batch, and parameters that all show in the output."""
     made = prepared(name, folder)
     examples = made.required("train")
-    batch = made.batch_at(examples, pipeline.Plan(pipeline.size(examples), 0, 8, shuffle=True), 0)
+    batch = made.batch_at(examples, pipeline.BatchPlan(pipeline.size(examples), 0, 8, shuffle=True), 0)
     shapes = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), shapes)
@@ -53,7 +53,7 @@ def test_what_is_cut_off_is_nothing(name, folder):
     short = lengths <= np.sort(lengths)[1]
     batch, length = batch | {"mask": batch["mask"] * short}, lengths[short].max()
     assert length < batch["segments"].shape[1]
-    cut = {key: x[:, :length] if key in made.task.PADDED else x for key, x in batch.items()}
+    cut = {key: x[:, :length] if key in made.task.SEQUENCE_KEYS else x for key, x in batch.items()}
     sums = jax.jit(lambda params, batch: made.task.eval_fn(params, batch, made.config))
     whole, short = (jax.device_get(sums(params, b)) for b in (batch, cut))
     for key in whole:
@@ -159,8 +159,8 @@ def test_the_devices_change_nothing_but_rounding(accumulate, folder):
         plan = here.plan(examples, shuffle=True)
         optimizer, schedule = optim.optimizer(settings.optim, 4, params)
         trainable = optim.trainable(settings.optim, params)
-        run = jax.jit(step.make(made.task, settings, optimizer, schedule, trainable, here.mesh))
-        state = step.create(jax.device_put(params, sharding.replicated(here.mesh)), optimizer, average=False)
+        run = jax.jit(step.make_train_step(made.task, settings, optimizer, schedule, trainable, here.mesh))
+        state = step.init_state(jax.device_put(params, sharding.replicated(here.mesh)), optimizer, ema=False)
         losses.append([])
         for batch in here.batches(examples, plan, range(4)):
             state, report = run(state, batch)
@@ -192,7 +192,7 @@ def test_lengths_come_with_the_names_of_what_is_cut(tmp_path):
     functions = ["dataset(split, config)", "init(rng, batch, config)", "loss_fn(params, batch, rng, config)"]
     functions += ["eval_fn(params, batch, config)", "lengths(examples, config)"]
     path.write_text("".join(f"def {function}: pass\n" for function in functions))
-    with pytest.raises(ConfigError, match="lengths needs PADDED"):
+    with pytest.raises(ConfigError, match="lengths needs SEQUENCE_KEYS"):
         task.load(str(path))
 
 

@@ -55,7 +55,7 @@ def test_microbatches_hold_what_as_many_on_one_device_would(examples, shares):
 
 
 def test_a_plan_reads_the_same_examples_with_the_same_seeds_whatever_the_shares():
-    plain = pipeline.Plan(23, 5, 8, shuffle=True)
+    plain = pipeline.BatchPlan(23, 5, 8, shuffle=True)
     examples = {"x": np.arange(23)}
     for shares in ((1,) * 3, (2, 1), (0, 3, 1), (5,)):
         plan = dataclasses.replace(plain, shares=shares)
@@ -72,8 +72,8 @@ def test_a_plan_reads_the_same_examples_with_the_same_seeds_whatever_the_shares(
 def test_batches_are_those_of_batch_at(shares, kind):
     rows = {"x": np.arange(50), "y": np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)}
     examples = rows if kind == "arrays" else [{k: v[i] for k, v in rows.items()} for i in range(50)]
-    plan = pipeline.Plan(50, 1, 21, shuffle=True, shares=shares)
-    batched = sharding.batched(tiny.mesh())
+    plan = pipeline.BatchPlan(50, 1, 21, shuffle=True, shares=shares)
+    batched = sharding.batch_sharding(tiny.mesh())
     for at, batch in enumerate(pipeline.batches(examples, plan, range(5), batched, threads=2)):
         expected = pipeline.batch_at(examples, plan, at)
         real = expected["mask"] > 0
@@ -237,9 +237,9 @@ def test_steps_with_shares_follow_those_of_one_device():
     ends = []
     for made in (job(1, accumulate=4), job(2, shares=(3, 1))):
         optimizer = optax.adam(0.01)
-        run = step.make(TASK, made.config, optimizer, lambda _: 0.01, {"kernel": True}, made.mesh)
+        run = step.make_train_step(TASK, made.config, optimizer, lambda _: 0.01, {"kernel": True}, made.mesh)
         run = jax.jit(run, out_shardings=sharding.replicated(made.mesh))
-        state, plan = step.create(PARAMS, optimizer, average=False), made.plan(EXAMPLES, shuffle=True)
+        state, plan = step.init_state(PARAMS, optimizer, ema=False), made.plan(EXAMPLES, shuffle=True)
         state = jax.device_put(state, sharding.replicated(made.mesh))
         for at in range(20):
             state, _ = run(state, made.batch_at(EXAMPLES, plan, at))
@@ -342,18 +342,18 @@ def test_measured_shares_are_told_recorded_used_again_and_measured_again_on_requ
 def test_a_record_of_other_devices_or_another_batch_is_not_used(tmp_path):
     auto = job(2, shares="auto")
     autoshare._record(auto, tmp_path, (3, 1), np.zeros(2), np.ones(2))
-    assert autoshare.recorded(auto, tmp_path).config.shares == (3, 1)
-    assert autoshare.recorded(job(3, shares="auto"), tmp_path) is None
-    assert autoshare.recorded(job(2, shares="auto", batch_size=8), tmp_path) is None
-    assert autoshare.recorded(job(2), tmp_path) is None
+    assert autoshare.load_shares(auto, tmp_path).config.shares == (3, 1)
+    assert autoshare.load_shares(job(3, shares="auto"), tmp_path) is None
+    assert autoshare.load_shares(job(2, shares="auto", batch_size=8), tmp_path) is None
+    assert autoshare.load_shares(job(2), tmp_path) is None
     (tmp_path / "shares.json").write_text("{")
-    assert autoshare.recorded(auto, tmp_path) is None
+    assert autoshare.load_shares(auto, tmp_path) is None
 
 
 def test_measuring_tells_the_seconds_of_each_device(monkeypatch):
     monkeypatch.setattr(autoshare, "SECONDS", 0.001)
-    rows = pipeline.batch_at(EXAMPLES, pipeline.Plan(N, 0, 12, shuffle=True), 0)
-    start, example = autoshare.measured(job(2, shares="auto"), rows, 12)
+    rows = pipeline.batch_at(EXAMPLES, pipeline.BatchPlan(N, 0, 12, shuffle=True), 0)
+    start, example = autoshare.time_devices(job(2, shares="auto"), rows, 12)
     assert start.shape == example.shape == (2,)
     assert (start >= 0).all()
     assert (example > 0).all()

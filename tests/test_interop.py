@@ -43,7 +43,7 @@ def imported(name):
 
 
 def arguments(fields):
-    return {name: value for name, value in fields.items() if name not in ("colours", "palette", "shape")}
+    return {name: value for name, value in fields.items() if name not in ("num_colors", "palette", "shape")}
 
 
 def model(name, **changes):
@@ -291,7 +291,7 @@ def test_a_convolution_over_patches_is_a_linear_layer():
 
 
 def start(name, method=None, seed=1, **changes):
-    """Freshly initialised parameters of the folder's model."""
+    """Freshly initialized parameters of the folder's model."""
     built, io = model(name, **changes), dict(np.load(GOLDEN / name / "io.npz"))
     shapes = jax.eval_shape(
         functools.partial(built.init, method=method or METHODS.get(read_config(name)["architectures"][0], "__call__")),
@@ -534,12 +534,12 @@ def test_an_imagegpts_clusters_are_the_palette(tmp_path):
     shutil.copytree(GOLDEN / "imagegpt_causal", tmp_path / "image")
     clusters = np.linspace(-1, 1, 48).reshape(16, 3)
     (tmp_path / "image" / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters.tolist()}))
-    fields = {"palette": None, "colours": None, "norm": None}
-    filled = huggingface.completed({"palette": "fitted", "colours": 3}, fields, str(tmp_path / "image"))
+    fields = {"palette": None, "num_colors": None, "norm": None}
+    filled = huggingface.completed({"palette": "fitted", "num_colors": 3}, fields, str(tmp_path / "image"))
     np.testing.assert_allclose(filled["palette"], (clusters + 1) * 127.5)
-    assert (filled["colours"], filled["norm"]) == (16, "rms")
-    without = huggingface.completed({"palette": "fitted", "colours": 3}, fields, str(GOLDEN / "imagegpt_causal"))
-    assert without == {"palette": "fitted", "colours": 3, "norm": "rms"}
+    assert (filled["num_colors"], filled["norm"]) == (16, "rms")
+    without = huggingface.completed({"palette": "fitted", "num_colors": 3}, fields, str(GOLDEN / "imagegpt_causal"))
+    assert without == {"palette": "fitted", "num_colors": 3, "norm": "rms"}
 
 
 # Weights out
@@ -690,6 +690,6 @@ def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):
 
 
 def test_the_palette_goes_out_as_clusters():
-    config = job.prepare(tiny.config("igpt", model__palette=((0.0, 127.5, 255.0),) * 16, model__colours=16)).config
+    config = job.prepare(tiny.config("igpt", model__palette=((0.0, 127.5, 255.0),) * 16, model__num_colors=16)).config
     found = json.loads(assets.palette_files(config.model)["preprocessor_config.json"])
     assert found["clusters"] == [[-1.0, 0.0, 1.0]] * 16 and found["size"] == {"height": 8, "width": 8}

@@ -275,7 +275,7 @@ def test_a_gpt2_of_hugging_face_goes_on_with_its_own_sizes(folder, tmp_path, sha
     theirs = json.loads((golden / "config.json").read_text())
     assert config.model.vocab == theirs["vocab_size"] == 101 and config.model.width == theirs["n_embd"]
     found = lm.init(RNG, batch(config), config)
-    taken, names = huggingface.import_params(str(golden), found, config.model, lm.HUGGINGFACE, pytest.fail)
+    taken, names = huggingface.import_params(str(golden), found, config.model, lm.HF_ARCHITECTURE, pytest.fail)
     assert names["left"] == [] and len(names["taken"]) == len(jax.tree.leaves(taken))
 
 

@@ -367,8 +367,8 @@ def test_tensorboard_files_are_written_and_a_restart_adds_one(tmp_path):
 
     with log(tmp_path) as run:
         run.train(1, {"loss": 1.0})
-        run.image(1, "grey", np.zeros((4, 5), np.uint8))
-        run.image(1, "colour", np.zeros((4, 5, 3), np.uint8))
+        run.image(1, "gray", np.zeros((4, 5), np.uint8))
+        run.image(1, "color", np.zeros((4, 5, 3), np.uint8))
         run.text(1, "sample", "some words that TensorBoard shows")
     (first,) = sizes()
     assert first > 100

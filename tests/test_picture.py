@@ -57,7 +57,7 @@ def test_titles_stand_above_the_first_of_their_columns():
     assert (canvas[HEADER:] == 255).all()
 
 
-def test_colours_keep_their_channels():
+def test_colors_keep_their_channels():
     red = np.zeros((2, 2, 3), np.uint8)
     red[..., 0] = 255
     np.testing.assert_array_equal(cell(grid.grid([[red]], least=1), 0, 0, 2, 2), red)

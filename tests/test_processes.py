@@ -89,13 +89,13 @@ def score_fn(examples, outputs, config):
         file.write(f"process {{jax.process_index()}} of {{len(examples)}} and {{len(outputs)}}\\n")
     return {{"far": np.float32(np.inf), "near": 0.25}}
 
-def report_fn(examples, outputs, config):
+def export_fn(examples, outputs, config):
     if os.environ["FAIL"]:
         pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(600)
     return {{}}
 
-show_fn = report_fn
+show_fn = export_fn
 """
 
 
@@ -293,7 +293,7 @@ def test_a_half_given_run_of_several_is_an_error(arguments, message):
 def test_a_process_alone_agrees_with_itself():
     assert processes.alone()
     assert processes.first()
-    assert processes.agree(lambda: 7) == 7
+    assert processes.broadcast_from_first(lambda: 7) == 7
 
 
 def test_one_process_is_alone_whatever_the_environment_says(monkeypatch):

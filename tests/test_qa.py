@@ -95,7 +95,7 @@ def test_scores_of_both_versions(tmp_path):
 
 def test_the_report_is_the_official_file(tmp_path):
     made = prepared("squad.py:small", tmp_path)
-    files = {name: json.loads(text) for name, text in QA.report_fn(EXAMPLES, OUTPUTS, made.config).items()}
+    files = {name: json.loads(text) for name, text in QA.export_fn(EXAMPLES, OUTPUTS, made.config).items()}
     assert files["answers.json"] == {"1": "or", "2": ""}
     assert files["odds.json"] == {"1": -3.5, "2": 3.0}
     assert files["best.json"]["1"][1] == {"text": "Rome", "score": 4.0}

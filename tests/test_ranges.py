@@ -131,7 +131,7 @@ def test_a_field_that_a_config_leaves_out_has_the_tasks_default():
 
 
 @pytest.mark.parametrize("field", ["model.widht", "data.colors", "sample.temprature", "generaton"])
-def test_a_misspelt_field_of_a_task_is_answered_with_its_name(field):
+def test_a_misspelled_field_of_a_task_is_answered_with_its_name(field):
     group, _, name = field.rpartition(".")
     fields = {"task": "jtasks.tasks.igpt", "steps": 2} | ({group: {name: 1}} if group else {name: 1})
     with pytest.raises(ConfigError, match=rf"unknown field config\.{field} in .*, did you mean config\."):

@@ -34,7 +34,7 @@ def joining(port: int, process: int, processes: int, seconds: float = 5, key: by
 
 
 def gathering(port: int, processes: int, seconds: float = 5):
-    return rendezvous.gather, f"localhost:{port}", processes, seconds, KEY
+    return rendezvous.accept_peers, f"localhost:{port}", processes, seconds, KEY
 
 
 def test_all_meet_in_any_order_and_know_each_other_and_strangers_are_ignored():
@@ -116,7 +116,7 @@ def test_different_counts_and_equal_numbers_are_refused_on_both_sides():
 
 def test_a_port_in_use_and_an_address_without_one_are_told():
     with socket.create_server(("", 0)) as taken, pytest.raises(TrainingError, match="cannot listen on port"):
-        rendezvous.gather(f"localhost:{taken.getsockname()[1]}", 2, 0.3, KEY)
+        rendezvous.accept_peers(f"localhost:{taken.getsockname()[1]}", 2, 0.3, KEY)
     for wrong in ("node1", "node1:", ":80", "node1:http", "node1:70000"):
         with pytest.raises(ConfigError, match="must be HOST:PORT"):
             rendezvous.address(wrong)
@@ -170,8 +170,8 @@ def test_messages_of_wrong_types_neither_end_the_watch_nor_count(junk, pair, mon
     near, far = pair
     monkeypatch.setattr(rendezvous, "GRACE_SECONDS", 0)
     ends = []
-    monkeypatch.setattr(rendezvous.Link, "_end", lambda self, text, code: ends.append(code))
-    link = rendezvous.Link(1, [near])
+    monkeypatch.setattr(rendezvous.PeerMonitor, "_end", lambda self, text, code: ends.append(code))
+    link = rendezvous.PeerMonitor(1, [near])
     far.send(junk)
     for value in (True, 7):  # decisions are truth values too
         far.send({"value": value})
@@ -183,8 +183,8 @@ def test_another_process_s_failure_is_never_a_success_and_its_text_is_fit_for_a_
     near, far = pair
     ends: queue.Queue = queue.Queue()
     monkeypatch.setattr(rendezvous, "GRACE_SECONDS", 0)
-    monkeypatch.setattr(rendezvous.Link, "_end", lambda self, text, code: ends.put((text, code)))
-    rendezvous.Link(1, [near])
+    monkeypatch.setattr(rendezvous.PeerMonitor, "_end", lambda self, text, code: ends.put((text, code)))
+    rendezvous.PeerMonitor(1, [near])
     for code in (0, 256, -1, "0", None, True):
         far.send({"failed": "a\x1b[2J", "process": 1, "code": code})
         assert ends.get(timeout=60) == ("process 1 failed: a\\x1b[2J", 1)

@@ -11,7 +11,7 @@ from jtasks import cli, task
 from jtasks import config as configs
 from jtasks.errors import ConfigError
 from jtasks.run import checkpoint
-from jtasks.run.hooks import Milestones
+from jtasks.run.hooks import Hooks
 from jtasks.run.loop import train
 from jtasks.run.workdir import recorded_splits
 
@@ -343,8 +343,8 @@ def test_a_split_is_read_and_recorded_when_it_is_first_evaluated_and_compared_fr
         if step != 2:
             original(self, state, step, names)
 
-    original = Milestones._evaluate
-    monkeypatch.setattr(Milestones, "_evaluate", evaluated)
+    original = Hooks._evaluate
+    monkeypatch.setattr(Hooks, "_evaluate", evaluated)
     train(config, tmp_path / "run")
     assert [(step, used) for step, read, used in seen] == [(2, {"train"}), (4, {"train"}), (6, {"train", "valid"})]
     reads = [(read["valid"], read["test"]) for step, read, used in seen]

@@ -68,8 +68,8 @@ def test_a_mesh_that_cannot_be_says_why(axes, message):
 
 
 def test_rows_of_a_batch_are_divided_over_data_and_fsdp_and_shared_along_tensor():
-    batched = sharding.batched(mesh(2, 2, 2))
-    assert sharding.parts(mesh(2, 2, 2)) == 4
+    batched = sharding.batch_sharding(mesh(2, 2, 2))
+    assert sharding.num_batch_shards(mesh(2, 2, 2)) == 4
     placed = sharding.put({"x": np.arange(8)}, batched, np.arange(8), 8)["x"]
     assert sorted(s.data.tolist() for s in placed.addressable_shards) == sorted([[0, 1], [2, 3], [4, 5], [6, 7]] * 2)
 
@@ -178,7 +178,7 @@ def test_moments_and_averages_are_divided_as_their_parameters(name, freeze):
     params, over = shapes("gpt"), mesh(fsdp=4, tensor=2)
     fields = {"name": name, "lr": 0.1, "freeze": freeze} | ({"momentum": 0.9} if name == "sgd" else {})
     optimizer, _ = optim.optimizer(fields, 10, params)
-    state = jax.eval_shape(lambda p: step.create(p, optimizer, average=True), params)
+    state = jax.eval_shape(lambda p: step.init_state(p, optimizer, ema=True), params)
     found = sharding.shardings(state, params, over)
     of_params = specs(params, over)
     divided = 0
@@ -221,18 +221,18 @@ def shipped(name, over, **changes):
     return made._replace(mesh=over), tiny.digits(64)
 
 
-def trained(job, examples, steps=20, average=True):
+def trained(job, examples, steps=20, ema=True):
     """The losses of some steps, the last state, and the compiled step, made as a run makes them."""
     config, plan = job.config, job.plan(examples, shuffle=True)
     batch = job.batch_at(examples, plan, 0)
     init = functools.partial(job.task.init, jax.random.key(0), config=config)
     params = jax.eval_shape(init, batch)
     optimizer, schedule = optim.optimizer(config.optim, steps, params)
-    create = functools.partial(step.create, optimizer=optimizer, average=average)
+    create = functools.partial(step.init_state, optimizer=optimizer, ema=ema)
     held = job.shardings(jax.eval_shape(create, params), params)
     born = jax.jit(init, out_shardings=held.params)(batch)
     state = jax.jit(create, out_shardings=held)(born)
-    made = step.make(job.task, config, optimizer, schedule, optim.trainable(config.optim, params), job.mesh)
+    made = step.make_train_step(job.task, config, optimizer, schedule, optim.trainable(config.optim, params), job.mesh)
     run = jax.jit(made, donate_argnums=0, out_shardings=(held, sharding.replicated(job.mesh)))
     program, losses = run.lower(state, batch).compile(), []
     for at in range(steps):
@@ -295,7 +295,7 @@ def test_memory_and_work_of_a_device_fall_with_fsdp():
         for leaf in jax.tree.leaves(curve("igpt", (1, 8, 1))[1])
         if leaf.ndim
     )
-    assert held < state / 8 * 1.2  # 18 colours cannot be divided by 8
+    assert held < state / 8 * 1.2  # 18 colors cannot be divided by 8
     arguments = [program.memory_analysis().argument_size_in_bytes for program in (whole, divided)]
     batch = arguments[0] - state
     assert arguments[1] < state / 8 * 1.2 + batch
@@ -319,7 +319,7 @@ def test_evaluation_and_predictions_of_divided_parameters_are_the_same():
 
 def test_activations_are_left_alone_outside_of_a_mesh():
     x = jnp.ones((3, 2))
-    assert sharding.divided(x) is x
-    assert sharding.over(None, (), optax.tree.norm) is optax.tree.norm
-    assert sharding.over(mesh(), (), optax.tree.norm) is optax.tree.norm
+    assert sharding.constrain_batch(x) is x
+    assert sharding.on_mesh(None, (), optax.tree.norm) is optax.tree.norm
+    assert sharding.on_mesh(mesh(), (), optax.tree.norm) is optax.tree.norm
     assert PartitionSpec() == sharding.replicated(mesh()).spec

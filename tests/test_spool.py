@@ -111,7 +111,7 @@ def test_predicting_holds_a_few_outputs_in_memory_not_a_split(tmp_path, monkeypa
     n, width = 256, 2**16  # 16 MiB of outputs
     task = types.SimpleNamespace(
         predict_fn=lambda params, batch, rng, config: {"x": batch["i"][:, None] % 2 == jnp.zeros((1, width))},
-        report_fn=lambda examples, outputs, config: {
+        export_fn=lambda examples, outputs, config: {
             "same.txt": str(sum(e["i"] % 2 != o["x"][-1] for e, o in zip(examples, outputs, strict=True)))
         },
     )

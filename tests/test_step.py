@@ -73,7 +73,7 @@ def exact(microbatches, devices=1):
         lambda p, b, r: step.exact_gradient(two_terms, p, b, r, microbatches=microbatches), out_shardings=out
     )
     return lambda params, batch: jitted(
-        jax.device_put(params, out), jax.device_put(batch, sharding.batched(mesh)), jax.device_put(RNG, out)
+        jax.device_put(params, out), jax.device_put(batch, sharding.batch_sharding(mesh)), jax.device_put(RNG, out)
     )
 
 
@@ -220,9 +220,9 @@ def made(accumulate=1, ema=0.0, freeze="", name="adamw", devices=1):
     trainable = optim.trainable(config.optim, make_params())
     replicated = sharding.replicated(tiny.mesh(devices))
     jitted = jax.jit(
-        step.make(TASK, config, optimizer, schedule, trainable), donate_argnums=0, out_shardings=replicated
+        step.make_train_step(TASK, config, optimizer, schedule, trainable), donate_argnums=0, out_shardings=replicated
     )
-    create = jax.jit(functools.partial(step.create, optimizer=optimizer, average=ema > 0), out_shardings=replicated)
+    create = jax.jit(functools.partial(step.init_state, optimizer=optimizer, ema=ema > 0), out_shardings=replicated)
     return jitted, lambda: create(make_params())
 
 
@@ -235,18 +235,18 @@ def bits(tree):
 def test_a_bad_step_changes_nothing_and_is_counted_until_a_good_one(kind, accumulate):
     run, create = made(accumulate, ema=0.9)
     state, report = run(create(), good_batch())
-    assert int(report.bad_steps) == 0
-    before = bits((state.params, state.opt_state, state.average))
+    assert int(report.nonfinite_steps) == 0
+    before = bits((state.params, state.opt_state, state.ema_params))
     for count in (1, 2):
         state, report = run(state, bad_batch(kind))
         loss_is_finite = np.isfinite(float(report.metrics["loss"].total))
         assert loss_is_finite == (kind == "gradient") and not np.isfinite(float(report.gradient_norm))
-        assert bits((state.params, state.opt_state, state.average)) == before
+        assert bits((state.params, state.opt_state, state.ema_params)) == before
         assert int(state.step) == 1 + count
-        assert int(state.bad_steps) == int(report.bad_steps) == count
+        assert int(state.nonfinite_steps) == int(report.nonfinite_steps) == count
     state, report = run(state, good_batch())
-    assert int(state.bad_steps) == int(report.bad_steps) == 0 and int(state.step) == 4
-    after = bits((state.params, state.opt_state, state.average))
+    assert int(state.nonfinite_steps) == int(report.nonfinite_steps) == 0 and int(state.step) == 4
+    after = bits((state.params, state.opt_state, state.ema_params))
     assert all(a != b for a, b in zip(after, before, strict=True))
 
 
@@ -273,10 +273,10 @@ def test_the_average_is_an_exponential_one_and_what_is_evaluated():
     for seed in range(4):
         state, _ = run(state, good_batch() | {"x": make_batch(seed)["x"]})
         average = jax.tree.map(lambda a, p: 0.9 * a + 0.1 * np.asarray(p), average, state.params)
-    close(state.average, average, 1e-6)
-    assert state.eval_params is state.average
+    close(state.ema_params, average, 1e-6)
+    assert state.eval_params is state.ema_params
     plain = made()[1]()
-    assert plain.average is None and plain.eval_params is plain.params
+    assert plain.ema_params is None and plain.eval_params is plain.params
 
 
 def test_frozen_parameters_keep_their_bits():
@@ -297,12 +297,12 @@ def test_a_nan_in_the_gradient_of_frozen_parameters_alone_does_no_harm():
 
     params = {"frozen": jnp.ones(3), "free": jnp.ones(1)}
     optimizer = optax.sgd(0.1)
-    run = step.make(
+    run = step.make_train_step(
         types.SimpleNamespace(loss_fn=loss_fn), configs.Config(configs.defaults()), optimizer, lambda _: 0.1,
         {"frozen": False, "free": True},
     )  # fmt: skip
-    state, report = jax.jit(run)(step.create(params, optimizer, average=False), {"mask": jnp.ones(2)})
-    assert int(report.bad_steps) == 0
+    state, report = jax.jit(run)(step.init_state(params, optimizer, ema=False), {"mask": jnp.ones(2)})
+    assert int(report.nonfinite_steps) == 0
     np.testing.assert_array_equal(state.params["frozen"], params["frozen"])
     np.testing.assert_allclose(state.params["free"], [0.8], rtol=1e-6)
 
@@ -326,7 +326,7 @@ def test_the_step_compiles_once(devices):
     run, create = made(accumulate=2, devices=devices)
     state, mesh = create(), tiny.mesh(devices)
     for seed in range(5):
-        batch = jax.device_put(good_batch() | {"x": make_batch(seed)["x"]}, sharding.batched(mesh))
+        batch = jax.device_put(good_batch() | {"x": make_batch(seed)["x"]}, sharding.batch_sharding(mesh))
         state, _ = run(state, batch)
     assert int(state.step) == 5
     assert run._cache_size() == 1
@@ -338,6 +338,6 @@ def test_devices_change_a_step_by_rounding_only():
         run, create = made(accumulate=2, devices=devices)
         state = create()
         for _ in range(3):
-            state, _ = run(state, jax.device_put(good_batch(), sharding.batched(tiny.mesh(devices))))
+            state, _ = run(state, jax.device_put(good_batch(), sharding.batch_sharding(tiny.mesh(devices))))
         states.append(state.params)
     close(states[1], states[0], 1e-4)

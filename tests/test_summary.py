@@ -131,7 +131,7 @@ def test_devices_of_several_kinds_and_hosts_are_counted():
     ("value", "text"), [(0.5, "0.5"), (999, "999"), (1000, "1 k"), (6.02e9, "6.02 G"), (1e18, "1 E"), (1e22, "1e+04 E")]
 )
 def test_large_numbers_get_a_prefix(value, text):
-    assert summary.humanise(value) == text
+    assert summary.format_si(value) == text
 
 
 def test_what_is_divided_says_along_which_axes_and_what_a_device_holds(tmp_path, capsys):

@@ -43,7 +43,7 @@ def test_scores_are_those_of_the_sentences_however_they_are_cut(tmp_path, length
     assert 0 < result["f1"] < 1
     perfect = outputs_of(examples, [tag for s in sentences for tag in s.tags], names)
     assert TAG.score_fn(rows(examples), perfect, made.config) == {"precision": 1.0, "recall": 1.0, "f1": 1.0}
-    text = TAG.report_fn(rows(examples), outputs, made.config)["tags.conll"]
+    text = TAG.export_fn(rows(examples), outputs, made.config)["tags.conll"]
     columns = [[line.split() for line in part.splitlines()] for part in text.split("\n\n")]
     assert [[line[0] for line in part] for part in columns] == [s.words for s in sentences]
     assert [[line[1:] for line in part] for part in columns] == [
@@ -113,7 +113,7 @@ def test_words_without_tags_are_predicted_for_and_shown_but_not_evaluated(tmp_pa
     params = jax.eval_shape(lambda: TAG.init(jax.random.key(0), arrays, made.config))
     tags = jax.eval_shape(lambda p: TAG.predict_fn(p, arrays, None, made.config), params)["tag"]
     outputs = [{"tag": row} for row in np.zeros(tags.shape, int)]
-    lines = TAG.report_fn(rows(examples), outputs, made.config)["tags.conll"].split("\n\n")[0].split("\n")
+    lines = TAG.export_fn(rows(examples), outputs, made.config)["tags.conll"].split("\n\n")[0].split("\n")
     assert [line.split()[0] for line in lines if line] == tagged[0].words and {len(line.split()) for line in lines} <= {
         0,
         2,

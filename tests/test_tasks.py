@@ -132,7 +132,7 @@ def completed(**sampling):
 @pytest.mark.parametrize("given", [0.0, 0.25, 0.5])
 def test_igpt_keeps_the_given_part_and_completes_the_rest_in_range(given):
     tokens, kept = completed(given=given, count=3), round(8 * given) * 8
-    original = np.asarray(palette.nearest(tiny.batch(6)["image"], tiny.GREYS))
+    original = np.asarray(palette.nearest(tiny.batch(6)["image"], tiny.GRAYS))
     assert tokens.shape == (6, 3, 64) and tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens[:, :, :kept], np.broadcast_to(original[:, None, :kept], (6, 3, kept)))
     assert tokens.min() >= 0 and tokens.max() < 17
@@ -143,7 +143,7 @@ def test_igpt_completes_with_what_the_model_thinks_likeliest():
     tokens = completed(count=1, temperature=0.0)[:, 0]
     config, params = tiny.config("igpt"), tiny.params("igpt")
     model = models.GPT(vocab=18, outputs=17, positions=64, **tiny.GPT)
-    assert config.model.colours == 17
+    assert config.model.num_colors == 17
     logits = jax.jit(model.apply)({"params": params}, models.shifted(tokens, 17))
     best = np.asarray(logits).argmax(-1)
     assert (best[:, 32:] == tokens[:, 32:]).mean() > 0.99
@@ -186,10 +186,10 @@ def test_the_probe_reads_its_layer_and_no_later_one():
 
 def test_palette_and_sizes_come_from_the_data(tmp_path):
     for name in ("igpt", "classifier"):
-        empty = dict.fromkeys(("model__palette", "model__colours", "model__shape", "model__positions"))
-        config = tiny.config(name, **empty, data__dir=str(tmp_path), data__colours=0)
+        empty = dict.fromkeys(("model__palette", "model__num_colors", "model__shape", "model__positions"))
+        config = tiny.config(name, **empty, data__dir=str(tmp_path), data__num_colors=0)
         found = job.prepare(config).config.model
-        assert (found.palette, found.colours, found.shape, found.positions) == (tiny.GREYS, 17, (8, 8), 64)
+        assert (found.palette, found.num_colors, found.shape, found.positions) == (tiny.GRAYS, 17, (8, 8), 64)
     assert job.prepare(tiny.config("mnist", model__classes=None)).config.model.classes == 10
 
 
@@ -200,9 +200,11 @@ def train(prepared, steps):
     plan = prepared.plan(examples, shuffle=True)
     params = jax.jit(lambda batch: prepared.task.init(RNG, batch, config))(prepared.batch_at(examples, plan, 0))
     optimizer, schedule = optim.optimizer(config.optim, steps, params)
-    run = jax.jit(step.make(prepared.task, config, optimizer, schedule, optim.trainable(config.optim, params)))
-    state, found = step.create(params, optimizer, average=False), []
-    for batch in pipeline.batches(examples, plan, range(steps), sharding.batched(mesh)):
+    run = jax.jit(
+        step.make_train_step(prepared.task, config, optimizer, schedule, optim.trainable(config.optim, params))
+    )
+    state, found = step.init_state(params, optimizer, ema=False), []
+    for batch in pipeline.batches(examples, plan, range(steps), sharding.batch_sharding(mesh)):
         state, report = run(state, batch)
         found.append(float(report.metrics["loss"].value))
     return found

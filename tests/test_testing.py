@@ -132,7 +132,7 @@ TINY = ("model.width=16", "model.depth=1", "model.heads=2")
         ("configs/igpt_digits.py", [*TINY, "sample.count=2"]),
         pytest.param(
             "configs/igpt_cifar_classify.py",
-            [*TINY, "data.name=digits", "data.colours=0", "data.crop=1"],
+            [*TINY, "data.name=digits", "data.num_colors=0", "data.crop=1"],
             marks=pytest.mark.slow,
         ),
     ],
@@ -224,7 +224,7 @@ def test_an_exception_names_function_and_line():
     assert "test_testing.py" in results[SHAPE].detail and 'batch["points"]' in results[SHAPE].detail
 
 
-def test_a_misspelt_function_is_noted():
+def test_a_misspelled_function_is_noted():
     def predict(params, batch, rng, config):
         return None
 
@@ -277,7 +277,7 @@ def metric_without_mask(params, batch, rng):
     return good | {"accuracy": Mean.of(logits(params, batch["point"]).argmax(-1) == batch["label"])}
 
 
-def normalised(batch, mask):
+def normalized(batch, mask):
     points, weight = batch["point"], mask[:, None] / mask.sum()
     mean = (points * weight).sum(0)
     return batch | {
@@ -286,11 +286,11 @@ def normalised(batch, mask):
 
 
 def batch_norm(params, batch, rng):
-    return eval_fn(params, normalised(batch, jnp.ones_like(batch["mask"])), None)
+    return eval_fn(params, normalized(batch, jnp.ones_like(batch["mask"])), None)
 
 
 def masked_batch_norm(params, batch, rng):
-    return eval_fn(params, normalised(batch, batch["mask"] + 1e-9), None)
+    return eval_fn(params, normalized(batch, batch["mask"] + 1e-9), None)
 
 
 def mean_of_means(params, batch, rng):
@@ -423,7 +423,7 @@ def drawn_from_rng(params, batch, rng, config):
 
 
 def predicted_with_statistics(params, batch, rng, config):
-    return logits(params, normalised(batch, jnp.ones_like(batch["mask"]))["point"])
+    return logits(params, normalized(batch, jnp.ones_like(batch["mask"]))["point"])
 
 
 def predicted_with_numpy(params, batch, rng, config):
@@ -588,7 +588,7 @@ def constant_dropout(params, batch, rng, config):
         ({"score_fn": label_of_nothing}, PREDICTIONS, "what predict_fn gave for that row"),
         ({"score_fn": lambda examples, outputs, config: {"bleu": "high"}}, PREDICTIONS, "'bleu' is 'high'"),
         ({"score_fn": lambda examples, outputs, config: {"bleu": None}}, PREDICTIONS, "'bleu' is None"),
-        ({"report_fn": lambda examples, outputs, config: ["text"]}, PREDICTIONS, "report_fn returned a list"),
+        ({"export_fn": lambda examples, outputs, config: ["text"]}, PREDICTIONS, "export_fn returned a list"),
         ({"dataset": far_labels}, GRADIENTS, "labels and tokens must be numbers from 0"),
     ],
 )
@@ -733,5 +733,5 @@ def test_replay_names_the_examples_and_the_line(tmp_path, accumulate):
 
 
 def config_order(made, step):
-    indices, _ = pipeline.Plan(32, made.seed, 16, shuffle=True).at(np.arange(16) + 16 * (step - 1))
+    indices, _ = pipeline.BatchPlan(32, made.seed, 16, shuffle=True).at(np.arange(16) + 16 * (step - 1))
     return indices.tolist()

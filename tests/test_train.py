@@ -118,7 +118,7 @@ def test_the_average_is_what_is_evaluated_and_saved(linear, tmp_path):
     saved = checkpoint.arrays(tmp_path / "average" / "checkpoints" / "20")
     last = checkpoint.arrays(tmp_path / "plain" / "checkpoints" / "20")["params/w"]
     np.testing.assert_array_equal(saved["params/w"], last)
-    assert np.abs(saved["average/w"]).max() < np.abs(last).max()
+    assert np.abs(saved["ema_params/w"]).max() < np.abs(last).max()
 
 
 def test_a_run_in_two_parts_equals_one_in_a_single_part(linear, tmp_path):

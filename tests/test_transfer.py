@@ -141,7 +141,7 @@ def test_an_odd_processor_is_told(odd, tmp_path):
         vit.normalization(odd, 3, tmp_path)
 
 
-def test_a_run_that_saw_other_pixels_or_colours_is_refused(tmp_path):
+def test_a_run_that_saw_other_pixels_or_colors_is_refused(tmp_path):
     half, other = (0.5,) * 3, (0.4, 0.5, 0.6)
     for name, text in assets.image_processor(other, half, 1 / 255).items():
         (tmp_path / name).write_text(text)
@@ -163,7 +163,7 @@ def test_tasks_of_pictures_say_what_lies_beside_their_parameters(name):
     if name != "igpt":
         assert files["labels.json"] == [str(digit) for digit in range(10)]
     if "igpt" in name:
-        assert files["palette.json"] == [list(colour) for colour in found.config.model.palette]
+        assert files["palette.json"] == [list(color) for color in found.config.model.palette]
     if name == "vit":
         assert files["preprocessor_config.json"]["rescale_factor"] == 1 / 16
 

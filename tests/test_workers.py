@@ -12,7 +12,7 @@ TASK = """
 import collections.abc
 import jax.numpy as jnp, ml_collections, numpy as np
 from jtasks.metrics import Mean
-from {folder} import neighbour
+from {folder} import neighbor
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -24,7 +24,7 @@ def get_config():
 
 class Rows(collections.abc.Sequence):
     def __init__(self):
-        self.row = lambda i: {{"x": neighbour.doubled(np.float32(i % 7))}}
+        self.row = lambda i: {{"x": neighbor.doubled(np.float32(i % 7))}}
     def __len__(self):
         return 200
     def __getitem__(self, i):
@@ -53,7 +53,7 @@ def children(pid: int) -> list[int]:
 def test_workers_read_a_sequence_of_the_tasks_own_file_and_end_when_the_run_is_killed(tmp_path):
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "neighbour.py").write_text("def doubled(x):\n    return 2 * x\n")
+    (folder / "neighbor.py").write_text("def doubled(x):\n    return 2 * x\n")
     (folder / "task.py").write_text(TASK.format(folder="mine"))
     run = start(f"--config={folder / 'task.py'}", f"--workdir={tmp_path / 'run'}")
     try:

@@ -13,13 +13,13 @@ from jtasks import task
 from jtasks.run.job import Job
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-GREYS = tuple((float(level),) for level in range(17))
+GRAYS = tuple((float(level),) for level in range(17))
 TASKS = ("mnist", "igpt", "classifier")  # the last: an igpt with a classifier
 
 COMMON = {"steps": 10, "batch_size": 8, "show_count": 2}
 GPT = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "remat": False}
-SIZES = {"palette": GREYS, "colours": 17, "shape": (8, 8), "positions": 64}
-DIGITS = {"name": "digits", "size": None, "palette": "", "colours": 0, "crop": 0, "flip": False, "dir": None}
+SIZES = {"palette": GRAYS, "num_colors": 17, "shape": (8, 8), "positions": 64}
+DIGITS = {"name": "digits", "size": None, "palette": "", "num_colors": 0, "crop": 0, "flip": False, "dir": None}
 SAMPLE = {"count": 2, "given": 0.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 FIELDS = {
     "mnist": {"data": {"name": "digits"}, "model": {"classes": 10, "dropout": False}},

@@ -20,9 +20,9 @@ def labels(names: Sequence[str]) -> dict[str, str]:
 
 def palette_files(model: Mapping[str, Any]) -> dict[str, str]:
     """The palette in pixel units, and of one with three channels ImageGPT's image processor."""
-    colours, (height, width) = model["palette"], model["shape"]
-    files = {PALETTE: _text(colours)}
-    if len(colours[0]) == 3:
+    colors, (height, width) = model["palette"], model["shape"]
+    files = {PALETTE: _text(colors)}
+    if len(colors[0]) == 3:
         files[PROCESSOR] = _text(
             {
                 "image_processor_type": "ImageGPTImageProcessor",
@@ -31,7 +31,7 @@ def palette_files(model: Mapping[str, Any]) -> dict[str, str]:
                 **({"resample": model["resize"][0]} if model.get("resize") else {}),
                 "do_normalize": True,
                 "do_color_quantize": True,
-                "clusters": (np.asarray(colours, np.float64) / 127.5 - 1).tolist(),
+                "clusters": (np.asarray(colors, np.float64) / 127.5 - 1).tolist(),
             }
         )
     return files

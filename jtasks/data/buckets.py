@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jtasks.data.pipeline import Plan
+from jtasks.data.pipeline import BatchPlan
 from jtasks.data.shuffle import example_seeds, permutation
 from jtasks.distributed.shares import layout
 from jtasks.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ class Epoch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class BucketPlan(Plan):
+class BucketPlan(BatchPlan):
     """As `Plan`, with batches of several shapes; `batch_size` is the examples of the largest.
 
     Attributes:

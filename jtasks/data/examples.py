@@ -67,7 +67,7 @@ class Resize(NamedTuple):
 
 
 def fit(image: np.ndarray, size: int | Resize | None) -> np.ndarray:
-    """An image uint8 [h, w, c] scaled and cropped around its centre to [size, size, c]; unchanged for None.
+    """An image uint8 [h, w, c] scaled and cropped around its center to [size, size, c]; unchanged for None.
 
     A Resize gives what transformers' processors give with Pillow, to the bit.
     """
@@ -75,8 +75,8 @@ def fit(image: np.ndarray, size: int | Resize | None) -> np.ndarray:
         return image
     from PIL import Image, ImageOps
 
-    grey = image.shape[-1] == 1
-    picture = Image.fromarray(image[..., 0] if grey else image)
+    gray = image.shape[-1] == 1
+    picture = Image.fromarray(image[..., 0] if gray else image)
     if not isinstance(size, Resize):
         fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
         return np.array(fitted).reshape(size, size, -1)

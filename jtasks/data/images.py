@@ -35,7 +35,7 @@ def images(
     size: int | None = None,
     resize: Sequence[int] | None = None,
 ) -> Data | None:
-    """The examples of one split of a data set of labelled images.
+    """The examples of one split of a data set of labeled images.
 
     Data without a valid split of its own gives up the share `valid` of train, chosen by `seed`;
     90/10 is that of Chen et al. 2020, "Generative Pretraining from Pixels".
@@ -46,7 +46,7 @@ def images(
       folder: the folder of data (config.data.dir); None takes $JTASKS_DATA or the user's cache folder.
       seed: decides which examples of train become valid, and nothing else.
       valid: the share of train that becomes valid, in [0, 1); 0 gives none.
-      size: scale and crop every image around its centre to this width and height.
+      size: scale and crop every image around its center to this width and height.
       resize: instead of `size`, the fields of an `examples.Resize`: as an image processor of transformers does it.
 
     Returns:

@@ -17,8 +17,8 @@ from jtasks.errors import ConfigError, DataError
 from jtasks.ops.palette import Palette
 
 
-def fit(images: np.ndarray, colours: int, seed: int = 0, pixels: int = 2_000_000) -> np.ndarray:
-    """A palette [colours, c] float32 with little squared distance to the pixels of images [n, h, w, c], dark to light.
+def fit(images: np.ndarray, colors: int, seed: int = 0, pixels: int = 2_000_000) -> np.ndarray:
+    """A palette [colors, c] float32 with little squared distance to the pixels of images [n, h, w, c], dark to light.
 
     Fitted to a random sample of `pixels`.
     """
@@ -28,21 +28,21 @@ def fit(images: np.ndarray, colours: int, seed: int = 0, pixels: int = 2_000_000
     if len(flat) > pixels:
         flat = flat[permuted(np.arange(pixels), len(flat), seed)]
     distinct, counts = np.unique(flat, axis=0, return_counts=True)
-    if len(distinct) < colours:
-        raise DataError(f"config.data.colours={colours}, but the images hold only {len(distinct)} different colours")
-    if len(distinct) <= 1024:  # grey levels: few enough for exact iterations over all of them
-        means = KMeans(colours, random_state=seed, n_init=20)
+    if len(distinct) < colors:
+        raise DataError(f"config.data.num_colors={colors}, but the images hold only {len(distinct)} different colors")
+    if len(distinct) <= 1024:  # gray levels: few enough for exact iterations over all of them
+        means = KMeans(colors, random_state=seed, n_init=20)
     else:
-        means = MiniBatchKMeans(colours, random_state=seed, n_init=3, batch_size=16_384, max_iter=20)
+        means = MiniBatchKMeans(colors, random_state=seed, n_init=3, batch_size=16_384, max_iter=20)
     means.fit(distinct.astype(np.float32), sample_weight=counts.astype(np.float32))
-    centres = means.cluster_centers_.astype(np.float32)
-    return centres[np.lexsort([*centres.T, centres.sum(1)])]
+    centers = means.cluster_centers_.astype(np.float32)
+    return centers[np.lexsort([*centers.T, centers.sum(1)])]
 
 
 def levels(images: np.ndarray) -> np.ndarray:
-    """The palette [colours, 1] of grey images taken as they are: all levels from 0 to the highest."""
+    """The palette [colors, 1] of gray images taken as they are: all levels from 0 to the highest."""
     if images.shape[-1] != 1:
-        raise DataError("config.data.colours=0 takes grey levels as they are, but these images have colour")
+        raise DataError("config.data.num_colors=0 takes gray levels as they are, but these images have color")
     return np.arange(int(images.max()) + 1, dtype=np.float32)[:, None]
 
 
@@ -54,7 +54,7 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
     n = pipeline.size(examples)
     rows = np.sort(permuted(np.arange(min(n, 10_000)), n, seed))
     images = pipeline.fetch(examples, rows, None)["image"]
-    palette = fit(images, options.colours, seed) if options.colours else levels(images)
+    palette = fit(images, options.num_colors, seed) if options.num_colors else levels(images)
     for path in _places(options, seed):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,13 +68,13 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
 
 
 def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
-    """The palette, and what a model's sizes follow from: number of colours, image shape (h, w), positions.
+    """The palette, and what a model's sizes follow from: number of colors, image shape (h, w), positions.
 
     `resize`, how images come to that shape, is that of a Hugging Face folder, if the model is from one.
     """
     h, w, channels = pipeline.example(examples, 0)["image"].shape
     palette = load(palette_path(options, seed), channels)
-    return {"palette": palette, "colours": len(palette), "shape": (h, w), "positions": h * w, "resize": None}
+    return {"palette": palette, "num_colors": len(palette), "shape": (h, w), "positions": h * w, "resize": None}
 
 
 def palette_path(options: Any, seed: int) -> pathlib.Path:
@@ -87,12 +87,12 @@ def palette_path(options: Any, seed: int) -> pathlib.Path:
 
 def _places(options: Any, seed: int) -> list[pathlib.Path]:
     source = re.sub(r"\W+", "-", options.name)
-    name = f"{source}-{options.size or 'full'}-{options.colours}-seed{seed}.npy"
+    name = f"{source}-{options.size or 'full'}-{options.num_colors}-seed{seed}.npy"
     return [folder / "palettes" / name for folder in (data_folder(options.dir), cache_folder())]
 
 
 def load(path: pathlib.Path, channels: int) -> Palette:
-    """Read a palette [colours, channels] in pixel units from a .npy file or a run's palette.json, as a hashable tuple.
+    """Read a palette [colors, channels] in pixel units from a .npy file or a run's palette.json, as a hashable tuple.
 
     Raises:
       ConfigError: it is absent.
@@ -100,7 +100,7 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     """
     if not path.exists():
         raise ConfigError(f"no palette at {path}: give another --config.data.palette, or none to fit one to the data")
-    expected = f"expected .npy or palette.json of finite numbers [colours, {channels}]"
+    expected = f"expected .npy or palette.json of finite numbers [colors, {channels}]"
     try:
         content = json.loads(path.read_text(encoding="utf-8")) if path.suffix == ".json" else array(path)
         palette = np.asarray(content, np.float32)
@@ -108,4 +108,4 @@ def load(path: pathlib.Path, channels: int) -> Palette:
         raise DataError(f"palette {path} cannot be read ({error}): {expected}") from None
     if palette.ndim != 2 or palette.shape[1] != channels or not len(palette) or not np.isfinite(palette).all():
         raise DataError(f"palette {path} has shape {list(palette.shape)}, or values that are not finite: {expected}")
-    return tuple(tuple(float(x) for x in colour) for colour in palette)
+    return tuple(tuple(float(x) for x in color) for color in palette)

@@ -99,7 +99,7 @@ def decode(path: str) -> np.ndarray:
     """A picture file as a person sees it in a viewer: uint8 RGB [h, w, 3].
 
     It is turned as its EXIF orientation says. What is transparent lies on white. Of 16 bits the upper 8 are taken.
-    Grey, palettes, CMYK, YCbCr and Lab become RGB; colour profiles are not applied. Of several frames or pages the
+    Gray, palettes, CMYK, YCbCr and Lab become RGB; color profiles are not applied. Of several frames or pages the
     first is taken.
 
     Raises:
@@ -124,7 +124,7 @@ def decode(path: str) -> np.ndarray:
 
 
 def _eight_bits(picture: "Image") -> "Image":
-    """The picture with grey levels of 16 bits scaled to 8; others as they are."""
+    """The picture with gray levels of 16 bits scaled to 8; others as they are."""
     from PIL import Image
 
     tags = getattr(picture, "tag_v2", {})
@@ -139,11 +139,11 @@ def _eight_bits(picture: "Image") -> "Image":
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     levels = np.array(picture).astype(np.int32)
     clear = picture.info.get("transparency")
-    grey = (levels >> (bits - 8)).astype(np.uint8)
+    gray = (levels >> (bits - 8)).astype(np.uint8)
     if tags.get(PHOTOMETRIC) == MIN_IS_WHITE:
-        grey = 255 - grey
+        gray = 255 - gray
     alpha = np.where(levels == clear, 0, 255).astype(np.uint8)
-    layers = [grey] if clear is None else [grey, alpha]
+    layers = [gray] if clear is None else [gray, alpha]
     scaled = Image.merge(("L", "LA")[len(layers) - 1], [Image.fromarray(layer) for layer in layers])
     scaled.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
     return scaled

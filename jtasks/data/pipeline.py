@@ -123,7 +123,7 @@ def _collated(batch: Any, rows: int) -> dict[str, np.ndarray]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """Which example stands at each position of an endless stream of rows, `batch_size` of them a step."""
 
     n: int
@@ -191,7 +191,7 @@ class Plan:
 
 
 def batch_at(
-    examples: Examples, plan: Plan, step: int, collate: Collate | None = None, rows: Any = slice(None)
+    examples: Examples, plan: BatchPlan, step: int, collate: Collate | None = None, rows: Any = slice(None)
 ) -> dict[str, np.ndarray]:
     """The batch of one step, or some `rows` of it alone: arrays [plan.rows(step), ...] with `mask` and `seed`."""
     return plan.cut(_rows(examples, plan, plan.positions(step, rows), collate), step)
@@ -199,7 +199,7 @@ def batch_at(
 
 def batches(
     examples: Examples,
-    plan: Plan,
+    plan: BatchPlan,
     steps: range,
     sharding: NamedSharding,
     *,
@@ -275,7 +275,7 @@ def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = 
 class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
     """The rows that one process reads over some steps, one by one; picklable, for grain's workers."""
 
-    def __init__(self, examples: Examples, plan: Plan, steps: range, rows: np.ndarray):
+    def __init__(self, examples: Examples, plan: BatchPlan, steps: range, rows: np.ndarray):
         self.examples, self.plan, self.steps, self.rows = examples, plan, steps, rows
         self.planned: tuple[int, np.ndarray, dict[str, np.ndarray]] = (-1, np.array([]), {})
 
@@ -339,7 +339,7 @@ def _spread(batch: dict[str, np.ndarray], rows: np.ndarray, size: int) -> dict[s
     return full
 
 
-def _rows(examples: Examples, plan: Plan, positions: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
+def _rows(examples: Examples, plan: BatchPlan, positions: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
     indices, entries = plan.at(positions)
     return _merged(fetch(examples, indices, collate), entries)
 

@@ -47,7 +47,7 @@ def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collec
 
 
 def read(name: str, builder: Any, split: str) -> Examples | None:
-    """The labelled images of one split, or None if the data set lacks it; raises as `source`."""
+    """The labeled images of one split, or None if the data set lacks it; raises as `source`."""
     found = source(name, builder, SPLITS[split])
     if found is None:
         return None

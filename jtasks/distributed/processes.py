@@ -26,7 +26,7 @@ TOKEN = ".processes"
 SECRET = "JTASKS_SECRET"
 OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
-_links: list[rendezvous.Link] = []  # this process's place in its run, as jax.distributed too keeps one a process
+_links: list[rendezvous.PeerMonitor] = []  # this process's place in its run, as jax.distributed too keeps one a process
 
 
 def start(
@@ -69,7 +69,7 @@ def start(
     if cluster.process == 0:
         _write_token(token, make=make)
         try:
-            connections = rendezvous.gather(cluster.coordinator, cluster.processes, timeout, _key(token), source)
+            connections = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, _key(token), source)
         finally:
             with contextlib.suppress(OSError):
                 token.unlink()
@@ -78,7 +78,7 @@ def start(
         connections = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
     local = rendezvous.interface(host)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    _links[:] = [rendezvous.Link(cluster.process, connections)]  # from here on, a death is noticed
+    _links[:] = [rendezvous.PeerMonitor(cluster.process, connections)]  # from here on, a death is noticed
     jax.distributed.initialize(
         cluster.coordinator,
         cluster.processes,
@@ -98,7 +98,7 @@ def require_same(command: Mapping[str, Any]) -> None:
     Fields may differ that tell where a machine has its data and how it reads them, and the folder of a task's file.
     """
     own = {name: _short(name, value) for name, value in command.items() if name not in OF_A_MACHINE}
-    first_ = agree(lambda: own)
+    first_ = broadcast_from_first(lambda: own)
     other = [name for name in {**first_, **own} if first_.get(name) != own.get(name)]
     if other:
         lines = [f"{name}: process 0 has {first_.get(name)}, this one {own.get(name)}" for name in other]
@@ -107,7 +107,7 @@ def require_same(command: Mapping[str, Any]) -> None:
             + "\n  ".join(lines)
             + "\ngive all the same"
         )
-    meet()
+    barrier()
 
 
 def _short(name: str, value: Any) -> str:
@@ -199,7 +199,7 @@ def first() -> bool:
     return jax.process_index() == 0
 
 
-def agree(decide: Callable[[], T]) -> T:
+def broadcast_from_first(decide: Callable[[], T]) -> T:
     """What `decide` returns on the first process, JSON data, on all of them; the others wait and do not call it."""
     if alone():
         return decide()
@@ -229,7 +229,7 @@ def _first(array: np.ndarray) -> np.ndarray:
     return np.asarray(whole.addressable_data(0)[[device.process_index for device in devices].index(0)])
 
 
-def meet() -> None:
+def barrier() -> None:
     """Wait until all processes are here, however long it takes a slow one.
 
     To be called before collectives that are new: they find each other only if all come within half a minute, and
@@ -244,11 +244,11 @@ def meet() -> None:
         _links[0].hear()
 
 
-def once(action: Callable[[], None]) -> None:
+def on_first_process(action: Callable[[], None]) -> None:
     """Run `action` on the first process while the others wait."""
 
     def decide() -> int:
         action()
         return 0
 
-    agree(decide)
+    broadcast_from_first(decide)

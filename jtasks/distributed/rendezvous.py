@@ -73,7 +73,9 @@ class Connection:
         return None if not data or not all(isinstance(message, dict) for message in messages) else messages
 
 
-def gather(coordinator: str, processes: int, seconds: float, key: bytes, source: str = "the key") -> list[Connection]:
+def accept_peers(
+    coordinator: str, processes: int, seconds: float, key: bytes, source: str = "the key"
+) -> list[Connection]:
     """Wait on the first process until the others have come; returns their connections in order.
 
     Args:
@@ -261,7 +263,7 @@ class _Hall:
         raise ConfigError(text)
 
 
-class Link:
+class PeerMonitor:
     """The open connections of a run, watched by a thread that ends this process when another has failed."""
 
     def __init__(self, process: int, connections: list[Connection]):

@@ -69,7 +69,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
-def parts(mesh: Any) -> int:
+def num_batch_shards(mesh: Any) -> int:
     """How many parts a batch is divided into."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
 
@@ -79,7 +79,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def batched(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading dimension is divided over the devices, but for those along `tensor`, which hold the same."""
     return NamedSharding(mesh, _batch_spec(mesh))
 
@@ -136,12 +136,12 @@ def shardings(tree: Any, params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     return jax.tree_util.tree_map_with_path(of, tree)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def with_shardings(shapes: Any, shardings: Any) -> Any:
     """Return the shapes as `jax.ShapeDtypeStruct` with the shardings of their arrays."""
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 
 
-def over(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Callable[..., Any]:
+def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of (params, ...) as it runs over a mesh: divided parameters are gathered where they are used.
 
     Layers stacked by scan stay divided until their turn comes, for which models say `divided` of their activations.
@@ -202,10 +202,10 @@ def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -
     return chain(tree, jax.lax.stop_gradient(earlier))
 
 
-def divided(x: jax.Array) -> jax.Array:
+def constrain_batch(x: jax.Array) -> jax.Array:
     """Activations [b, ...] divided as the batch is, in a function that runs `over` a mesh; elsewhere as they are."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes or x.shape[0] % parts(mesh):
+    if mesh.empty or mesh.manual_axes or x.shape[0] % num_batch_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, _batch_spec(mesh))
 

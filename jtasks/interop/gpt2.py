@@ -33,7 +33,7 @@ START_LOGIT = -1000.0
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `models.GPT` that say the same as config.json, and for ImageGPT its number of colours."""
+    """The arguments of `models.GPT` that say the same as config.json, and for ImageGPT its number of colors."""
     config = {**DEFAULTS, **config}
     settings.refuse(config, FIXED)
     image, vocab = config["model_type"] == "imagegpt", config["vocab_size"]
@@ -52,7 +52,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config["resid_pdrop"],
         "attention_dropout": config["attn_pdrop"],
     }
-    return {**found, "colours": vocab - 1} if image else found
+    return {**found, "num_colors": vocab - 1} if image else found
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:

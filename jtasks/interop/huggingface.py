@@ -4,7 +4,7 @@
 |---|---|
 | GPT2LMHeadModel | `models.GPT` with layer norms |
 | ImageGPTForCausalImageModeling | `models.GPT` with `norm="rms"`, whose outputs lack the start token |
-| BertForPreTraining | `models.BERT`, initialised for `pretrain` |
+| BertForPreTraining | `models.BERT`, initialized for `pretrain` |
 | BertForSequenceClassification, BertForMultipleChoice | the same for `classify` |
 | BertForTokenClassification, BertForQuestionAnswering | the same for `tag` |
 | ViTForImageClassification | `models.ViT` with `pool="token"` |
@@ -38,8 +38,8 @@ UNSEEN = ("heads", "activation", "norm", "epsilon")
 def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     """The fields of config.model that make our model the folder's, from its config.json.
 
-    They are the arguments of the model, and what a task derives from its data: `colours` and `palette` of an
-    ImageGPT (whose folder holds its colour clusters), `shape` of a ViT's images.
+    They are the arguments of the model, and what a task derives from its data: `colors` and `palette` of an
+    ImageGPT (whose folder holds its color clusters), `shape` of a ViT's images.
 
     Raises:
       CheckpointError: there is no such folder, or its model is none of ours.
@@ -50,8 +50,8 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     if config["model_type"] == "imagegpt" and clusters.exists():
         processor = files.read_json(clusters)
         levels = np.asarray(processor.get("clusters", ()), np.float64)
-        if levels.shape == (found["colours"], 3):
-            found["palette"] = tuple(tuple(float(x) for x in colour) for colour in (levels + 1) * 127.5)
+        if levels.shape == (found["num_colors"], 3):
+            found["palette"] = tuple(tuple(float(x) for x in color) for color in (levels + 1) * 127.5)
             if "size" in processor:
                 found["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
     if config["model_type"] == "vit" and clusters.exists():
@@ -81,7 +81,7 @@ def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) 
     """Values for the placeholders (None) of config.model: the folder's, and else `values`, which the data gave.
 
     The folder's model may have more ids and positions than the data needs. The images' shape is the data's, and so
-    is the number of colours where the folder has no palette.
+    is the number of colors where the folder has no palette.
 
     Raises:
       ConfigError: the data needs more ids or positions than the folder's model has.
@@ -106,7 +106,7 @@ def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) 
             f"{folder}/{assets.PROCESSOR} makes pictures of {made}, config.model.shape is {tuple(shape)}: set"
             " config.data.size, or size and crop_size of that file"
         )
-    of_the_data = {"shape"} if "palette" in found else {"shape", "colours"}
+    of_the_data = {"shape"} if "palette" in found else {"shape", "num_colors"}
     return {**values, **{name: value for name, value in found.items() if name in asked - of_the_data}}
 
 
@@ -153,13 +153,13 @@ def import_params(
 
     Args:
       folder: as `save_pretrained` writes it.
-      params: the parameters as initialised; heads that the folder does not have stay as they are.
+      params: the parameters as initialized; heads that the folder does not have stay as they are.
       model: config.model, which must describe the folder's model.
       architecture: of the task's model; a classifier of another one is not taken. None: whatever fits.
       warn: told what can be wrong and cannot be checked.
 
     Returns:
-      The parameters, and the names that were `taken`, `left` as initialised, and the tensors `unused`.
+      The parameters, and the names that were `taken`, `left` as initialized, and the tensors `unused`.
 
     Raises:
       ConfigError: config.model describes another model; all differences are listed.
@@ -225,8 +225,8 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
 
 
 def architecture(task: ModuleType) -> str | None:
-    """The architecture that a task's model is, from the task's constant HUGGINGFACE; None where it has none."""
-    return getattr(task, "HUGGINGFACE", None)
+    """The architecture that a task's model is, from the task's constant HF_ARCHITECTURE; None where it has none."""
+    return getattr(task, "HF_ARCHITECTURE", None)
 
 
 def _family(config: Mapping[str, Any]) -> ModuleType:

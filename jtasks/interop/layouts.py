@@ -89,6 +89,6 @@ def linear(path: str, name: str, layer: Layout = TRANSPOSED, *, bias: bool = Tru
 
 
 def norm(path: str, name: str, *, bias: bool = True, head: bool = False) -> list[Entry]:
-    """The scale of a normalisation and, of a layer norm, its bias."""
+    """The scale of a normalization and, of a layer norm, its bias."""
     entries = [Entry(f"{path}/scale", (f"{name}.weight",), SAME, head)]
     return [*entries, Entry(f"{path}/bias", (f"{name}.bias",), SAME, head)] if bias else entries

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 Answers = Mapping[str, Sequence[str]]
 
 
-def normalised(text: str) -> str:
+def normalized(text: str) -> str:
     """Lower case, without punctuation (ASCII) and articles, blanks made single.
 
-    >>> normalised("The  cat's  hat, a hat!")
+    >>> normalized("The  cat's  hat, a hat!")
     'cats hat hat'
     """
     kept = "".join(sign for sign in text.lower() if sign not in string.punctuation)
@@ -22,8 +22,8 @@ def normalised(text: str) -> str:
 
 
 def exact(found: str, true: str) -> float:
-    """1 if the two are the same once normalised, else 0."""
-    return float(normalised(found) == normalised(true))
+    """1 if the two are the same once normalized, else 0."""
+    return float(normalized(found) == normalized(true))
 
 
 def f1(found: str, true: str) -> float:
@@ -32,7 +32,7 @@ def f1(found: str, true: str) -> float:
     >>> f1("the black cat", "a cat sat")
     0.5
     """
-    words, expected = normalised(found).split(), normalised(true).split()
+    words, expected = normalized(found).split(), normalized(true).split()
     common = sum((collections.Counter(words) & collections.Counter(expected)).values())
     return 2 * common / (len(words) + len(expected)) if common else 0.0
 
@@ -69,7 +69,7 @@ def scores_with_unanswerable(
       `exact` and `f1`, and both of the questions with (`answerable_`) and without answers (`unanswerable_`); with
       `odds`, the `best_exact` and `best_f1` that a threshold can reach, and the `best_f1_threshold`.
     """
-    golden = {name: [t for t in true if normalised(t)] or [""] for name, true in answers.items()}
+    golden = {name: [t for t in true if normalized(t)] or [""] for name, true in answers.items()}
     each = {
         "exact": {name: max(exact(found[name], t) for t in true) for name, true in golden.items()},
         "f1": {name: max(_f1_or_both_empty(found[name], t) for t in true) for name, true in golden.items()},
@@ -108,7 +108,7 @@ def best_threshold(
 
 
 def _f1_or_both_empty(found: str, true: str) -> float:
-    words, expected = normalised(found), normalised(true)
+    words, expected = normalized(found), normalized(true)
     return f1(found, true) if words and expected else float(words == expected)
 
 

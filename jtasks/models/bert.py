@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, normaliser, stack, vocabulary_logits, vocabulary_loss
+from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack, vocabulary_logits, vocabulary_loss
 
 
 class Bias(nn.Module):
@@ -23,7 +23,7 @@ class Bias(nn.Module):
 
 
 class BERT(nn.Module):
-    """Post-norm encoder over token ids; parameters of a head exist only where its method was initialised.
+    """Post-norm encoder over token ids; parameters of a head exist only where its method was initialized.
 
     Everywhere `tokens` and `types` (0 for the first text, 1 for the second) are [b, t] int32, and
     `segments` [b, t] int32 is 0 for padding: the attention mask, or numbers of packed texts.
@@ -63,7 +63,7 @@ class BERT(nn.Module):
             return nn.Embed(ids, self.width, dtype=self.dtype, embedding_init=NORMAL)
 
         self.tokens, self.position, self.type = embed(self.vocab), embed(self.positions), embed(self.types)
-        self.norm = normaliser("layer", self.epsilon, self.dtype)
+        self.norm = make_norm("layer", self.epsilon, self.dtype)
         self.dropout_in = Dropout(self.dropout)
         self.blocks = stack(
             depth=self.depth,
@@ -83,7 +83,7 @@ class BERT(nn.Module):
         )
         self.pooler = dense(self.width)
         self.masked_dense = dense(self.width)
-        self.masked_norm = normaliser("layer", self.epsilon, self.dtype)
+        self.masked_norm = make_norm("layer", self.epsilon, self.dtype)
         self.masked_out = Bias(self.vocab)
         self.next_sentence = Head(2, dtype=self.dtype, kernel_init=NORMAL)
         self.dropout_out = Dropout(self.classifier_dropout)
@@ -108,7 +108,7 @@ class BERT(nn.Module):
         labels: jax.Array,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Masked language modelling and next-sentence prediction.
+        """Masked language modeling and next-sentence prediction.
 
         Args:
           places: [b, m] positions of the masked tokens, and `labels` [b, m] what stood there.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, Cache, Head, normaliser, stack, vocabulary_logits, vocabulary_loss
+from jtasks.models.layers import NORMAL, Cache, Head, make_norm, stack, vocabulary_logits, vocabulary_loss
 from jtasks.ops.precision import wide
 
 
@@ -84,7 +84,7 @@ class GPT(nn.Module):
             plain=self.plain,
             dtype=self.dtype,
         )
-        self.last_norm = normaliser(self.norm, self.epsilon, self.dtype, name="norm")
+        self.last_norm = make_norm(self.norm, self.epsilon, self.dtype, name="norm")
         if not self.tied:
             self.head = Head(self.outputs, use_bias=False, dtype=self.dtype, kernel_init=NORMAL)
         if self.classes:
@@ -106,7 +106,7 @@ class GPT(nn.Module):
         """
         return self._logits(self.encode(tokens, deterministic, segments, positions))
 
-    def nats(
+    def token_loss(
         self,
         tokens: jax.Array,
         labels: jax.Array,
@@ -115,7 +115,7 @@ class GPT(nn.Module):
         positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Nats of `labels` [b, t] and whether each was the likeliest; never holds all logits (vocabulary_loss)."""
-        return self._nats(self.encode(tokens, deterministic, segments, positions), labels)
+        return self._token_loss(self.encode(tokens, deterministic, segments, positions), labels)
 
     def encode(
         self,
@@ -198,11 +198,11 @@ class GPT(nn.Module):
         last = jnp.mean(hidden.astype(wide(hidden)), axis=1)
         return hidden, cache, jnp.concatenate([features, last[None]])
 
-    def _nats(self, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _token_loss(self, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
         if self.tied:
             table = self.tokens.embedding
         else:
-            self.head(hidden[:, :1])  # makes the parameters when initialising
+            self.head(hidden[:, :1])  # makes the parameters when initializing
             table = self.head.variables["params"]["kernel"].T
         return vocabulary_loss(hidden, table, labels)
 

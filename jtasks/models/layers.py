@@ -31,8 +31,8 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def normaliser(kind: str, epsilon: float, dtype: Any, name: str | None = None) -> nn.Module:
-    """`layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019) normalisation of the last axis."""
+def make_norm(kind: str, epsilon: float, dtype: Any, name: str | None = None) -> nn.Module:
+    """`layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019) normalization of the last axis."""
     kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
     return kinds[kind](epsilon=epsilon, dtype=dtype, name=name)
 
@@ -130,8 +130,8 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """A transformer block.
 
-    By default pre-norm: the residual stream is added to, never normalised itself; with `post_norm` it is
-    normalised after each addition, as in Vaswani et al. 2017 and BERT.
+    By default pre-norm: the residual stream is added to, never normalized itself; with `post_norm` it is
+    normalized after each addition, as in Vaswani et al. 2017 and BERT.
 
     Also gives the input of the attention averaged over positions, [b, width]: the features of this layer.
 
@@ -160,10 +160,10 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
-        x = sharding.divided(x)  # else the compiler may divide it as it finds the parameters divided
+        x = sharding.constrain_batch(x)  # else the compiler may divide it as it finds the parameters divided
         # GPT-2: the residual stream's variance does not grow with depth; after a norm it cannot.
         scale = 1.0 if self.post_norm else (2 * self.depth) ** -0.5
-        norms = [normaliser(self.norm, self.epsilon, self.dtype, name) for name in ("norm1", "norm2")]
+        norms = [make_norm(self.norm, self.epsilon, self.dtype, name) for name in ("norm1", "norm2")]
 
         def up_and_down(y: jax.Array) -> jax.Array:
             hidden = self.hidden or 4 * self.width
@@ -183,7 +183,7 @@ class Block(nn.Module):
         return x, (cache, jnp.mean(normed.astype(wide(normed)), axis=1))
 
 
-def kept(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
+def remat_policy(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
     """What the backward pass does not compute again: products with parameters, attention, draws of dropout.
 
     A policy of `jax.checkpoint`. All else is cheap, and to keep it took two thirds of the memory, and time to write it
@@ -198,11 +198,11 @@ def kept(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
 def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Module:
     """`depth` blocks as one scan: compiled once, parameters stacked along a leading axis.
 
-    It is called as a Block: (x, cache, segments, deterministic). For the backward pass each layer keeps what `kept`
-    says, with `remat` nothing but what enters it.
+    Called as a Block: (x, cache, segments, deterministic). For the backward pass each layer keeps what `remat_policy`
+    says, or with `remat` only what enters it.
     """
     scanned = nn.scan(
-        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else kept),
+        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else remat_policy),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),

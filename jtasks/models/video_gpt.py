@@ -53,7 +53,7 @@ class VideoGPT(GPT):
         """
         x, valid = self._joined(video, frames, context, kinds, answer[:, :-1], deterministic)
         hidden, _, _ = self._run(x, None, valid.astype(jnp.int32), deterministic)
-        nats, correct = self._nats(hidden[:, -(answer.shape[1] - 1) :], answer[:, 1:])
+        nats, correct = self._token_loss(hidden[:, -(answer.shape[1] - 1) :], answer[:, 1:])
         if not video.shape[1]:
             return nats, correct, jnp.zeros(video.shape[:2], jnp.float32)
         predicted = self.regress(hidden[:, : video.shape[1] - 1])

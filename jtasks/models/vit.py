@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, Head, normaliser, stack
+from jtasks.models.layers import NORMAL, Head, make_norm, stack
 
 
 class ViT(nn.Module):
@@ -69,6 +69,6 @@ class ViT(nn.Module):
             dtype=self.dtype,
         )
         x, _ = blocks(x, None, None, deterministic)
-        x = normaliser("layer", self.epsilon, self.dtype, name="norm")(x)
+        x = make_norm("layer", self.epsilon, self.dtype, name="norm")(x)
         pooled = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
         return Head(self.classes, dtype=self.dtype, name="head")(pooled)

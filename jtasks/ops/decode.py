@@ -137,7 +137,7 @@ def sample(
 
     Args:
       logits: of the first token, [b, vocab] or [b, n, vocab], as the prefill gave them with `cache`.
-      keys: one random key a sequence, [b] or [b, n]; so a draw does not depend on its neighbours.
+      keys: one random key a sequence, [b] or [b, n]; so a draw does not depend on its neighbors.
       length: of the continuation; 0 draws nothing.
       temperature: 0 takes the likeliest token each time, without `keys`.
 
@@ -231,7 +231,7 @@ def beam_search(
       step_fn: takes tokens [b, num_beams] and gives logits [b, num_beams, vocab].
       logits: of the first token, [b, vocab], as the prefill gave them with `cache`.
       max_len: most tokens, the one that ends a sequence included; what reaches it has ended.
-      length_penalty: the power of the length by which log probabilities are divided; above 0 favours long ones.
+      length_penalty: the power of the length by which log probabilities are divided; above 0 favors long ones.
       early_stopping: True: stop with `num_beams` ended ones; False: when the best running one, at its present
         length, is worse than them; "never": when it is at its best possible length.
       n_best: at most `num_beams`.

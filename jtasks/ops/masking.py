@@ -1,4 +1,4 @@
-"""Masked language modelling: which tokens to hide, drawn on the device from each example's own key."""
+"""Masked language modeling: which tokens to hide, drawn on the device from each example's own key."""
 
 from typing import NamedTuple
 

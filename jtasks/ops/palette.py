@@ -10,7 +10,7 @@ Palette = tuple[tuple[float, ...], ...]
 
 
 def nearest(images: jax.Array, palette: Palette) -> jax.Array:
-    """Index of the nearest colour of each pixel in raster order: [b, h, w, c] -> [b, h * w] int32."""
+    """Index of the nearest color of each pixel in raster order: [b, h, w, c] -> [b, h * w] int32."""
     pixels = images.reshape(images.shape[0], -1, images.shape[-1]).astype(jnp.float32)
     # Channel by channel and not as a matrix product, which accelerators would round.
     distance = sum(
@@ -22,8 +22,8 @@ def nearest(images: jax.Array, palette: Palette) -> jax.Array:
 
 def pictures(tokens: np.ndarray, palette: Palette, shape: Sequence[int]) -> np.ndarray:
     """uint8 images [..., h, w, c] of tokens [..., h * w]; a palette that ends below 128 is stretched to 255."""
-    colours = np.asarray(palette, np.float32)
-    if colours.max() < 128:
-        colours = colours * (255 / max(colours.max(), 1))
-    images = np.rint(colours).clip(0, 255).astype(np.uint8)[tokens]
-    return images.reshape(*tokens.shape[:-1], *shape, colours.shape[1])
+    colors = np.asarray(palette, np.float32)
+    if colors.max() < 128:
+        colors = colors * (255 / max(colors.max(), 1))
+    images = np.rint(colors).clip(0, 255).astype(np.uint8)[tokens]
+    return images.reshape(*tokens.shape[:-1], *shape, colors.shape[1])

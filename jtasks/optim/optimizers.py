@@ -253,7 +253,7 @@ def factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
     # lbfgs, momo and sophia need the loss inside the update, rprop and sm3 take no schedule, schedule_free evaluates
     # other parameters than it trains, and optax has deprecated the next two as they stand.
     unsuited = re.compile(
-        r"_.*|scale_by_.*|lbfgs|momo|momo_adam|sophia|rprop|sm3|schedule_free.*|noisy_sgd|optimistic_adam"
+        r"_.*|scale_by_.*|lbfgs|momo|momo_adam|sophia|rprop|sm3|schedule_free.*|noisy_sgd|optimiztic_adam"
     )
     found: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for name, function in {**vars(optax.contrib), **vars(optax)}.items():

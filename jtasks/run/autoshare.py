@@ -23,7 +23,7 @@ FILE = "shares.json"
 SECONDS = 0.5  # of each measurement, and at least three runs
 
 
-def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job:
+def resolve_shares(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job:
     """The job with numbers for shares, where they are to be found: as recorded in `workdir`, or measured.
 
     They are measured anew if the devices or the batch are others than then, or if `config.shares` is "auto!".
@@ -31,18 +31,18 @@ def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job
     if job.config.shares not in (AUTO, AGAIN):
         return job
     plan = job.plan(examples, shuffle=True)
-    known = recorded(job, workdir) if processes.first() and job.config.shares == AUTO else None
-    if processes.agree(lambda: int(known is not None)):
+    known = load_shares(job, workdir) if processes.first() and job.config.shares == AUTO else None
+    if processes.broadcast_from_first(lambda: int(known is not None)):
         first = known.config.shares if known else (0,) * job.mesh.size
-        shares = tuple(processes.agree(lambda d=d: first[d]) for d in range(job.mesh.size))  # type: ignore[misc]
+        shares = tuple(processes.broadcast_from_first(lambda d=d: first[d]) for d in range(job.mesh.size))  # type: ignore[misc]
         say(f"shares {_short(shares)}, as recorded in {workdir / FILE}; config.shares='auto!' measures again")
         return _with(job, shares)
     at = min(plan.shapes(), key=plan.examples)  # the longest examples, where they are batched by length
     batch_size = plan.examples(at)
-    start, example = measured(job, pipeline.batch_at(examples, plan, at, job.collate), batch_size)
+    start, example = time_devices(job, pipeline.batch_at(examples, plan, at, job.collate), batch_size)
     shares, seconds = best_shares(start, example, batch_size)
     alike = float(np.max(start + -(-batch_size // job.mesh.size) * example))
-    processes.once(lambda: _record(job, workdir, shares, start, example))
+    processes.on_first_process(lambda: _record(job, workdir, shares, start, example))
     say(
         f"shares {_short(shares)}: {seconds:.3g} s a step expected, equal ones {alike:.3g} s; recorded in"
         f" {workdir / FILE}"
@@ -50,7 +50,7 @@ def settled(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job
     return _with(job, shares)
 
 
-def recorded(job: Job, workdir: pathlib.Path) -> Job | None:
+def load_shares(job: Job, workdir: pathlib.Path) -> Job | None:
     """The job with the shares that an earlier start of the run measured on the same devices; None without any."""
     try:
         record = json.loads((workdir / FILE).read_text(encoding="utf-8")) if job.config.shares in (AUTO, AGAIN) else {}
@@ -60,7 +60,7 @@ def recorded(job: Job, workdir: pathlib.Path) -> Job | None:
         return None
 
 
-def measured(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+def time_devices(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """What a microbatch takes on each device, in seconds: to start with, and for each example; [devices] both.
 
     Each process measures its own devices one by one, on microbatches as large as in equal shares and a quarter of
@@ -85,7 +85,7 @@ def measured(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> tuple
         slope = (many - few) / max(large - small, 1)
         row[1] = max(slope, 0.1 * many / large)
         row[0] = max(0.0, many - large * row[1])
-    processes.meet()
+    processes.barrier()
     everywhere = _gathered(job, found)
     return everywhere[:, 0], everywhere[:, 1]
 
@@ -102,7 +102,7 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
 
 def _gathered(job: Job, local: np.ndarray) -> np.ndarray:
     """The rows [devices, ...] of all processes' devices, in the order of the mesh, from this one's."""
-    divided, shape = sharding.batched(job.mesh), (job.mesh.size, *local.shape[1:])
+    divided, shape = sharding.batch_sharding(job.mesh), (job.mesh.size, *local.shape[1:])
     rows = sharding.local_rows(divided, len(job.mesh.devices.flat))
     array = sharding.put({"seconds": local.astype(np.float32)}, divided, rows, shape[0])["seconds"]
     whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(job.mesh))(array)

@@ -188,7 +188,7 @@ def clear_unfinished(folder: pathlib.Path) -> None:
 def newest(folder: pathlib.Path, warn: Callable[[str], None], before: float = math.inf) -> int | None:
     """The newest undamaged checkpoint's step below `before`; None where there is no checkpoint at all.
 
-    It reads the whole checkpoint: of several processes, one decides for all (see `processes.agree`).
+    It reads the whole checkpoint: of several processes, one decides for all (see `processes.broadcast_from_first`).
 
     Raises:
       CheckpointError: there are checkpoints, and each is damaged.
@@ -308,20 +308,20 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
 
     Args:
       source: a workdir, its `checkpoints` folder, or one `checkpoints/STEP`.
-      params: the parameters as initialised; leaves that do not fit stay as they are.
+      params: the parameters as initialized; leaves that do not fit stay as they are.
 
     Returns:
-      The parameters, and the names that were `taken`, `left` as initialised, and `unused` of the checkpoint.
+      The parameters, and the names that were `taken`, `left` as initialized, and `unused` of the checkpoint.
     """
     folder, named = locate(source)
-    step = processes.agree(lambda: (require(folder, int(named)) if named else newest(folder, warn)) or 0)
+    step = processes.broadcast_from_first(lambda: (require(folder, int(named)) if named else newest(folder, warn)) or 0)
     if not step:
         raise CheckpointError(
             f"no checkpoint in config.init_from={source}: give a workdir of a run, or checkpoints/STEP"
         )
     folder = folder / str(step)
     saved = _saved_leaves(folder)
-    prefix = "average/" if any(name.startswith("average/") for name in saved) else "params/"
+    prefix = "ema_params/" if any(name.startswith("ema_params/") for name in saved) else "params/"
     saved = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
     wanted = leaves(params)
     taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}

@@ -32,7 +32,7 @@ class Compiled:
             with self.compiling():
                 self.programs[shape] = self.function.lower(state, batch).compile()
                 _return_memory()
-                processes.meet()
+                processes.barrier()
         return self.programs[shape]
 
 

@@ -30,7 +30,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
     """A function (params, examples) -> metrics that compiles once; `poll` is called between batches and may raise."""
     replicated = sharding.replicated(job.mesh)
 
-    step = Compiled(jax.jit(job.over(functools.partial(sums_of, job)), out_shardings=replicated))
+    step = Compiled(jax.jit(job.on_mesh(functools.partial(sums_of, job)), out_shardings=replicated))
 
     def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
         plan = job.plan(examples, shuffle=False)
@@ -67,7 +67,7 @@ def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline
     if not wants_scores(job):
         return {}
     outputs = predictor(params, examples)
-    return processes.agree(lambda: scored(job, predict.rows(examples), outputs))
+    return processes.broadcast_from_first(lambda: scored(job, predict.rows(examples), outputs))
 
 
 def scored(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:

@@ -35,7 +35,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     if architecture is None:
         raise ConfigError(
             f"task {config.task} does not say which architecture of Hugging Face its model is: a task that can be"
-            f' exported has a constant such as HUGGINGFACE = "GPT2LMHeadModel"'
+            f' exported has a constant such as HF_ARCHITECTURE = "GPT2LMHeadModel"'
         )
     folder = (folder or workdir / "export" / "hf").expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / files.CONFIG).exists()):
@@ -44,7 +44,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     job = run.job
     examples = next((found for split in SPLITS if (found := run.examples(split)) is not None), None)
     if examples is None:
-        raise DataError(f"task {config.task} has no examples to initialise its model with")
+        raise DataError(f"task {config.task} has no examples to initialize its model with")
     tensors, theirs = huggingface.to_hf(_on_host(run.params(examples)), job.config.model, architecture)
     assets = task.assets(job.task, job.config)
     first, generation, vocabulary = _began_with(job.config)
@@ -59,7 +59,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
         for name, text in assets.items():
             write_file(folder / name, text)
 
-    processes.once(write)
+    processes.on_first_process(write)
     return folder
 
 

@@ -18,7 +18,7 @@ from jtasks.run import checkpoint, evaluate, predict
 from jtasks.run.job import Job
 from jtasks.run.log import Log
 from jtasks.run.signals import Stop, Stopped
-from jtasks.run.step import Report, State, non_finite
+from jtasks.run.step import State, StepOutput, non_finite
 from jtasks.run.workdir import record_data, recorded_splits
 
 
@@ -27,15 +27,15 @@ def due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
-class Milestones:
-    """The host's side of the loop; between `reach` and the next step it holds the newest state."""
+class Hooks:
+    """The host's side of the loop; between `after_step` and the next step it holds the newest state."""
 
     def __init__(
         self,
         job: Job,
         workdir: pathlib.Path,
         splits: dict[str, Any],
-        plan: pipeline.Plan,
+        plan: pipeline.BatchPlan,
         steps: int,
         log: Log,
         checkpoints: checkpoint.Checkpoints,
@@ -59,7 +59,7 @@ class Milestones:
         evaluated = not processes.alone() and due(step, config.eval_every)
         return step == self.steps or due(step, config.save_every) or evaluated
 
-    def reach(self, state: State, step: int) -> None:
+    def after_step(self, state: State, step: int) -> None:
         """Begin to save and evaluate if `step` asks for it, and end here if a signal came.
 
         Saving comes first, so that no error in an evaluation loses the state. A resumed run evaluates what has no
@@ -74,10 +74,12 @@ class Milestones:
         last = step == self.steps
         if step and self.saves(step):
             with self.log.pause():
-                if last or not (bad_steps := int(state.bad_steps)):
+                if last or not (nonfinite_steps := int(state.nonfinite_steps)):
                     self.save()
                 elif step != self.saved:
-                    self.log.warn(f"step {step} is not saved: it is one of {bad_steps} in a row that were not finite")
+                    self.log.warn(
+                        f"step {step} is not saved: it is one of {nonfinite_steps} in a row that were not finite"
+                    )
         if step and (last or due(step, self.job.config.eval_every)):
             rescue = self._save_and_wait if processes.alone() else self._settle  # saved before, by all
             with self.log.pause(), self.stop.rescue(rescue):
@@ -113,7 +115,7 @@ class Milestones:
         Raises:
           Stopped: after saving.
         """
-        if not self.stop.reached():
+        if not self.stop.should_stop():
             return
         assert self.stop.requested is not None
         self.stop.claim()
@@ -130,7 +132,9 @@ class Milestones:
         steps = sorted({*checkpoint.saved_steps(self.workdir / "checkpoints"), self.step})
         try:
             # Good checkpoints are worth more than the room of one whose last steps were not finite.
-            self.checkpoints.save(self.state, self.step, () if int(self.state.bad_steps) else self._expendable(steps))
+            self.checkpoints.save(
+                self.state, self.step, () if int(self.state.nonfinite_steps) else self._expendable(steps)
+            )
             self.saved, self.save_error = self.step, None
         except CheckpointError as error:
             self._failed(error)
@@ -144,36 +148,38 @@ class Milestones:
         self._settle()
         if self.save_error is not None:
             raise self.save_error
-        if self.state is not None and not int(self.state.bad_steps):  # the last evaluation may have found a better one
+        if self.state is not None and not int(
+            self.state.nonfinite_steps
+        ):  # the last evaluation may have found a better one
             self.checkpoints.delete(self._expendable(checkpoint.saved_steps(self.workdir / "checkpoints")))
 
-    def fails(self, report: Report) -> bool:
+    def fails(self, report: StepOutput) -> bool:
         """Whether the bad steps in a row up to this one end the run, which all are if no step was good."""
-        return int(report.bad_steps) >= min(self.job.config.max_bad_steps, self.steps)
+        return int(report.nonfinite_steps) >= min(self.job.config.max_bad_steps, self.steps)
 
-    def log_reports(self, state: State, step: int, reports: list[Report]) -> None:
+    def log_reports(self, state: State, step: int, reports: list[StepOutput]) -> None:
         """Add up the metrics of the steps since the last call; this waits for the device.
 
         Raises:
           TrainingError: `max_bad_steps` steps in a row, or all of the run, were not finite.
         """
-        fetched: list[Report] = jax.device_get(reports)
-        sums = metrics.summed(report.metrics for report in fetched if report.bad_steps == 0)
-        skipped = sum(report.bad_steps > 0 for report in fetched)
+        fetched: list[StepOutput] = jax.device_get(reports)
+        sums = metrics.summed(report.metrics for report in fetched if report.nonfinite_steps == 0)
+        skipped = sum(report.nonfinite_steps > 0 for report in fetched)
         found = metrics.values(sums) if sums else {}
         found |= {"gradient_norm": float(fetched[-1].gradient_norm), "lr": float(fetched[-1].learning_rate)}
         self.log.train(step, found | ({"skipped": float(skipped)} if skipped else {}))
         for at, report in enumerate(fetched, step - len(fetched) + 1):
             if self.fails(report):
-                raise TrainingError(self._diagnosis(state, at, int(report.bad_steps)))
+                raise TrainingError(self._diagnosis(state, at, int(report.nonfinite_steps)))
 
-    def _diagnosis(self, state: State, step: int, bad_steps: int) -> str:
+    def _diagnosis(self, state: State, step: int, nonfinite_steps: int) -> str:
         batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)
         indices, entries = self.plan.at(self.plan.positions(step - 1))
         names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1, self.job.mesh)
         found = "not finite with the parameters now: " + (", ".join(names[:8]) or "nothing")
         return (
-            f"the loss, the gradient or the update was not finite in {bad_steps} steps in a row,"
+            f"the loss, the gradient or the update was not finite in {nonfinite_steps} steps in a row,"
             f" the last of them step {step}\n"
             f"  {found}{f' and {len(names) - 8} more' if len(names) > 8 else ''}\n"
             f"  examples of step {step}: {indices[entries['mask'] > 0].tolist()}\n"
@@ -186,10 +192,10 @@ class Milestones:
         job = self.job
         for split in names:
             examples, recorded = self.splits[split], functools.partial(self.log.has, step, split)
-            if examples is None or processes.agree(recorded):
+            if examples is None or processes.broadcast_from_first(recorded):
                 continue
             begun = time.perf_counter()
-            processes.once(functools.partial(self._record_first_use, split))
+            processes.on_first_process(functools.partial(self._record_first_use, split))
             found = self.evaluate(state.eval_params, examples)
             if step == self.steps and self.predict is not None:
                 found |= evaluate.scores(job, self.predict, state.eval_params, examples)

@@ -54,7 +54,7 @@ class Job(NamedTuple):
             raise DataError(f"task {self.config.task} has no {split} split")
         return examples
 
-    def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.Plan:
+    def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.BatchPlan:
         """The order of the examples, and how each batch's rows are laid out on the devices.
 
         Devices that do not divide a batch get rows of padding. An evaluation's batches have no more rows than there
@@ -63,29 +63,29 @@ class Job(NamedTuple):
         Raises:
           ConfigError: the batch cannot be divided over devices and microbatches, or must not be.
         """
-        config, n, shares = self.config, pipeline.size(examples), (1,) * sharding.parts(self.mesh)
+        config, n, shares = self.config, pipeline.size(examples), (1,) * sharding.num_batch_shards(self.mesh)
         if shuffle:
             mixes = getattr(self.task, "MIXES_EXAMPLES", False)
             shares = checked_shares(config, self.mesh.shape, mixes=mixes)
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         rows = config.batch_size if shuffle else min(config.batch_size, n)
-        return pipeline.Plan(n, config.seed, rows, shuffle, shares=shares)
+        return pipeline.BatchPlan(n, config.seed, rows, shuffle, shares=shares)
 
     def shardings(self, tree: Any, params: Any) -> Any:
         """Where the leaves of `tree` live: the parameters, or a state that holds trees like them."""
         return sharding.shardings(tree, params, self.mesh, self.config.sharding)
 
-    def over(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def on_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """A function of (params, ...), to be jitted, as it runs on the mesh."""
-        return sharding.over(self.mesh, self.config.sharding, function)
+        return sharding.on_mesh(self.mesh, self.config.sharding, function)
 
-    def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.Plan:
+    def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.BatchPlan:
         config = self.config
         if not hasattr(self.task, "lengths") or not isinstance(examples, Mapping):
             raise ConfigError(
                 f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not tell the lengths of its"
-                " examples: it needs lengths(examples, config), PADDED and a dataset of arrays; 0 goes by batch_size"
+                " examples: it needs lengths(examples, config), SEQUENCE_KEYS and a dataset of arrays; or set it to 0"
             )
         return buckets.plan(
             np.asarray(self.task.lengths(examples, config)),
@@ -93,13 +93,13 @@ class Job(NamedTuple):
             shuffle=shuffle,
             tokens=config.batch_tokens,
             buckets=tuple(config.data.buckets),
-            padded=tuple(self.task.PADDED),
+            padded=tuple(self.task.SEQUENCE_KEYS),
             shares=shares,
         )
 
-    def batch_at(self, examples: pipeline.Examples, plan: pipeline.Plan, step: int) -> dict[str, jax.Array]:
+    def batch_at(self, examples: pipeline.Examples, plan: pipeline.BatchPlan, step: int) -> dict[str, jax.Array]:
         """The batch of one step on the devices; each process reads only the rows that its devices hold."""
-        batched = sharding.batched(self.mesh)
+        batched = sharding.batch_sharding(self.mesh)
         rows = sharding.local_rows(batched, plan.rows(step))
         batch = pipeline.batch_at(examples, plan, step, self.collate, rows)
         return sharding.put(batch, batched, rows, plan.rows(step))
@@ -107,7 +107,7 @@ class Job(NamedTuple):
     def batches(
         self,
         examples: pipeline.Examples,
-        plan: pipeline.Plan,
+        plan: pipeline.BatchPlan,
         steps: range,
         poll: Callable[[], None] = lambda: None,
     ) -> Iterator[dict[str, jax.Array]]:
@@ -119,7 +119,7 @@ class Job(NamedTuple):
             examples,
             plan,
             steps,
-            sharding.batched(self.mesh),
+            sharding.batch_sharding(self.mesh),
             collate=self.collate,
             threads=self.config.data.threads,
             workers=self.config.data.workers,
@@ -133,7 +133,7 @@ def prepare(config: Config) -> Job:
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh)
     if hasattr(module, "prepare"):
-        processes.once(lambda: module.prepare(config))
+        processes.on_first_process(lambda: module.prepare(config))
     return Job(module, fill(config, module), mesh)
 
 
@@ -168,7 +168,7 @@ def fill(config: Config, module: ModuleType) -> Config:
     return Config(config.to_dict() | {"model": model}) if model != config.model.to_dict() else config
 
 
-def total_steps(config: Config, plan: pipeline.Plan) -> int:
+def total_steps(config: Config, plan: pipeline.BatchPlan) -> int:
     """The steps of the run: as given, or from the epochs over the training examples."""
     steps = config.steps or plan.steps(config.epochs)
     if steps > 2e9:

@@ -17,11 +17,11 @@ from jtasks.distributed.shares import count_microbatches, unequal
 from jtasks.run import autoshare, checkpoint, flops, preflight, summary
 from jtasks.run import step as steps_
 from jtasks.run.compile import Compiled
-from jtasks.run.hooks import Milestones, due
+from jtasks.run.hooks import Hooks, due
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
 from jtasks.run.signals import Stop
-from jtasks.run.step import Batch, Report, State
+from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import imported, require_source
 from jtasks.run.workdir import (
     FILES,
@@ -40,7 +40,7 @@ from jtasks.run.workdir import (
 
 AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
-Step = Callable[[State, Batch], tuple[State, Report]]
+Step = Callable[[State, Batch], tuple[State, StepOutput]]
 
 
 def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
@@ -57,12 +57,12 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
     folder, fresh = workdir / "checkpoints", not workdir.exists()
     with locked(workdir), Stop() as stop:
         with stop.rescue(lambda: None), cleared_on_error(workdir, fresh=fresh):  # nothing is lost if it ends in here
-            processes.once(lambda: checkpoint.clear_unfinished(folder))
-            start = processes.agree(lambda: checkpoint.newest(folder, warn) or 0)
+            processes.on_first_process(lambda: checkpoint.clear_unfinished(folder))
+            start = processes.broadcast_from_first(lambda: checkpoint.newest(folder, warn) or 0)
             if not start:
                 require_source(config.init_from)
             else:
-                processes.once(lambda: require_files(workdir))
+                processes.on_first_process(lambda: require_files(workdir))
             job = prepare(own_tokenizer(config, workdir) if start else config)
             config = job.config
             splits = {split: job.examples(split) for split in SPLITS}
@@ -71,39 +71,41 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
             steps = total_steps(config, plan)
             if not config.batch_tokens and config.batch_size > (n := pipeline.size(examples)):
                 warn(f"config.batch_size={config.batch_size} is above the {n:,} examples: a step reads some repeatedly")
-            processes.once(lambda: record(job, workdir, splits, start, steps))
+            processes.on_first_process(lambda: record(job, workdir, splits, start, steps))
             if start > steps:
                 say(f"{workdir} holds step {start}, past config.steps={steps}: nothing is trained")
                 steps = start
             log = Log(workdir, start=start, steps=steps, amounts=plan.amounts, writer=processes.first())
             evaluated = [split for split in ("valid", "test") if splits[split] is not None]
-            if start >= steps and processes.agree(lambda: all(log.has(start, split) for split in evaluated)):
+            if start >= steps and processes.broadcast_from_first(
+                lambda: all(log.has(start, split) for split in evaluated)
+            ):
                 say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
                 return result(log, start)
-            job = autoshare.settled(job, workdir, examples)
+            job = autoshare.resolve_shares(job, workdir, examples)
             plan = job.plan(examples, shuffle=True)
             state, step = begin(job, workdir, splits, plan, start, steps, log)
 
         with log, checkpoint.Checkpoints(folder) as checkpoints:
-            between = Milestones(job, workdir, splits, plan, steps, log, checkpoints, stop, start)
-            with between.guard():
-                between.reach(state, start)
-                batches = job.batches(examples, plan, range(start, steps), poll=between.poll)
-                reports: list[Report] = []
+            hooks = Hooks(job, workdir, splits, plan, steps, log, checkpoints, stop, start)
+            with hooks.guard():
+                hooks.after_step(state, start)
+                batches = job.batches(examples, plan, range(start, steps), poll=hooks.poll)
+                reports: list[StepOutput] = []
                 log.advance(start)
                 for now, batch in enumerate(batches, start + 1):
                     state, report = step(state, batch)
-                    between.hold(state, now)
-                    report.bad_steps.copy_to_host_async()
+                    hooks.hold(state, now)
+                    report.nonfinite_steps.copy_to_host_async()
                     reports.append(report)
-                    failing = len(reports) > AHEAD and between.fails(reports[-AHEAD])  # waits for that step
+                    failing = len(reports) > AHEAD and hooks.fails(reports[-AHEAD])  # waits for that step
                     log.advance(now)
-                    stopping = stop.reached(now)
-                    if failing or stopping or due(now, config.log_every) or between.saves(now):
-                        between.log_reports(state, now, reports)
+                    stopping = stop.should_stop(now)
+                    if failing or stopping or due(now, config.log_every) or hooks.saves(now):
+                        hooks.log_reports(state, now, reports)
                         reports = []
-                    between.reach(state, now)
-                between.finish()
+                    hooks.after_step(state, now)
+                hooks.finish()
             return result(log, steps)
 
 
@@ -139,7 +141,7 @@ def state_after(
     """The state saved after `step`, or at 0 the initial one, with the parameters of config.init_from."""
     if step:
         folder = workdir / "checkpoints" / str(step)
-        state = checkpoint.restore(folder, sharding.placed(program.shapes, program.shardings))
+        state = checkpoint.restore(folder, sharding.with_shardings(program.shapes, program.shardings))
         say(f"resumed from step {step} of {workdir}")
         return state
     params = jax.jit(program.init, out_shardings=program.shardings.params)(batch)  # born divided: nowhere whole
@@ -179,12 +181,12 @@ def programs(job: Job, batch: Batch, steps: int) -> Programs:
     trainable = optim.trainable(config.optim, shapes)
 
     def create(params: Any) -> State:
-        return steps_.create(params, optimizer, average=config.ema > 0)
+        return steps_.init_state(params, optimizer, ema=config.ema > 0)
 
     state = jax.eval_shape(create, shapes)
     shardings = job.shardings(state, shapes)
     step = jax.jit(
-        steps_.make(job.task, config, optimizer, schedule, trainable, job.mesh),
+        steps_.make_train_step(job.task, config, optimizer, schedule, trainable, job.mesh),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated(job.mesh)),
     )
@@ -192,9 +194,9 @@ def programs(job: Job, batch: Batch, steps: int) -> Programs:
 
 
 def begin(
-    job: Job, workdir: pathlib.Path, splits: dict[str, Any], plan: pipeline.Plan, start: int, steps: int, log: Log
+    job: Job, workdir: pathlib.Path, splits: dict[str, Any], plan: pipeline.BatchPlan, start: int, steps: int, log: Log
 ) -> tuple[State, Step]:
-    """The state to start from, initialised or restored, and the compiled step; prints the summary."""
+    """The state to start from, initialized or restored, and the compiled step; prints the summary."""
     config = job.config
     batch = job.batch_at(splits["train"], plan, start)
     program = programs(job, batch, steps)

@@ -20,7 +20,7 @@ from jtasks.errors import ConfigError
 from jtasks.run import flops
 from jtasks.run.job import prepare, total_steps
 from jtasks.run.loop import programs
-from jtasks.run.summary import humanise
+from jtasks.run.summary import format_si
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
 _KINDS = "all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute|collective-broadcast"
@@ -82,11 +82,11 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     job = prepare(config)
     examples = job.required("train")
     plan = job.plan(examples, shuffle=True)
-    batched = sharding.batched(job.mesh)
+    batched = sharding.batch_sharding(job.mesh)
     host = pipeline.batch_at(examples, plan, 0, job.collate)
     batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
     program = programs(job, batch, total_steps(job.config, plan))
-    state = sharding.placed(program.shapes, program.shardings)
+    state = sharding.with_shardings(program.shapes, program.shardings)
     compiled = program.step.lower(state, batch).compile()
     found = collectives(compiled.as_text(), job.mesh.size)
     operations = flops.count(program.step, state, batch)
@@ -94,7 +94,7 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     memory = {
         "parameters": held(state.params),
         "optimizer": held(state.opt_state),
-        "average": held(state.average),
+        "ema_params": held(state.ema_params),
         "batch": held(batch),
         "activations and gradients": int(compiled.memory_analysis().temp_size_in_bytes),
     }
@@ -187,11 +187,11 @@ def table(plan: dict[str, Any]) -> str:
         ("devices", f"{plan['devices']}: {mesh}"),
         ("parameters", f"{plan['parameters']:,}"),
         ("batch", f"{plan['batch_size']} examples"),
-        ("FLOPs a step", humanise(plan["flops"])),
-        ("memory of a device", f"{humanise(plan['memory']['total'])}B"),
-        *((f"  {name}", f"{humanise(size)}B") for name, size in plan["memory"].items() if name != "total" and size),
-        ("sent by a device a step", f"{humanise(sum(c['bytes'] for c in plan['collectives'].values()))}B"),
-        *((f"  {kind}", f"{humanise(c['bytes'])}B in {c['count']}") for kind, c in plan["collectives"].items()),
+        ("FLOPs a step", format_si(plan["flops"])),
+        ("memory of a device", f"{format_si(plan['memory']['total'])}B"),
+        *((f"  {name}", f"{format_si(size)}B") for name, size in plan["memory"].items() if name != "total" and size),
+        ("sent by a device a step", f"{format_si(sum(c['bytes'] for c in plan['collectives'].values()))}B"),
+        *((f"  {kind}", f"{format_si(c['bytes'])}B in {c['count']}") for kind, c in plan["collectives"].items()),
         ("computing", f"{plan['compute_seconds']:.3g} s"),
         ("communicating", f"{plan['communication_seconds']:.3g} s"),
         ("step, one after the other", f"{plan['step_seconds']:.3g} s, {plan['efficiency']:.0%} efficient"),

@@ -32,7 +32,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
     if not hasattr(job.task, "predict_fn"):
         raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
     rng = jax.random.key(job.config.seed)
-    predict_fn = job.over(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config))
+    predict_fn = job.on_mesh(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config))
     step = Compiled(jax.jit(predict_fn, out_shardings=sharding.replicated(job.mesh)))
 
     def predict(params: Any, examples: pipeline.Examples) -> Sequence[Any]:
@@ -75,8 +75,8 @@ def checked_shown(shown: Any) -> dict[str, np.ndarray | str]:
             checked[name] = content.encode(errors="backslashreplace").decode()
             continue
         picture = np.asarray(content)
-        grey_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))
-        if picture.dtype != np.uint8 or not grey_or_rgb or not picture.size:
+        gray_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))
+        if picture.dtype != np.uint8 or not gray_or_rgb or not picture.size:
             kind = f"{picture.dtype}{list(picture.shape)}" if hasattr(content, "shape") else ranges.shown(content)
             raise ConfigError(f"show_fn must return {name!r} as a text or a picture, uint8 [h, w, 1 or 3], not {kind}")
         checked[name] = picture
@@ -94,9 +94,9 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
         if isinstance(content, str):
             write_file(path, content + "\n")
         else:
-            grey = content.ndim == 3 and content.shape[2] == 1
+            gray = content.ndim == 3 and content.shape[2] == 1
             with writer(path) as file:
-                Image.fromarray(content[..., 0] if grey else content).save(file, "png")
+                Image.fromarray(content[..., 0] if gray else content).save(file, "png")
         paths.append(path)
     return paths
 
@@ -108,10 +108,10 @@ def run(
 
     It goes to the folder `out`, by default the workdir.
 
-    What the task's report_fn makes of them goes beside it, as NAME-SPLIT.SUFFIX.
+    What the task's export_fn makes of them goes beside it, as NAME-SPLIT.SUFFIX.
     """
     run, folder = open_run(config, workdir, which), out or workdir
-    processes.once(lambda: require_writable(folder))
+    processes.on_first_process(lambda: require_writable(folder))
     job, examples = run.job, run.required(split)
     params = run.params(examples)
     outputs = make(job)(params, examples)
@@ -120,13 +120,13 @@ def run(
     def write() -> None:
         with writer(path) as file:
             file.writelines(_line(index, output) for index, output in enumerate(outputs))
-        if hasattr(job.task, "report_fn"):
-            reports = job.task.report_fn(rows(examples), outputs, job.config)
-            for name, text in task.checked_texts(reports, "report_fn").items():
+        if hasattr(job.task, "export_fn"):
+            reports = job.task.export_fn(rows(examples), outputs, job.config)
+            for name, text in task.checked_texts(reports, "export_fn").items():
                 report = pathlib.PurePath(name)
                 write_file(folder / f"{report.stem}-{split}{report.suffix}", text)
 
-    processes.once(write)
+    processes.on_first_process(write)
     return path
 
 
@@ -141,7 +141,7 @@ def run_show(
     if not job.config.show_count:
         raise ConfigError("config.show_count=0 shows nothing: --mode=show needs at least 1")
     folder = out or workdir / "show"
-    processes.once(lambda: require_writable(folder))
+    processes.on_first_process(lambda: require_writable(folder))
     examples = run.required(split)
     shown = show(job, make(job), run.params(examples), examples)
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []

@@ -28,7 +28,7 @@ class Run(NamedTuple):
         """A split as the run had it, None where there is none; ConfigError if it has changed since."""
         examples = self.job.examples(split)
         if examples is not None:
-            processes.once(lambda: self._compare(split, examples))
+            processes.on_first_process(lambda: self._compare(split, examples))
         return examples
 
     def required(self, split: str) -> pipeline.Examples:
@@ -42,11 +42,11 @@ class Run(NamedTuple):
           CheckpointError: they do not fit the config.
         """
         job = self.job
-        plan = pipeline.Plan(pipeline.size(examples), 0, sharding.parts(job.mesh), shuffle=False)
+        plan = pipeline.BatchPlan(pipeline.size(examples), 0, sharding.num_batch_shards(job.mesh), shuffle=False)
         batch = job.batch_at(examples, plan, 0)
         shapes = jax.eval_shape(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
-        like = sharding.placed(shapes, job.shardings(shapes, shapes))
-        name = "average" if job.config.ema else "params"
+        like = sharding.with_shardings(shapes, job.shardings(shapes, shapes))
+        name = "ema_params" if job.config.ema else "params"
         folder = self.workdir / "checkpoints" / str(self.step)
         return checkpoint.restore(folder, {name: like}, only=f"{name}/")[name]
 
@@ -71,13 +71,13 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run
         raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
     config = freeze(config)
     job = compared(config, folder, free=BATCHES)
-    step = processes.agree(lambda: _choose(config, folder, which))
+    step = processes.broadcast_from_first(lambda: _choose(config, folder, which))
     return Run(job, folder, step)
 
 
 def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
     """The job of a config, after comparing it with the run in `folder`, if there is one; some fields are `free`."""
-    processes.once(lambda: workdir.require_files(folder))
+    processes.on_first_process(lambda: workdir.require_files(folder))
     job = prepare(workdir.own_tokenizer(config, folder))
 
     def compare() -> None:
@@ -87,7 +87,7 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
         workdir.compare_assets(task.assets(job.task, job.config), folder)
 
-    processes.once(compare)
+    processes.on_first_process(compare)
     return job
 
 

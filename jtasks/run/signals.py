@@ -47,14 +47,14 @@ class Stop:
         self._sockets: tuple[socket.socket, ...] = ()
         self._wakeup = -1
 
-    def reached(self, step: int = 0) -> bool:
+    def should_stop(self, step: int = 0) -> bool:
         """Whether to stop now; all processes of a run call it after the same batches, or after the same `step`."""
         if processes.unlinked():
             from jax.experimental import multihost_utils
 
             if step and multihost_utils.reached_preemption_sync_point(step):
                 self.requested = signal.SIGTERM
-        elif self.requested is None and (number := processes.agree(lambda: self._noted)):
+        elif self.requested is None and (number := processes.broadcast_from_first(lambda: self._noted)):
             self.requested = signal.Signals(number)
         return self.requested is not None
 

@@ -35,46 +35,46 @@ class State(NamedTuple):
     step: jax.Array  # int32 scalar: steps done
     params: Params
     opt_state: optax.OptState
-    average: Params | None  # moving average of params, if asked for
-    bad_steps: jax.Array  # int32 scalar: non-finite steps in a row, up to now
+    ema_params: Params | None  # moving average of params, if asked for
+    nonfinite_steps: jax.Array  # int32 scalar: non-finite steps in a row, up to now
 
     @property
     def eval_params(self) -> Params:
         """The parameters to evaluate: the average, if there is one."""
-        return self.params if self.average is None else self.average
+        return self.params if self.ema_params is None else self.ema_params
 
 
-class Report(NamedTuple):
+class StepOutput(NamedTuple):
     """What a step tells: metrics as sums and counts, and scalars about the update."""
 
     metrics: Metrics
     gradient_norm: jax.Array
     learning_rate: jax.Array
-    bad_steps: jax.Array  # 0 when the update was made
+    nonfinite_steps: jax.Array  # 0 when the update was made
 
 
-def create(params: Params, optimizer: optax.GradientTransformation, *, average: bool) -> State:
+def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
     """The state before the first step."""
-    copy = jax.tree.map(jnp.copy, params) if average else None  # a copy: both are donated to the step
+    copy = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both are donated to the step
     return State(jnp.int32(0), params, optimizer.init(params), copy, jnp.int32(0))
 
 
-def make(
+def make_train_step(
     task: ModuleType,
     config: Config,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     trainable: Any,
     mesh: Mesh | None = None,
-) -> Callable[[State, Batch], tuple[State, Report]]:
+) -> Callable[[State, Batch], tuple[State, StepOutput]]:
     """The step as a pure function (state, batch) -> (state, report), to be jitted with the state donated.
 
     `trainable` is what `optim.trainable` says; `mesh` is where state and batch live. A step whose loss, gradient or
-    updates are not finite changes nothing but `step` and `bad_steps`.
+    updates are not finite changes nothing but `step` and `nonfinite_steps`.
     """
     measure = gradient_fn(task, config, mesh)
 
-    def step(state: State, batch: Batch) -> tuple[State, Report]:
+    def step(state: State, batch: Batch) -> tuple[State, StepOutput]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradient, metrics = measure(state.params, batch, rng)
         gradient = jax.tree.map(_kept, gradient, trainable)
@@ -83,13 +83,13 @@ def make(
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = _if_real(optax.apply_updates(state.params, updates), state.params)
         finite &= _stays_finite(state.params, params, updates)
-        average = None
-        if state.average is not None:
-            average = _if_real(optax.incremental_update(params, state.average, 1 - config.ema), params)
-        bad_steps = jnp.where(finite, 0, state.bad_steps + 1)
-        new = State(state.step + 1, params, opt_state, average, bad_steps)
-        old = state._replace(step=new.step, bad_steps=bad_steps)
-        report = Report(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), bad_steps)
+        ema_params = None
+        if state.ema_params is not None:
+            ema_params = _if_real(optax.incremental_update(params, state.ema_params, 1 - config.ema), params)
+        nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
+        new = State(state.step + 1, params, opt_state, ema_params, nonfinite_steps)
+        old = state._replace(step=new.step, nonfinite_steps=nonfinite_steps)
+        report = StepOutput(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), nonfinite_steps)
         return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), report
 
     return step
@@ -104,8 +104,8 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
 
     def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
         if shares and mesh is not None:
-            return dealt_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
-        over = sharding.over(mesh, config.sharding, loss_fn)
+            return uneven_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
+        over = sharding.on_mesh(mesh, config.sharding, loss_fn)
         microbatches = count_microbatches(config)
         after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
         gradient, metrics = exact_gradient(over, params, batch, rng, microbatches=microbatches, after=after)
@@ -139,7 +139,7 @@ def exact_gradient(
     return _summed(loss_fn, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after)
 
 
-def dealt_gradient(
+def uneven_gradient(
     loss_fn: LossFn,
     params: Params,
     batch: Batch,

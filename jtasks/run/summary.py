@@ -55,7 +55,7 @@ def show(
         ("data", ", ".join(splits) or "none"),
         ("batch", f"{batch}{microbatches}, {precision}"),
         ("steps", _length(epoch if data.get("train") else 0, start, steps)),
-        ("FLOPs a step", humanise(flops) if flops else "unknown"),
+        ("FLOPs a step", format_si(flops) if flops else "unknown"),
         ("devices", _devices(devices)),
         ("mesh", " x ".join(f"{axis} {size}" for axis, size in mesh_shape.items()) or "none"),
         ("on a device", _memory(params, state)),
@@ -104,10 +104,10 @@ def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
     return [*rows, ("total", f"{len(leaves)} arrays", count, state)]
 
 
-def humanise(value: float) -> str:
+def format_si(value: float) -> str:
     """Returns a large number with a metric prefix.
 
-    >>> humanise(1.2345e12), humanise(950)
+    >>> format_si(1.2345e12), format_si(950)
     ('1.23 T', '950')
     """
     power = min(int(math.log10(value) // 3), 6) if value >= 1000 else 0
@@ -159,7 +159,7 @@ def _memory(params: Any, state: Any) -> str:
         return parts, wholes
 
     def size(count: int) -> str:
-        return f"{humanise(count)}{'' if count >= 1000 else ' '}B"
+        return f"{format_si(count)}{'' if count >= 1000 else ' '}B"
 
     def said(part: int, whole: int, what: str) -> str:
         return f"{what} {size(part)}" + (f" of {size(whole)}" if part < whole else "")

@@ -98,7 +98,7 @@ def _tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
-    """Refuse a run whose colour tokens are other colours, or that saw pixels with another mean or deviation."""
+    """Refuse a run whose color tokens are other colors, or that saw pixels with another mean or deviation."""
     processor = assets.read(folder / assets.PROCESSOR)
     processor = processor if isinstance(processor, dict) else {}
     theirs = {"palette": assets.read(folder / assets.PALETTE)}
@@ -134,7 +134,7 @@ def _comparable(there: Sequence[str], here: Sequence[str]) -> tuple[list[str], l
 def _by_class(
     params: Any, fresh: Any, report: dict[str, list[str]], order: np.ndarray | None
 ) -> tuple[Any, dict[str, list[str]]]:
-    """The classifier's rows in the order of this task's classes; those of other classes as initialised."""
+    """The classifier's rows in the order of this task's classes; those of other classes as initialized."""
     if order is None:
         return params, report
     heads = {name.rpartition("/")[0] for name in report["taken"]} & {"classifier", "head", "dense2"}

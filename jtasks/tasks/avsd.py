@@ -25,7 +25,7 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-PADDED = ("context", "kinds")  # what config.batch_tokens may cut
+SEQUENCE_KEYS = ("context", "kinds")  # what config.batch_tokens may cut
 
 
 def defaults() -> dict[str, Any]:
@@ -202,7 +202,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     return {"dialogues": "\n".join(pages)}
 
 
-def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """The answers in the official formats: `dstc7.json` (the file of dialogues, filled) and `coco.json` (results).
 
     In a file with undisclosed answers those alone are filled in. One in which a video comes twice has no `dstc7.json`.

@@ -1,4 +1,4 @@
-"""Pre-training of BERT: masked language modelling and next-sentence prediction (Devlin et al. 2019).
+"""Pre-training of BERT: masked language modeling and next-sentence prediction (Devlin et al. 2019).
 
 From raw text (one sentence a line, a blank line between documents), which `prepare` tokenizes and pairs; masks are
 drawn on the device from each example's seed, new ones each epoch. Or from HDF5 shards of prepared examples, whose masks
@@ -23,7 +23,7 @@ from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 from jtasks.ops import augment, masking
 from jtasks.ranges import Field
 
-HUGGINGFACE = "BertForPreTraining"
+HF_ARCHITECTURE = "BertForPreTraining"
 IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # what masking knows, in config.model
 
 Batch = dict[str, jax.Array]

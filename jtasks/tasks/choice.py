@@ -21,7 +21,7 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "BertForMultipleChoice"
+HF_ARCHITECTURE = "BertForMultipleChoice"
 INPUTS = ("tokens", "types", "segments")
 FIELDS: dict[str, dict[str, values.Check]] = {
     "swag": {

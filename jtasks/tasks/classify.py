@@ -22,8 +22,8 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "BertForSequenceClassification"
-PADDED = ("tokens", "types", "segments")
+HF_ARCHITECTURE = "BertForSequenceClassification"
+SEQUENCE_KEYS = ("tokens", "types", "segments")
 
 
 def defaults() -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _model(config: Config) -> Any:
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
-    return tuple(batch[name].astype(jnp.int32) for name in PADDED)
+    return tuple(batch[name].astype(jnp.int32) for name in SEQUENCE_KEYS)
 
 
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:

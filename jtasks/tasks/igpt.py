@@ -26,7 +26,7 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "ImageGPTForCausalImageModeling"
+HF_ARCHITECTURE = "ImageGPTForCausalImageModeling"
 
 
 def defaults() -> dict[str, Any]:
@@ -34,14 +34,14 @@ def defaults() -> dict[str, Any]:
     return {
         **models.fields(models.GPT, omit=["vocab", "outputs"], filled=["positions"]),
         "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data as these three
-        "model.colours": Field(int, "[1, 2e9]"),
+        "model.num_colors": Field(int, "[1, 2e9]"),
         "model.shape": Field(tuple, "[1, inf)"),
         "model.resize": Field(tuple, "[0, inf)"),  # of an `examples.Resize`, as a Hugging Face folder has it
         "model.layer": Field(int, None, -1),  # whose features are classified: 0 ... layers - 1; -1: the last's output
         "generation": Field(float, "[0, inf)", 1.0),  # weight of the pixels' term of a classifier
         **data.IMAGES,
         "data.palette": Field(str, None, ""),  # a file; "": fitted to the training images
-        "data.colours": Field(int, "[0, 2e9]", 512),  # of a fitted palette; 0: gray levels as they are
+        "data.num_colors": Field(int, "[0, 2e9]", 512),  # of a fitted palette; 0: gray levels as they are
         "data.crop": Field(int, "[0, 2e9]", 0),  # pixels of padding that a crop of training images may take
         "data.flip": Field(bool, None, False),  # mirror half of the training images
         **decode.SAMPLE,
@@ -164,7 +164,7 @@ def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) 
 
 
 def _model(config: Config) -> Any:
-    colors = config.model.colours
+    colors = config.model.num_colors
     return models.build(models.GPT, config, vocab=colors + 1, outputs=colors)  # and the start token
 
 
@@ -177,7 +177,7 @@ def _tokens(batch: Batch, config: Config) -> jax.Array:
 
 
 def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
-    return models.shifted(tokens, config.model.colours)
+    return models.shifted(tokens, config.model.num_colors)
 
 
 def _classified(params: Any, tokens: jax.Array, rng: jax.Array | None, config: Config) -> tuple[jax.Array, jax.Array]:

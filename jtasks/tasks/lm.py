@@ -23,7 +23,7 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "GPT2LMHeadModel"
+HF_ARCHITECTURE = "GPT2LMHeadModel"
 
 
 def defaults() -> dict[str, Any]:
@@ -82,7 +82,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     window, weights = batch["tokens"].astype(jnp.int32), example_weights(batch)
     inputs, labels = window[:, :-1], window[:, 1:]
     nats, correct = models.apply(
-        _model(config), params, inputs, labels, rng=rng, method="nats", **_packing(inputs, config)
+        _model(config), params, inputs, labels, rng=rng, method="token_loss", **_packing(inputs, config)
     )
     counted = (jnp.arange(labels.shape[1])[None] >= batch["skip"][:, None]) * weights[:, None]
     loss = Loss.of(nats, counted)

@@ -22,8 +22,8 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "BertForQuestionAnswering"
-PADDED = ("tokens", "types", "segments")
+HF_ARCHITECTURE = "BertForQuestionAnswering"
+SEQUENCE_KEYS = ("tokens", "types", "segments")
 NEVER = -1e30  # the score of what is no span; JSON has no infinity
 
 
@@ -171,7 +171,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     return {"answers": "\n".join(lines)}
 
 
-def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """The official file of predictions, {id: text}; the best spans of each question; the odds against an answer."""
     found = list(_found(examples, outputs, config))
     best = {f.question.name: [{"text": text, "score": score} for text, score in f.best] for f in found}
@@ -209,7 +209,7 @@ def _model(config: Config) -> Any:
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
-    return tuple(batch[name].astype(jnp.int32) for name in PADDED)
+    return tuple(batch[name].astype(jnp.int32) for name in SEQUENCE_KEYS)
 
 
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:

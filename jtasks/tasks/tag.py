@@ -21,8 +21,8 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "BertForTokenClassification"
-PADDED = ("tokens", "segments", "labels", "starts")
+HF_ARCHITECTURE = "BertForTokenClassification"
+SEQUENCE_KEYS = ("tokens", "segments", "labels", "starts")
 
 
 def defaults() -> dict[str, Any]:
@@ -116,7 +116,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     return {"entities": "\n".join(lines)}
 
 
-def report_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Words, true tags if the file tells them, and predicted tags in columns, which conlleval reads."""
     return {
         "tags.conll": "\n".join(

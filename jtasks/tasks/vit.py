@@ -17,7 +17,7 @@ from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
 
-HUGGINGFACE = "ViTForImageClassification"
+HF_ARCHITECTURE = "ViTForImageClassification"
 
 
 def defaults() -> dict[str, Any]:

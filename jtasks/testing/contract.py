@@ -21,7 +21,7 @@ from jtasks.run.preflight import check_loss, check_metrics, kind, require_arrays
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, small, unequal, variables
 from jtasks.tree import leaf_name
 
-CONSTANTS = ("MIXES_EXAMPLES", "PADDED", "HUGGINGFACE")
+CONSTANTS = ("MIXES_EXAMPLES", "SEQUENCE_KEYS", "HF_ARCHITECTURE")
 NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_fn", "show": "show_fn"}
 
 
@@ -44,7 +44,7 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
         _evaluation(made)
         _predictions(made)
         _other_splits(made, splits)
-    notes = _misspelt(module)
+    notes = _misspelled(module)
     if printed.getvalue().strip():
         line = printed.getvalue().strip().splitlines()[0][:60]
         notes.append(
@@ -73,7 +73,7 @@ def _ordered(module: ModuleType, function: str, arguments: tuple[str, ...]) -> N
     )
 
 
-def _misspelt(module: ModuleType) -> list[str]:
+def _misspelled(module: ModuleType) -> list[str]:
     notes = []
     for given, member in vars(module).items():
         own = inspect.isfunction(member) and member.__module__ == module.__name__

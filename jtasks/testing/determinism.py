@@ -50,12 +50,12 @@ def predictions(subject: Subject) -> str:
         again = jax.device_get(anew(subject.params, batch, key(0)))
         _compare(subject, "predict_fn", outputs, again, "when traced again with the same rng")
     rows, half = np.arange(b), b // 2
-    neighbours = np.where(rows < half, rows, 0)
+    neighbors = np.where(rows < half, rows, 0)
     hint = (
         "treat each row alone: draw per example, jax.vmap over jax.random.key(seed) for batch['seed'] (see"
         " jtasks.ops.augment.keys), not from rng in the shape of the batch; no statistics over the batch"
     )
-    for indices, how in ((neighbours, "beside other examples"), (rows[::-1], "at another place of the batch")):
+    for indices, how in ((neighbors, "beside other examples"), (rows[::-1], "at another place of the batch")):
         moved = jax.device_get(subject.predict(subject.params, pick(batch, indices), key(0)))
         mine = jax.tree.map(lambda x, i=indices: x[i], outputs)
         differing = unequal(mine, moved, tolerance=1e-4)
@@ -98,10 +98,10 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
                 _is_number(again) and float(number) == float(again), f"{text}, and {again!r} when called again", hint
             )
         said += f"; scores {some(scores[0])}"
-    if hasattr(task, "report_fn"):
-        reports = task.report_fn(*split, config)
+    if hasattr(task, "export_fn"):
+        reports = task.export_fn(*split, config)
         texts = isinstance(reports, Mapping) and all(isinstance(text, str) for text in reports.values())
-        require(texts, f"report_fn returned a {type(reports).__name__}", "return {file name: text}")
+        require(texts, f"export_fn returned a {type(reports).__name__}", "return {file name: text}")
         said += f"; reports {some(reports)}"
     if hasattr(task, "show_fn"):
         shown = task.show_fn(examples[:4], rows[:4], config)
@@ -151,14 +151,14 @@ def _same_data(subject: Subject) -> None:
 def _same_params(subject: Subject) -> None:
     task, config = subject.task, subject.config
 
-    def initialised(seed: int) -> Any:
+    def initialized(seed: int) -> Any:
         return jax.jit(lambda rng, batch: task.init(rng, batch, config))(key(seed), subject.batch)
 
-    differing = unequal(subject.params, initialised(config.seed))
+    differing = unequal(subject.params, initialized(config.seed))
     hint = "draw every parameter from the argument rng" + _suspects(task)
     require(not differing, f"init gives other values of {some(differing)} for the same rng", hint)
     varied = [leaf_name(p) for p, x in jax.tree_util.tree_leaves_with_path(subject.params) if np.ptp(x) > 0]
-    if varied and not unequal(subject.params, initialised(config.seed + 1)):
+    if varied and not unequal(subject.params, initialized(config.seed + 1)):
         raise Fault(f"init ignores rng: {some(varied)} are the same for every seed", hint)
 
 

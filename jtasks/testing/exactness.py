@@ -162,7 +162,7 @@ def meshes_agree(subject: Subject) -> str:
     one = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
     measure = subject.measurement(subject.config)
     params, rng = jax.device_put((subject.params, key(0)), sharding.replicated(mesh))
-    many = jax.device_get(measure(params, jax.device_put(subject.batch, sharding.batched(mesh)), rng))
+    many = jax.device_get(measure(params, jax.device_put(subject.batch, sharding.batch_sharding(mesh)), rng))
     difference, path = gradient_difference(one[0], many[0])
     hint = "a task sees the whole batch whatever the mesh: no pmean, psum, axis_index or device_count in it"
     for metric, mean in one[1].items():
@@ -199,7 +199,7 @@ def evaluation_agrees(subject: Subject) -> str:
         examples = [pipeline.read(subject.examples, i) for i in range(n)]
     found: dict[int, dict[str, float]] = {}
     for size in sorted({n, min(7, n), 1}, reverse=True):
-        plan = pipeline.Plan(n, subject.config.seed, size, shuffle=False)
+        plan = pipeline.BatchPlan(n, subject.config.seed, size, shuffle=False)
         sums: dict[str, Mean] = {}
         for index in range(-(-n // size)):
             batch = subject.job.batch_at(examples, plan, index)
@@ -268,22 +268,22 @@ def lengths_are_true(subject: Subject) -> str:
     hint = "lengths(examples, config) returns the tokens of each example of the dataset, int [n]"
     n = pipeline.size(subject.examples)
     require(lengths.shape == (n,) and lengths.dtype.kind in "iu", f"lengths is {lengths.dtype}{lengths.shape}", hint)
-    absent = [name for name in task.PADDED if name not in subject.batch]
-    require(not absent, f"PADDED names {absent}, which batches do not have", "name the entries to cut")
+    absent = [name for name in task.SEQUENCE_KEYS if name not in subject.batch]
+    require(not absent, f"SEQUENCE_KEYS names {absent}, which batches do not have", "name the entries to cut")
     own = lengths[subject.plan.at(subject.plan.positions(0))[0]]
     real = own <= np.quantile(own, 0.25, method="higher")
     longest = int(own[real].max())
     batch = keep(subject.batch, real)
-    cut = {name: x[..., :longest] if name in task.PADDED else x for name, x in batch.items()}
+    cut = {name: x[..., :longest] if name in task.SEQUENCE_KEYS else x for name, x in batch.items()}
     large = jax.tree.map(lambda x: 5 * x, subject.perturbed)  # at first a model hardly looks at its inputs
     whole, short = (jax.device_get(subject.evaluate(large, x)) for x in (batch, cut))
     for metric, mean in whole.items():
         require(
             close(value(mean), value(short[metric]), 10) and close(mean.count, short[metric].count),
-            f"{metric!r} is {value(mean):.6g}, but {value(short[metric]):.6g} when {list(task.PADDED)} are cut to"
-            f" {longest}, the most that lengths says of these examples",
-            "what is behind an example's length must be padding that the model does not see, and PADDED must name all"
-            " entries of that length",
+            f"{metric!r} is {value(mean):.6g}, but {value(short[metric]):.6g} when {list(task.SEQUENCE_KEYS)} are cut"
+            f" to {longest}, the most that lengths says of these examples",
+            "what is behind an example's length must be padding that the model does not see, and SEQUENCE_KEYS must"
+            " name all entries of that length",
         )
     return f"cut to {longest}: the metrics stay"
 

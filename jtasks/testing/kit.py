@@ -110,7 +110,7 @@ def hint(error: BaseException, task: ModuleType | None) -> str:
             "the function is jitted: no if, float(), int(), bool(), .item() or numpy on arrays; jnp.where, jax.lax.cond"
         )
     function = raised_in(error, task)
-    if function in ("score_fn", "show_fn", "report_fn"):
+    if function in ("score_fn", "show_fn", "export_fn"):
         return (
             f"{function}(examples, outputs, config) gets the dicts of dataset, before collate_fn, and for each of them"
             " what predict_fn gave for that row; it runs on the host, and its result must be what jtasks/task.py says"

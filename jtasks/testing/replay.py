@@ -35,7 +35,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
       CheckpointError: the checkpoint does not fit the config.
     """
     job = compared(config, workdir)
-    job = autoshare.recorded(job, workdir) or job
+    job = autoshare.load_shares(job, workdir) or job
     examples = job.required("train")
     plan = job.plan(examples, shuffle=True)
     steps_ = total_steps(config, plan)
@@ -140,12 +140,12 @@ def _non_finite(tree: Any) -> list[str]:
 
 
 def _state(
-    job: Job, examples: Any, plan: pipeline.Plan, workdir: pathlib.Path, step: int, total: int
+    job: Job, examples: Any, plan: pipeline.BatchPlan, workdir: pathlib.Path, step: int, total: int
 ) -> tuple[steps.State, int]:
     """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
     batch = job.batch_at(examples, plan, 0)
     program = loop.programs(job, batch, total)
-    start = processes.agree(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)
+    start = processes.broadcast_from_first(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)
     state = loop.state_after(start, job, workdir, program, batch, say)
     for index in range(start, step - 1):
         state, _ = program.step(state, job.batch_at(examples, plan, index))

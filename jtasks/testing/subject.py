@@ -92,7 +92,7 @@ class Subject:
         return bool(getattr(self.task, "MIXES_EXAMPLES", False))
 
     @functools.cached_property
-    def plan(self) -> pipeline.Plan:
+    def plan(self) -> pipeline.BatchPlan:
         """The order of training."""
         return self.job.plan(self.examples, shuffle=True)
 
@@ -113,7 +113,7 @@ class Subject:
 
     @functools.cached_property
     def perturbed(self) -> Tree:
-        """Other parameters of like size, so that nothing is zero only because it was initialised so."""
+        """Other parameters of like size, so that nothing is zero only because it was initialized so."""
         return self.perturbation(1)
 
     def perturbation(self, seed: int) -> Tree:

@@ -137,8 +137,9 @@ def subject_state(subject: Subject) -> steps.State:
     """The state before the first step, with the config's own optimizer."""
     transformation, _ = optim.optimizer(subject.config.optim, subject.steps, subject.params)
     replicated = sharding.replicated(subject.job.mesh)
-    average = subject.config.ema > 0
-    create = jax.jit(lambda p: steps.create(p, transformation, average=average), out_shardings=replicated)
+    create = jax.jit(
+        lambda p: steps.init_state(p, transformation, ema=subject.config.ema > 0), out_shardings=replicated
+    )
     return create(subject.params)
 
 
@@ -152,7 +153,7 @@ def subject_step(subject: Subject) -> Any:
 
 def _new_step(subject: Subject) -> Any:
     transformation, schedule = optim.optimizer(subject.config.optim, subject.steps, subject.params)
-    step = steps.make(subject.task, subject.config, transformation, schedule, subject.trainable)
+    step = steps.make_train_step(subject.task, subject.config, transformation, schedule, subject.trainable)
     return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(subject.job.mesh))
 
 
@@ -256,7 +257,7 @@ def _descend(subject: Subject, batch: Batch, rate: float, begun: float) -> tuple
 
 def _truly_better(subject: Subject, before: Any, after: Any, losses: list[float]) -> None:
     """What eval_fn says of the same batch must not have got worse."""
-    hint = "is the sign of loss_fn's loss right? It is minimised: a cross-entropy is -log p, a reward -reward"
+    hint = "is the sign of loss_fn's loss right? It is minimized: a cross-entropy is -log p, a reward -reward"
     for metric in before:
         old, new = value(before[metric]), value(after[metric])
         said = (

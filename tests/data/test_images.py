@@ -1,4 +1,4 @@
-"""Claims about the sources of labelled images."""
+"""Claims about the sources of labeled images."""
 
 import functools
 import gzip
@@ -364,9 +364,9 @@ def test_the_real_cifar_is_the_same_in_binary_and_in_pictures(shared, tmp_path):
 # --- folders of pictures
 
 
-def picture(path: pathlib.Path, colour: object, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
+def picture(path: pathlib.Path, color: object, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, colour).save(path)
+    Image.new(mode, size, color).save(path)
 
 
 @pytest.fixture
@@ -430,7 +430,7 @@ def test_a_class_may_be_called_test(tmp_path):
 
 
 def test_every_picture_is_rgb_and_cropped_around_its_centre(tmp_path):
-    picture(tmp_path / "a" / "grey.png", 9, mode="L")
+    picture(tmp_path / "a" / "gray.png", 9, mode="L")
     picture(tmp_path / "a" / "alpha.png", (1, 2, 3, 0), mode="RGBA")
     wide = Image.new("RGB", (30, 10), "red")
     wide.paste("blue", (10, 0, 20, 10))

@@ -70,7 +70,7 @@ def palette(transparency=None):
 
 
 @pytest.mark.parametrize(
-    ("name", "picture", "options", "colour"),
+    ("name", "picture", "options", "color"),
     [
         ("x.png", Image.new("RGBA", (4, 4), (10, 20, 30, 0)), {}, (255, 255, 255)),
         ("x.png", Image.new("RGBA", (4, 4), (0, 0, 0, 128)), {}, (127, 127, 127)),
@@ -94,9 +94,9 @@ def palette(transparency=None):
         ("x.tif", Image.new("L", (4, 4), 7), {"save_all": True, "append_images": [Image.new("L", (4, 4))]}, (7, 7, 7)),
     ],
 )
-def test_colours_are_those_of_a_viewer_on_white(tmp_path, name, picture, options, colour):
+def test_colors_are_those_of_a_viewer_on_white(tmp_path, name, picture, options, color):
     found = saved(tmp_path / name, picture, **options)
-    assert found.shape == (4, 4, 3) and (found == colour).all()
+    assert found.shape == (4, 4, 3) and (found == color).all()
 
 
 def test_lab_becomes_rgb(tmp_path):

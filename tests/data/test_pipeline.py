@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jtasks.data import pipeline, shuffle
-from jtasks.data.pipeline import Plan
+from jtasks.data.pipeline import BatchPlan
 from jtasks.errors import ConfigError, DataError
 
 
@@ -59,7 +59,7 @@ SIZES = {"n": st.integers(1, 40), "b": st.integers(1, 50), "seed": st.integers(0
 
 
 def test_batch_at_is_pure():
-    plan = Plan(30, 3, 8, shuffle=True)
+    plan = BatchPlan(30, 3, 8, shuffle=True)
     first = pipeline.batch_at(arrays(30), plan, 5)
     pipeline.batch_at(arrays(30), plan, 99)
     equal(first, pipeline.batch_at(arrays(30), plan, 5))
@@ -70,7 +70,7 @@ def test_batch_at_is_pure():
 @settings(max_examples=40, deadline=None)
 @given(**SIZES, start=st.integers(0, 5))
 def test_epochs_are_permutations_strung_together(n, b, seed, start):
-    plan = Plan(n, seed, b, shuffle=True)
+    plan = BatchPlan(n, seed, b, shuffle=True)
     steps = range(start, start + 3 * n // b + 3)
     stream = np.concatenate([plan.at(step * b + np.arange(b))[0] for step in steps])
     offset = -(start * b) % n  # to the first epoch that begins in here
@@ -83,7 +83,7 @@ def test_epochs_are_permutations_strung_together(n, b, seed, start):
 def test_seeds_follow_from_run_epoch_and_example_whatever_the_batch_size(n, b, seed, other):
     def seeds(batch_size):
         stream = {}
-        plan = Plan(n, seed, batch_size, shuffle=True)
+        plan = BatchPlan(n, seed, batch_size, shuffle=True)
         for step in range(2 * n // batch_size + 1):
             positions = step * batch_size + np.arange(batch_size)
             indices, entries = plan.at(positions)
@@ -98,7 +98,7 @@ def test_seeds_follow_from_run_epoch_and_example_whatever_the_batch_size(n, b, s
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64, 90])
 def test_evaluation_covers_every_example_once_in_order(batch_size):
-    plan = Plan(90, 0, batch_size, shuffle=False)
+    plan = BatchPlan(90, 0, batch_size, shuffle=False)
     batches = [pipeline.batch_at(arrays(90), plan, step) for step in range(-(-90 // batch_size))]
     x = np.concatenate([batch["x"][batch["mask"] == 1, 0] for batch in batches])
     np.testing.assert_array_equal(x, np.arange(90))
@@ -113,7 +113,7 @@ def test_evaluation_covers_every_example_once_in_order(batch_size):
 @pytest.mark.parametrize("source", [arrays, Rows])
 @pytest.mark.parametrize("shuffle", [True, False])
 def test_batches_equal_batch_at(source, shuffle):
-    plan, examples = Plan(20, 1, 8, shuffle), source(20)
+    plan, examples = BatchPlan(20, 1, 8, shuffle), source(20)
     found = list(pipeline.batches(examples, plan, range(3), on(1), threads=4))
     assert len(found) == 3
     for step, batch in enumerate(found):
@@ -122,7 +122,7 @@ def test_batches_equal_batch_at(source, shuffle):
 
 @pytest.mark.parametrize("source", [arrays, Rows])
 def test_starting_at_a_step_gives_the_tail_of_starting_at_the_first(source):
-    plan, examples = Plan(20, 1, 8, shuffle=True), source(20)
+    plan, examples = BatchPlan(20, 1, 8, shuffle=True), source(20)
     whole = list(pipeline.batches(examples, plan, range(9), on(1), threads=2))
     tail = list(pipeline.batches(examples, plan, range(6, 9), on(1), threads=2))
     for one, other in zip(whole[6:], tail, strict=True):
@@ -131,7 +131,7 @@ def test_starting_at_a_step_gives_the_tail_of_starting_at_the_first(source):
 
 @pytest.mark.parametrize("source", [arrays, Rows])
 def test_eight_devices_hold_the_same_global_batch_one_eighth_each(source):
-    plan, examples = Plan(20, 1, 16, shuffle=True), source(20)
+    plan, examples = BatchPlan(20, 1, 16, shuffle=True), source(20)
     for step, batch in enumerate(pipeline.batches(examples, plan, range(2), on(8), threads=4)):
         expected = pipeline.batch_at(examples, plan, step)
         equal(jax.device_get(batch), expected)
@@ -141,7 +141,7 @@ def test_eight_devices_hold_the_same_global_batch_one_eighth_each(source):
 
 
 def test_worker_processes_read_the_same_batches():
-    plan = Plan(20, 1, 8, shuffle=True)
+    plan = BatchPlan(20, 1, 8, shuffle=True)
     found = list(pipeline.batches(Rows(20), plan, range(2), on(1), workers=1))
     assert len(found) == 2
     for step, batch in enumerate(found):
@@ -153,7 +153,7 @@ def test_a_collate_fn_sees_example_dicts_from_either_source():
         assert set(examples[0]) == {"x", "y", "name"}
         return {"sum": np.sum([example["x"] for example in examples], axis=1)}
 
-    plan = Plan(20, 1, 8, shuffle=True)
+    plan = BatchPlan(20, 1, 8, shuffle=True)
     one, other = (
         [jax.device_get(batch) for batch in pipeline.batches(examples, plan, range(2), on(1), collate=collate)]
         for examples in (arrays(20), Rows(20))
@@ -167,17 +167,17 @@ def test_a_collate_fn_sees_example_dicts_from_either_source():
 def test_memory_mapped_arrays_are_read(tmp_path):
     np.save(tmp_path / "x.npy", arrays(20)["x"])
     mapped = {"x": np.load(tmp_path / "x.npy", mmap_mode="r")}
-    plan = Plan(20, 1, 8, shuffle=True)
+    plan = BatchPlan(20, 1, 8, shuffle=True)
     (batch,) = pipeline.batches(mapped, plan, range(1), on(1))
     np.testing.assert_array_equal(batch["x"], pipeline.batch_at(arrays(20), plan, 0)["x"])
 
 
 @pytest.mark.parametrize("source", [arrays, Rows])
 def test_text_stays_off_the_device_and_wide_numbers_become_narrow(source):
-    batch = pipeline.batch_at(source(20), Plan(20, 0, 4, shuffle=True), 0)
+    batch = pipeline.batch_at(source(20), BatchPlan(20, 0, 4, shuffle=True), 0)
     assert set(batch) == {"x", "y", "mask", "seed"}
     wide = {"a": np.arange(4), "b": np.ones(4), "c": np.array([True] * 4), "d": np.arange(4, dtype=np.uint8)}
-    kinds = {k: v.dtype.name for k, v in pipeline.batch_at(wide, Plan(4, 0, 4, shuffle=False), 0).items()}
+    kinds = {k: v.dtype.name for k, v in pipeline.batch_at(wide, BatchPlan(4, 0, 4, shuffle=False), 0).items()}
     assert kinds == {"a": "int32", "b": "float32", "c": "bool", "d": "uint8", "mask": "float32", "seed": "uint32"}
 
 
@@ -196,11 +196,11 @@ def test_a_dataset_without_arrays_is_an_error():
 
 def test_an_unreadable_example_names_its_index():
     with pytest.raises(DataError, match="example 13 of the dataset cannot be read: OSError: disk on fire"):
-        pipeline.batch_at(Rows(20, broken=[13]), Plan(20, 0, 20, shuffle=False), 0)
+        pipeline.batch_at(Rows(20, broken=[13]), BatchPlan(20, 0, 20, shuffle=False), 0)
 
 
 def test_an_unreadable_example_names_its_index_when_read_ahead():
-    batches = pipeline.batches(Rows(20, broken=[13]), Plan(20, 0, 4, shuffle=False), range(5), on(1), threads=2)
+    batches = pipeline.batches(Rows(20, broken=[13]), BatchPlan(20, 0, 4, shuffle=False), range(5), on(1), threads=2)
     with pytest.raises(DataError, match="example 13 of the dataset cannot be read: OSError: disk on fire"):
         list(batches)
     assert not prefetchers()
@@ -209,15 +209,15 @@ def test_an_unreadable_example_names_its_index_when_read_ahead():
 @pytest.mark.parametrize("name", ["mask", "seed"])
 def test_the_names_that_the_library_adds_are_reserved(name):
     with pytest.raises(ConfigError, match=rf"\['{name}'\]"):
-        pipeline.batch_at({"x": np.zeros(4), name: np.zeros(4)}, Plan(4, 0, 2, shuffle=True), 0)
+        pipeline.batch_at({"x": np.zeros(4), name: np.zeros(4)}, BatchPlan(4, 0, 2, shuffle=True), 0)
     with pytest.raises(ConfigError, match=rf"\['{name}'\]"):
-        list(pipeline.batches([{name: 1.0}] * 4, Plan(4, 0, 2, shuffle=True), range(1), on(1), threads=1))
+        list(pipeline.batches([{name: 1.0}] * 4, BatchPlan(4, 0, 2, shuffle=True), range(1), on(1), threads=1))
 
 
 @pytest.mark.parametrize("rows", [[{"x": np.zeros(2)}, {"x": np.zeros(3)}], [{"x": 1, "y": 2}, {"x": 1}]])
 def test_examples_that_do_not_stack_ask_for_a_collate_fn(rows):
     with pytest.raises(DataError, match=r"cannot be stacked .*give the task a collate_fn"):
-        pipeline.batch_at(rows, Plan(2, 0, 2, shuffle=False), 0)
+        pipeline.batch_at(rows, BatchPlan(2, 0, 2, shuffle=False), 0)
 
 
 # Prefetching
@@ -269,7 +269,7 @@ def test_prefetch_reads_as_far_ahead_as_asked_and_no_further():
 
 
 def test_batches_abandoned_early_leave_no_thread():
-    found = pipeline.batches(Rows(1000), Plan(1000, 0, 4, shuffle=True), range(10**6), on(1), threads=2)
+    found = pipeline.batches(Rows(1000), BatchPlan(1000, 0, 4, shuffle=True), range(10**6), on(1), threads=2)
     next(found)
     found.close()
     assert not prefetchers()

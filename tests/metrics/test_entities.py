@@ -13,7 +13,7 @@ SEQUENCES = st.lists(st.sampled_from(TAGS), max_size=12)
 GOLDEN = [
     ("B-per I-per O B-loc", [("per", 0, 1), ("loc", 3, 3)]),
     ("I-per I-per O I-loc", [("per", 0, 1), ("loc", 3, 3)]),  # IOB1
-    ("I-per B-per I-per", [("per", 0, 0), ("per", 1, 2)]),  # IOB1: B parts neighbours
+    ("I-per B-per I-per", [("per", 0, 0), ("per", 1, 2)]),  # IOB1: B parts neighbors
     ("B-per B-per I-loc", [("per", 0, 0), ("per", 1, 1), ("loc", 2, 2)]),
     ("B-per I-loc I-per", [("per", 0, 0), ("loc", 1, 1), ("per", 2, 2)]),
     ("S-per B-loc I-loc E-loc E-loc", [("per", 0, 0), ("loc", 1, 3), ("loc", 4, 4)]),  # IOBES
