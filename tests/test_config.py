@@ -64,7 +64,7 @@ def test_the_chosen_optimizer_brings_its_own_fields(written):
 
 
 OTHER_VALUES = {
-    "task": ("jtasks.tasks.igpt", "jtasks.tasks.igpt"),
+    "task": ("jtasks.tasks.mnist", "jtasks.tasks.mnist"),
     "seed": ("7", 7),
     "batch_size": ("12", 12),
     "batch_tokens": ("4096", 4096),
@@ -224,7 +224,7 @@ def test_a_misspelled_field_of_a_file_is_guessed(written, field, near):
     ],
 )
 def test_a_file_may_have_fields_that_others_refer_to_whatever_its_task(written, line, path):
-    for task in ("own.py", "jtasks.tasks.igpt"):
+    for task in ("own.py", "jtasks.tasks.mnist"):
         config = configs.load(written(f"config.{line}\n", least=LEAST.replace("own.py", task)))
         assert dict(configs.fields(config))[f"config.{path}"] == 3
 

@@ -130,14 +130,14 @@ def test_a_field_that_a_config_leaves_out_has_the_tasks_default():
     assert (config.data.size, config.data.white, config.model.pool, config.model.patch) == (None, 255.0, "mean", None)
 
 
-@pytest.mark.parametrize("field", ["model.widht", "data.colors", "sample.temprature", "generaton"])
+@pytest.mark.parametrize("field", ["model.widht", "data.num_color", "sample.temprature", "generaton"])
 def test_a_misspelled_field_of_a_task_is_answered_with_its_name(field):
     group, _, name = field.rpartition(".")
     fields = {"task": "jtasks.tasks.igpt", "steps": 2} | ({group: {name: 1}} if group else {name: 1})
     with pytest.raises(ConfigError, match=rf"unknown field config\.{field} in .*, did you mean config\."):
         configs.freeze(fields)
     with pytest.raises(ConfigError, match=rf"unknown field config\.{field}"):
-        configs.freeze({"task": "jtasks.tasks.igpt", "steps": 2}, [f"--config.{field}=1"])
+        configs.freeze({"task": "jtasks.tasks.igpt", "steps": 2, "data": {"name": "digits"}}, [f"--config.{field}=1"])
 
 
 def test_a_field_that_a_task_reads_and_the_config_lacks_is_named(tmp_path, capfd):
@@ -247,4 +247,5 @@ def test_the_defaults_of_a_shipped_task_are_in_their_ranges(name):
     fields = task.fields(task.load(f"jtasks.tasks.{name}"))
     for field, known in fields.items():
         ranges.check(field, known.default, known)
-    assert configs.freeze({"task": f"jtasks.tasks.{name}", "steps": 1})
+    named = {"data": {"name": "digits"}} if "data.name" in fields else {}
+    assert configs.freeze({"task": f"jtasks.tasks.{name}", "steps": 1, **named})

@@ -4,6 +4,7 @@ import io
 import re
 import sys
 import types
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +24,34 @@ def flags(params, frozen=()):
     return {name: jax.tree.map(lambda _, name=name: name not in frozen, part) for name, part in params.items()}
 
 
-def show(workdir, **options):
-    params = tree(2)
-    defaults = {
-        "task": "jtasks.tasks.mnist",
-        "config_name": "configs/mnist.py:[small]",
-        "workdir": workdir,
-        "data": {"train": 50_000, "valid": 10_000, "test": None},
-        "params": params,
-        "trainable": flags(params, frozen=["embed"]),
-        "flops": 3.2e12,
-        "steps": 1000,
-        "start": 0,
-        "batch": "256 examples",
-        "epoch": 50_000 / 256,
-        "accumulate": 4,
-        "precision": "bfloat16",
-        "devices": jax.devices(),
-        "mesh_shape": {"data": 4, "model": 2},
-    }
-    summary.show(**{**defaults, **options})
+class State(NamedTuple):
+    params: Any
+    opt_state: Any
+
+
+def show(
+    workdir,
+    flops=3.2e12,
+    sizes=None,
+    steps=(0, 1000),
+    mesh=None,
+    opt_state=(),
+    params=None,
+    frozen=("embed",),
+    **fields,
+):
+    params = tree(2) if params is None else params
+    config = {"task": "jtasks.tasks.mnist", "shares": None, "accumulate": 4, "precision": "bfloat16"} | fields
+    job = types.SimpleNamespace(config=types.SimpleNamespace(**config), mesh=types.SimpleNamespace(shape=mesh))
+    plan = types.SimpleNamespace(describe=lambda: "256 examples", epoch_steps=50_000 / 256)
+    job.mesh.shape = {"data": 4, "model": 2} if mesh is None else mesh
+    sizes = {"train": 50_000, "valid": 10_000, "test": None} if sizes is None else sizes
+    state = State(params, opt_state)
+    summary.show(
+        summary.describe(job, plan, sizes, workdir, state, flops, steps),
+        params,
+        flags(params, ["embed"] if frozen is None else frozen),
+    )
 
 
 def test_a_log_file_gets_every_fact_in_plain_lines(tmp_path, capsys):
@@ -54,7 +63,7 @@ def test_a_log_file_gets_every_fact_in_plain_lines(tmp_path, capsys):
     facts, table = err.split("parameters\n")
     assert [tuple(re.split(" {2,}", line)) for line in facts.splitlines()] == [
         ("task", "jtasks.tasks.mnist"),
-        ("config", "configs/mnist.py:[small]"),
+        ("config", f"{tmp_path}/config.json"),
         ("data", "train 50,000, valid 10,000"),
         ("batch", "256 examples in 4 microbatches, bfloat16"),
         ("steps", "1,000 (5.12 epochs of 195.3 steps)"),
@@ -75,12 +84,12 @@ def test_a_terminal_gets_the_same_facts(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "150")
     monkeypatch.setenv("TERM", "xterm")
     show(tmp_path)
-    for fact in ("jtasks.tasks.mnist", "configs/mnist.py:[small]", "195.3 steps", "embed/table", "1,200", "8 x cpu"):
+    for fact in ("jtasks.tasks.mnist", "config.json", "195.3 steps", "embed/table", "1,200", "8 x cpu"):
         assert fact in screen.getvalue()
 
 
 def test_what_is_unknown_or_absent_is_said_or_left_out(tmp_path, capsys):
-    show(tmp_path, data={"train": None}, flops=None, start=200, mesh_shape={}, accumulate=1)
+    show(tmp_path, sizes={"train": None}, flops=None, steps=(200, 1000), mesh={}, accumulate=1)
     err = capsys.readouterr().err
     for line in ("data          none", "FLOPs a step  unknown", "steps         200 to 1,000\n", "mesh          none"):
         assert line in err
@@ -143,7 +152,7 @@ def test_what_is_divided_says_along_which_axes_and_what_a_device_holds(tmp_path,
     params = {"a": array("fsdp", "tensor"), "b": {"x": array(None, "fsdp"), "y": array()}}
     rows = summary.parameters(params, jax.tree.map(lambda _: True, params), limit=2)
     assert [row[3] for row in rows[:2]] == ["trained, fsdp x tensor", "trained, fsdp or replicated"]
-    show(tmp_path, params=params, trainable=jax.tree.map(lambda _: True, params), state=(params, params), shares=(3, 1))
+    show(tmp_path, params=params, frozen=(), opt_state=params, shares=(3, 1), accumulate=1)
     err = capsys.readouterr().err
     assert "parameters 704 B of 1.54 kB, optimizer state 704 B of 1.54 kB" in err
     assert "in 3, 1 microbatches on the devices" in err

@@ -196,7 +196,10 @@ def test_a_loss_that_mixes_examples_refuses_to_be_split(linear, tmp_path, capfd)
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("def eval_fn(params, batch, config):\n    return {'accuracy': Mean.of(batch['x'])}", "eval_fn lack ['loss']"),
+        (
+            "def eval_fn(params, batch, config):\n    return {'accuracy': Mean.of(batch['x'])}",
+            "eval_fn have no term of the loss",
+        ),
         (
             "def eval_fn(params, batch, config):\n    return {'loss': batch['x'].mean()}",
             "must be a dict of jtasks.metrics.Mean",

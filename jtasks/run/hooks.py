@@ -2,22 +2,19 @@
 
 import contextlib
 import functools
-import pathlib
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
 
 from jtasks import metrics
-from jtasks.data import fingerprint, pipeline
+from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, TrainingError
 from jtasks.run import checkpoint, evaluate, predict
-from jtasks.run.job import Job
-from jtasks.run.log import Log
 from jtasks.run.signals import Stop, Stopped
+from jtasks.run.start import Setup
 from jtasks.run.step import State, StepOutput, non_finite
 from jtasks.run.workdir import record_data, recorded_splits
 
@@ -30,24 +27,15 @@ def due(step: int, every: int) -> bool:
 class Hooks:
     """The host's side of the loop; between `after_step` and the next step it holds the newest state."""
 
-    def __init__(
-        self,
-        job: Job,
-        workdir: pathlib.Path,
-        splits: dict[str, Any],
-        plan: pipeline.BatchPlan,
-        steps: int,
-        log: Log,
-        checkpoints: checkpoint.Checkpoints,
-        stop: Stop,
-        start: int,
-    ):
-        self.job, self.workdir, self.splits, self.plan, self.steps = job, workdir, splits, plan, steps
-        self.log, self.checkpoints, self.stop = log, checkpoints, stop
+    def __init__(self, setup: Setup, checkpoints: checkpoint.Checkpoints, stop: Stop):
+        job = self.job = setup.job
+        self.workdir, self.splits = setup.workdir, setup.splits
+        self.plan, self.steps, self.log = setup.plan, setup.steps, setup.log
+        self.checkpoints, self.stop = checkpoints, stop
         self.evaluate = evaluate.make(job, self.poll)
         self.predict = predict.make(job, self.poll) if hasattr(job.task, "predict_fn") else None
         self.state: State | None = None
-        self.step = self.saved = start
+        self.step = self.saved = setup.start
         self.save_error: CheckpointError | None = None
 
     def saves(self, step: int) -> bool:
@@ -153,25 +141,25 @@ class Hooks:
         ):  # the last evaluation may have found a better one
             self.checkpoints.delete(self._expendable(checkpoint.saved_steps(self.workdir / "checkpoints")))
 
-    def fails(self, report: StepOutput) -> bool:
+    def fails(self, output: StepOutput) -> bool:
         """Whether the bad steps in a row up to this one end the run, which all are if no step was good."""
-        return int(report.nonfinite_steps) >= min(self.job.config.max_bad_steps, self.steps)
+        return int(output.nonfinite_steps) >= min(self.job.config.max_bad_steps, self.steps)
 
-    def log_reports(self, state: State, step: int, reports: list[StepOutput]) -> None:
+    def log_outputs(self, state: State, step: int, outputs: list[StepOutput]) -> None:
         """Add up the metrics of the steps since the last call; this waits for the device.
 
         Raises:
           TrainingError: `max_bad_steps` steps in a row, or all of the run, were not finite.
         """
-        fetched: list[StepOutput] = jax.device_get(reports)
-        sums = metrics.summed(report.metrics for report in fetched if report.nonfinite_steps == 0)
-        skipped = sum(report.nonfinite_steps > 0 for report in fetched)
+        fetched: list[StepOutput] = jax.device_get(outputs)
+        sums = metrics.summed(output.metrics for output in fetched if output.nonfinite_steps == 0)
+        skipped = sum(output.nonfinite_steps > 0 for output in fetched)
         found = metrics.values(sums) if sums else {}
         found |= {"gradient_norm": float(fetched[-1].gradient_norm), "lr": float(fetched[-1].learning_rate)}
         self.log.train(step, found | ({"skipped": float(skipped)} if skipped else {}))
-        for at, report in enumerate(fetched, step - len(fetched) + 1):
-            if self.fails(report):
-                raise TrainingError(self._diagnosis(state, at, int(report.nonfinite_steps)))
+        for at, output in enumerate(fetched, step - len(fetched) + 1):
+            if self.fails(output):
+                raise TrainingError(self._diagnosis(state, at, int(output.nonfinite_steps)))
 
     def _diagnosis(self, state: State, step: int, nonfinite_steps: int) -> str:
         batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)

@@ -17,9 +17,8 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.run import flops
+from jtasks.run import flops, programs
 from jtasks.run.job import prepare, total_steps
-from jtasks.run.loop import programs
 from jtasks.run.summary import format_si
 
 _BYTES = {"pred": 1, "s4": 0.5, "u4": 0.5, "c64": 8, "c128": 16}
@@ -85,7 +84,7 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     batched = sharding.batch_sharding(job.mesh)
     host = pipeline.batch_at(examples, plan, 0, job.collate)
     batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
-    program = programs(job, batch, total_steps(job.config, plan))
+    program = programs.build(job, batch, total_steps(job.config, plan))
     state = sharding.with_shardings(program.shapes, program.shardings)
     compiled = program.step.lower(state, batch).compile()
     found = collectives(compiled.as_text(), job.mesh.size)

@@ -6,66 +6,70 @@ import os
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from jtasks.data.pipeline import BatchPlan
+from jtasks.distributed.shares import count_microbatches, unequal
+from jtasks.run.job import Job
 from jtasks.tree import leaf_name
 
 Facts = list[tuple[str, str]]
 Rows = list[tuple[str, ...]]  # name, shape or number of arrays, count, trained or frozen; along which axes divided
 
 
-def show(
-    *,
-    task: str,
-    config_name: str,
-    workdir: pathlib.Path,
-    data: dict[str, int | None],
-    params: Any,
-    trainable: Any,
-    flops: float | None,
-    steps: int,
-    start: int,
-    batch: str,
-    epoch: float,
-    accumulate: int,
-    precision: str,
-    devices: Sequence[jax.Device],
-    mesh_shape: dict[str, int],
-    shares: Sequence[int] = (),
-    state: Any = (),
-) -> None:
-    """Prints the summary to stderr: tables on a terminal, plain lines in a log file.
+def show(facts: Facts, params: Any, trainable: Any) -> None:
+    """Print the facts and the parameters to stderr: tables on a terminal, plain lines in a log file.
 
-    `data` holds the examples of each split, None for one that the task lacks; `params` is a nested dict of arrays or
-    of `jax.ShapeDtypeStruct`, `trainable` what `optim.trainable` says of them; `flops` and `batch` (a text) are those
-    of a step over all devices and `accumulate` microbatches; `epoch` is the steps that see all training examples once;
-    `start` is the step that the run resumes from, 0 for a fresh one; `shares` are the microbatches of each device
-    where they differ; `state` is all that devices keep from step to step, the parameters included.
+    Args:
+      facts: as `describe` gives them.
+      params: a tree of arrays or of `jax.ShapeDtypeStruct`.
+      trainable: what `optim.trainable` says of them.
     """
-    splits = [f"{split} {size:,}" for split, size in data.items() if size is not None]
-    microbatches = f" in {accumulate} microbatches" if accumulate > 1 else ""
-    microbatches = f" in {', '.join(map(str, shares))} microbatches on the devices" if shares else microbatches
-    facts = [
-        ("task", task),
-        ("config", config_name),
-        ("data", ", ".join(splits) or "none"),
-        ("batch", f"{batch}{microbatches}, {precision}"),
-        ("steps", _length(epoch if data.get("train") else 0, start, steps)),
-        ("FLOPs a step", format_si(flops) if flops else "unknown"),
-        ("devices", _devices(devices)),
-        ("mesh", " x ".join(f"{axis} {size}" for axis, size in mesh_shape.items()) or "none"),
-        ("on a device", _memory(params, state)),
-        ("files", f"{workdir}{os.sep}"),
-    ]
     rows = parameters(params, trainable)
     if sys.stderr is not None and sys.stderr.isatty():
         _tables(facts, rows)
     elif sys.stderr is not None:
         print(plain(facts, rows), file=sys.stderr, flush=True)
+
+
+def describe(
+    job: Job,
+    plan: BatchPlan,
+    sizes: Mapping[str, int | None],
+    workdir: pathlib.Path,
+    state: Any,
+    flops: float | None,
+    steps: tuple[int, int],
+) -> Facts:
+    """Return what is known of a run before its first step, by the names of the facts.
+
+    Args:
+      sizes: the examples of each split; None for one that the task lacks.
+      state: all that devices keep from step to step; it has `params`.
+      flops: of a step over all devices and microbatches; None if unknown.
+      steps: the step that the run resumes from, 0 for a fresh one, and the one that it ends at.
+    """
+    config, shares = job.config, unequal(job.config.shares)
+    accumulate = count_microbatches(config)
+    microbatches = f" in {accumulate} microbatches" if accumulate > 1 else ""
+    microbatches = f" in {', '.join(map(str, shares))} microbatches on the devices" if shares else microbatches
+    splits = [f"{split} {size:,}" for split, size in sizes.items() if size is not None]
+    return [
+        ("task", config.task),
+        ("config", str(workdir / "config.json")),
+        ("data", ", ".join(splits) or "none"),
+        ("batch", f"{plan.describe()}{microbatches}, {config.precision}"),
+        ("steps", _length(plan.epoch_steps if sizes.get("train") else 0, *steps)),
+        ("FLOPs a step", format_si(flops) if flops else "unknown"),
+        ("devices", _devices(jax.devices())),
+        ("mesh", " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items()) or "none"),
+        ("on a device", _memory(state.params, state)),
+        ("files", f"{workdir}{os.sep}"),
+    ]
 
 
 def plain(facts: Facts, rows: Rows) -> str:

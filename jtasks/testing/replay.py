@@ -17,7 +17,7 @@ from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
 from jtasks.faults import author_frames, located, some
-from jtasks.run import autoshare, checkpoint, loop
+from jtasks.run import autoshare, checkpoint, programs
 from jtasks.run import step as steps
 from jtasks.run.job import Job, total_steps
 from jtasks.run.restore import compared
@@ -144,9 +144,9 @@ def _state(
 ) -> tuple[steps.State, int]:
     """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
     batch = job.batch_at(examples, plan, 0)
-    program = loop.programs(job, batch, total)
+    program = programs.build(job, batch, total)
     start = processes.broadcast_from_first(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)
-    state = loop.state_after(start, job, workdir, program, batch, say)
+    state = programs.state_at(start, program, job, workdir, batch, say)
     for index in range(start, step - 1):
         state, _ = program.step(state, job.batch_at(examples, plan, index))
     return state, start

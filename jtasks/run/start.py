@@ -1,0 +1,177 @@
+"""How a run starts: the job and its data, what the folder holds, the first state, the summary, the compiled step."""
+
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from jtasks import task
+from jtasks.config import Config
+from jtasks.console import say, warn
+from jtasks.data import buckets, fingerprint, pipeline
+from jtasks.distributed import processes
+from jtasks.distributed.shares import unequal
+from jtasks.run import autoshare, checkpoint, flops, preflight, programs, summary
+from jtasks.run.compile import Compiled
+from jtasks.run.job import SPLITS, Job, prepare, total_steps
+from jtasks.run.log import Log
+from jtasks.run.programs import Programs
+from jtasks.run.step import Batch, State, StepOutput
+from jtasks.run.transfer import require_source
+from jtasks.run.workdir import (
+    FILES,
+    compare_assets,
+    compare_config,
+    compare_data,
+    own_tokenizer,
+    record_assets,
+    record_config,
+    record_data,
+    recorded_splits,
+    require_files,
+)
+
+Step = Callable[[State, Batch], tuple[State, StepOutput]]
+
+
+class Setup(NamedTuple):
+    """A run before its first step: what it trains on what, from which step to which."""
+
+    job: Job
+    workdir: pathlib.Path
+    splits: dict[str, Any]  # the examples of each split; None where the task has none
+    plan: pipeline.BatchPlan
+    start: int  # the step of the newest checkpoint; 0 of a fresh run
+    steps: int
+    log: Log
+
+    @property
+    def examples(self) -> pipeline.Examples:
+        """The training examples."""
+        return self.splits["train"]
+
+
+def set_up(config: Config, workdir: pathlib.Path) -> Setup:
+    """Prepare the job, compare it with what the folder holds of the run, and record it there.
+
+    Raises:
+      ConfigError: the config, the assets or the data are not those of the run.
+      DataError: there is no training data.
+    """
+    folder = workdir / "checkpoints"
+    processes.on_first_process(lambda: checkpoint.clear_unfinished(folder))
+    start = processes.broadcast_from_first(lambda: checkpoint.newest(folder, warn) or 0)
+    if start:
+        processes.on_first_process(lambda: require_files(workdir))
+    else:
+        require_source(config.init_from)
+    job = prepare(own_tokenizer(config, workdir) if start else config)
+    splits: dict[str, Any] = {split: job.examples(split) for split in SPLITS}
+    if splits["train"] is None:
+        splits["train"] = job.required("train")
+    plan = job.plan(splits["train"], shuffle=True)
+    steps, n = total_steps(job.config, plan), pipeline.size(splits["train"])
+    if not job.config.batch_tokens and job.config.batch_size > n:
+        warn(f"config.batch_size={job.config.batch_size} is above the {n:,} examples: a step reads some repeatedly")
+    processes.on_first_process(lambda: record(job, workdir, splits, start, steps))
+    if start > steps:
+        say(f"{workdir} holds step {start}, past config.steps={steps}: nothing is trained")
+        steps = start
+    log = Log(workdir, start=start, steps=steps, amounts=plan.amounts, writer=processes.first())
+    return Setup(job, workdir, splits, plan, start, steps, log)
+
+
+def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, steps: int) -> None:
+    """Write the config, the task's assets and the data's fingerprint; a run that goes on must agree with them.
+
+    Nothing is read here of a split that the run has not used yet: its first evaluation records it.
+    """
+    assets = task.assets(job.task, job.config)
+    used = {"train", *(recorded_splits(workdir) if start else ())}
+    data = {split: fingerprint.of(splits[split]) for split in SPLITS if split in used and splits[split] is not None}
+    if start:
+        compare_config(job.config, workdir)
+        compare_assets(assets, workdir)
+        compare_data(data, workdir, allow=job.config.data.allow_changes)
+    else:
+        (workdir / FILES).unlink(missing_ok=True)  # of a run that never saved
+    if start <= steps:
+        record_config(job.config, workdir)
+        record_assets(assets, workdir)
+        record_data(data, workdir, anew=not start)
+
+
+def finished(setup: Setup) -> bool:
+    """Return whether all steps are done and evaluated, and say so."""
+    _, workdir, splits, _, start, steps, log = setup
+    evaluated = [split for split in ("valid", "test") if splits[split] is not None]
+
+    def measured() -> bool:
+        return all(log.has(start, split) for split in evaluated)
+
+    if start < steps or not processes.broadcast_from_first(measured):
+        return False
+    say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
+    return True
+
+
+def begin(setup: Setup) -> tuple[Setup, State, Step]:
+    """Find the devices' shares, make or restore the state, announce the run, and compile its step.
+
+    Returns:
+      The setup with the shares that were found, the state and the compiled step.
+    """
+    job = autoshare.resolve_shares(setup.job, setup.workdir, setup.examples)
+    setup = setup._replace(job=job, plan=job.plan(setup.examples, shuffle=True))
+    batch = job.batch_at(setup.examples, setup.plan, setup.start)
+    program = programs.build(job, batch, setup.steps)
+    if not setup.start:
+        preflight.check(job, setup.splits, batch, program.shapes.params)
+    state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
+    announce(setup, program, state, batch)
+    compiled = Compiled(program.step, _compiling(setup.log))
+    compiled.program(state, batch)
+    return setup, state, compiled
+
+
+def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> None:
+    """Print the summary, and tell the log how much a step computes."""
+    job, plan = setup.job, setup.plan
+    operations = step_flops(setup, program, state, batch)
+    peak = flops.peak(jax.devices()[0], job.config.precision)
+    setup.log.set_rates(operations, peak and peak * jax.device_count())
+    if processes.first():
+        sizes = {split: None if data is None else pipeline.size(data) for split, data in setup.splits.items()}
+        facts = summary.describe(job, plan, sizes, setup.workdir, state, operations, (setup.start, setup.steps))
+        summary.show(facts, state.params, program.trainable)
+    if isinstance(plan, buckets.BucketPlan):
+        batched, longest = buckets.waste(plan)
+        length = plan.buckets[-1]
+        setup.log.message(f"padding: {batched:.1%} of the tokens in batches by length, {longest:.1%} at {length}")
+
+
+def step_flops(setup: Setup, program: Programs, state: State, batch: Batch) -> float:
+    """Return the operations of a step on all devices, averaged over the shapes that batches have."""
+    job, plan = setup.job, setup.plan
+    operations = sum(
+        share * flops.count(program.step, state, job.batch_at(setup.examples, plan, at) if plan.varies else batch)
+        for at, share in plan.shapes().items()
+    )
+    shares = unequal(job.config.shares)  # the count knows of one turn of each device's loop
+    return operations * sum(shares) / len(shares) if shares else operations
+
+
+def _compiling(log: Log) -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A context in which the step is compiled: the progress bar pauses, and the time is told."""
+
+    @contextlib.contextmanager
+    def compiling() -> Iterator[None]:
+        begun = time.perf_counter()
+        with log.pause():
+            yield
+        log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
+
+    return compiling
