@@ -10,7 +10,7 @@ import numpy as np
 from jtasks.data import cifar10, digits, mnist, pictures, tfds
 from jtasks.data.examples import Examples, Resize, fit
 from jtasks.data.files import data_folder
-from jtasks.errors import ConfigError
+from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
 
 Data = dict[str, np.ndarray] | Examples
@@ -64,6 +64,11 @@ def images(
         data = read(split)
     else:
         data = own if own is not None else _part(read("train"), split, seed, valid)
+    if data is None and split == "train":
+        raise DataError(
+            f"{name} has no train split, from which the sizes of the model and the classes follow: a folder of pictures"
+            " has train/CLASS/ beside test/CLASS/"
+        )
     return _fitted(data, Resize(*resize) if resize else size)
 
 

@@ -125,6 +125,7 @@ def check_metrics(metrics: Any, function: str) -> None:
     )
     for metric, mean in metrics.items():
         hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
+        require(isinstance(metric, str), f"{function} calls a metric {metric!r}, which is no text", hint)
         require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {kind(mean)}, not a Mean", hint)
         for part, number in (("total", mean.total), ("count", mean.count)):
             text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"

@@ -396,6 +396,14 @@ def test_a_folder_without_splits_is_train_in_sorted_order(pets):
     assert images(f"folder:{pets}", "valid", valid=0) is None
 
 
+def test_pictures_without_a_train_split_say_what_they_need(tmp_path):
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    Image.new("L", (4, 4)).save(tmp_path / "test" / "a" / "x.png")
+    assert len(images(f"folder:{tmp_path}", "test")) == 1
+    with pytest.raises(DataError, match=r"has no train split, .* has train/CLASS/ beside test/CLASS/"):
+        images(f"folder:{tmp_path}", "train")
+
+
 def test_a_folder_without_splits_gives_up_a_valid_split(pets):
     train, valid = (images(f"folder:{pets}", split, seed=3) for split in ("train", "valid"))
     assert (len(train), len(valid)) == (18, 2)
