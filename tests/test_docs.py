@@ -97,6 +97,16 @@ def test_a_walk_through_names_fields_of_its_config(page):
     assert len(named & {name for name, _ in configs.fields(configs.load(CONFIGS[page]))}) > 10
 
 
+@pytest.mark.parametrize("config", re.findall(r"`(\w+\[:[\w,]+\])`", PAGES["configs.md"]))
+def test_every_preset_it_names_is_there(config):
+    name, presets = re.fullmatch(r"(\w+)\[:(.*)\]", config).groups()
+    assert all(configs.load(f"{name}:{preset}") for preset in presets.split(","))
+
+
+def test_every_shipped_config_is_described():
+    assert {name for name in shipped.paths() if f"`{name}" not in PAGES["configs.md"]} == set()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_it_names_is_there(page):
     folder = (DOCS / page).parent
