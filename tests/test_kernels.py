@@ -38,7 +38,7 @@ def test_the_tpu_kernel_equals_plain_attention_in_value_and_gradient(causal, seg
         return loss(kernels.on_tpu(*x, groups, causal=causal))
 
     def plain(*x):
-        return loss(attention.attention(*x, attention.visible(LENGTH, causal, groups)))
+        return loss(attention.attention(*x, attention.attention_mask(LENGTH, causal, groups)))
 
     found = jax.value_and_grad(kernel, argnums=(0, 1, 2))(*three())
     expected = jax.value_and_grad(plain, argnums=(0, 1, 2))(*three())
@@ -72,4 +72,6 @@ def test_the_backward_pass_runs_the_forward_kernel_again_only_with_remat(remat, 
 def test_what_cudnn_has_no_form_for_is_left_to_the_blocks(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     mixed = attention.self_attention(*three(), causal=True)  # float32
-    np.testing.assert_allclose(mixed, attention.attention(*three(), attention.visible(LENGTH, True, None)), atol=1e-5)
+    np.testing.assert_allclose(
+        mixed, attention.attention(*three(), attention.attention_mask(LENGTH, True, None)), atol=1e-5
+    )

@@ -132,19 +132,19 @@ def test_blockwise_attention_has_the_plain_gradient(causal, segmented, monkeypat
 
 def test_padding_looks_at_all_of_the_text_and_nothing_looks_at_padding():
     segments = jnp.asarray([[1, 1, 2, 0, 0]])
-    seen = attention.visible(5, False, segments)[0, 0].astype(int)
+    seen = attention.attention_mask(5, False, segments)[0, 0].astype(int)
     np.testing.assert_array_equal(
         seen, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
     )
-    causal = attention.visible(5, True, segments)[0, 0].astype(int)
+    causal = attention.attention_mask(5, True, segments)[0, 0].astype(int)
     np.testing.assert_array_equal(causal, np.tril(np.ones((5, 5), int)) * seen)
-    assert attention.visible(5, False, None) is None
+    assert attention.attention_mask(5, False, None) is None
 
 
 def test_dropped_attention_is_the_plain_one_on_average():
     query, key, value = three(6)
     dropped = jax.jit(
-        jax.vmap(lambda rng: attention.dropped_attention(query, key, value, None, rng, 0.3)),
+        jax.vmap(lambda rng: attention.attention_with_dropout(query, key, value, None, rng, 0.3)),
     )(jax.random.split(jax.random.key(0), 300))
     assert not np.allclose(dropped[0], dropped[1])
     np.testing.assert_allclose(dropped.mean(0), plain_attention(query, key, value, causal=False), atol=0.2)

@@ -26,7 +26,7 @@ __all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "apply", "build", "field
 
 
 def apply(model: Any, params: Any, *inputs: Any, rng: Any = None, **options: Any) -> Any:
-    """Apply a backbone to its inputs: with dropout drawn from `rng`, or without where it is None."""
+    """Apply a backbone to its inputs, with dropout drawn from `rng`, or without dropout if `rng` is None."""
     rngs = {} if rng is None else {"dropout": rng}
     return model.apply({"params": params}, *inputs, deterministic=rng is None, rngs=rngs, **options)
 
@@ -51,7 +51,7 @@ def fields(kind: type, *, filled: Collection[str] = (), omit: Collection[str] = 
 
 
 def build(kind: type, config: Config, **others: Any) -> Any:
-    """Return the backbone that config.model describes, with config.precision; `others` are set by the task."""
+    """Return the backbone that config.model describes, with config.precision; the task sets `others`."""
     model = config.model
     given = {field.name: model[field.name] for field in _own(kind) if model.get(field.name) is not None}
     return kind(**given | others, dtype=precision.computation(config.precision))

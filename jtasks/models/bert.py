@@ -13,7 +13,7 @@ from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack, vo
 
 
 class Bias(nn.Module):
-    """A vector [size] of its own, made only where it is used."""
+    """A bias vector [size] as a module, so that the parameter exists only if it is used."""
 
     size: int
 
@@ -23,17 +23,17 @@ class Bias(nn.Module):
 
 
 class BERT(nn.Module):
-    """Post-norm encoder over token ids; parameters of a head exist only where its method was initialized.
+    """Post-norm encoder over token ids; a head's parameters exist only if its method was initialized.
 
-    Everywhere `tokens` and `types` (0 for the first text, 1 for the second) are [b, t] int32, and
-    `segments` [b, t] int32 is 0 for padding: the attention mask, or numbers of packed texts.
+    All methods take `tokens` and `types` (0 for the first text, 1 for the second), [b, t] int32, and `segments`
+    [b, t] int32: the attention mask, or the numbers of packed texts; 0 is padding.
 
     Attributes:
       labels: outputs of the fine-tuning head.
-      classifier_dropout: before that head.
-      remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
-      plain: attention in a form with forward-mode derivatives (`jax.jvp`), whose scores are all in memory.
-      dtype: of the computation, None: that of parameters and inputs; parameters are float32.
+      classifier_dropout: dropout rate before the fine-tuning head.
+      remat: save only each layer's input for the backward pass, for less memory.
+      plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
+      dtype: of the computation; None: that of parameters and inputs. Parameters are float32.
     """
 
     vocab: int
@@ -92,7 +92,7 @@ class BERT(nn.Module):
     def __call__(
         self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Activations of the last layer, [b, t, width]."""
+        """Return the activations of the last layer, [b, t, width]."""
         if tokens.shape[1] > self.positions:
             raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
         x = self.tokens(tokens) + self.position(jnp.arange(tokens.shape[1]))[None] + self.type(types)
@@ -108,14 +108,15 @@ class BERT(nn.Module):
         labels: jax.Array,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Masked language modeling and next-sentence prediction.
+        """Predict masked tokens and the next sentence.
 
         Args:
-          places: [b, m] positions of the masked tokens, and `labels` [b, m] what stood there.
+          places: [b, m] positions of the masked tokens.
+          labels: [b, m] the original ids at `places`.
           deterministic: no dropout.
 
         Returns:
-          Nats [b, m] of the labels, whether each was the likeliest [b, m], and next-sentence logits [b, 2].
+          Nats [b, m] of the labels, whether each label is the likeliest id [b, m], and next-sentence logits [b, 2].
         """
         x = self(tokens, types, segments, deterministic)
         masked = self._masked(jnp.take_along_axis(x, places[:, :, None], axis=1))
@@ -123,7 +124,7 @@ class BERT(nn.Module):
         return nats, correct, self.next_sentence(self._pooled(x))
 
     def masked_logits(self, tokens: jax.Array, types: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Logits [b, t, vocab] at every position, and next-sentence logits [b, 2], without dropout."""
+        """Return logits [b, t, vocab] at every position, and next-sentence logits [b, 2], without dropout."""
         x = self(tokens, types, segments)
         logits = vocabulary_logits(self._masked(x), self.tokens.embedding, self.masked_out())
         return logits, self.next_sentence(self._pooled(x))
@@ -131,12 +132,12 @@ class BERT(nn.Module):
     def classify(
         self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
     ) -> jax.Array:
-        """Logits [b, labels] from the pooled first token; with one label, a score a text (multiple choice)."""
+        """Return logits [b, labels] from the pooled first token; with one label, a score per text (multiple choice)."""
         pooled = self._pooled(self(tokens, types, segments, deterministic))
         return self.classifier(self.dropout_out(pooled, deterministic))
 
     def tag(self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True) -> jax.Array:
-        """Logits [b, t, labels] of each token; with two labels, of an answer's start and end."""
+        """Return logits [b, t, labels] of each token; with two labels, logits of an answer's start and end."""
         x = self(tokens, types, segments, deterministic)
         return self.classifier(self.dropout_out(x, deterministic))
 

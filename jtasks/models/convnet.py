@@ -14,11 +14,11 @@ from jtasks.models.layers import Head
 class ConvNet(nn.Module):
     """Images [b, h, w, c] -> class logits [b, classes], float32.
 
-    Two 3x3 convolutions (32, 64), max-pool, dropout 0.25 on whole channels, dense 128, dropout 0.5. With `plain` the
-    convolutions are XLA's own, which have forward-mode derivatives (`jax.jvp`).
+    Two 3x3 convolutions (32, 64), max-pool, dropout 0.25 on whole channels, dense 128, dropout 0.5. `plain` uses XLA's
+    convolutions, which have forward-mode derivatives (`jax.jvp`).
 
     Raises:
-      ConfigError: h or w is below 6, so that nothing is left to pool.
+      ConfigError: h or w is below 6, which leaves nothing to pool.
     """
 
     classes: int = 10
@@ -34,7 +34,7 @@ class ConvNet(nn.Module):
             raise ConfigError(f"images of {h}x{w} are too small for the ConvNet: it needs at least 6x6 pixels")
         options = {"plain": self.plain, "dtype": self.dtype}
         x = nn.relu(Conv(32, (3, 3), name="conv1", **options)(images))
-        x = nn.relu(Conv(64, (3, 3), pool=True, name="conv2", **options)(x))  # the same as pooling after relu
+        x = nn.relu(Conv(64, (3, 3), pool=True, name="conv2", **options)(x))  # equals pooling after relu
         x = Dropout(0.25, broadcast=(1, 2), name="dropout1")(x, deterministic)
         x = nn.relu(nn.Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
         x = Dropout(0.5, name="dropout2")(x, deterministic)

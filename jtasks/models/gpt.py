@@ -14,17 +14,20 @@ from jtasks.ops.precision import wide
 
 
 def shifted(tokens: jax.Array, start: int) -> jax.Array:
-    """Inputs that predict `tokens` [b, t]: the start id, then all but the last."""
+    """Return the inputs that predict `tokens` [b, t]: the start id, then all tokens but the last."""
     return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
 
 
 def places(valid: jax.Array) -> jax.Array:
-    """The learned position of each token where only those that are `valid` [b, t] count."""
+    """Return the learned position [b, t] of each token, counting only `valid` [b, t] tokens."""
     return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
 
 
 def reordered(cache: Cache, parents: jax.Array) -> Cache:
-    """The cache of `GPT.prefill` for branches that go on from their `parents` [b, n]; no key or value moves."""
+    """Return the cache of `GPT.prefill` with each branch continuing its parent in `parents` [b, n].
+
+    Keys and values stay in place.
+    """
     return cache | {"seen": jnp.take_along_axis(cache["seen"], parents[..., None], axis=1)}
 
 
@@ -33,14 +36,14 @@ class GPT(nn.Module):
 
     Attributes:
       vocab: number of input ids.
-      outputs: number of ids it predicts (a start token is an input only).
-      positions: longest sequence.
-      classes: of the classifier on pooled features; 0 for none.
-      tied: predict with the input embedding instead of a matrix of its own; `outputs` must be `vocab`.
-      hidden, activation, norm, epsilon: as `layers.Block` has them.
-      remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
-      plain: attention in a form with forward-mode derivatives (`jax.jvp`), whose scores are all in memory.
-      dtype: of the computation, None: that of parameters and inputs; parameters are float32.
+      outputs: number of predicted ids; fewer than `vocab` if a start token is only an input.
+      positions: maximum sequence length.
+      classes: outputs of the classifier on pooled features; 0: no classifier.
+      tied: predict with the input embedding instead of a separate matrix; requires `outputs` equal to `vocab`.
+      hidden, activation, norm, epsilon: see `layers.Block`.
+      remat: save only each layer's input for the backward pass, for less memory.
+      plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
+      dtype: of the computation; None: that of parameters and inputs. Parameters are float32.
     """
 
     vocab: int
@@ -97,12 +100,15 @@ class GPT(nn.Module):
         segments: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Logits of the next id, [b, t, outputs] float32, for `tokens` [b, t].
+        """Return logits of the next id, [b, t, outputs] float32, for `tokens` [b, t].
 
         Args:
           deterministic: no dropout.
-          segments: [b, t], which tokens belong together, 0 for padding; None: all.
-          positions: [b, t] or [t], of the learned positions; None: 0, 1, ...
+          segments: [b, t] numbers that group tokens, 0 for padding; None: one group.
+          positions: [b, t] or [t], learned positions; None: 0, 1, ...
+
+        Raises:
+          ConfigError: more tokens than the model has positions.
         """
         return self._logits(self.encode(tokens, deterministic, segments, positions))
 
@@ -114,7 +120,7 @@ class GPT(nn.Module):
         segments: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Nats of `labels` [b, t] and whether each was the likeliest; never holds all logits (vocabulary_loss)."""
+        """Return nats of `labels` [b, t], and whether each is the likeliest id, without holding all logits."""
         return self._token_loss(self.encode(tokens, deterministic, segments, positions), labels)
 
     def encode(
@@ -124,28 +130,34 @@ class GPT(nn.Module):
         segments: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
-        """Normalised activations of the last layer, [b, t, width]; arguments as above."""
+        """Return the normalized activations of the last layer, [b, t, width]; arguments as for `__call__`."""
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
-        return self._run(self._embedded(tokens, positions, deterministic), None, segments, deterministic)[0]
+        return self._run(self._embed(tokens, positions, deterministic), None, segments, deterministic)[0]
 
     def prefill(
         self, tokens: jax.Array, length: int, branches: int = 1, valid: jax.Array | None = None
     ) -> tuple[jax.Array, Cache]:
-        """Read the prompts `tokens` [b, t]: logits [b, outputs] float32 of what follows, and a cache for `extend`.
+        """Read the prompts `tokens` [b, t].
 
         Args:
-          length: most tokens that will follow.
-          branches: n sequences that go on from each prompt.
-          valid: bool [b, t], where tokens stand and no padding, on whichever side; None: everywhere.
+          length: maximum number of tokens that will follow.
+          branches: number of sequences that continue each prompt.
+          valid: bool [b, t], False for padding, on either side; None: no padding.
+
+        Returns:
+          Logits [b, outputs] float32 of the next id, and a cache for `extend`.
+
+        Raises:
+          ConfigError: prompt and continuation exceed the model's positions.
         """
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid.astype(bool)
-        x = self._embedded(tokens, places(valid), True)
+        x = self._embed(tokens, places(valid), True)
         return self._read(x, valid, length, branches)
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """Logits [b, n, outputs] float32 of the ids after `tokens` [b, n], which are the next of the n branches."""
+        """Read one token of each branch, `tokens` [b, n]; return logits [b, n, outputs] float32, and the cache."""
         n, slot = tokens.shape[1], cache["slot"]
-        x = self._embedded(tokens, cache["place"][:, None], True)
+        x = self._embed(tokens, cache["place"][:, None], True)
         layers = {name: cache[name] for name in ("key", "value")}
         hidden, new, _ = self._run(x, layers, cache["seen"], True)
         stored = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=3) for name in new}
@@ -154,12 +166,12 @@ class GPT(nn.Module):
         return self._logits(hidden), {**stored, "seen": seen, "place": cache["place"] + 1, "slot": slot + n}
 
     def _read(self, x: jax.Array, valid: jax.Array, length: int, branches: int) -> tuple[jax.Array, Cache]:
-        """`prefill` from embedded prompts [b, t, width].
+        """Read prompts that are embedded already, [b, t, width]; see `prefill`.
 
-        The branches share the keys and values of their prompt. Those of their own lie behind it, one step of all
-        branches after the other, and never move: `seen` [b, n, slots] tells which ones each branch descends from.
+        The branches share the keys and values of their prompt. Their own keys and values follow, step by step, and
+        never move: `seen` [b, n, slots] selects the slots that each branch descends from.
         """
-        (b, t), slots = valid.shape, branches * max(length - 1, 1)  # nothing follows the last one, but loops are traced
+        (b, t), slots = valid.shape, branches * max(length - 1, 1)  # the last token needs no slot, but traced loops do
         if t + length - 1 > self.positions:
             raise ConfigError(f"a prompt of {t} and {length} tokens more, but the model has {self.positions} positions")
         hidden, layers, _ = self._run(x, {}, valid.astype(jnp.int32), True)
@@ -174,25 +186,25 @@ class GPT(nn.Module):
         }
 
     def classify(self, tokens: jax.Array, layer: int = -1, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
-        """Next-id logits [b, t, outputs], and class logits [b, classes] from the features of `layer`.
+        """Return next-id logits [b, t, outputs], and class logits [b, classes] from the features of `layer`.
 
-        Features are the layer-normed activations that enter layer 0 ... depth - 1, or leave the last
-        (`depth` or -1), averaged over positions (Chen et al. 2020, sections 3.3 and 3.4).
+        Features are layer-normed activations averaged over positions: the inputs of layers 0 ... depth - 1, or for
+        `depth` or -1 the output of the last layer (Chen et al. 2020, sections 3.3 and 3.4).
         """
-        x = self._embedded(tokens, jnp.arange(tokens.shape[1]), deterministic)
+        x = self._embed(tokens, jnp.arange(tokens.shape[1]), deterministic)
         hidden, _, features = self._run(x, None, None, deterministic)
         return self._logits(hidden), self.classifier(features[layer])
 
-    def _embedded(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
+    def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         if tokens.shape[1] > self.positions:
             raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
-        rows = positions if positions.ndim == 2 else positions[None]  # the same for all, looked up once
+        rows = positions if positions.ndim == 2 else positions[None]  # shared positions are looked up once
         return self.dropout_in(self.tokens(tokens) + self.position(rows), deterministic)
 
     def _run(
         self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, Any, jax.Array]:
-        """Activations [b, t, width], the cache, and pooled features [depth + 1, b, width]."""
+        """Return activations [b, t, width], the cache, and pooled features [depth + 1, b, width]."""
         x, (cache, features) = self.blocks(x, cache, segments, deterministic)
         hidden = self.last_norm(x)
         last = jnp.mean(hidden.astype(wide(hidden)), axis=1)
@@ -202,7 +214,7 @@ class GPT(nn.Module):
         if self.tied:
             table = self.tokens.embedding
         else:
-            self.head(hidden[:, :1])  # makes the parameters when initializing
+            self.head(hidden[:, :1])  # creates the parameters during initialization
             table = self.head.variables["params"]["kernel"].T
         return vocabulary_loss(hidden, table, labels)
 

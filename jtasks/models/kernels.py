@@ -1,4 +1,4 @@
-"""Attention kernels that JAX ships for accelerators; the CPU has its own form in `models/attention.py`."""
+"""Attention kernels that JAX ships for accelerators; `models/attention.py` has the CPU form."""
 
 import math
 
@@ -12,9 +12,10 @@ TILE = 128  # the TPU kernel's blocks of queries and keys
 def on_gpu(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool
 ) -> jax.Array | None:
-    """cuDNN's flash attention, [b, h, t, d] each; None where it has no form for these arguments.
+    """Return cuDNN's flash attention of arrays [b, h, t, d], or None if cuDNN does not support these arguments.
 
-    It wants 16-bit numbers and heads of at most 128 in multiples of 8. `mask` is [b, 1, t, t], without the order.
+    Requires 16-bit inputs and head widths that are multiples of 8, at most 128. `mask` [b, 1, t, t] excludes causality,
+    which is passed separately.
     """
     width = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
@@ -27,10 +28,10 @@ def on_gpu(
 def on_tpu(
     query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, *, causal: bool
 ) -> jax.Array:
-    """The Pallas flash attention of JAX, [b, h, t, d] each; `segments` as in `models/attention.py`.
+    """Return JAX's Pallas flash attention of arrays [b, h, t, d]; `models/attention.py` defines `segments`.
 
-    Lengths are filled up to whole tiles. XLA cannot divide a kernel over devices, so under a mesh
-    (`jax.set_mesh`) each device runs it on its own examples and heads.
+    Pads lengths to whole tiles. XLA cannot partition a kernel, so under a mesh (`jax.set_mesh`) each device runs the
+    kernel on its own examples and heads.
     """
     from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
 
@@ -52,20 +53,20 @@ def on_tpu(
 
 
 def batch_axes(b: int) -> tuple[str, ...]:
-    """The axes of the mesh that divide `b` examples; none without `jax.set_mesh`, or where they do not divide them."""
+    """Return the mesh axes that divide `b` examples; none without `jax.set_mesh` or if `b` is not divisible."""
     axes = _automatic_axes()
     names = tuple(name for name in ("data", "fsdp") if name in axes)
     return () if b % math.prod(axes[name] for name in names) else names
 
 
 def head_axis(heads: int) -> str | None:
-    """The axis of the mesh that divides the heads, if one does."""
+    """Return the mesh axis that divides the heads, or None."""
     size = _automatic_axes().get("tensor")
     return None if size is None or heads % size else "tensor"
 
 
 def _automatic_axes() -> dict[str, int]:
-    """Axes over which XLA divides arrays by itself, with their sizes: those that no `shard_map` around us took."""
+    """Return the sizes of the axes that XLA partitions by itself; omits axes of a surrounding `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()
     axes = zip(mesh.axis_names, mesh.axis_sizes, mesh.axis_types, strict=True)
     return {name: size for name, size, kind in axes if kind == AxisType.Auto}

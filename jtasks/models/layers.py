@@ -11,18 +11,18 @@ import optax
 
 from jtasks.distributed import sharding
 from jtasks.models import attention as attend
-from jtasks.models.dropout import DRAWN, Dropout
+from jtasks.models.dropout import DRAWS, Dropout
 from jtasks.ops.precision import wide
 
 Cache = dict[str, jax.Array]
 
-# Attention's forward passes on TPUs (a function with a derivative of its own, which its forward pass calls) and GPUs.
+# Forward passes of attention as primitives: a function with a custom derivative on TPUs, cuDNN's on GPUs.
 KERNELS = ("custom_vjp_call", "dot_product_attention_fwd_wrapper")
 NORMAL = nn.initializers.normal(0.02)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's
-    # BERT's and ViT's, as torch has it; the erfc of jax.nn.gelu has no derivative in a shard_map that checks its types.
+    # BERT's and ViT's, as in torch; the erfc of jax.nn.gelu has no derivative in a shard_map that checks types.
     "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5))),
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # ImageGPT's
     "relu": nn.relu,
@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def make_norm(kind: str, epsilon: float, dtype: Any, name: str | None = None) -> nn.Module:
-    """`layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019) normalization of the last axis."""
+    """Return `layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019) normalization of the last axis."""
     kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
     return kinds[kind](epsilon=epsilon, dtype=dtype, name=name)
 
@@ -40,17 +40,21 @@ def make_norm(kind: str, epsilon: float, dtype: Any, name: str | None = None) ->
 def vocabulary_loss(
     hidden: jax.Array, table: jax.Array, labels: jax.Array, bias: jax.Array | None = None, rows: int = 1024
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross-entropy of `hidden @ table.T + bias`, whose logits are never whole in memory: `rows` rows at a time.
+    """Return the cross-entropy of `hidden @ table.T + bias`, computed `rows` rows at a time to save memory.
 
     Args:
-      hidden: [..., width]; `table` is [vocab, width], `bias` [vocab], `labels` [...] int32.
+      hidden: [..., width].
+      table: [vocab, width].
+      labels: [...] int32.
+      bias: [vocab], or None.
+      rows: number of rows of `hidden` whose logits are in memory at once.
 
     Returns:
       Nats [...], at least float32, and whether the likeliest id is the label [...] bool.
     """
     shape, n = labels.shape, labels.size
 
-    @jax.checkpoint  # the backward pass computes a block's logits again
+    @jax.checkpoint  # the backward pass recomputes a block's logits
     def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = vocabulary_logits(part[0], table, bias)
         return optax.softmax_cross_entropy_with_integer_labels(logits, part[1]), logits.argmax(-1) == part[1]
@@ -67,13 +71,13 @@ def vocabulary_loss(
 
 
 def vocabulary_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """Logits [..., vocab] of `hidden @ table.T + bias`, at least float32 from the products on."""
+    """Return logits [..., vocab] of `hidden @ table.T + bias`; products accumulate in at least float32."""
     product = jnp.einsum("...w,vw->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide(hidden))
     return product if bias is None else product + bias.reshape(*[1] * (product.ndim - 1), -1)
 
 
 class Head(nn.Module):
-    """A dense layer whose outputs, such as logits, are at least float32 from the products on."""
+    """A dense layer whose outputs, such as logits, are accumulated in at least float32."""
 
     features: int
     use_bias: bool = True
@@ -89,11 +93,11 @@ class Head(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `segments` [b, t] is as in `models/attention.py`.
+    """Multi-head self-attention; `models/attention.py` defines `segments` [b, t].
 
-    Where `cache` is a dict the keys and values of `x` are given back in one like it. If it holds those of s positions
-    before, each position of `x` looks at itself and at them, but not at the others of `x`: `segments`, bool
-    [b, t, s], then tells which ones.
+    If `cache` is a dict, returns a cache of the keys and values of `x`. If `cache` holds keys and values of s earlier
+    positions, each position of `x` attends to itself and to those earlier positions that `segments`, then bool
+    [b, t, s], selects, but not to the rest of `x`.
     """
 
     width: int
@@ -110,14 +114,14 @@ class Attention(nn.Module):
     ) -> tuple[jax.Array, Cache | None]:
         b, t, _ = x.shape
         fused = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="query_key_value")(x)
-        # Heads before q, k, v: so the kernel can be divided by heads over devices.
+        # Heads come before q, k, v, so the kernel can be sharded by heads.
         fused = fused.reshape(b, t, self.heads, 3, self.width // self.heads)
         query, key, value = jnp.transpose(fused, (3, 0, 2, 1, 4))
         if cache and segments is not None:
-            mixed = attend.continued(query, key, value, cache["key"], cache["value"], segments)
+            mixed = attend.attend_to_past(query, key, value, cache["key"], cache["value"], segments)
         elif self.dropout and not deterministic:
-            mask = attend.visible(t, self.causal, segments)
-            mixed = attend.dropped_attention(query, key, value, mask, self.make_rng("dropout"), self.dropout)
+            mask = attend.attention_mask(t, self.causal, segments)
+            mixed = attend.attention_with_dropout(query, key, value, mask, self.make_rng("dropout"), self.dropout)
         else:
             mixed = attend.self_attention(query, key, value, causal=self.causal, segments=segments, plain=self.plain)
         if cache is not None:
@@ -128,18 +132,16 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block.
+    """A transformer block, which also returns its features: the mean over positions [b, width] of attention's input.
 
-    By default pre-norm: the residual stream is added to, never normalized itself; with `post_norm` it is
-    normalized after each addition, as in Vaswani et al. 2017 and BERT.
-
-    Also gives the input of the attention averaged over positions, [b, width]: the features of this layer.
+    Pre-norm by default: the residual stream itself is never normalized. With `post_norm` the stream is normalized after
+    each addition (Vaswani et al. 2017, BERT).
 
     Attributes:
       hidden: width of the feed-forward layer; 0: four times `width`.
       activation: one of ACTIVATIONS.
       norm: `layer` or `rms`.
-      plain: attention in a form with forward-mode derivatives, whose scores are all in memory.
+      plain: use an attention with forward-mode derivatives, which holds all scores in memory.
     """
 
     width: int
@@ -160,8 +162,8 @@ class Block(nn.Module):
     def __call__(
         self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
-        x = sharding.constrain_batch(x)  # else the compiler may divide it as it finds the parameters divided
-        # GPT-2: the residual stream's variance does not grow with depth; after a norm it cannot.
+        x = sharding.constrain_batch(x)  # without this XLA may shard activations like the parameters
+        # GPT-2's scale keeps the residual stream's variance independent of depth; after a norm the variance is fixed.
         scale = 1.0 if self.post_norm else (2 * self.depth) ** -0.5
         norms = [make_norm(self.norm, self.epsilon, self.dtype, name) for name in ("norm1", "norm2")]
 
@@ -184,22 +186,21 @@ class Block(nn.Module):
 
 
 def remat_policy(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
-    """What the backward pass does not compute again: products with parameters, attention, draws of dropout.
+    """Save products with parameters, attention and dropout's draws for the backward pass (a `jax.checkpoint` policy).
 
-    A policy of `jax.checkpoint`. All else is cheap, and to keep it took two thirds of the memory, and time to write it
-    there and read it again.
+    Everything else is cheap to recompute; saving it used two thirds of the memory and extra bandwidth.
     """
     policies = jax.checkpoint_policies
-    named = policies.save_only_these_names(attend.KEPT, DRAWN)
+    named = policies.save_only_these_names(attend.SAVED, DRAWS)
     kinds = (policies.dots_with_no_batch_dims_saveable, named)
     return primitive.name in KERNELS or any(kind(primitive, *arguments, **parameters) for kind in kinds)
 
 
 def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Module:
-    """`depth` blocks as one scan: compiled once, parameters stacked along a leading axis.
+    """Return `depth` blocks as one scan: compiled once, with parameters stacked along a leading axis.
 
-    Called as a Block: (x, cache, segments, deterministic). For the backward pass each layer keeps what `remat_policy`
-    says, or with `remat` only what enters it.
+    The stack is called like a Block: (x, cache, segments, deterministic). For the backward pass each layer saves what
+    `remat_policy` selects, or with `remat` only its input.
     """
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else remat_policy),

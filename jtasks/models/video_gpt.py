@@ -10,18 +10,20 @@ from jtasks.errors import ConfigError
 from jtasks.models.gpt import GPT, places
 from jtasks.models.layers import NORMAL, Cache, Head
 
-KINDS = ("video", "caption", "questioner", "answerer")  # of what stands at a position
+KINDS = ("video", "caption", "questioner", "answerer")  # of positions
 
 
 class VideoGPT(GPT):
-    """A GPT over [video | context | answer]; each position has an embedding of its kind beside token and place.
+    """A GPT over [video | context | answer]; each position also has an embedding of its kind.
 
-    Arguments of its methods: `video` [b, f, features] of which the first `frames` [b] are there, `context` [b, t] of
-    ids with `kinds` [b, t], indices into KINDS, 0 where nothing stands. Gaps between the parts count for nothing:
-    nothing sees them, and learned positions skip them. Parameters of the GPT inside have a GPT's names.
+    Arguments of the methods:
+      video: [b, f, features], of which the first `frames` [b] are valid.
+      context: [b, t] ids, with `kinds` [b, t], indices into KINDS, 0 for padding.
+
+    No position attends to padding, and learned positions skip padding. Parameters have the names of a GPT's.
 
     Attributes:
-      features: width of the video's features; 0 for a model of text alone, whose `video` is [b, 0, 0].
+      features: width of the video's features; 0: text only, with `video` [b, 0, 0].
     """
 
     features: int = 0
@@ -42,16 +44,16 @@ class VideoGPT(GPT):
         answer: jax.Array,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Losses of the answer and of the video.
+        """Return the losses of the answer and of the video.
 
         Args:
-          answer: [b, a + 1] ids, of which the first is given: the mark that an answer begins.
+          answer: [b, a + 1] ids; the first is the given start mark.
 
         Returns:
-          Nats of the a ids after it [b, a], whether each was the likeliest [b, a], and for each feature vector but
-          the first [b, max(f - 1, 0)] the mean squared error of what was predicted before it was seen.
+          Nats [b, a] of the ids after the start mark; whether each is the likeliest id [b, a]; and the mean squared
+          error [b, max(f - 1, 0)] of each feature vector but the first, predicted from what precedes it.
         """
-        x, valid = self._joined(video, frames, context, kinds, answer[:, :-1], deterministic)
+        x, valid = self._join(video, frames, context, kinds, answer[:, :-1], deterministic)
         hidden, _, _ = self._run(x, None, valid.astype(jnp.int32), deterministic)
         nats, correct = self._token_loss(hidden[:, -(answer.shape[1] - 1) :], answer[:, 1:])
         if not video.shape[1]:
@@ -69,16 +71,16 @@ class VideoGPT(GPT):
         length: int,
         branches: int = 1,
     ) -> tuple[jax.Array, Cache]:
-        """As `GPT.prefill`, for answers that begin with `start` [b]; `extend` goes on with ids of the answer."""
-        x, valid = self._joined(video, frames, context, kinds, start[:, None], True)
+        """Read prompts as `GPT.prefill` does, for answers that begin with `start` [b]; `extend` continues them."""
+        x, valid = self._join(video, frames, context, kinds, start[:, None], True)
         return self._read(x, valid, length, branches)
 
-    def _embedded(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
-        """Embedded ids of the answer."""
+    def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
+        """Embed ids of the answer."""
         x = self.tokens(tokens) + self.position(positions) + self._kind("answerer")
         return self.dropout_in(x, deterministic)
 
-    def _joined(
+    def _join(
         self,
         video: jax.Array,
         frames: jax.Array,
@@ -87,7 +89,7 @@ class VideoGPT(GPT):
         answer: jax.Array,
         deterministic: bool,
     ) -> tuple[jax.Array, jax.Array]:
-        """The embedded parts in a row [b, f + t + a, width], and where something stands [b, f + t + a]."""
+        """Return the embedded parts joined [b, f + t + a, width], and which positions are valid [b, f + t + a]."""
         there = [jnp.arange(video.shape[1])[None] < frames[:, None], kinds > 0, jnp.ones(answer.shape, bool)]
         parts = [self.tokens(context) + self.kind(kinds), self.tokens(answer) + self._kind("answerer")]
         if self.features:

@@ -16,12 +16,12 @@ class ViT(nn.Module):
     """Images [b, h, w, c] in [-1, 1] -> class logits [b, classes], float32.
 
     Attributes:
-      patch: side of the square patches; h and w must be multiples of it.
-      pool: what is classified: the `mean` over patches, or a `token` of its own that stands before them.
-      hidden, activation, epsilon: as `layers.Block` has them.
-      remat: compute all of each layer again in the backward pass, and not just what is cheap, for less memory.
-      plain: attention in a form with forward-mode derivatives (`jax.jvp`), whose scores are all in memory.
-      dtype: of the computation, None: that of parameters and inputs; parameters are float32.
+      patch: side of the square patches in pixels; must divide h and w.
+      pool: input of the classifier: the `mean` over patches, or a `token` prepended to the patches.
+      hidden, activation, epsilon: see `layers.Block`.
+      remat: save only each layer's input for the backward pass, for less memory.
+      plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
+      dtype: of the computation; None: that of parameters and inputs. Parameters are float32.
     """
 
     classes: int
