@@ -183,7 +183,7 @@ def test_a_body_is_taken_from_another_run_with_its_tokenizer(tmp_path, capsys):
 
 def test_a_task_that_tells_no_lengths_cannot_go_by_tokens(tmp_path):
     made = prepared("swag.py:small", tmp_path, "batch_tokens=512", "data.buckets=(24,)")
-    with pytest.raises(ConfigError, match="does not tell the lengths of its examples"):
+    with pytest.raises(ConfigError, match="does not give the lengths of its examples"):
         made.plan(made.required("train"), shuffle=True)
 
 

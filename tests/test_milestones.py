@@ -110,7 +110,7 @@ def test_an_error_in_a_function_of_the_task_leaves_the_state_saved_and_the_mende
         first = next(line for line in errors.splitlines() if line.startswith("error: "))
         assert place.split()[0] in first
         assert "SystemExit" in first or "KeyError: 'picture'" in first
-    assert f"step {steps[0]} is saved: mend it and run the same command again" in errors
+    assert f"step {steps[0]} is saved: fix the error and run the same command again" in errors
     fault.unlink()
     assert cli.run(command) == 0
     assert f"resumed from step {steps[0]}" in capfd.readouterr().err

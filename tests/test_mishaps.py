@@ -96,7 +96,7 @@ def test_an_error_at_the_end_leaves_the_state_saved_and_the_same_command_ends_th
     arguments = [f"--config={task(**faults)}", f"--workdir={tmp_path / 'run'}", "--config.data.threads=1"]
     assert cli.run(arguments) == 1
     assert saved(tmp_path) == [6]
-    assert "step 6 is saved: mend it and run the same command again" in capfd.readouterr().err
+    assert "step 6 is saved: fix the error and run the same command again" in capfd.readouterr().err
     task()
     assert cli.run(arguments) == 0
     result = json.loads(capfd.readouterr().out.splitlines()[-1])

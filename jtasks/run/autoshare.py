@@ -1,4 +1,4 @@
-"""`config.shares="auto"`: measure each device, choose the shares, and remember them in the run's folder."""
+"""Automatic shares (`config.shares="auto"`): time each device, choose the shares, record them in the run's folder."""
 
 import json
 import pathlib
@@ -20,13 +20,13 @@ from jtasks.run.job import Job
 from jtasks.writing import write_file
 
 FILE = "shares.json"
-SECONDS = 0.5  # of each measurement, and at least three runs
+SECONDS = 0.5  # shortest measurement, of at least three runs
 
 
 def resolve_shares(job: Job, workdir: pathlib.Path, examples: pipeline.Examples) -> Job:
-    """The job with numbers for shares, where they are to be found: as recorded in `workdir`, or measured.
+    """Return the job with numbers in place of automatic shares: those recorded in `workdir`, or newly measured.
 
-    They are measured anew if the devices or the batch are others than then, or if `config.shares` is "auto!".
+    Measures again if the devices or the batch size have changed, or if `config.shares` is "auto!".
     """
     if job.config.shares not in (AUTO, AGAIN):
         return job
@@ -35,39 +35,39 @@ def resolve_shares(job: Job, workdir: pathlib.Path, examples: pipeline.Examples)
     if processes.broadcast_from_first(lambda: int(known is not None)):
         first = known.config.shares if known else (0,) * job.mesh.size
         shares = tuple(processes.broadcast_from_first(lambda d=d: first[d]) for d in range(job.mesh.size))  # type: ignore[misc]
-        say(f"shares {_short(shares)}, as recorded in {workdir / FILE}; config.shares='auto!' measures again")
-        return _with(job, shares)
-    at = min(plan.shapes(), key=plan.examples)  # the longest examples, where they are batched by length
+        say(f"shares {_format_shares(shares)}, as recorded in {workdir / FILE}; config.shares='auto!' measures again")
+        return _with_shares(job, shares)
+    at = min(plan.shapes(), key=plan.examples)  # the batch of the longest examples
     batch_size = plan.examples(at)
     start, example = time_devices(job, pipeline.batch_at(examples, plan, at, job.collate), batch_size)
     shares, seconds = best_shares(start, example, batch_size)
-    alike = float(np.max(start + -(-batch_size // job.mesh.size) * example))
+    equal = float(np.max(start + -(-batch_size // job.mesh.size) * example))
     processes.on_first_process(lambda: _record(job, workdir, shares, start, example))
     say(
-        f"shares {_short(shares)}: {seconds:.3g} s a step expected, equal ones {alike:.3g} s; recorded in"
+        f"shares {_format_shares(shares)}: {seconds:.3g} s a step expected, equal ones {equal:.3g} s; recorded in"
         f" {workdir / FILE}"
     )
-    return _with(job, shares)
+    return _with_shares(job, shares)
 
 
 def load_shares(job: Job, workdir: pathlib.Path) -> Job | None:
-    """The job with the shares that an earlier start of the run measured on the same devices; None without any."""
+    """Return the job with the shares that an earlier start measured on the same devices; None if there are none."""
     try:
         record = json.loads((workdir / FILE).read_text(encoding="utf-8")) if job.config.shares in (AUTO, AGAIN) else {}
         same = record["batch"] == _batch(job.config) and record["devices"] == _devices(job)
-        return _with(job, tuple(int(share) for share in record["shares"])) if same else None
+        return _with_shares(job, tuple(int(share) for share in record["shares"])) if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def time_devices(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What a microbatch takes on each device, in seconds: to start with, and for each example; [devices] both.
+    """Time a microbatch on each device: seconds of overhead and seconds per example, each [devices].
 
-    Each process measures its own devices one by one, on microbatches as large as in equal shares and a quarter of
-    that, cut from the batch `rows`.
+    Each process times its own devices one by one, on two microbatches cut from the batch `rows`: one as large as in
+    equal shares, and one a quarter of that size.
     """
     local = [device for device in job.mesh.devices.flat if device.process_index == jax.process_index()]
-    alone = step.gradient_fn(job.task, _with(job, None).config, None)
+    alone = step.gradient_fn(job.task, _with_shares(job, None).config, None)
     large = -(-batch_size // job.mesh.size)
     small = -(-large // 4)
     params = jax.jit(lambda b: job.task.init(jax.random.key(0), b, job.config))(jax.device_put(dict(rows), local[0]))
@@ -76,22 +76,22 @@ def time_devices(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> t
     def add(params: Any, sums: Any, batch: Any) -> Any:
         return jax.tree.map(jnp.add, sums, alone(params, batch, jax.random.key(0))[0])
 
-    found = np.zeros((len(local), 2))
-    for device, row in zip(local, found, strict=True):
-        held = jax.device_put(params, device)
+    timings = np.zeros((len(local), 2))
+    for device, row in zip(local, timings, strict=True):
+        copy = jax.device_put(params, device)
         parts = [jax.device_put({k: x[:size] for k, x in rows.items()}, device) for size in (small, large)]
-        few, many = (_seconds(add, held, held, part) for part in parts)
+        few, many = (_seconds(add, copy, copy, part) for part in parts)
         # Noise must not make examples free: then any size of microbatch would look as good as another.
         slope = (many - few) / max(large - small, 1)
         row[1] = max(slope, 0.1 * many / large)
         row[0] = max(0.0, many - large * row[1])
     processes.barrier()
-    everywhere = _gathered(job, found)
+    everywhere = _gather(job, timings)
     return everywhere[:, 0], everywhere[:, 1]
 
 
 def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
-    """The mean over as many runs as SECONDS hold; a device that pauses now and then is as slow as that makes it."""
+    """Return the mean seconds of a call, over SECONDS and at least three calls; a device's pauses count."""
     jax.block_until_ready(function(*arguments))
     begun, runs = time.perf_counter(), 0
     while runs < 3 or time.perf_counter() - begun < SECONDS:
@@ -100,8 +100,8 @@ def _seconds(function: Callable[..., Any], *arguments: Any) -> float:
     return (time.perf_counter() - begun) / runs
 
 
-def _gathered(job: Job, local: np.ndarray) -> np.ndarray:
-    """The rows [devices, ...] of all processes' devices, in the order of the mesh, from this one's."""
+def _gather(job: Job, local: np.ndarray) -> np.ndarray:
+    """Gather the rows [devices, ...] of all devices, in the order of the mesh, from those of this process."""
     divided, shape = sharding.batch_sharding(job.mesh), (job.mesh.size, *local.shape[1:])
     rows = sharding.local_rows(divided, len(job.mesh.devices.flat))
     array = sharding.put({"seconds": local.astype(np.float32)}, divided, rows, shape[0])["seconds"]
@@ -128,9 +128,9 @@ def _batch(config: Config) -> list[int]:
     return [config.batch_size, config.batch_tokens]
 
 
-def _with(job: Job, shares: tuple[int, ...] | None) -> Job:
+def _with_shares(job: Job, shares: tuple[int, ...] | None) -> Job:
     return job._replace(config=Config(job.config.to_dict() | {"shares": shares}))
 
 
-def _short(shares: tuple[int, ...]) -> str:
+def _format_shares(shares: tuple[int, ...]) -> str:
     return ", ".join(map(str, shares[:16])) + (f", ... ({len(shares)} in all)" if len(shares) > 16 else "")

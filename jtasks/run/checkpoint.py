@@ -26,13 +26,13 @@ from jtasks.errors import CheckpointError
 from jtasks.tree import leaf_name
 
 CHECKSUMS = "checksums.json"
-SLICE_BYTES = 2**22  # least that a device saves of an array which others hold too; smaller ones are saved by one alone
+SLICE_BYTES = 2**22  # smallest slice of a replicated array that a device saves; one device saves a smaller array whole
 # Orbax writes this mark after its own rename; it says nothing about the content.
 UNCHECKED = {CHECKSUMS, "commit_success.txt"}
 
 
 class Checkpoints:
-    """Saves the states of one run under `folder`; one save is under way at a time."""
+    """The writer of a run's checkpoints under `folder`; one save is in progress at a time."""
 
     def __init__(self, folder: pathlib.Path):
         import orbax.checkpoint as ocp
@@ -41,12 +41,12 @@ class Checkpoints:
         # By default each replica of an array saves a slice of it, and each shape's slicing is compiled for that.
         arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **_together())
-        self._checkpointer = ocp.AsyncCheckpointer(handler, **_together())
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **_multiprocessing())
+        self._checkpointer = ocp.AsyncCheckpointer(handler, **_multiprocessing())
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._writers: set[int] = set()  # the processes that must have written a part
-        self._place = contextlib.ExitStack()  # what `plain` holds open for the save under way
+        self._place = contextlib.ExitStack()  # what `plain` holds open during a save
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -56,9 +56,9 @@ class Checkpoints:
             self.close()
 
     def save(self, state: Any, step: int, expendable: Collection[int] = ()) -> None:
-        """Copy the state after `step` to the host, then write it in the background, and delete what is `expendable`.
+        """Copy the state after `step` to the host, write it in the background, then delete the `expendable` steps.
 
-        The folder above the checkpoints must be there: one that vanished is not made again.
+        The folder above the checkpoints must exist: a deleted run folder is not created again.
 
         Raises:
           CheckpointError: the previous save failed, or this one cannot begin.
@@ -84,7 +84,7 @@ class Checkpoints:
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait for the save under way; raises CheckpointError if it failed."""
+        """Wait for the save in progress; raises CheckpointError if it failed."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -93,7 +93,7 @@ class Checkpoints:
             raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {_brief(error)}") from error
 
     def close(self) -> None:
-        """Wait, and let Orbax end its threads."""
+        """Wait for the save in progress, and end Orbax's threads."""
         try:
             self.wait()
         finally:
@@ -123,13 +123,13 @@ class Checkpoints:
             self._clear(partial)
 
     def _require_parts(self, partial: pathlib.Path) -> None:
-        """CheckpointError if a process's part is not here, as where it sees another folder of this name."""
+        """Raise CheckpointError if a process's part is missing: its folder of this name may be another one."""
         missing = [i for i in sorted(self._writers) if not (partial / f"ocdbt.process_{i}").is_dir()]
         if missing:
             raise CheckpointError(f"the part of process {', '.join(map(str, missing))} is not in {partial.parent}")
 
     def _clear(self, partial: pathlib.Path) -> None:
-        """Delete what a save has left, under Orbax's name for unfinished ones too: the disk may be full."""
+        """Delete what a failed save left, also under Orbax's name for unfinished saves: the disk may be full."""
         if jax.process_index() == 0:
             for name in (partial.name, f"{partial.name}.orbax-checkpoint-tmp"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -137,10 +137,10 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    r"""Give a path of the folder that Orbax and TensorStore read as it stands.
+    r"""Yield a path of the folder that Orbax and TensorStore read literally.
 
-    They take [ ] and \ for parts of a pattern, find nothing, and say so only when they restore; `gs:` and bytes that
-    are no UTF-8 are refused. A folder that is held open has another path, without a name.
+    Both take [ ] and \ for parts of a pattern, match nothing, and report that only on restore. Both refuse `gs:` and
+    bytes that are not UTF-8. An open folder has a second path, under /proc/self/fd, without these characters.
     """
     path = folder.absolute()
     if re.fullmatch(r"[\w /.,=+@~^%-]*", str(path)) or not pathlib.Path("/proc/self/fd").is_dir():
@@ -154,7 +154,7 @@ def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def flush(folder: pathlib.Path) -> None:
-    """Have all below the folder on the disk: a rename that says it is whole must not get there first."""
+    """Flush all files below the folder to disk: the rename that marks it as complete must not get there first."""
     for path in (*folder.rglob("*"), folder):
         _flush_one(path)
 
@@ -169,13 +169,13 @@ def _flush_one(path: pathlib.Path) -> None:
 
 
 def _brief(error: BaseException) -> str:
-    """The reason in an error of Orbax or TensorStore, without the files of their own on the way to it."""
+    """Return the reason in an error of Orbax or TensorStore, without the libraries' own source locations."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r" \[[^]]*\]$", "", line).rpartition('": ')[2]
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:
-    """The steps that have a finished checkpoint, ascending."""
+    """Return the steps that have a finished checkpoint, ascending."""
     return sorted(int(p.name) for p in folder.glob("*") if _is_step(p.name)) if folder.is_dir() else []
 
 
@@ -186,31 +186,31 @@ def clear_unfinished(folder: pathlib.Path) -> None:
 
 
 def newest(folder: pathlib.Path, warn: Callable[[str], None], before: float = math.inf) -> int | None:
-    """The newest undamaged checkpoint's step below `before`; None where there is no checkpoint at all.
+    """Return the step of the newest undamaged checkpoint below `before`; None if there is no checkpoint at all.
 
-    It reads the whole checkpoint: of several processes, one decides for all (see `processes.broadcast_from_first`).
+    Reads the whole checkpoint. One process decides for all (see `processes.broadcast_from_first`).
 
     Raises:
-      CheckpointError: there are checkpoints, and each is damaged.
+      CheckpointError: all checkpoints are damaged.
     """
     steps = [step for step in saved_steps(folder) if step < before]
-    found = []
+    reports = []
     for step in reversed(steps):
         problems = damage(folder / str(step))
         if not problems:
             return step
-        found.append(f"checkpoint {folder / str(step)} is damaged: {'; '.join(problems)}")
-        warn(found[-1])
+        reports.append(f"checkpoint {folder / str(step)} is damaged: {'; '.join(problems)}")
+        warn(reports[-1])
     if steps:
         raise CheckpointError(
-            "\n".join(found) + f"\nno undamaged checkpoint is left in {folder}: restore one from a copy, or"
+            "\n".join(reports) + f"\nno undamaged checkpoint is left in {folder}: restore one from a copy, or"
             " move the folder away to start afresh"
         )
     return None
 
 
 def require(folder: pathlib.Path, step: int) -> int:
-    """`step`, if its checkpoint is there and undamaged; CheckpointError otherwise."""
+    """Return `step` if its checkpoint exists and is undamaged; raise CheckpointError otherwise."""
     if step not in (steps := saved_steps(folder)):
         raise CheckpointError(f"no checkpoint of step {step} in {folder}: it has {_some(map(str, steps)) or 'none'}")
     if problems := damage(folder / str(step)):
@@ -219,17 +219,17 @@ def require(folder: pathlib.Path, step: int) -> int:
 
 
 def best(values: Mapping[int, float], metric: str) -> int | None:
-    """The step with the best of its finite values: the lowest, or for a `metric` with a "-" the highest."""
+    """Return the step with the best finite value: the lowest, or the highest if `metric` begins with "-"."""
     finite = {step: value for step, value in values.items() if math.isfinite(value)}
     choose = max if metric.startswith("-") else min
     return choose(finite, key=lambda step: finite[step], default=None)
 
 
 def locate(source: str) -> tuple[pathlib.Path, str]:
-    """The `checkpoints` folder that config.init_from means, and the step that it names ("" for the newest).
+    """Return the `checkpoints` folder that config.init_from means, and the step that it names ("" for the newest).
 
     Args:
-      source: a workdir, whatever its name, its `checkpoints` folder, or one `checkpoints/STEP`.
+      source: a workdir of any name, its `checkpoints` folder, or one `checkpoints/STEP`.
     """
     path = pathlib.Path(source).expanduser().absolute()
     if (path / "checkpoints").is_dir():
@@ -239,7 +239,7 @@ def locate(source: str) -> tuple[pathlib.Path, str]:
 
 
 def checksums(folder: pathlib.Path) -> dict[str, str]:
-    """SHA-256 of each file below the folder, by relative path."""
+    """Return the SHA-256 of each file below the folder, by relative path."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in UNCHECKED)
     result = {}
     for path in files:
@@ -249,7 +249,7 @@ def checksums(folder: pathlib.Path) -> dict[str, str]:
 
 
 def damage(folder: pathlib.Path) -> list[str]:
-    """What differs from the checksums written when it was saved; empty when nothing does."""
+    """Return what differs from the checksums written at the save; empty if nothing differs."""
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -257,18 +257,18 @@ def damage(folder: pathlib.Path) -> list[str]:
     if not isinstance(expected, dict) or not expected:
         return [f"{CHECKSUMS} holds no checksums"]
     try:
-        found = checksums(folder)
+        actual = checksums(folder)
     except OSError as error:
         return [str(error)]
-    missing = [f"{name} is missing" for name in expected if name not in found]
-    missing += [f"{name} has no checksum" for name in found if name not in expected and "/." not in f"/{name}"]
-    return missing + [f"{name} has changed" for name in expected if name in found and found[name] != expected[name]]
+    missing = [f"{name} is missing" for name in expected if name not in actual]
+    missing += [f"{name} has no checksum" for name in actual if name not in expected and "/." not in f"/{name}"]
+    return missing + [f"{name} has changed" for name in expected if name in actual and actual[name] != expected[name]]
 
 
 def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
-    """The state saved in `folder`, with the structure, shapes, types and shardings of `like`.
+    """Restore the state saved in `folder`, with the structure, shapes, types and shardings of `like`.
 
-    With `only` (a prefix of paths such as "params/") just that part of the checkpoint has to fit.
+    With `only`, a prefix of paths such as "params/", only that part of the checkpoint must fit.
 
     Raises:
       CheckpointError: leaves are missing, extra, or of another shape or type; all are listed.
@@ -289,22 +289,22 @@ def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
         )
     arrays = _read(folder, wanted)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
-    found = [arrays[leaf_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in paths]
-    return jax.tree.unflatten(structure, found)
+    restored = [arrays[leaf_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in paths]
+    return jax.tree.unflatten(structure, restored)
 
 
 def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """All arrays of a checkpoint by their "/"-joined path, in host memory, for tools that look at or compare them."""
+    """Return all arrays of a checkpoint by "/"-joined path, in host memory, for tools that inspect or compare them."""
     import orbax.checkpoint as ocp
 
     like = dict.fromkeys(_saved_leaves(folder), ocp.RestoreArgs(restore_type=np.ndarray))
-    handler = ocp.PyTreeCheckpointHandler(**_together())
-    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_together()) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(**_multiprocessing())
+    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_multiprocessing()) as checkpointer:
         return checkpointer.restore(place / folder.name, args=ocp.args.PyTreeRestore(restore_args=like))
 
 
 def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tuple[Any, dict[str, list[str]]]:
-    """Take from a checkpoint whatever parameters fit by name and shape.
+    """Take from a checkpoint the parameters that fit by name and shape.
 
     Args:
       source: a workdir, its `checkpoints` folder, or one `checkpoints/STEP`.
@@ -340,37 +340,37 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """Leaves by their "/"-joined path; empty arrays, which Orbax refuses, are left out."""
+    """Return the leaves by "/"-joined path, without empty arrays, which Orbax refuses."""
     return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree) if leaf.size}
 
 
 def _is_step(name: str) -> bool:
-    """Whether a folder's name is a step as `save` writes it; "²" and "007" are digits too."""
+    """Return whether a folder's name is a step as `save` writes it; "²" and "007" are digits but no steps."""
     return name.isascii() and name.isdigit() and not name.startswith("0")
 
 
 def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
     import orbax.checkpoint as ocp
 
-    with plain(folder.parent) as place, ocp.StandardCheckpointer(**_together()) as checkpointer:
+    with plain(folder.parent) as place, ocp.StandardCheckpointer(**_multiprocessing()) as checkpointer:
         return dict(checkpointer.metadata(place / folder.name).item_metadata.tree)
 
 
 def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Read just the `wanted` leaves, each onto its own sharding."""
+    """Read only the `wanted` leaves, each onto its own sharding."""
     import orbax.checkpoint as ocp
 
     like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in wanted.items()}
     arguments = ocp.args.PyTreeRestore(
         like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
-    handler = ocp.PyTreeCheckpointHandler(**_together())
-    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_together()) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(**_multiprocessing())
+    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_multiprocessing()) as checkpointer:
         return checkpointer.restore(place / folder.name, args=arguments)
 
 
-def _together() -> dict[str, Any]:
-    """Options with which Orbax names the processes; else it has them meet by way of equal numbers of devices."""
+def _multiprocessing() -> dict[str, Any]:
+    """Return options that name the processes to Orbax; its default requires equal numbers of devices."""
     import orbax.checkpoint as ocp
 
     everyone = set(range(jax.process_count()))

@@ -9,10 +9,10 @@ from jtasks.distributed import processes
 
 
 class Compiled:
-    """A jitted function of (state, batch), compiled once for each shape that batches have; the state keeps its own.
+    """A jitted function of (state, batch), compiled once for each shape of batch; the state's shapes are constant.
 
-    The processes of a run then wait for each other: machines that are not alike compile at different speeds, and a
-    program's collectives find each other only if all come within half a minute.
+    After compiling, the processes of a run wait for each other: unlike machines compile at different speeds, and a
+    program's collectives connect only if all processes start the program within half a minute.
     """
 
     def __init__(
@@ -22,11 +22,11 @@ class Compiled:
         self.programs: dict[Any, Any] = {}
 
     def __call__(self, state: Any, batch: Any) -> Any:
-        """What the function returns."""
+        """Call the program compiled for batches like this one."""
         return self.program(state, batch)(state, batch)
 
     def program(self, state: Any, batch: Any) -> Any:
-        """The program for batches like this one; `compiling()` is entered while it is made."""
+        """Return the program for batches like this one, compiled inside `compiling()` at first use."""
         shape = tuple((name, x.shape) for name, x in batch.items())
         if shape not in self.programs:
             with self.compiling():
@@ -37,6 +37,6 @@ class Compiled:
 
 
 def _return_memory() -> None:
-    """Give what the compiler has freed back to the system, where glibc would keep it: hundreds of megabytes."""
+    """Return the memory that the compiler freed to the system: glibc would keep hundreds of megabytes."""
     with contextlib.suppress(OSError, AttributeError, TypeError):  # another system, another C library
         ctypes.CDLL(None).malloc_trim(0)

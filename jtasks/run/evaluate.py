@@ -22,12 +22,12 @@ from jtasks.task import eval_fn
 
 Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
 
-# Batches whose sums stay on the device before the host reads them; bounds the work dispatched ahead.
+# Most batches whose sums wait on the device; bounds the work dispatched ahead.
 AHEAD = 16
 
 
 def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
-    """A function (params, examples) -> metrics that compiles once; `poll` is called between batches and may raise."""
+    """Return a function (params, examples) -> metrics that compiles once and calls `poll`, which may raise, per batch."""
     replicated = sharding.replicated(job.mesh)
 
     step = Compiled(jax.jit(job.on_mesh(functools.partial(sums_of, job)), out_shardings=replicated))
@@ -55,14 +55,14 @@ def sums_of(job: Job, params: Any, batch: dict[str, jax.Array]) -> dict[str, met
 
 
 def wants_scores(job: Job) -> bool:
-    """Whether predictions are evaluated too, which may take much longer than eval_fn."""
+    """Return whether to evaluate predictions too, which may take much longer than eval_fn."""
     return hasattr(job.task, "score_fn") and job.config.report_metric
 
 
 def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline.Examples) -> dict[str, float]:
-    """What the task's score_fn says of its predictions over a whole split; {} if it has none or none is wanted.
+    """Return the scores of the task's predictions over a whole split; {} without score_fn or report_metric.
 
-    It is asked on the first process, whose answer all get.
+    The first process computes the scores and sends them to all.
     """
     if not wants_scores(job):
         return {}
@@ -71,7 +71,7 @@ def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline
 
 
 def scored(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
-    """What score_fn says; ConfigError where it is not {name: number}."""
+    """Return the result of score_fn; raise ConfigError if it is not {name: number}."""
     scores = job.task.score_fn(examples, outputs, job.config)
     if not isinstance(scores, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in scores):
         raise ConfigError(f"score_fn must return {{name: number}}, not {shown(scores)}")
@@ -86,7 +86,7 @@ def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest"
     run = open_run(config, workdir, which)
     job, examples = run.job, run.required(split)
     params = run.params(examples)
-    found = make(job)(params, examples)
+    values = make(job)(params, examples)
     if wants_scores(job):
-        found |= scores(job, predict.make(job), params, examples)
-    return {"step": run.step, **{f"{split}/{name}": value for name, value in found.items()}}
+        values |= scores(job, predict.make(job), params, examples)
+    return {"step": run.step, **{f"{split}/{name}": value for name, value in values.items()}}

@@ -1,4 +1,4 @@
-"""Runs as folders that transformers loads: weights, config.json, and what the task needs beside them."""
+"""Export of a run as a folder that transformers loads: weights, config.json, and the task's other files."""
 
 import pathlib
 from typing import Any
@@ -19,17 +19,17 @@ from jtasks.writing import require_writable, write_file
 
 
 def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, which: str = "newest") -> pathlib.Path:
-    """Write a checkpoint as Hugging Face's form of the task's model.
+    """Write a checkpoint in Hugging Face's format of the task's model.
 
     Args:
       config: must be the run's own.
       workdir: the run's folder, DIR.
-      folder: where to; None: DIR/export/hf.
-      which: of the checkpoints (see `open_run`).
+      folder: destination; None for DIR/export/hf.
+      which: checkpoint to export (see `open_run`).
 
     Raises:
-      ConfigError: the task does not say which architecture its model is, or `folder` holds something else.
-      CheckpointError: there is no checkpoint, or that architecture cannot express the model.
+      ConfigError: the task does not name the architecture of its model, or `folder` holds something else.
+      CheckpointError: there is no checkpoint, or the architecture cannot express the model.
     """
     architecture = huggingface.architecture(task.load(config.task))
     if architecture is None:
@@ -42,12 +42,12 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
         raise ConfigError(f"--out={folder} holds something else: give a new folder, or that of an earlier export")
     run = open_run(config, workdir, which)
     job = run.job
-    examples = next((found for split in SPLITS if (found := run.examples(split)) is not None), None)
+    examples = next((data for split in SPLITS if (data := run.examples(split)) is not None), None)
     if examples is None:
         raise DataError(f"task {config.task} has no examples to initialize its model with")
-    tensors, theirs = huggingface.to_hf(_on_host(run.params(examples)), job.config.model, architecture)
+    tensors, theirs = huggingface.to_hf(_fetch(run.params(examples)), job.config.model, architecture)
     assets = task.assets(job.task, job.config)
-    first, generation, vocabulary = _began_with(job.config)
+    first, generation, vocabulary = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
     others = beside.more(theirs, generation, assets)
 
@@ -63,13 +63,13 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     return folder
 
 
-def _began_with(config: Config) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """config.json, generation_config.json and vocabulary of the folder that config.init_from names; else empty."""
+def _read_pretrained(config: Config) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
+    """Read config.json, generation_config.json and vocabulary of config.init_from's folder; empty if there is none."""
     if not config.init_from.startswith(huggingface.PREFIX):
         return {}, {}, {}
     folder = pathlib.Path(config.init_from.removeprefix(huggingface.PREFIX)).expanduser()
     if not folder.is_dir():
-        warn(f"{folder} is gone: the export lacks those of its fields that say nothing of the weights")
+        warn(f"{folder} is gone: the export lacks the fields of its config.json that do not describe the weights")
         return {}, {}, {}
     generation = folder / "generation_config.json"
     tokenizer = transfer.tokenizer(folder, config)
@@ -80,8 +80,8 @@ def _began_with(config: Config) -> tuple[dict[str, Any], dict[str, Any], dict[st
     )
 
 
-def _on_host(params: Any) -> Any:
-    """Whole arrays in host memory, of which other processes may hold parts."""
+def _fetch(params: Any) -> Any:
+    """Fetch whole arrays to host memory; other processes may hold parts of them."""
     if processes.alone():
         return jax.device_get(params)
     return multihost_utils.process_allgather(params, tiled=True)

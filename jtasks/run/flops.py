@@ -35,14 +35,14 @@ _PEAKS: tuple[tuple[str, float | None, float | None, float], ...] = (
 
 
 def count(function: Callable[..., Any], *args: Any) -> float:
-    """Returns the floating point operations of the matrix products and convolutions in one call of `function`.
+    """Return the floating point operations of the matrix products and convolutions in one call of `function`.
 
-    A multiply-add counts as two and everything else as none, the convention of model FLOPs utilisation
-    (PaLM, Chowdhery et al. 2022, appendix B). The count is made on the jaxpr, since XLA's own cost analysis
+    A multiply-add counts as two and everything else as none, the convention of model FLOPs utilization
+    (PaLM, Chowdhery et al. 2022, appendix B). The count uses the jaxpr, because XLA's own cost analysis
     counts the body of a loop once. A scan (also a `fori_loop` of known length) counts times its length, a
     shard_map times its shards, a cond as its largest branch, and a `while_loop`, whose length is unknown, as
-    one turn. Code whose result is unused is left out. Recomputation (remat) is counted, so with it the ratio
-    to the peak is the utilisation of the hardware. Products inside custom kernels (Pallas, cuDNN) are not seen.
+    one iteration. Code whose result is unused is left out. Recomputation (remat) counts, so with remat the ratio
+    to the peak is the utilization of the hardware. Products inside custom kernels (Pallas, cuDNN) are not counted.
 
     Args:
         function: any traceable function.
@@ -59,12 +59,12 @@ def count(function: Callable[..., Any], *args: Any) -> float:
 
 
 def peak(device: jax.Device, precision: str) -> float | None:
-    """Returns the published dense peak of `device` in FLOP/s, or None if it is not a known one.
+    """Return the published dense peak of `device` in FLOP/s, or None for an unknown device.
 
     Args:
         device: a device as JAX lists it; a core, not a chip, on TPU v2 and v3.
-        precision: "bfloat16", "float16" or "float32". The last means JAX's default precision of float32
-            products, which is TensorFloat-32 or bfloat16 passes where the hardware has them.
+        precision: "bfloat16", "float16" or "float32". float32 means JAX's default precision of float32
+            products: TensorFloat-32 or bfloat16 passes if the hardware has them.
 
     >>> peak(jax.devices("cpu")[0], "bfloat16") is None
     True
@@ -109,5 +109,5 @@ def _dot(equation: Any) -> int:
 def _convolution(equation: Any) -> int:
     kernel, params = equation.invars[1].aval, equation.params
     features = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
-    # The input gradient of a strided convolution spreads its input with zeros, which are no work.
+    # The input gradient of a strided convolution dilates its input with zeros, which cost nothing.
     return 2 * equation.outvars[0].aval.size * kernel.size // features // math.prod(params["lhs_dilation"])

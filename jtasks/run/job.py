@@ -1,4 +1,4 @@
-"""What every mode starts from: the task, its prepared data, the filled config, the mesh."""
+"""The start of every mode: the task, its prepared data, the filled config, the mesh."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
@@ -35,10 +35,10 @@ class Job(NamedTuple):
         return function and (lambda examples: function(examples, self.config))
 
     def examples(self, split: str) -> pipeline.Examples | None:
-        """The task's dataset for one split, None where it has none.
+        """Return the task's dataset of one split, None if there is none.
 
         Raises:
-          DataError: it is empty, or its arrays have unequal lengths.
+          DataError: the dataset is empty, or its arrays have unequal lengths.
         """
         examples = self.task.dataset(split, self.config)
         if examples is not None and pipeline.size(examples) == 0:
@@ -48,20 +48,20 @@ class Job(NamedTuple):
         return examples
 
     def required(self, split: str) -> pipeline.Examples:
-        """The same for a split that must be there."""
+        """Return the task's dataset of one split; raise DataError if there is none."""
         examples = self.examples(split)
         if examples is None:
             raise DataError(f"task {self.config.task} has no {split} split")
         return examples
 
     def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.BatchPlan:
-        """The order of the examples, and how each batch's rows are laid out on the devices.
+        """Return the order of the examples and the layout of each batch's rows on the devices.
 
-        Devices that do not divide a batch get rows of padding. An evaluation's batches have no more rows than there
-        are examples, rounded up to devices; they are divided equally.
+        Padding fills a batch that the devices do not divide. An evaluation batch has at most as many rows as there
+        are examples, rounded up to the devices, in equal shares.
 
         Raises:
-          ConfigError: the batch cannot be divided over devices and microbatches, or must not be.
+          ConfigError: the batch cannot be divided over devices and microbatches, or its loss mixes examples.
         """
         config, n, shares = self.config, pipeline.size(examples), (1,) * sharding.num_batch_shards(self.mesh)
         if shuffle:
@@ -73,18 +73,18 @@ class Job(NamedTuple):
         return pipeline.BatchPlan(n, config.seed, rows, shuffle, shares=shares)
 
     def shardings(self, tree: Any, params: Any) -> Any:
-        """Where the leaves of `tree` live: the parameters, or a state that holds trees like them."""
+        """Return the sharding of each leaf of `tree`: the parameters, or a state that holds trees like them."""
         return sharding.shardings(tree, params, self.mesh, self.config.sharding)
 
     def on_mesh(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of (params, ...), to be jitted, as it runs on the mesh."""
+        """Return a function of (params, ...) as it runs on the mesh, to be jitted."""
         return sharding.on_mesh(self.mesh, self.config.sharding, function)
 
     def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.BatchPlan:
         config = self.config
         if not hasattr(self.task, "lengths") or not isinstance(examples, Mapping):
             raise ConfigError(
-                f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not tell the lengths of its"
+                f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not give the lengths of its"
                 " examples: it needs lengths(examples, config), SEQUENCE_KEYS and a dataset of arrays; or set it to 0"
             )
         return buckets.plan(
@@ -98,7 +98,7 @@ class Job(NamedTuple):
         )
 
     def batch_at(self, examples: pipeline.Examples, plan: pipeline.BatchPlan, step: int) -> dict[str, jax.Array]:
-        """The batch of one step on the devices; each process reads only the rows that its devices hold."""
+        """Return the batch of one step on the devices; each process reads only the rows of its own devices."""
         batched = sharding.batch_sharding(self.mesh)
         rows = sharding.local_rows(batched, plan.rows(step))
         batch = pipeline.batch_at(examples, plan, step, self.collate, rows)
@@ -111,9 +111,9 @@ class Job(NamedTuple):
         steps: range,
         poll: Callable[[], None] = lambda: None,
     ) -> Iterator[dict[str, jax.Array]]:
-        """The batches of `steps` on the devices, read ahead.
+        """Return the batches of `steps` on the devices, read ahead.
 
-        `poll` is called while one is awaited and may raise; not in a run of several processes, which do not wait alike.
+        Calls `poll`, which may raise, while waiting for a batch; not with several processes, whose waits differ.
         """
         return pipeline.batches(
             examples,
@@ -140,7 +140,7 @@ def prepare(config: Config) -> Job:
 def fill(config: Config, module: ModuleType) -> Config:
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
-    Where `config.init_from` is a Hugging Face folder, those that the data leaves open come from its config.json.
+    If `config.init_from` is a Hugging Face folder, its config.json gives the fields that the data leaves open.
     """
     fields, folder = task.fields(module), config.init_from.removeprefix(huggingface.PREFIX)
     pretrained = config.init_from.startswith(huggingface.PREFIX)
@@ -169,7 +169,7 @@ def fill(config: Config, module: ModuleType) -> Config:
 
 
 def total_steps(config: Config, plan: pipeline.BatchPlan) -> int:
-    """The steps of the run: as given, or from the epochs over the training examples."""
+    """Return the steps of the run: `config.steps`, or those of `config.epochs` over the training examples."""
     steps = config.steps or plan.steps(config.epochs)
     if steps > 2e9:
         raise ConfigError(f"config.epochs={config.epochs:g} are {steps:.3g} steps, more than 2e9")
