@@ -132,7 +132,7 @@ def test_other_processes_than_the_first_predict_along_and_are_told_the_scores(sc
     job = scored(37)
     predictor = predict.make(job)
     monkeypatch.setattr(processes, "first", lambda: False)
-    monkeypatch.setattr(processes, "agree", lambda decide: {"told": 0.5})
+    monkeypatch.setattr(processes, "broadcast_from_first", lambda decide: {"told": 0.5})
     assert evaluate.scores(job, predictor, {"w": np.ones(())}, job.required("test")) == {"told": 0.5}
     assert len(predictor({"w": np.ones(())}, job.required("test"))) == 0
 

@@ -162,7 +162,7 @@ def test_a_split_that_grew_or_changed_is_told(make, tmp_path, capsys):
         workdir.compare_data({"valid": fingerprint.of(examples)}, tmp_path, allow=allow)
 
     compare(make(50))  # nothing is known yet
-    workdir.record_data({"train": fingerprint.of(make(9)), "valid": fingerprint.of(make(50))}, tmp_path, anew=True)
+    workdir.record_data({"train": fingerprint.of(make(9)), "valid": fingerprint.of(make(50))}, tmp_path, fresh=True)
     compare(make(50))
     with pytest.raises(ConfigError, match="valid: 50 -> 51 examples"):
         compare(make(51))
@@ -176,7 +176,7 @@ def test_a_split_that_grew_or_changed_is_told(make, tmp_path, capsys):
         compare(examples)
     compare(examples, allow=True)
     assert "WARNING: the data is not that of the run" in capsys.readouterr().err
-    workdir.record_data({"valid": fingerprint.of(examples)}, tmp_path, anew=False)
+    workdir.record_data({"valid": fingerprint.of(examples)}, tmp_path, fresh=False)
     compare(examples)
     assert set(json.loads((tmp_path / "data.json").read_text())) == {"train", "valid"}
 

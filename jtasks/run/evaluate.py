@@ -27,7 +27,7 @@ AHEAD = 16
 
 
 def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
-    """Return a function (params, examples) -> metrics that compiles once and calls `poll`, which may raise, per batch."""
+    """Return a function (params, examples) -> metrics that compiles once; between batches it calls `poll`."""
     replicated = sharding.replicated(job.mesh)
 
     step = Compiled(jax.jit(job.on_mesh(functools.partial(sums_of, job)), out_shardings=replicated))

@@ -196,7 +196,7 @@ class Hooks:
     def _record_first_use(self, split: str) -> None:
         try:
             if split not in recorded_splits(self.workdir):
-                record_data({split: fingerprint.of(self.splits[split])}, self.workdir, anew=False)
+                record_data({split: fingerprint.of(self.splits[split])}, self.workdir, fresh=False)
         except OSError as error:
             self.log.warn(f"the {split} split is not recorded ({error}); training goes on")
 

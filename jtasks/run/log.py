@@ -1,6 +1,6 @@
-"""What a person and a script see of a run: messages, the progress bar, metrics.jsonl and TensorBoard.
+"""The output of a run: messages, the progress bar, metrics.jsonl and TensorBoard.
 
-Everything a person reads goes to stderr; stdout belongs to the result.
+Human-readable output goes to stderr; stdout belongs to the result.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ from jtasks.writing import no_link, write_file
 
 CHECKSUM = "crc32"
 _RESERVED = ("step", "split", "wall", CHECKSUM)
-_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # JSON has no word for them, so strings
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings, because JSON has no such numbers
 
 
 def to_json(value: Any) -> str:
-    """Returns one line of JSON, which has no word for nan, inf and -inf: they become strings.
+    """Return one line of JSON; nan, inf and -inf, which JSON does not have, become strings.
 
     >>> to_json({"loss": float("nan"), "outputs": [1.0, float("inf")]})
     '{"loss": "nan", "outputs": [1.0, "inf"]}'
@@ -35,41 +35,45 @@ def to_json(value: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False)
     except ValueError:
-        return json.dumps(_worded(value))
+        return json.dumps(_name_non_finite(value))
 
 
 def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
-    """Returns the whole records of a metrics.jsonl, the newest of each (step, split); [] if there is no file.
+    """Return the complete records of a metrics.jsonl, the newest of each (step, split); [] if there is no file.
 
-    A torn last line is skipped, and with a word to `warn` each line that is no record. The strings "nan", "inf" and
-    "-inf" become floats again.
+    Skips a torn last line, and other damaged lines with a call of `warn`. The strings "nan", "inf" and "-inf" become
+    floats again.
     """
-    found: dict[Any, dict[str, Any]] = {}
+    records: dict[Any, dict[str, Any]] = {}
     damaged = 0
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:  # behind the last newline: torn
+    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else []:  # after the last newline: torn
         record = _parse(line)
         if record is not None:
-            found.pop((record["step"], record["split"]), None)
-            found[record["step"], record["split"]] = record
+            records.pop((record["step"], record["split"]), None)
+            records[record["step"], record["split"]] = record
         damaged += record is None
     if damaged:
         warn(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out; what was measured there is lost")
-    return list(found.values())
+    return list(records.values())
 
 
 class Log:
-    """The voice of one run, and its memory of what was measured. Use it as a context manager.
+    """The logger of one run, a context manager: console, progress bar, metrics.jsonl and TensorBoard.
 
-    Constructing it cleans `workdir/metrics.jsonl`, atomically: lines of steps after `start`, torn lines, and the
-    older of two lines for one step and split go. A line is `{"step", "split", "wall", ...metrics, "crc32"}`, wall in
-    seconds since the epoch, non-finite values as "nan", "inf" and "-inf"; metrics of those four names are left out.
-    "crc32" is that of the line without it; a line without any is read too.
-    If a file cannot be written, no method raises: the first time it warns, and training goes on.
+    The constructor cleans `workdir/metrics.jsonl` atomically: it removes lines of steps after `start`, torn lines, and
+    the older of two lines for one step and split. A line is `{"step", "split", "wall", ...metrics, "crc32"}`: wall is
+    in seconds since the epoch, non-finite values are "nan", "inf" and "-inf", metrics of those four names are left
+    out, and "crc32" is the checksum of the line without it. A line without a checksum is valid too.
+    No method raises if a file cannot be written: the first failure warns, and training goes on.
 
-    `start` is the step that the run resumes from (0: fresh), `steps` that at which it ends; `amounts` tells how much
-    of what the batches of some steps (0 for the first) hold, over all devices: `examples`, perhaps `tokens`.
-    `writer` is False on all processes but one: no output, no file changed. `has`, `last` and `values` answer there
-    too if the folder is shared, but a decision that all processes must share belongs to the writer.
+    Args:
+      workdir: the run's folder.
+      start: the step that the run resumes from; 0 for a fresh run.
+      steps: the step at which the run ends.
+      amounts: maps a range of 0-based steps to the contents of their batches over all devices: `examples`, and
+        `tokens` if batches are sized in tokens.
+      writer: True on exactly one process; the others print nothing and change no file. Their `has`, `last` and
+        `values` work in a shared folder, but a decision that all processes must share belongs to the writer.
     """
 
     def __init__(
@@ -85,7 +89,7 @@ class Log:
         self._start, self._steps, self._amounts, self._writer = start, steps, amounts, writer
         self._flops: float | None = None
         self._peak: float | None = None
-        self._begin: tuple[float, int] | None = None  # when, and at which step, the interval being timed began
+        self._begin: tuple[float, int] | None = None  # time and step at which the timed interval began
         self._drawn = self._flushed = 0.0
         self._bar: Any = None
         self._board: Any = None
@@ -101,7 +105,7 @@ class Log:
                     self._remember(record)
 
     def set_rates(self, flops: float, peak: float | None) -> None:
-        """Operations a step and peak operations a second, of all devices together: so `train` can give `mfu`."""
+        """Set operations per step and peak operations per second, over all devices, from which `train` gives `mfu`."""
         self._flops, self._peak = flops, peak
 
     def __enter__(self) -> "Log":
@@ -119,7 +123,7 @@ class Log:
                     finish()
 
     def message(self, text: str, style: str = "") -> None:
-        """Prints `text`, whatever it holds, as `printable` has it; `style` is a rich style for the terminal."""
+        """Print `text`, made `printable`; `style` is a rich style for the terminal."""
         if not self._writer or sys.stderr is None:  # print(file=None) would go to stdout
             return
         with contextlib.suppress(OSError, ValueError):  # the reader went away
@@ -131,13 +135,13 @@ class Log:
                 self._bar.console.print(Text(printable(text), style), soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """Prints `text` so that nobody misses it."""
+        """Print `text` as a warning."""
         self.message(f"WARNING: {text}", style="bold red")
 
     def advance(self, step: int) -> None:
-        """Says that `step` is done. Cheap: call it before the first step, whence the rates are timed, and after each.
+        """Record that `step` finished; redraws the bar at most ten times a second.
 
-        The bar is redrawn at most ten times a second.
+        Cheap. Call once before the first step, to start the timer, and once after every step.
         """
         now = time.perf_counter()
         self._begin = self._begin or (now, step)
@@ -147,7 +151,7 @@ class Log:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Leaves the time inside out of the step time: for evaluating and saving. Do not call `train` inside."""
+        """Exclude the time inside from the step time, for evaluating and saving. Do not call `train` inside."""
         entered, begin = time.perf_counter(), self._begin
         try:
             yield
@@ -155,11 +159,10 @@ class Log:
             self._begin = begin and (begin[0] + time.perf_counter() - entered, begin[1])
 
     def train(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
-        """Records training metrics; call it when the results of `step` are there, not merely under way.
+        """Record and print training metrics; call this only once the results of `step` are computed.
 
-        Returns `metrics` with `examples_per_second` (and so on: see `amounts`), `seconds_per_step` and, where flops
-        and peak are known, `mfu`: means since the last call. They are absent where no step was timed, as at the
-        first, which compiles.
+        Returns `metrics` with means since the last call: `examples_per_second` (and other `amounts`),
+        `seconds_per_step` and, after `set_rates` with a peak, `mfu`. The means are absent if no step was timed.
         """
         rates, speed, left = self._rates(step), "", ""
         if rates:
@@ -175,43 +178,43 @@ class Log:
         return self._record(step, "train", metrics | rates)
 
     def evaluation(self, step: int, split: str, metrics: dict[str, float], seconds: float) -> None:
-        """Records and prints the metrics of a split, which took `seconds`; an older record of the two is replaced."""
+        """Record and print the metrics of a split, evaluated in `seconds`; replaces a record of this step and split."""
         values = " ".join(f"{name} {number(value)}" for name, value in metrics.items())
         self.message(f"{split} at {step}: {values} ({seconds:.1f} s)")
         self._record(step, split, metrics)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows a uint8 image `[h, w]` or `[h, w, c]` in TensorBoard."""
+        """Show a uint8 image `[h, w]` or `[h, w, c]` in TensorBoard."""
         from tensorboardX import summary
 
         self._event(step, summary.image(name, image, dataformats="HW" if image.ndim == 2 else "HWC"))
 
     def text(self, step: int, name: str, text: str) -> None:
-        """Shows a text in TensorBoard."""
+        """Show a text in TensorBoard."""
         from tensorboardX import summary
 
         self._event(step, summary.text(name, text))
 
     def has(self, step: int, split: str) -> bool:
-        """Whether there is a record of this step and split."""
+        """Return whether there is a record of this step and split."""
         return (step, split) in self._seen
 
     def last(self) -> dict[str, float]:
-        """Returns the newest evaluated step as `{"step": 200, "valid/loss": 1.5, ...}`; {} before the first."""
+        """Return the newest evaluated step as `{"step": 200, "valid/loss": 1.5, ...}`; {} before the first."""
         step = max(self._evaluations, default=0)
         return {"step": step, **self._evaluations[step]} if self._evaluations else {}
 
     def values(self, metric: str) -> dict[int, float]:
-        """Returns `{step: value}` of an evaluation metric such as "valid/loss", over all steps that have it."""
-        return {step: found[metric] for step, found in sorted(self._evaluations.items()) if metric in found}
+        """Return `{step: value}` of an evaluation metric such as "valid/loss", over all steps that have it."""
+        return {step: metrics[metric] for step, metrics in sorted(self._evaluations.items()) if metric in metrics}
 
     def _remember(self, record: dict[str, Any]) -> None:
         step, split = record["step"], record["split"]
         self._seen.add((step, split))
         if split != "train":
-            found = {k: v for k, v in self._evaluations.get(step, {}).items() if not k.startswith(f"{split}/")}
+            others = {k: v for k, v in self._evaluations.get(step, {}).items() if not k.startswith(f"{split}/")}
             values = {k: v for k, v in record.items() if k not in _RESERVED and isinstance(v, int | float)}
-            self._evaluations[step] = found | {f"{split}/{name}": value for name, value in values.items()}
+            self._evaluations[step] = others | {f"{split}/{name}": value for name, value in values.items()}
 
     def _rates(self, step: int) -> dict[str, float]:
         begin, self._begin = self._begin, (time.perf_counter(), step)
@@ -243,7 +246,7 @@ class Log:
     def _event(self, step: int, summary: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
 
-        if not self._writer or self._warned:  # after an error its file may end in half a record: leave it alone
+        if not self._writer or self._warned:  # after an error the file may end in half a record
             return
         with self._guard():
             self._board = self._board or _board(self._workdir / "tensorboard", self._start)
@@ -278,11 +281,11 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return {k: _NON_FINITE.get(v, v) if k != "split" and isinstance(v, str) else v for k, v in record.items()}
 
 
-def _worded(value: Any) -> Any:
+def _name_non_finite(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _worded(part) for name, part in value.items()}
+        return {name: _name_non_finite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_worded(part) for part in value]
+        return [_name_non_finite(part) for part in value]
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -291,21 +294,21 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _checksum(record: dict[str, Any]) -> str:
-    """CRC-32 of a record as it stands in its line, by which a flipped bit shows that makes another number."""
+    """Return the CRC-32 of a record as written in its line, which detects a flipped bit in a number."""
     return f"{zlib.crc32(to_json(record).encode()):08x}"
 
 
 def _rewrite(
     path: pathlib.Path, keep: Callable[[dict[str, Any]], bool], warn: Callable[[str], None] = lambda text: None
 ) -> None:
-    """Leaves only the whole records that `keep` accepts, in one atomic replacement if anything changes."""
+    """Keep only the complete records that `keep` accepts, in one atomic replacement if anything changes."""
     kept = b"".join(_line(record) for record in read(path, warn) if keep(record))
     if path.exists() and kept != path.read_bytes():
         write_file(path, kept)
 
 
 def _append(path: pathlib.Path, line: bytes) -> None:
-    """Appends the whole line or, on a full disk, nothing: half a line would spoil the next one too."""
+    """Append the whole line or, on a full disk, nothing: half a line would damage the next one too."""
     with open(path, "ab", buffering=0, opener=no_link) as file:
         size = file.tell()
         if file.write(line) != len(line):
@@ -314,10 +317,10 @@ def _append(path: pathlib.Path, line: bytes) -> None:
 
 
 def _board(folder: pathlib.Path, start: int) -> Any:
-    """Returns a writer of a TensorBoard file that hides what older files say of steps after `start`.
+    """Return a writer of a TensorBoard file that hides the events of older files after step `start`.
 
-    tensorboardX's SummaryWriter writes on a thread that an OSError ends, after which its full queue blocks the caller
-    for ever. The errors of the writer beneath it, used here, reach the caller.
+    tensorboardX's SummaryWriter writes on a thread that an OSError ends; its full queue then blocks the caller
+    forever. The errors of the EventsWriter used here reach the caller.
     """
     from tensorboardX.event_file_writer import EventsWriter
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -334,8 +337,8 @@ def _bar(start: int, steps: int) -> Any:
 
     fields = ("completed}/{task.total", "fields[loss]", "fields[speed]", "fields[left]")
     columns = (BarColumn(bar_width=None), *(TextColumn(f"{{task.{field}}}", markup=False) for field in fields))
-    stdout = sys.stdout is not None and sys.stdout.isatty()  # what goes to a file or pipe must stay on stdout
-    # Without a thread, which could hold a lock at a fork or die unseen: the loop draws.
+    stdout = sys.stdout is not None and sys.stdout.isatty()  # output to a file or pipe must stay on stdout
+    # The loop draws: a thread could hold a lock at a fork or die unnoticed.
     bar = Progress(*columns, console=Console(stderr=True), auto_refresh=False, redirect_stdout=stdout)
     bar.add_task("train", total=steps, completed=start, loss="", speed="", left="")
     return bar

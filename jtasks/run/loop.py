@@ -11,23 +11,23 @@ from jtasks.run.start import Setup, Step, begin, finished, set_up
 from jtasks.run.step import State, StepOutput
 from jtasks.run.workdir import cleared_on_error, locked
 
-AHEAD = 16  # steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
+AHEAD = 16  # most steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
 
 def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
-    """Train until `config.steps`, going on from whatever `workdir` holds.
+    """Train until `config.steps`, starting from the newest checkpoint in `workdir`, if there is one.
 
     Returns:
       The final evaluation: `step`, and keys `split/metric`.
 
     Raises:
-      Stopped: a signal asked for it; the state is saved.
-      ConfigError, DataError, CheckpointError, TrainingError: what the message says.
+      Stopped: a signal stopped the run; the state is saved.
+      ConfigError, DataError, CheckpointError, TrainingError: see the message.
     """
     config, workdir = freeze(config), pathlib.Path(workdir)
     fresh = not workdir.exists()
     with locked(workdir), Stop() as stop:
-        with stop.rescue(lambda: None), cleared_on_error(workdir, fresh=fresh):  # nothing is lost if it ends in here
+        with stop.rescue(lambda: None), cleared_on_error(workdir, fresh=fresh):  # nothing to save yet
             setup = set_up(config, workdir)
             if finished(setup):
                 return result(setup.log, setup.start)
@@ -36,7 +36,7 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
 
 
 def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, float]:
-    """Run the steps that are left: each gets a batch, and the hooks log, evaluate, save and stop between them."""
+    """Run the remaining steps; between them the hooks log, evaluate, save and stop."""
     config, start, log = setup.job.config, setup.start, setup.log
     with log, checkpoint.Checkpoints(setup.workdir / "checkpoints") as checkpoints:
         hooks = Hooks(setup, checkpoints, stop)
@@ -62,6 +62,6 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
 
 
 def result(log: Log, step: int) -> dict[str, float]:
-    """Return what was measured of the state after `step`; never of another one."""
+    """Return the evaluation of the state after `step`, never of another step."""
     last = log.last()
     return last if last.get("step") == step else {"step": step}

@@ -1,8 +1,8 @@
-"""Plan before you pay: what a run would hold, compute and send on a mesh that is larger than this machine.
+"""Cost estimate of a step on a mesh larger than this machine: memory, computation and communication.
 
 The step is compiled ahead of time for fake CPU devices, from shapes alone: nothing is allocated. Memory follows from
-the shardings and the compiler's own analysis, communication from the collectives in the compiled program. That program
-is the CPU's: other compilers fuse otherwise, so temporaries are an estimate, and float16 types are widened on CPU.
+the shardings and the compiler's own analysis, communication from the collectives in the compiled program. Other
+compilers fuse differently, so temporaries are an estimate, and the CPU compiler widens float16 types.
 """
 
 import collections
@@ -34,45 +34,45 @@ Users = dict[str, list[Line]]  # the instructions that a name is an operand of
 
 
 class Hardware(NamedTuple):
-    """What one device can do; the defaults are an NVIDIA A100 with a 200 Gbit/s network card."""
+    """The rates of one device; the defaults are an NVIDIA A100 with a 200 Gbit/s network card."""
 
     peak_tflops: float = 312.0
-    efficiency: float = 0.4  # the part of the peak that a step reaches without communication
-    bandwidth_gbs: float = 25.0  # gigabytes a second that leave a device, all links together
-    latency_us: float = 10.0  # of each hop of a collective
+    efficiency: float = 0.4  # fraction of the peak that a step reaches without communication
+    bandwidth_gbs: float = 25.0  # gigabytes a second out of a device, over all links
+    latency_us: float = 10.0  # per hop of a collective
 
 
 class Collective(NamedTuple):
-    """One collective of a program, as often as a step runs it."""
+    """One collective of a program."""
 
     kind: str
-    devices: int  # that take part in each group
+    devices: int  # in each group
     size: int  # bytes of the whole buffer: reduced, or gathered
-    times: int
+    times: int  # runs per step
 
     @property
     def sent(self) -> float:
-        """Bytes that each device sends a step, by the ring algorithm (Patarasu and Yuan 2009)."""
+        """Bytes that each device sends per step, by the ring algorithm (Patarasu and Yuan 2009)."""
         n = self.devices
         part = {"all-reduce": 2 * (n - 1) / n, "collective-permute": 1, "collective-broadcast": 1}
         return self.times * self.size * part.get(self.kind, (n - 1) / n)
 
     @property
     def hops(self) -> int:
-        """Messages one after the other, of all times."""
+        """Consecutive messages per step."""
         n = self.devices
         return self.times * {"all-reduce": 2 * (n - 1), "collective-permute": 1}.get(self.kind, n - 1)
 
 
 def run(config: Config, hardware: Hardware) -> dict[str, Any]:
-    """The plan of a config's training step on the devices that there are.
+    """Estimate the cost of a config's training step on JAX's devices.
 
     Returns:
-      What `describe` prints: counts, bytes and seconds.
+      The numbers that `table` prints: counts, bytes and seconds.
 
     Raises:
-      DataError: the data, whose shapes the batch has, is absent.
-      ConfigError: the mesh, the batch or the hardware cannot be.
+      DataError: the data, which gives the batch its shapes, is absent.
+      ConfigError: the mesh, the batch or the hardware is impossible.
     """
     if wrong := [f"--{name.replace('_', '-')}" for name, value in hardware._asdict().items() if value < 0]:
         raise ConfigError(f"{wrong[0]} must not be negative")
@@ -87,7 +87,7 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     program = programs.build(job, batch, total_steps(job.config, plan))
     state = sharding.with_shardings(program.shapes, program.shardings)
     compiled = program.step.lower(state, batch).compile()
-    found = collectives(compiled.as_text(), job.mesh.size)
+    traffic = collectives(compiled.as_text(), job.mesh.size)
     operations = flops.count(program.step, state, batch)
     compute = operations / job.mesh.size / (hardware.peak_tflops * 1e12 * hardware.efficiency)
     memory = {
@@ -104,18 +104,17 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
         "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(program.shapes.params)),
         "memory": memory | {"total": sum(memory.values())},
         "flops": operations,
-        "collectives": _by_kind(found),
-        **times(compute, found, hardware),
+        "collectives": _by_kind(traffic),
+        **times(compute, traffic, hardware),
     }
 
 
-def times(compute: float, found: Sequence[Collective], hardware: Hardware) -> dict[str, float]:
-    """Seconds of a step and the scaling efficiency, which is compute over step time.
+def times(compute: float, traffic: Sequence[Collective], hardware: Hardware) -> dict[str, float]:
+    """Return the seconds of a step and the scaling efficiency, which is compute over step time.
 
-    Communication that does not overlap with computation at all bounds the step from above, one that overlaps
-    wherever it can from below.
+    The upper bound overlaps no communication with computation, the lower bound all of it.
     """
-    sent, hops = sum(c.sent for c in found), sum(c.hops for c in found)
+    sent, hops = sum(c.sent for c in traffic), sum(c.hops for c in traffic)
     communication = sent / (hardware.bandwidth_gbs * 1e9) + hops * hardware.latency_us * 1e-6
     slowest, fastest = compute + communication, max(compute, communication)
     return {
@@ -129,7 +128,7 @@ def times(compute: float, found: Sequence[Collective], hardware: Hardware) -> di
 
 
 def scaling(compute: float, gradient: float, bandwidth: float, nodes: int, latency: float = 0.0) -> float:
-    """The speed-up of `nodes` equal nodes over one in data-parallel training, gradients being summed in a ring.
+    """Return the speed-up of `nodes` equal nodes over one in data-parallel training with a ring sum of gradients.
 
     Each node computes for `compute` seconds, sends 2 (n - 1) / n times the `gradient`'s bytes at `bandwidth` bytes a
     second, and each of the ring's 2 (n - 1) hops takes `latency` seconds; nothing overlaps.
@@ -137,9 +136,8 @@ def scaling(compute: float, gradient: float, bandwidth: float, nodes: int, laten
     HetSeq's published figures (Ding et al. 2021: BERT on nodes of 4 GPUs) are 1.72 on 2 nodes, 3.22 on 4 and 5.94 on
     8. With one free parameter, communication over computation, fitted at 2 nodes (0.163), and no latency, the model
     gives 3.21 on 4 nodes (0.2% less than published) and 6.23 on 8 (4.8% more). A ring's bytes saturate at twice the
-    gradient, while what the figures lose goes on growing from 4 to 8 nodes, as the number of hops and the wait for
-    the slowest of ever more nodes do: a latency of 0.6% of the computation, fitted at 8 nodes as well, gives 3.17 on
-    4 nodes (1.6% less).
+    gradient, but the published loss grows from 4 to 8 nodes, as do the number of hops and the wait for the slowest
+    node: a latency of 0.6% of the computation, fitted at 8 nodes as well, gives 3.17 on 4 nodes (1.6% less).
 
     >>> round(scaling(1.0, 0.163, 1.0, 4), 2)
     3.21
@@ -148,20 +146,20 @@ def scaling(compute: float, gradient: float, bandwidth: float, nodes: int, laten
 
 
 def held(tree: Any) -> int:
-    """Bytes of a tree's shapes that the fullest device holds, by their shardings."""
+    """Return the bytes of a tree of shapes on the fullest device, by their shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def collectives(text: str, devices: int) -> list[Collective]:
-    """The collectives of a compiled program in HLO text; those in loops count as often as the loop turns.
+    """Return the collectives of a compiled program in HLO text; a collective in a loop counts once per iteration.
 
-    An all-reduce of which each device keeps just its own part is counted as the reduce-scatter that the compilers
-    for GPU and TPU make of it; XLA's for CPU does not.
+    An all-reduce from which each device keeps only its own part counts as a reduce-scatter: the compilers for GPU and
+    TPU make this replacement, XLA's for CPU does not.
     """
     computations, entry = _computations(text)
     times = _times(computations, entry)
     users = {name: _users(lines) for name, lines in computations.items()}
-    found: collections.Counter[tuple[str, int, int, int]] = collections.Counter()
+    counts: collections.Counter[tuple[str, int, int, int]] = collections.Counter()
     for name, lines in computations.items():
         for line in (line for line in lines if re.fullmatch(_KINDS, line[2]) and times[name]):
             n = _group(line[3], devices)
@@ -175,12 +173,12 @@ def collectives(text: str, devices: int) -> list[Collective]:
                 ):
                     kind = "reduce-scatter"
                 if n > 1:
-                    found[kind, n, int(whole), times[name]] += 1
-    return [Collective(kind, n, size, turns * count) for (kind, n, size, turns), count in found.items()]
+                    counts[kind, n, int(whole), times[name]] += 1
+    return [Collective(kind, n, size, turns * count) for (kind, n, size, turns), count in counts.items()]
 
 
 def table(plan: dict[str, Any]) -> str:
-    """The plan for people."""
+    """Format a plan as aligned lines."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan["mesh"].items())
     rows = [
         ("devices", f"{plan['devices']}: {mesh}"),
@@ -203,9 +201,9 @@ def table(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
-def _by_kind(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
+def _by_kind(traffic: Iterable[Collective]) -> dict[str, dict[str, float]]:
     kinds: dict[str, dict[str, float]] = {}
-    for collective in found:
+    for collective in traffic:
         kind = kinds.setdefault(collective.kind, {"count": 0, "bytes": 0.0})
         kind["count"] += collective.times
         kind["bytes"] += collective.sent
@@ -226,7 +224,7 @@ def _computations(text: str) -> tuple[Computations, str]:
 
 
 def _times(computations: Computations, entry: str) -> collections.Counter[str]:
-    """How often a step runs each computation; a loop whose turns are not known counts as one."""
+    """Count how often a step runs each computation; a loop of unknown length counts as one iteration."""
     times: collections.Counter[str] = collections.Counter()
 
     def visit(name: str, count: int) -> None:
@@ -256,14 +254,14 @@ def _users(lines: list[Line]) -> Users:
 
 
 def _elements(users: Users, line: Line, index: int) -> list[str]:
-    """The names of a result, or of an element of it where it is a tuple."""
+    """Return the names of a result, or of one element of a tuple."""
     if not line[1].startswith("("):
         return [line[0]]
     return [user[0] for user in users[line[0]] if re.search(rf"index={index}\b", user[3])]
 
 
 def _cut(users: dict[str, Users], computations: Computations, computation: str, name: str, size: float) -> bool:
-    """Whether all that use a value first cut it down to `size` bytes; it is followed into fusions."""
+    """Return whether every user of a value, also inside fusions, first cuts the value down to `size` bytes."""
 
     def cuts(user: Line) -> bool:
         if user[2] == "dynamic-slice":
@@ -281,7 +279,7 @@ def _cut(users: dict[str, Users], computations: Computations, computation: str, 
 
 
 def _sizes(shape: str) -> list[float]:
-    """Bytes of an array, or of each element of a tuple."""
+    """Return the bytes of an array, or of each element of a tuple."""
     return [
         _itemsize(kind) * math.prod(map(int, filter(None, size.split(",")))) for kind, size in _SHAPE.findall(shape)
     ]
@@ -292,7 +290,7 @@ def _itemsize(kind: str) -> float:
 
 
 def _group(rest: str, devices: int) -> int:
-    """How many devices take part in each group: lists, `[groups,size]<=[...]`, or axes of a mesh."""
+    """Return the number of devices in each group, given as lists, `[groups,size]<=[...]`, or axes of a mesh."""
     if mesh := re.search(r"replica_groups=\S*mesh\[([^\]]*)\].*?\{([^}]*)\}", rest):
         axes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh[1]))
         used = re.findall(r"'([\w.]+)'(?::\(\d+\)(\d+))?", mesh[2])

@@ -1,4 +1,4 @@
-"""predict_fn over a split, and show_fn's pictures and texts in files."""
+"""Predictions over a split, and show_fn's pictures and texts in files."""
 
 import functools
 import pathlib
@@ -24,10 +24,9 @@ Predict = Callable[[Any, pipeline.Examples], Sequence[Any]]
 
 
 def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
-    """A function (params, examples) -> one output tree an example, in order; compiles once.
+    """Return a function (params, examples) -> one output tree an example, in order; compiles once.
 
-    The outputs lie in a temporary file, whence they are read as they are asked for. The first process alone has
-    them; the others get none.
+    The outputs are read on demand from a temporary file of the first process; other processes get none.
     """
     if not hasattr(job.task, "predict_fn"):
         raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
@@ -52,12 +51,12 @@ def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
 
 
 def rows(examples: pipeline.Examples) -> Sequence[Mapping[str, Any]]:
-    """The examples of a split as a sequence of dicts, each read when it is asked for."""
+    """Return the examples of a split as a sequence of dicts, each read on demand."""
     return Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples))
 
 
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
-    """What show_fn makes of the first `config.show_count` examples: pictures and texts; none on other processes."""
+    """Call show_fn on the first `config.show_count` examples; returns {} on all processes except the first."""
     shown = list(rows(examples)[: job.config.show_count])
     arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
     outputs = list(predict(params, arrays or shown))
@@ -65,7 +64,7 @@ def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -
 
 
 def checked_shown(shown: Any) -> dict[str, np.ndarray | str]:
-    """What show_fn returned, with pictures as NumPy arrays; ConfigError where it is not {name: picture or text}."""
+    """Return show_fn's result with pictures as NumPy arrays; raise ConfigError if it is not {name: picture or text}."""
     if not isinstance(shown, Mapping):
         raise ConfigError(f"show_fn must return {{name: picture or text}}, not {ranges.shown(shown)}")
     checked = dict[str, np.ndarray | str]()
@@ -106,9 +105,7 @@ def run(
 ) -> pathlib.Path:
     """Write predictions-SPLIT.jsonl from a checkpoint (see `open_run`): `{"index", ...outputs}`, one example a line.
 
-    It goes to the folder `out`, by default the workdir.
-
-    What the task's export_fn makes of them goes beside it, as NAME-SPLIT.SUFFIX.
+    The folder `out` is by default the workdir. The files of the task's export_fn go there too, as NAME-SPLIT.SUFFIX.
     """
     run, folder = open_run(config, workdir, which), out or workdir
     processes.on_first_process(lambda: require_writable(folder))
@@ -133,7 +130,7 @@ def run(
 def run_show(
     config: Config, workdir: pathlib.Path, split: str, which: str = "newest", out: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
-    """Write show_fn's pictures and texts of a checkpoint (see `open_run`) to the folder `out`, by default DIR/show."""
+    """Write show_fn's pictures and texts from a checkpoint (see `open_run`) to `out`, by default DIR/show."""
     run = open_run(config, workdir, which)
     job = run.job
     if not hasattr(job.task, "show_fn"):
@@ -152,12 +149,12 @@ def _line(index: int, output: Any) -> bytes:
 
 
 def _plain(output: Any) -> dict[str, Any]:
-    """An output tree as JSON data, whatever its kind; whole where a name in it would hide the example's index."""
+    """Return an output tree as a dict of JSON data; under "output" if it is no dict or has a key "index"."""
     tree = jax.tree.map(_values, output)
     return tree if isinstance(tree, dict) and "index" not in tree else {"output": tree}
 
 
 def _values(array: Any) -> Any:
-    """Nested lists of an array's values, complex ones as pairs."""
+    """Return an array's values as nested lists, complex values as pairs."""
     array = np.asarray(array)
     return (np.stack([array.real, array.imag], axis=-1) if array.dtype.kind == "c" else array).tolist()

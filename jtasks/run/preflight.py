@@ -1,4 +1,4 @@
-"""Try on a fresh run, before step 1, what would otherwise fail at its first evaluation or at its end."""
+"""Checks of a fresh run before step 1, for errors that would otherwise appear at its first evaluation or its end."""
 
 import contextlib
 import pathlib
@@ -21,33 +21,33 @@ from jtasks.run import evaluate, predict
 from jtasks.run.job import Job
 from jtasks.tree import by_name, leaf_name
 
-# What a mistake in a function raises, whatever the numbers are that it is given.
+# Errors that a mistake in a function raises, whatever numbers the function gets.
 MISTAKES = (AttributeError, ConfigError, DataError, ImportError, NameError, NotImplementedError, TypeError)
 
 Batch = dict[str, Any]
 
 
 def check(job: Job, splits: Mapping[str, pipeline.Examples | None], batch: Batch, params: Any) -> None:
-    """Call each function of the task once on a batch of each split: abstractly, those of the host on zeros.
+    """Call each function of the task once per split: traced on a batch, or on the host on zeros.
 
     Args:
-      job: of the run.
-      splits: the examples of each split, None where there is none.
-      batch: the first of training.
+      job: the run's job.
+      splits: the examples of each split, None if there is none.
+      batch: the first training batch.
       params: the parameters' shapes.
 
     Raises:
-      ConfigError: a function does not return what the contract says, or config.best names no metric.
-      Exception: whatever a function of the task raised.
+      ConfigError: a result breaks the contract, or config.best names no metric.
+      Exception: any error of the task's functions.
     """
     with _as_config_error():
         check_loss(job.task, job.config, params, batch)
-        names = {s: _evaluated(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
+        names = {s: _check_split(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
     check_best(job.config.best, names)
 
 
 def check_params(params: Any) -> None:
-    """Raise ConfigError where what init returned is not arrays alone, each with a path of its own."""
+    """Raise ConfigError unless init returned only arrays, each with a path of its own."""
     with _as_config_error():
         require_arrays(params)
 
@@ -61,11 +61,11 @@ def _as_config_error() -> Iterator[None]:
 
 
 def check_best(best: str, names: Mapping[str, set[str]]) -> None:
-    """Refuse a config.best that is no metric of its split, and warn where the split is absent.
+    """Refuse a config.best that is no metric of its split, and warn if the split is absent.
 
     Args:
       best: as in the config.
-      names: the metrics of each split that is there.
+      names: the metrics of each split that exists.
     """
     split, _, metric = best.removeprefix("-").partition("/")
     if best and split not in names:
@@ -76,7 +76,7 @@ def check_best(best: str, names: Mapping[str, set[str]]) -> None:
 
 
 def require_arrays(params: Any) -> None:
-    """Check that parameters, any pytree, are arrays alone, of which no two share a path; Fault says what is wrong."""
+    """Raise a Fault unless the parameters, any pytree, are only arrays with distinct paths."""
     hint = (
         'return a pytree of arrays, such as model.init(rng, x)["params"]; nnx.to_pure_dict(nnx.state(model, nnx.Param))'
         " makes one of a Flax NNX module, equinox.partition(model, equinox.is_array)[0] of an Equinox module"
@@ -93,21 +93,21 @@ def require_arrays(params: Any) -> None:
 
 
 def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> None:
-    """Trace loss_fn once and check what it returns; Fault says what is wrong."""
-    kept: list[Any] = []
+    """Trace loss_fn once; raise a Fault if its result breaks the contract."""
+    results: list[Any] = []
 
     def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
-        kept.append(task.loss_fn(*mine, rng, config))
+        results.append(task.loss_fn(*mine, rng, config))
         require_unchanged("loss_fn", (params, batch), mine)
-        return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
+        return [leaf for leaf in jax.tree.leaves(results[-1]) if hasattr(leaf, "dtype")]
 
     jax.eval_shape(loss_fn, params, batch, jax.random.key(0))
     require_no_leak(task, "loss_fn")
-    found = kept[0]
+    result = results[0]
     hint = "return (loss, metrics): a scalar and a dict of jtasks.metrics.Mean"
-    require(isinstance(found, tuple) and len(found) == 2, f"loss_fn returned {kind(found)}", hint)
-    loss, metrics = found
+    require(isinstance(result, tuple) and len(result) == 2, f"loss_fn returned {kind(result)}", hint)
+    loss, metrics = result
     traced = hasattr(loss, "shape") and not isinstance(loss, np.ndarray | np.generic)
     detail = f"loss_fn's loss is {kind(loss)}, so it has no gradient"
     require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
@@ -117,7 +117,7 @@ def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> Non
 
 
 def check_metrics(metrics: Any, function: str) -> None:
-    """Check the metrics that a function returned; Fault says what is wrong."""
+    """Raise a Fault if the metrics that a function returned break the contract."""
     require(
         isinstance(metrics, Mapping),
         f"{function}'s metrics are {kind(metrics)}",
@@ -156,12 +156,12 @@ def require_no_leak(task: ModuleType, function: str) -> None:
 
 
 def kind(value: Any) -> str:
-    """Describe a value that is none of those expected."""
+    """Describe an unexpected value by its type and shape."""
     shape = getattr(value, "shape", None)
     return f"a {type(value).__name__}" if shape is None else f"an array {value.dtype}{list(shape)}"
 
 
-def _evaluated(job: Job, split: str, examples: pipeline.Examples, train: Batch, params: Any) -> set[str]:
+def _check_split(job: Job, split: str, examples: pipeline.Examples, train: Batch, params: Any) -> set[str]:
     """Check one split, and return the names of its metrics."""
     batch = job.batch_at(examples, job.plan(examples, shuffle=False), 0)
     try:
@@ -173,13 +173,13 @@ def _evaluated(job: Job, split: str, examples: pipeline.Examples, train: Batch, 
                 raise Fault(f"score_fn and eval_fn both return {taken[0]!r}", "give the score another name")
             names |= scores
     except Exception as error:
-        if told := _unlike(train, batch):
-            error.add_note(f"the {split} split: {told}; give every split the entries, types and shapes of train")
+        if difference := _differences(train, batch):
+            error.add_note(f"the {split} split: {difference}; give every split the entries, types and shapes of train")
         raise
     return names
 
 
-def _unlike(train: Batch, batch: Batch) -> str:
+def _differences(train: Batch, batch: Batch) -> str:
     kinds = [{k: f"{x.dtype}{list(x.shape[1:])}" for k, x in each.items()} for each in (train, batch)]
     pairs = {k: (kinds[0].get(k, "absent"), kinds[1].get(k, "absent")) for k in kinds[0] | kinds[1]}
     return ", ".join(f"{k!r} is {b}, in train {a}" for k, (a, b) in pairs.items() if a != b)
@@ -215,7 +215,7 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
 
 
 def _try(job: Job, name: str, split: str, call: Any) -> None:
-    """Call a function of the host on made outputs, on which it may fail although it is right on real ones."""
+    """Call a host function on outputs of zeros; a failure there may be legitimate, so it only warns."""
     try:
         call()
     except Exception as error:

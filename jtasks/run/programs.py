@@ -1,4 +1,4 @@
-"""What a run computes with: the state and the step, made in one place for training, replays, plans and checks."""
+"""The state and the step of a run, built in one place for training, replays, plans and checks."""
 
 import pathlib
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jtasks.run.transfer import imported
 
 
 class Programs(NamedTuple):
-    """The functions of a run, before any of them is compiled or any array is there."""
+    """The functions of a run, before anything is compiled or allocated."""
 
     init: Callable[[Batch], Any]  # parameters from the first batch
     create: Callable[[Any], State]  # the state before the first step, from the parameters
@@ -27,7 +27,7 @@ class Programs(NamedTuple):
 
 
 def build(job: Job, batch: Batch, steps: int) -> Programs:
-    """Return the functions of a run of `steps`, for batches like this one; `jax.ShapeDtypeStruct` serve as well."""
+    """Return the functions of a run of `steps` for batches like this one, arrays or `jax.ShapeDtypeStruct`."""
     config = job.config
 
     def init(batch: Batch) -> Any:
@@ -58,7 +58,7 @@ def build(job: Job, batch: Batch, steps: int) -> Programs:
 def state_at(
     step: int, program: Programs, job: Job, workdir: pathlib.Path, batch: Batch, say: Callable[[str], None]
 ) -> State:
-    """Return the state saved after `step`, or at 0 the initial one, with the parameters of config.init_from."""
+    """Return the state saved after `step`, or for step 0 the initial state, with the parameters of config.init_from."""
     if step:
         folder = workdir / "checkpoints" / str(step)
         state = checkpoint.restore(folder, sharding.with_shardings(program.shapes, program.shardings))

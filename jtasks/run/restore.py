@@ -1,4 +1,4 @@
-"""The one door to a run: whatever reads the folder DIR of a run opens it here and gets what was trained."""
+"""The one door to a run: every mode that reads the folder of a run opens it here."""
 
 import pathlib
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from jtasks.errors import CheckpointError, ConfigError
 from jtasks.run import checkpoint, log, workdir
 from jtasks.run.job import Job, prepare
 
-# Exact in any batches: a smaller machine may evaluate what a larger one trained.
+# Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
 BATCHES = ("config.batch_size", "config.batch_tokens")
 
 
@@ -25,21 +25,21 @@ class Run(NamedTuple):
     step: int
 
     def examples(self, split: str) -> pipeline.Examples | None:
-        """A split as the run had it, None where there is none; ConfigError if it has changed since."""
+        """Return the examples of a split, None if there are none; raise ConfigError if they changed since the run."""
         examples = self.job.examples(split)
         if examples is not None:
             processes.on_first_process(lambda: self._compare(split, examples))
         return examples
 
     def required(self, split: str) -> pipeline.Examples:
-        """The same for a split that must be there."""
+        """Return the examples of a split; raise DataError if there are none."""
         return self.job.required(split) if (examples := self.examples(split)) is None else examples
 
     def params(self, examples: pipeline.Examples) -> Any:
-        """The parameters, the averaged ones where config.ema is set; `examples` tell their shapes.
+        """Restore the parameters, or their moving average if config.ema is set; `examples` determine the shapes.
 
         Raises:
-          CheckpointError: they do not fit the config.
+          CheckpointError: the parameters do not fit the config.
         """
         job = self.job
         plan = pipeline.BatchPlan(pipeline.size(examples), 0, sharding.num_batch_shards(job.mesh), shuffle=False)
@@ -56,16 +56,16 @@ class Run(NamedTuple):
 
 
 def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run:
-    """Open the run in `folder` to look at one of its checkpoints; nothing is written.
+    """Open one checkpoint of the run in `folder` for reading.
 
     Args:
-      config: must be the run's own, but for fields that do not make another run of it.
+      config: the run's own, except for fields that do not identify a run.
       folder: the run's workdir.
-      which: "newest" (that is not damaged), "best" by config.best, or a step.
+      which: "newest" (undamaged one), "best" by config.best, or a step.
 
     Raises:
       ConfigError: config or assets are not the run's, or `which` is none of these.
-      CheckpointError: there is no such checkpoint, or it is damaged.
+      CheckpointError: the checkpoint does not exist or is damaged.
     """
     if which not in ("newest", "best") and not (which.isascii() and which.isdigit()):
         raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
@@ -76,7 +76,7 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run
 
 
 def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
-    """The job of a config, after comparing it with the run in `folder`, if there is one; some fields are `free`."""
+    """Return the job of a config, compared with the run in `folder`, if there is one; `free` fields may differ."""
     processes.on_first_process(lambda: workdir.require_files(folder))
     job = prepare(workdir.own_tokenizer(config, folder))
 
@@ -92,7 +92,7 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
 
 
 def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
-    """The step of the checkpoint that is asked for; it is read once, to see that it is not damaged."""
+    """Return the step of the requested checkpoint, after reading it once to verify its checksums."""
     checkpoints = folder / "checkpoints"
     if which.isdigit():
         return checkpoint.require(checkpoints, int(which))

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT and SIGHUP ask the loop to save and end with exit code 75; a second one ends it at once."""
+"""Signals: SIGTERM, SIGINT or SIGHUP makes the loop save and exit with code 75; a second signal ends it at once."""
 
 import contextlib
 import os
@@ -22,22 +22,23 @@ class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and 
 
 
 class Stop:
-    """While entered, notes a SIGTERM, SIGINT or SIGHUP, for the loop to see between steps.
+    """A context that notes a SIGTERM, SIGINT or SIGHUP, for the loop to see between steps.
 
-    The loop may be long away: compiling, or waiting for data. Python runs signal handlers in the main
-    thread and only once that is back from compiled code, so another thread listens as well. If the loop
-    does not answer within the grace time and what it is doing may be left (`rescue`), that thread saves
-    in its place and ends the process.
+    The loop can be busy for minutes, compiling or waiting for data. Python runs signal handlers in the main
+    thread and only after compiled code returns, so another thread listens as well. If the loop does not
+    answer within the grace time and its work may be interrupted (`rescue`), that thread saves in its place
+    and ends the process.
 
-    In a run of several processes a signal to any of them must stop all after the same step: each passes it on to
-    the first, which tells all between two batches, and which alone rescues. Where another program has started the
-    processes, JAX has SIGTERM, and its preemption service finds a step that none has passed yet.
+    In a run of several processes a signal to any of them must stop all after the same step. Each process passes
+    the signal on to the first one, which informs all between two batches, and which alone rescues. If another
+    program has started the processes, JAX owns SIGTERM, and its preemption service finds a step that no process
+    has passed yet.
     """
 
     def __init__(self) -> None:
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
         self.numbers = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
-        self.requested: signal.Signals | None = None  # what all processes have agreed on
+        self.requested: signal.Signals | None = None  # the signal that all processes have agreed on
         self._noted = 0
         self._rescue: Callable[[], None] | None = None
         self._lock = threading.Lock()
@@ -48,7 +49,7 @@ class Stop:
         self._wakeup = -1
 
     def should_stop(self, step: int = 0) -> bool:
-        """Whether to stop now; all processes of a run call it after the same batches, or after the same `step`."""
+        """Return whether to stop now; all processes call this after the same batches, or after the same `step`."""
         if processes.unlinked():
             from jax.experimental import multihost_utils
 
@@ -82,7 +83,7 @@ class Stop:
 
     @contextlib.contextmanager
     def rescue(self, save: Callable[[], None]) -> Iterator[None]:
-        """While inside, the process may be ended from outside the main thread, after calling `save`."""
+        """Allow another thread to call `save` and end the process while the main thread is inside."""
         with self._lock:
             outer, self._rescue = self._rescue, save
         try:
@@ -92,7 +93,7 @@ class Stop:
                 self._rescue = outer
 
     def claim(self) -> None:
-        """Called by the loop before it saves and ends; from here on no rescue begins."""
+        """Prevent any rescue from here on; the loop calls this before it saves and ends."""
         with self._lock:
             self._claimed = True
 
@@ -101,7 +102,7 @@ class Stop:
             self._noted = number
 
     def _ask(self, number: int) -> None:
-        """On the first process: have the loop stop, and see that it does."""
+        """Make the loop of the first process stop, and start the thread that rescues if the loop does not."""
         self._noted = number
         if not self._asked.is_set():
             self._asked.set()
@@ -139,5 +140,5 @@ class Stop:
 def _end(text: str, code: int) -> None:
     with contextlib.suppress(OSError, ValueError):
         print(printable(text), file=sys.stderr, flush=True)
-    processes.failed(code, text)  # the others end too
+    processes.failed(code, text)  # the other processes end too
     os._exit(code)

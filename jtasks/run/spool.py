@@ -1,4 +1,4 @@
-"""Sequences of examples and outputs that are not in memory: an item is read when it is asked for."""
+"""Sequences of examples and outputs that are read on demand instead of held in memory."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ import numpy as np
 
 from jtasks.errors import DataError
 
-PLACE = struct.Struct("<qq")  # where the bytes of an item begin, and which layout it has
+PLACE = struct.Struct("<qq")  # offset of an item's bytes, and number of its layout
 
 
 class Lazy(Sequence[Any]):
-    """The items that `read` gives for some indices; a slice is as lazy."""
+    """A sequence of the items that `read` returns for `indices`; a slice is lazy too."""
 
     def __init__(self, indices: range, read: Callable[[int], Any]):
         self.indices, self.read = indices, read
@@ -31,31 +31,31 @@ class Lazy(Sequence[Any]):
 
 
 class Spool:
-    """Trees of arrays by index, in any order, in two temporary files that go when nobody holds the spool."""
+    """A store of trees of arrays by index, in two temporary files that are deleted with the spool."""
 
     def __init__(self) -> None:
-        self.layouts: list[Any] = []  # tree, shapes and dtypes: batches by length may give outputs of their length
+        self.layouts: list[Any] = []  # tree, shapes and dtypes: outputs may be as long as their batch
         self.end = 0
-        with _explained(), contextlib.ExitStack() as files:
+        with _data_errors(), contextlib.ExitStack() as files:
             content, places = (files.enter_context(tempfile.TemporaryFile(buffering=0)) for _ in range(2))
             self.content, self.places = content.fileno(), places.fileno()
             weakref.finalize(self, files.pop_all().close)
 
     def add(self, indices: np.ndarray, batch: Any, rows: np.ndarray) -> None:
-        """Keep some `rows` of a batch of trees under their `indices`; DataError where the disk is full."""
+        """Store some `rows` of a batch of trees under their `indices`; raise DataError if the disk is full."""
         leaves, tree = jax.tree.flatten(batch)
         leaves = [np.asarray(leaf) for leaf in leaves]
         layout = tree, [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
         if layout not in self.layouts:
             self.layouts.append(layout)
         kind = self.layouts.index(layout)
-        with _explained():
+        with _data_errors():
             for index, row in zip(indices.tolist(), rows.tolist(), strict=True):
                 _write(self.places, PLACE.pack(self.end, kind), index * PLACE.size)
                 self.end = _write(self.content, b"".join(leaf[row].tobytes() for leaf in leaves), self.end)
 
     def read(self, index: int) -> Any:
-        """The tree of an index: arrays, and numbers where a batch had one axis."""
+        """Return the tree of an index: arrays, and numbers for leaves whose batch had one axis."""
         begin, kind = PLACE.unpack(os.pread(self.places, PLACE.size, index * PLACE.size))
         tree, layout = self.layouts[kind]
         sizes = [int(np.prod(shape)) * dtype.itemsize for shape, dtype in layout]
@@ -69,7 +69,7 @@ class Spool:
 
 
 @contextlib.contextmanager
-def _explained() -> Iterator[None]:
+def _data_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -79,7 +79,7 @@ def _explained() -> Iterator[None]:
 
 
 def _write(file: int, data: bytes, at: int) -> int:
-    """Write all of it; returns where it ends."""
+    """Write all of `data` from offset `at`, and return the end offset."""
     while data:
         count = os.pwrite(file, data, at)
         data, at = data[count:], at + count

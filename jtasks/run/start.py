@@ -1,4 +1,4 @@
-"""How a run starts: the job and its data, what the folder holds, the first state, the summary, the compiled step."""
+"""The start of a run: job and data, comparison with the run's folder, first state, summary, compiled step."""
 
 import contextlib
 import pathlib
@@ -38,13 +38,13 @@ Step = Callable[[State, Batch], tuple[State, StepOutput]]
 
 
 class Setup(NamedTuple):
-    """A run before its first step: what it trains on what, from which step to which."""
+    """A run before its first step."""
 
     job: Job
     workdir: pathlib.Path
-    splits: dict[str, Any]  # the examples of each split; None where the task has none
+    splits: dict[str, Any]  # the examples of each split; None if the task has none
     plan: pipeline.BatchPlan
-    start: int  # the step of the newest checkpoint; 0 of a fresh run
+    start: int  # the step of the newest checkpoint; 0 for a fresh run
     steps: int
     log: Log
 
@@ -55,7 +55,7 @@ class Setup(NamedTuple):
 
 
 def set_up(config: Config, workdir: pathlib.Path) -> Setup:
-    """Prepare the job, compare it with what the folder holds of the run, and record it there.
+    """Prepare the job, compare it with the run in the folder, and record it there.
 
     Raises:
       ConfigError: the config, the assets or the data are not those of the run.
@@ -85,9 +85,9 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
 
 
 def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, steps: int) -> None:
-    """Write the config, the task's assets and the data's fingerprint; a run that goes on must agree with them.
+    """Write the config, the task's assets and the data's fingerprint; a resumed run must agree with them.
 
-    Nothing is read here of a split that the run has not used yet: its first evaluation records it.
+    Does not read a split that the run has not used yet: the first evaluation records that split.
     """
     assets = task.assets(job.task, job.config)
     used = {"train", *(recorded_splits(workdir) if start else ())}
@@ -97,11 +97,11 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         compare_assets(assets, workdir)
         compare_data(data, workdir, allow=job.config.data.allow_changes)
     else:
-        (workdir / FILES).unlink(missing_ok=True)  # of a run that never saved
+        (workdir / FILES).unlink(missing_ok=True)  # a previous run never saved
     if start <= steps:
         record_config(job.config, workdir)
         record_assets(assets, workdir)
-        record_data(data, workdir, anew=not start)
+        record_data(data, workdir, fresh=not start)
 
 
 def finished(setup: Setup) -> bool:
@@ -119,10 +119,10 @@ def finished(setup: Setup) -> bool:
 
 
 def begin(setup: Setup) -> tuple[Setup, State, Step]:
-    """Find the devices' shares, make or restore the state, announce the run, and compile its step.
+    """Resolve the devices' shares, create or restore the state, announce the run, and compile its step.
 
     Returns:
-      The setup with the shares that were found, the state and the compiled step.
+      The setup with the resolved shares, the state and the compiled step.
     """
     job = autoshare.resolve_shares(setup.job, setup.workdir, setup.examples)
     setup = setup._replace(job=job, plan=job.plan(setup.examples, shuffle=True))
@@ -138,7 +138,7 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
 
 
 def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> None:
-    """Print the summary, and tell the log how much a step computes."""
+    """Print the summary, and give the log the operations of a step."""
     job, plan = setup.job, setup.plan
     operations = step_flops(setup, program, state, batch)
     peak = flops.peak(jax.devices()[0], job.config.precision)
@@ -160,12 +160,12 @@ def step_flops(setup: Setup, program: Programs, state: State, batch: Batch) -> f
         share * flops.count(program.step, state, job.batch_at(setup.examples, plan, at) if plan.varies else batch)
         for at, share in plan.shapes().items()
     )
-    shares = unequal(job.config.shares)  # the count knows of one turn of each device's loop
+    shares = unequal(job.config.shares)  # the count has one iteration of each device's loop
     return operations * sum(shares) / len(shares) if shares else operations
 
 
 def _compiling(log: Log) -> Callable[[], contextlib.AbstractContextManager[None]]:
-    """A context in which the step is compiled: the progress bar pauses, and the time is told."""
+    """Return a context for compiling the step, which pauses the step timer and logs the time."""
 
     @contextlib.contextmanager
     def compiling() -> Iterator[None]:

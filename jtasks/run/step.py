@@ -35,17 +35,17 @@ class State(NamedTuple):
     step: jax.Array  # int32 scalar: steps done
     params: Params
     opt_state: optax.OptState
-    ema_params: Params | None  # moving average of params, if asked for
-    nonfinite_steps: jax.Array  # int32 scalar: non-finite steps in a row, up to now
+    ema_params: Params | None  # moving average of params, if config.ema is set
+    nonfinite_steps: jax.Array  # int32 scalar: non-finite steps in a row, up to this one
 
     @property
     def eval_params(self) -> Params:
-        """The parameters to evaluate: the average, if there is one."""
+        """The parameters to evaluate: the moving average, if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 
 class StepOutput(NamedTuple):
-    """What a step tells: metrics as sums and counts, and scalars about the update."""
+    """The output of a step: metrics as sums and counts, and scalars about the update."""
 
     metrics: Metrics
     gradient_norm: jax.Array
@@ -54,7 +54,7 @@ class StepOutput(NamedTuple):
 
 
 def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
-    """The state before the first step."""
+    """Return the state before the first step."""
     copy = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both are donated to the step
     return State(jnp.int32(0), params, optimizer.init(params), copy, jnp.int32(0))
 
@@ -67,17 +67,24 @@ def make_train_step(
     trainable: Any,
     mesh: Mesh | None = None,
 ) -> Callable[[State, Batch], tuple[State, StepOutput]]:
-    """The step as a pure function (state, batch) -> (state, report), to be jitted with the state donated.
+    """Return the step as a pure function (state, batch) -> (state, output), to be jitted with the state donated.
 
-    `trainable` is what `optim.trainable` says; `mesh` is where state and batch live. A step whose loss, gradient or
-    updates are not finite changes nothing but `step` and `nonfinite_steps`.
+    A step whose loss, gradient or updates are not finite changes only `step` and `nonfinite_steps`.
+
+    Args:
+      task: the task's module.
+      config: the filled config.
+      optimizer: makes the updates.
+      schedule: learning rate by number of updates, for the output.
+      trainable: a tree like the parameters, from `optim.trainable`.
+      mesh: where state and batch live.
     """
     measure = gradient_fn(task, config, mesh)
 
     def step(state: State, batch: Batch) -> tuple[State, StepOutput]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradient, metrics = measure(state.params, batch, rng)
-        gradient = jax.tree.map(_kept, gradient, trainable)
+        gradient = jax.tree.map(_mask_frozen, gradient, trainable)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(term.total) for term in terms(metrics).values()]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -89,14 +96,14 @@ def make_train_step(
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
         new = State(state.step + 1, params, opt_state, ema_params, nonfinite_steps)
         old = state._replace(step=new.step, nonfinite_steps=nonfinite_steps)
-        report = StepOutput(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), nonfinite_steps)
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), report
+        output = StepOutput(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), nonfinite_steps)
+        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), output
 
     return step
 
 
 def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
-    """The exact gradient as a function of (params, batch, rng), on a mesh and split as the config says."""
+    """Return a function (params, batch, rng) -> (exact gradient, metrics), on a mesh and split as the config says."""
     shares = unequal(config.shares)
 
     def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -105,10 +112,10 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
     def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
         if shares and mesh is not None:
             return uneven_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
-        over = sharding.on_mesh(mesh, config.sharding, loss_fn)
+        sharded_loss = sharding.on_mesh(mesh, config.sharding, loss_fn)
         microbatches = count_microbatches(config)
         after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
-        gradient, metrics = exact_gradient(over, params, batch, rng, microbatches=microbatches, after=after)
+        gradient, metrics = exact_gradient(sharded_loss, params, batch, rng, microbatches=microbatches, after=after)
         return sharding.constrained(gradient, mesh, config.sharding), metrics
 
     return measure
@@ -128,15 +135,17 @@ def exact_gradient(
     Args:
       loss_fn: (params, batch, rng) -> (loss, metrics); the terms are those of `metrics.terms`.
       batch: arrays [b, ...]; b must be divisible by `microbatches`.
-      rng: each microbatch gets its own, folded from this one.
-      after: (params, counts) -> params, which may have XLA count before it works with the parameters.
+      rng: random key; each microbatch gets its own, folded from this one.
+      after: (params, counts) -> params; may make XLA compute the counts before it uses the parameters.
     """
     if microbatches == 1:
         _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params, has_aux=True)
         (gradient,) = pullback(_cotangents(metrics))
         return _if_real(gradient, jax.tree.map(jnp.zeros_like, params)), metrics
-    parts = jax.tree.map(lambda x: _interleaved(x, microbatches), batch)
-    return _summed(loss_fn, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after)
+    parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
+    return _sum_microbatches(
+        loss_fn, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after
+    )
 
 
 def uneven_gradient(
@@ -148,24 +157,31 @@ def uneven_gradient(
     shares: tuple[int, ...],
     mesh: Mesh,
 ) -> tuple[Params, Metrics]:
-    """The same where device d of the `data` axis takes shares[d] microbatches of equal size, as unlike devices want.
+    """Return the exact gradient and the metrics where device d of the `data` axis takes shares[d] equal microbatches.
 
-    One program for all devices: each loops as often as its share says, without waiting for another, and the sums
-    meet once after the loop. Microbatch numbers, and with them their rngs and rows, run through the devices in turn,
-    so the result is that of `exact_gradient` with sum(shares) microbatches.
+    All devices run one program: each loops over its own microbatches without waiting for another device, and the sums
+    are combined once after the loop. Microbatches, with their rngs and rows, are numbered through the devices in turn,
+    so the result equals that of `exact_gradient` with sum(shares) microbatches.
 
     Args:
-      batch: as `layout` lays its rows out; replicated `params`.
+      loss_fn: (params, batch, rng) -> (loss, metrics).
+      params: replicated over the mesh.
+      batch: arrays [b, ...] with rows in the order of `shares.layout`.
+      rng: random key; each microbatch gets its own, folded from this one.
+      shares: microbatches of each device.
+      mesh: has whole parameters on each device.
     """
 
     def on_device(params: Params, slab: Batch, rng: jax.Array, share: jax.Array, first: jax.Array) -> Any:
         parts = jax.tree.map(lambda x: x.reshape(max(shares), -1, *x.shape[1:]), slab)
         numbers = first[0] + jnp.arange(max(shares))
-        return _summed(loss_fn, params, parts, rng, numbers, share[0], lambda sums: jax.lax.psum(sums, "data"))
+        return _sum_microbatches(
+            loss_fn, params, parts, rng, numbers, share[0], lambda sums: jax.lax.psum(sums, "data")
+        )
 
     first = np.cumsum((0, *shares[:-1]))
     whole, divided = PartitionSpec(), PartitionSpec("data")
-    # Without the check of what varies: it would put a sum over devices, which loop differently, into the loop.
+    # check_vma=False: the check would insert a psum inside the loop, and devices run different trip counts.
     run = jax.shard_map(
         on_device, mesh=mesh, in_specs=(whole, divided, whole, divided, divided), out_specs=whole, check_vma=False
     )
@@ -179,7 +195,7 @@ def _totals(
     return {name: term.total for name, term in terms(metrics).items()}, metrics
 
 
-def _summed(
+def _sum_microbatches(
     loss_fn: LossFn,
     params: Params,
     parts: Batch,
@@ -189,7 +205,7 @@ def _summed(
     everywhere: Callable[[Any], Any],
     after: Callable[[Any, Any], Any] = lambda params, counts: params,
 ) -> tuple[Params, Metrics]:
-    """Gradient and metrics over the first `count` of the microbatches `parts` [k, b, ...], summed up `everywhere`."""
+    """Return gradient and metrics of the first `count` microbatches of `parts` [k, b, ...], summed by `everywhere`."""
 
     def totals(params: Params, i: Any) -> tuple[dict[str, jax.Array], Metrics]:
         part, number = jax.tree.map(lambda x: x[i], (parts, numbers))
@@ -215,7 +231,7 @@ def _summed(
 def non_finite(
     task: ModuleType, config: Config, params: Params, batch: Batch, step: int, mesh: Mesh | None = None
 ) -> list[str]:
-    """Names of the metrics and the leaves of the gradient that are not finite on the batch of a step (0-based)."""
+    """Return names of metrics and leaves of the gradient that are not finite on the batch of a step (0-based)."""
     measure = gradient_fn(task, config, mesh)
 
     @jax.jit
@@ -224,18 +240,18 @@ def non_finite(
         totals = {name: mean.total for name, mean in metrics.items()}
         return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), {"metrics": totals, "gradient": gradient})
 
-    found = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
-    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(found))
+    flags = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
+    leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(flags))
     return [leaf_name(path) for path, good in leaves if not good]
 
 
 def _if_real(tree: Params, other: Params) -> Params:
-    """The leaves of `tree`, but those of `other` where these are whole numbers or bools, which nothing trains."""
+    """Return the leaves of `tree`; but integer and bool leaves, which are never trained, from `other`."""
     return jax.tree.map(lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, tree, other)
 
 
 def _stays_finite(old: Params, new: Params, updates: Params) -> jax.Array:
-    """Whether each finite parameter stays finite, and others (a constant -inf) get finite updates."""
+    """Return whether finite parameters stay finite, and others (a constant -inf) get finite updates."""
 
     def finite(old: jax.Array, new: jax.Array, update: jax.Array) -> jax.Array:
         return jnp.all(jnp.isfinite(jnp.where(jnp.isfinite(old), new, update)))
@@ -244,14 +260,14 @@ def _stays_finite(old: Params, new: Params, updates: Params) -> jax.Array:
 
 
 def _updates(state: State) -> jax.Array:
-    """Updates made so far, by optax's own count if it keeps one: skipped steps do not move its schedule."""
+    """Return the number of updates, by optax's own count if there is one: skipped steps do not advance its schedule."""
     leaves = jax.tree_util.tree_leaves_with_path(state.opt_state)
     counts = [leaf for path, leaf in leaves if getattr(path[-1], "name", None) == "count"]
     return counts[-1] if counts else state.step
 
 
-def _kept(gradient: jax.Array, train: Any) -> jax.Array:
-    """The gradient where it is trained: all of a leaf, or single layers of a stack."""
+def _mask_frozen(gradient: jax.Array, train: Any) -> jax.Array:
+    """Zero the gradient of frozen parameters: a whole leaf, or single layers of a stack."""
     if np.ndim(train):
         return jnp.where(train, gradient, 0)
     return gradient if train else jnp.zeros_like(gradient)
@@ -268,10 +284,10 @@ def _cotangents(metrics: Metrics) -> dict[str, jax.Array]:
     return {name: of_total(term) for name, term in terms(metrics).items()}
 
 
-def _interleaved(x: jax.Array, microbatches: int) -> jax.Array:
-    """[b, ...] -> [microbatches, b / microbatches, ...].
+def _interleave(x: jax.Array, microbatches: int) -> jax.Array:
+    """Reshape [b, ...] to [microbatches, b / microbatches, ...].
 
-    Microbatch m holds rows m, m + microbatches, ..., so that each device's rows spread over all
-    microbatches and none has to move.
+    Microbatch m holds rows m, m + microbatches, ..., so that each device has rows of all
+    microbatches and no row moves to another device.
     """
     return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)

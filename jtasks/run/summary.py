@@ -1,4 +1,4 @@
-"""What a run says of itself before its first step: task, data, parameters, devices, cost, files."""
+"""The summary of a run before its first step: task, data, parameters, devices, cost, files."""
 
 import collections
 import math
@@ -18,16 +18,16 @@ from jtasks.run.job import Job
 from jtasks.tree import leaf_name
 
 Facts = list[tuple[str, str]]
-Rows = list[tuple[str, ...]]  # name, shape or number of arrays, count, trained or frozen; along which axes divided
+Rows = list[tuple[str, ...]]  # name, shape or number of arrays, count, trained or frozen and axes of the mesh
 
 
 def show(facts: Facts, params: Any, trainable: Any) -> None:
     """Print the facts and the parameters to stderr: tables on a terminal, plain lines in a log file.
 
     Args:
-      facts: as `describe` gives them.
+      facts: from `describe`.
       params: a tree of arrays or of `jax.ShapeDtypeStruct`.
-      trainable: what `optim.trainable` says of them.
+      trainable: a tree like `params`, from `optim.trainable`.
     """
     rows = parameters(params, trainable)
     if sys.stderr is not None and sys.stderr.isatty():
@@ -45,13 +45,16 @@ def describe(
     flops: float | None,
     steps: tuple[int, int],
 ) -> Facts:
-    """Return what is known of a run before its first step, by the names of the facts.
+    """Return names and values of the facts about a run before its first step.
 
     Args:
-      sizes: the examples of each split; None for one that the task lacks.
-      state: all that devices keep from step to step; it has `params`.
-      flops: of a step over all devices and microbatches; None if unknown.
-      steps: the step that the run resumes from, 0 for a fresh one, and the one that it ends at.
+      job: the run's job.
+      plan: the order of the training examples.
+      sizes: number of examples of each split; None for a split that the task lacks.
+      workdir: the run's folder.
+      state: the arrays that devices keep from step to step; has `params`.
+      flops: operations of a step over all devices and microbatches; None if unknown.
+      steps: the step that the run resumes from (0 for a fresh run) and the step that it ends at.
     """
     config, shares = job.config, unequal(job.config.shares)
     accumulate = count_microbatches(config)
@@ -73,7 +76,7 @@ def describe(
 
 
 def plain(facts: Facts, rows: Rows) -> str:
-    """Returns facts and parameter rows as aligned lines, without any drawing.
+    """Format facts and parameter rows as aligned lines of plain text.
 
     >>> print(plain([("task", "mnist"), ("batch", "8")], [("dense", "[2, 3]", "6", "trained")]))
     task   mnist
@@ -89,10 +92,10 @@ def plain(facts: Facts, rows: Rows) -> str:
 
 
 def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
-    """Returns at most `limit` rows of parameters, and one of totals.
+    """Return at most `limit` rows of parameters, and one row of totals.
 
-    Numbered siblings are merged (`layer_*`) and deep paths cut only as far as `limit` asks for it. Where arrays are
-    divided over devices, the last cell says along which axes of the mesh.
+    Numbered siblings are merged (`layer_*`) and deep paths cut only as far as `limit` requires. The last cell of
+    sharded arrays names the axes of the mesh.
 
     >>> params = {f"layer_{i}": {"kernel": jax.ShapeDtypeStruct((4, 8), "float32")} for i in range(3)}
     >>> parameters(params, jax.tree.map(lambda _: True, params), limit=2)
@@ -104,12 +107,12 @@ def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
     shares = (float(np.mean(flag)) for flag in flags)
     leaves = [(n, array.shape, share, _axes(array)) for n, (_, array), share in zip(names, arrays, shares, strict=True)]
     _, _, count, state = _row("total", leaves)
-    rows = [_row(name, group) for name, group in _grouped(leaves, limit).items()]
+    rows = [_row(name, group) for name, group in _group(leaves, limit).items()]
     return [*rows, ("total", f"{len(leaves)} arrays", count, state)]
 
 
 def format_si(value: float) -> str:
-    """Returns a large number with a metric prefix.
+    """Format a large number with a metric prefix.
 
     >>> format_si(1.2345e12), format_si(950)
     ('1.23 T', '950')
@@ -118,7 +121,7 @@ def format_si(value: float) -> str:
     return f"{value / 1000**power:.3g} {' kMGTPE'[power]}".strip()
 
 
-def _grouped(leaves: list[Any], limit: int) -> dict[str, list[Any]]:
+def _group(leaves: list[Any], limit: int) -> dict[str, list[Any]]:
     for depth in range(max((name.count("/") + 1 for name, *_ in leaves), default=1), 0, -1):
         for digits in ("", r"\d+"):
             groups = collections.defaultdict(list)
@@ -144,14 +147,14 @@ def _row(name: str, leaves: list[Any]) -> tuple[str, str, str, str]:
 
 
 def _axes(array: Any) -> str:
-    """The axes of the mesh that an array is divided over, such as `fsdp x tensor`."""
+    """Return the axes of the mesh that an array is sharded over, such as `fsdp x tensor`."""
     entries = getattr(getattr(array, "sharding", None), "spec", ())
     names = [name for entry in entries for name in (entry if isinstance(entry, tuple) else (entry,)) if name]
     return " x ".join(sorted(names))
 
 
 def _memory(params: Any, state: Any) -> str:
-    """What one device holds from step to step, and what there is in all."""
+    """Describe the bytes that one device keeps from step to step, and the total over devices."""
 
     def held(tree: Any) -> tuple[int, int]:
         parts, wholes = 0, 0
@@ -165,13 +168,13 @@ def _memory(params: Any, state: Any) -> str:
     def size(count: int) -> str:
         return f"{format_si(count)}{'' if count >= 1000 else ' '}B"
 
-    def said(part: int, whole: int, what: str) -> str:
+    def describe_bytes(part: int, whole: int, what: str) -> str:
         return f"{what} {size(part)}" + (f" of {size(whole)}" if part < whole else "")
 
     (params_part, params_whole), (part, whole) = held(params), held(state)
-    facts = [said(params_part, params_whole, "parameters")]
+    facts = [describe_bytes(params_part, params_whole, "parameters")]
     if whole > params_whole:
-        facts.append(said(part - params_part, whole - params_whole, "optimizer state"))
+        facts.append(describe_bytes(part - params_part, whole - params_whole, "optimizer state"))
     return ", ".join(facts)
 
 

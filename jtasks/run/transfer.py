@@ -1,7 +1,7 @@
-"""Start from the parameters of another model: of a run, or of a Hugging Face folder.
+"""Transfer of parameters from another run, or from a Hugging Face folder.
 
-Parameters are told apart by names and shapes, which do not say what a row stands for. So what lies beside them is
-compared: tokenizers, palettes and image processors must be alike, and a classifier's rows are put in order by class.
+Parameters match by name and shape, which do not say what a row means. So the files beside the parameters are compared:
+tokenizers, palettes and image processors must agree, and a classifier's rows are reordered by class name.
 """
 
 import functools
@@ -26,11 +26,11 @@ from jtasks.tree import leaf_name
 
 
 def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
-    """The parameters with what `config.init_from` has for them, and the names of what was taken and what not.
+    """Return the parameters, with those of `config.init_from` that fit, and the names of taken and other parameters.
 
     Raises:
-      ConfigError: the model there has another tokenizer, palette or image processor.
-      CheckpointError: there is none, or it does not fit.
+      ConfigError: the other model has another tokenizer, palette or image processor.
+      CheckpointError: there is no checkpoint, or no parameter fits.
     """
     source, config = job.config.init_from, job.config
     own = task.assets(job.task, config)
@@ -51,7 +51,7 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
 
 
 def require_source(source: str) -> None:
-    """Raise ConfigError where config.init_from names neither a folder of Hugging Face nor a run with a checkpoint."""
+    """Raise ConfigError if config.init_from names neither a Hugging Face folder nor a run with a checkpoint."""
     if source.startswith(huggingface.PREFIX):
         folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
         if source == huggingface.PREFIX or not (folder / "config.json").is_file():
@@ -70,7 +70,7 @@ def require_source(source: str) -> None:
 
 
 def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], config: Config) -> None:
-    """Refuse a model whose ids stand for other tokens: its embedding's rows would be those of other tokens here."""
+    """Refuse a model whose ids stand for other tokens: the rows of its embedding would belong to other tokens here."""
     there = tokenizer(folder, config)
     if there is None or tokenizers.FILE not in own:
         return
@@ -88,7 +88,7 @@ def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], conf
 
 
 def tokenizer(folder: pathlib.Path, config: Config) -> Any:
-    """The tokenizer in a folder, None where there is none."""
+    """Load the tokenizer in a folder; None if there is none."""
     paths = [folder / name for name in tokenizer_files.NAMES if (folder / name).is_file()]
     return tokenizers.load(str(paths[0]), lowercase=config.data.get("lowercase", True)) if paths else None
 
@@ -98,7 +98,7 @@ def _tokens(tokenizer: Any) -> dict[int, str]:
 
 
 def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
-    """Refuse a run whose color tokens are other colors, or that saw pixels with another mean or deviation."""
+    """Refuse a run with another palette, or with another mean or standard deviation of pixels."""
     processor = assets.read(folder / assets.PROCESSOR)
     processor = processor if isinstance(processor, dict) else {}
     theirs = {"palette": assets.read(folder / assets.PALETTE)}
@@ -113,8 +113,8 @@ def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
 
 
 def _order(there: Sequence[str], here: Sequence[str]) -> np.ndarray | None:
-    """The row there of each class here, -1 for a class of another name; None: rows have no names, or are as here."""
-    there, here = _comparable(there, here)
+    """Return the row there of each class here, -1 for a class not there; None if no row moves or rows have no names."""
+    there, here = _fold_case(there, here)
     unnamed = [tuple(f"{prefix}{i}" for i in range(len(here))) for prefix in ("", "label_", "LABEL_")]
     if len(there) != len(here) or there == here:
         return None
@@ -123,8 +123,8 @@ def _order(there: Sequence[str], here: Sequence[str]) -> np.ndarray | None:
     return np.array([there.index(name) if name in there else -1 for name in here])
 
 
-def _comparable(there: Sequence[str], here: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The names without case, where case tells no two of a model apart."""
+def _fold_case(there: Sequence[str], here: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the names without case, unless two names of one model differ only by case."""
     folded = [str(name).strip().casefold() for name in there], [str(name).strip().casefold() for name in here]
     if all(len(set(names)) == len(names) for names in folded):
         return folded
@@ -134,7 +134,7 @@ def _comparable(there: Sequence[str], here: Sequence[str]) -> tuple[list[str], l
 def _by_class(
     params: Any, fresh: Any, report: dict[str, list[str]], order: np.ndarray | None
 ) -> tuple[Any, dict[str, list[str]]]:
-    """The classifier's rows in the order of this task's classes; those of other classes as initialized."""
+    """Reorder the classifier's rows to this task's classes; rows of new classes stay as initialized."""
     if order is None:
         return params, report
     heads = {name.rpartition("/")[0] for name in report["taken"]} & {"classifier", "head", "dense2"}

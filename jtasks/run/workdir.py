@@ -23,25 +23,25 @@ from jtasks.distributed import processes
 from jtasks.errors import ConfigError
 from jtasks.writing import check_name, no_link, write_file
 
-# A run that changes one of these is another run: its batches or its model would not be those of its first half.
+# The fields that identify a run: another value would change its batches or its model midway.
 FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
 FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
 DATA, KINDS = "data.json", ("entries", "hashes")
-STARTED = ", started in "  # in .lock, before the folder that relative paths in the config are meant from
-FILES = "files.json"  # SHA-256 of each file below that gives the parameters their meaning
+STARTED = ", started in "  # in .lock, before the working directory, from which relative paths in the config start
+FILES = "files.json"  # SHA-256 of each file of the run that gives the parameters their meaning
 
-# Names of the run's own files, which no asset takes.
+# Names of the run's own files, which no asset may have.
 OWN = ("config.json", DATA, FILES, "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-    """Hold the folder for this run, making it where it is absent; the lock ends with the process.
+    """Lock the folder for this run, and create it if absent; the lock ends with the process.
 
     Raises:
-      ConfigError: it is a file, cannot be written to, or another run holds it.
+      ConfigError: the folder is a file, cannot be written to, or is locked by another run.
     """
-    if not processes.first():  # the first process holds it for all
+    if not processes.first():  # the first process holds the lock for all
         yield
         return
     try:
@@ -70,9 +70,9 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def cleared_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
-    """Delete what a run wrote into a `fresh` folder, and the folder, if the run fails inside: before its first step.
+    """Delete the files in a `fresh` folder, and the folder, if the run fails inside, which is before its first step.
 
-    What a task has put into folders of its own, such as data, stays.
+    Folders that the task created there, such as data, stay.
     """
     try:
         yield
@@ -87,7 +87,7 @@ def cleared_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
 
 
 def started_elsewhere(workdir: pathlib.Path) -> str:
-    """Say where the run was started last, from where relative paths in its config are meant; "" where that is here."""
+    """Say where the run was last started, from where relative paths in its config start; "" if that is here."""
     try:
         folder = (workdir / ".lock").read_text(encoding="utf-8").partition(STARTED)[2].removesuffix("\n")
     except (OSError, ValueError):
@@ -99,10 +99,10 @@ def started_elsewhere(workdir: pathlib.Path) -> str:
 
 
 def stored(path: pathlib.Path) -> dict[str, Any]:
-    """A file of a run that holds a JSON object; {} where there is none.
+    """Read a file of the run that holds a JSON object; {} if there is no file.
 
     Raises:
-      ConfigError: it holds something else.
+      ConfigError: the file holds something else.
     """
     try:
         content = json.loads(path.read_bytes()) if path.exists() else {}
@@ -114,7 +114,7 @@ def stored(path: pathlib.Path) -> dict[str, Any]:
 
 
 def record_file(workdir: pathlib.Path, name: str, text: str) -> None:
-    """Write a file of the run and its checksum; that comes first, beside that of the old file: a kill is no damage."""
+    """Write a file of the run, after its checksum; files.json keeps the old one too, so that a kill does no harm."""
     content = text.encode(errors="backslashreplace")
     known, sums = stored(workdir / FILES), sorted({*_sums(workdir / name), hashlib.sha256(content).hexdigest()})
     if known.get(name) != sums:
@@ -123,11 +123,11 @@ def record_file(workdir: pathlib.Path, name: str, text: str) -> None:
 
 
 def require_files(workdir: pathlib.Path) -> None:
-    """Raise ConfigError where a file that the run has recorded is missing, or is not as the run wrote it."""
+    """Raise ConfigError if a recorded file of the run is missing or has changed."""
     problems = [
         f"{workdir / name} {'is not what the run wrote' if (workdir / name).is_file() else 'is missing'}"
         for name, sums in stored(workdir / FILES).items()
-        if not any(found in str(sums) for found in _sums(workdir / name))
+        if not any(checksum in str(sums) for checksum in _sums(workdir / name))
     ]
     if problems:
         raise ConfigError(
@@ -137,7 +137,7 @@ def require_files(workdir: pathlib.Path) -> None:
 
 
 def _sums(path: pathlib.Path) -> list[str]:
-    """The file's SHA-256; empty where it cannot be read."""
+    """Return a list of the file's SHA-256; empty if the file cannot be read."""
     try:
         return [hashlib.sha256(path.read_bytes()).hexdigest()]
     except OSError:
@@ -145,7 +145,7 @@ def _sums(path: pathlib.Path) -> list[str]:
 
 
 def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
-    """The config of a run that may go on with other text: with its stored tokenizer, not one learned from that text."""
+    """Return the config with the run's stored tokenizer, if it may go on with other text and would learn another."""
     learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
     if not (learned and config.data.allow_changes and (workdir / "tokenizer.json").is_file()):
         return config
@@ -155,26 +155,26 @@ def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
 
 
 def record_config(config: Config, workdir: pathlib.Path) -> None:
-    """Write config.json, from which `--config` may be left out."""
+    """Write config.json, which lets later commands omit `--config`."""
     new = configs.to_json(config)
-    if _is_own(new["data"].get("tokenizer"), workdir):  # the run's own one, and this is how it came by it
+    if _is_own(new["data"].get("tokenizer"), workdir):  # the run's own tokenizer: record how it was made
         new["data"]["tokenizer"] = stored(workdir / "config.json").get("data", {}).get("tokenizer", str(workdir))
-    new["data"] |= {"allow_changes": False}  # of this part of the run alone
+    new["data"] |= {"allow_changes": False}  # for this part of the run only
     if config.task.endswith(".py"):
         new["task"] = str(pathlib.Path(config.task).resolve())
     record_file(workdir, "config.json", json.dumps(new, indent=1) + "\n")
 
 
 def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] = ()) -> None:
-    """Say what differs from DIR/config.json; where the run's identity lies, nothing may.
+    """Print what differs from DIR/config.json, and refuse a difference in the fields that identify a run.
 
     Args:
-      config: the config of now, filled.
+      config: the current config, filled.
       workdir: the run's folder, DIR.
-      free: further fields that may differ without a word.
+      free: further fields that may differ silently.
 
     Raises:
-      ConfigError: a field of the task, data or model differs from that of the run; all are listed.
+      ConfigError: a field of the task, data or model differs from the run's; all are listed.
     """
     old, new = stored(workdir / "config.json"), configs.to_json(config)
     if not old:
@@ -198,18 +198,14 @@ def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] 
 
 
 def record_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
-    """Write a task's assets, {file name: text}; ConfigError if a name is no plain file name."""
+    """Write a task's assets, {file name: text}; raise ConfigError if a name is not a plain file name."""
     for name, text in assets.items():
         check_name(name, "assets() of the task", OWN)
         record_file(workdir, name, text)
 
 
 def compare_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
-    """Refuse assets other than those that the run has stored.
-
-    Raises:
-      ConfigError: one of them differs from that of the run so far.
-    """
+    """Raise ConfigError if an asset differs from the one that the run has stored."""
     for name, text in assets.items():
         check_name(name, "assets() of the task", OWN)
         path = workdir / name
@@ -225,12 +221,12 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
     """Refuse examples other than those that the run has seen, by the sizes and samples of its splits.
 
     Args:
-      data: of each split that is open, what `fingerprint.of` gives.
+      data: the `fingerprint.of` each open split.
       workdir: the run's folder.
-      allow: say what has changed, and go on.
+      allow: warn of changes instead of refusing them.
 
     Raises:
-      ConfigError: a split has changed; it says what.
+      ConfigError: a split has changed; the message lists the changes.
     """
     known = stored(workdir / DATA)
     if not all(isinstance(old, dict) and all(isinstance(old.get(k), dict) for k in KINDS) for old in known.values()):
@@ -245,14 +241,14 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
         warn(f"the data is not that of the run in {workdir}:\n  " + "\n  ".join(lines))
 
 
-def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, anew: bool) -> None:
+def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, fresh: bool) -> None:
     """Write data.json: number of examples, entries and hashes of each split that the run has used."""
-    known = {} if anew else stored(workdir / DATA)
+    known = {} if fresh else stored(workdir / DATA)
     record_file(workdir, DATA, json.dumps(known | dict(data), indent=1) + "\n")
 
 
 def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:
-    """The splits that the run has used."""
+    """Return the splits that the run has used."""
     return frozenset(stored(workdir / DATA))
 
 
