@@ -14,7 +14,8 @@ Optional:
     model_args(config)                     values for the fields of config.model that are None
     assets(config)                         {file name: text} that a run cannot be understood without: its tokenizer
     collate_fn(examples, config)           a batch from a list of examples, where stacking is not enough
-    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens
+    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default, where
+                                           SEQUENCE_KEYS has "segments", how many of these [n, t] are not 0
     predict_fn(params, batch, rng, config) outputs, one row an example
     score_fn(examples, outputs, config)    {name: number} over a whole split, on the host
     show_fn(examples, outputs, config)     {name: uint8 image or text} for people to look at, on the host

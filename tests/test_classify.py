@@ -28,7 +28,7 @@ def test_texts_become_tokens_with_the_labels_of_the_config(tmp_path):
     assert examples["label"].tolist() == [i % 2 for i in range(21)]
     assert (made.config.model.positions, made.config.model.labels) == (16, 2)
     assert examples["tokens"].max() < made.config.model.vocab <= 150
-    np.testing.assert_array_equal(CLASSIFY.lengths(examples, made.config), (examples["tokens"] != 0).sum(1))
+    np.testing.assert_array_equal(made.lengths(examples), (examples["tokens"] != 0).sum(1))
 
 
 def rows(folder, **columns):

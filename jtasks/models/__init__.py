@@ -17,12 +17,26 @@ from jtasks import ranges
 from jtasks.config import Config
 from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
+from jtasks.models.decoding import generate, search
 from jtasks.models.gpt import GPT, reordered, shifted
 from jtasks.models.video_gpt import VideoGPT
 from jtasks.models.vit import ViT
 from jtasks.ops import precision
 
-__all__ = ["BERT", "GPT", "ConvNet", "ViT", "VideoGPT", "apply", "build", "fields", "reordered", "shifted"]
+__all__ = [
+    "BERT",
+    "GPT",
+    "ConvNet",
+    "ViT",
+    "VideoGPT",
+    "apply",
+    "build",
+    "fields",
+    "generate",
+    "reordered",
+    "search",
+    "shifted",
+]
 
 
 def apply(model: Any, params: Any, *inputs: Any, rng: Any = None, **options: Any) -> Any:

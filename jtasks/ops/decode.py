@@ -25,7 +25,7 @@ Arguments that both searches take:
     valid: bool [b, t], where the prompt has tokens and no padding; None: everywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -79,6 +79,12 @@ BEAM = {
     "beam.repetition_penalty": Field(float, "(0, inf)", 1.0),
     "beam.no_repeat_ngram_size": Field(int, "[0, 2e9]", 0),
 }
+
+
+def options(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of `sample` among the fields of config.sample."""
+    names = [name.removeprefix("sample.") for name in SAMPLE]
+    return {name: fields[name] for name in names}
 
 
 def filtered(

@@ -80,15 +80,26 @@ class Job(NamedTuple):
         """Return a function of (params, ...) as it runs on the mesh, to be jitted."""
         return sharding.on_mesh(self.mesh, self.config.sharding, function)
 
+    def lengths(self, examples: pipeline.Examples) -> np.ndarray | None:
+        """Return the tokens of each example [n], by default those in its `segments`; None where nothing tells them."""
+        if not isinstance(examples, Mapping):
+            return None
+        if hasattr(self.task, "lengths"):
+            return np.asarray(self.task.lengths(examples, self.config))
+        segments = examples.get("segments") if "segments" in getattr(self.task, "SEQUENCE_KEYS", ()) else None
+        return np.count_nonzero(segments, axis=1) if segments is not None and segments.ndim == 2 else None
+
     def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.BatchPlan:
         config = self.config
-        if not hasattr(self.task, "lengths") or not isinstance(examples, Mapping):
+        lengths = self.lengths(examples)
+        if lengths is None:
             raise ConfigError(
                 f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not give the lengths of its"
-                " examples: it needs lengths(examples, config), SEQUENCE_KEYS and a dataset of arrays; or set it to 0"
+                " examples: it needs SEQUENCE_KEYS with 'segments' among them or lengths(examples, config), and a"
+                " dataset of arrays; or set it to 0"
             )
         return buckets.plan(
-            np.asarray(self.task.lengths(examples, config)),
+            lengths,
             config.seed,
             shuffle=shuffle,
             tokens=config.batch_tokens,

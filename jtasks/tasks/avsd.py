@@ -160,21 +160,9 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """The best answer of a beam search: `tokens` [b, max_len], with the end mark behind it, and its `score` [b]."""
-    model, variables, beam = _model(config), {"params": params}, config.beam
-    start = batch["answer"][:, 0]
-    logits, cache = model.apply(
-        variables, *_context(batch), start, length=beam.max_len, branches=beam.num_beams, method="read"
-    )
-    found = decode.beam_search(
-        lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
-        cache,
-        logits,
-        eos=config.model.end,
-        pad=config.model.end,
-        reorder=models.reordered,
-        **beam,
-    )
-    return {"tokens": found.tokens[:, 0], "score": found.scores[:, 0]}
+    inputs, end = (*_context(batch), batch["answer"][:, 0]), config.model.end
+    beams = models.search(_model(config), params, inputs, config.beam, method="read", eos=end, pad=end)
+    return {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:

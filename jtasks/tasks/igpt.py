@@ -142,23 +142,13 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
 
 def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) -> jax.Array:
     """Sampled completions of the first rows of images [b, h * w]."""
-    model, variables, sampling = _model(config), {"params": params}, config.sample
-    b, length = tokens.shape
+    sampling, (b, length) = config.sample, tokens.shape
     rows, columns = config.model.shape
     given = round(rows * sampling.given) * columns
     prompt = _inputs(tokens, config)[:, : given + 1]  # the start token and the given pixels
-    logits, cache = model.apply(variables, prompt, length=length - given, branches=sampling.count, method="prefill")
-    drawn = decode.sample(
-        lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
-        cache,
-        jnp.broadcast_to(logits[:, None], (b, sampling.count, logits.shape[-1])),
-        jax.vmap(lambda key: jax.random.split(key, sampling.count))(keys),
-        length - given,
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        min_p=sampling.min_p,
-    )
+    keys = jax.vmap(lambda key: jax.random.split(key, sampling.count))(keys)
+    options = {"branches": sampling.count, **decode.options(sampling)}
+    drawn = models.generate(_model(config), params, prompt, keys, length - given, **options)
     prefix = jnp.broadcast_to(tokens[:, None, :given], (b, sampling.count, given))
     return jnp.concatenate([prefix, drawn], axis=2)
 

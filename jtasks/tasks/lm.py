@@ -106,7 +106,6 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     The model reads `config.data.length` tokens at most: every time they are full it goes on from the last half of them,
     with packed documents from what they hold of the last one.
     """
-    model, variables, sampling = _model(config), {"params": params}, config.sample
     given = max(config.data.length // 2, 1)
     fresh = max(config.data.length - given, 1)
     keys = augment.keys(batch.get("seed"))
@@ -114,23 +113,14 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     def go_on(prompt: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
         segments = _packing(prompt, config)["segments"]
         valid = None if segments is None else segments == segments[:, -1:]
-        logits, cache = model.apply(variables, prompt, length=fresh, valid=valid, method="prefill")
-        drawn = decode.sample(
-            lambda cache, tokens: model.apply(variables, tokens, cache, method="extend"),
-            cache,
-            logits[:, None],
-            jax.vmap(jax.random.fold_in, (0, None))(keys, turn)[:, None],
-            fresh,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-        )[:, 0]
+        own = jax.vmap(jax.random.fold_in, (0, None))(keys, turn)[:, None]
+        options = {"valid": valid, **decode.options(config.sample)}
+        drawn = models.generate(_model(config), params, prompt, own, fresh, **options)[:, 0]
         return jnp.concatenate([prompt, drawn], axis=1)[:, -given:], drawn
 
     prompt = batch["tokens"][:, :given].astype(jnp.int32)
-    _, drawn = jax.lax.scan(go_on, prompt, jnp.arange(-(-sampling.length // fresh)))
-    drawn = jnp.moveaxis(drawn, 0, 1).reshape(len(prompt), -1)[:, : sampling.length]
+    _, drawn = jax.lax.scan(go_on, prompt, jnp.arange(-(-config.sample.length // fresh)))
+    drawn = jnp.moveaxis(drawn, 0, 1).reshape(len(prompt), -1)[:, : config.sample.length]
     return {"tokens": jnp.concatenate([prompt, drawn], axis=1)}
 
 

@@ -71,11 +71,6 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     return squad.windows(_tokenizer(config), questions, **sizes)
 
 
-def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
-    """Tokens of each window."""
-    return examples["segments"].sum(1, dtype=np.int64)
-
-
 def prepare(config: Config) -> None:
     """Train the tokenizer, if it is to be trained."""
     _tokenizer(config)

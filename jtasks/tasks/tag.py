@@ -52,11 +52,6 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     return conll.windows(_tokenizer(config), sentences, tags, config.data.length)
 
 
-def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
-    """Tokens of each window."""
-    return examples["segments"].sum(1, dtype=np.int64)
-
-
 def prepare(config: Config) -> None:
     """Train the tokenizer, if it is to be trained."""
     _tokenizer(config)

@@ -261,10 +261,9 @@ def _compare_padding(a: Measured, b: Measured, when: str) -> None:
 
 def lengths_are_true(subject: Subject) -> str:
     """Cut to the length of the longest example that is not masked, a batch evaluates as before."""
-    task = subject.task
-    if not hasattr(task, "lengths"):
+    task, lengths = subject.task, subject.job.lengths(subject.examples)
+    if lengths is None:
         return "the task tells none"
-    lengths = np.asarray(task.lengths(subject.examples, subject.config))
     hint = "lengths(examples, config) returns the tokens of each example of the dataset, int [n]"
     n = pipeline.size(subject.examples)
     require(lengths.shape == (n,) and lengths.dtype.kind in "iu", f"lengths is {lengths.dtype}{lengths.shape}", hint)

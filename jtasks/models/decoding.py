@@ -1,0 +1,61 @@
+"""Continue prompts with a model that has `extend` and a method that reads a prompt, such as `models.GPT`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jtasks.models.gpt import reordered
+from jtasks.ops import decode
+
+
+def generate(
+    model: Any,
+    params: Any,
+    prompt: jax.Array,
+    keys: jax.Array | None,
+    length: int,
+    *,
+    branches: int = 1,
+    valid: jax.Array | None = None,
+    **options: Any,
+) -> jax.Array:
+    """Sample continuations of prompts [b, t]: int32 [b, branches, length].
+
+    Args:
+      model: has `prefill` and `extend`.
+      params: the model's parameters.
+      prompt: token ids.
+      keys: a random key for each sequence, [b, branches]; not needed at temperature 0.
+      length: new tokens.
+      branches: sequences that continue each prompt.
+      valid: bool [b, t], False where the prompt is padding; None: no padding.
+      options: of `decode.sample`.
+    """
+    variables = {"params": params}
+    logits, cache = model.apply(variables, prompt, length=length, branches=branches, valid=valid, method="prefill")
+    logits = jnp.broadcast_to(logits[:, None], (len(logits), branches, logits.shape[-1]))
+    return decode.sample(_extend(model, params), cache, logits, keys, length, **options)
+
+
+def search(
+    model: Any, params: Any, inputs: tuple[Any, ...], options: Mapping[str, Any], *, method: str = "prefill", **ids: Any
+) -> decode.Beams:
+    """Search for the best continuations of prompts with beams.
+
+    Args:
+      model: has `extend` and `method`.
+      params: the model's parameters.
+      inputs: what `method` reads: of `prefill`, the prompts [b, t].
+      options: of `decode.beam_search`, as config.beam has them; `num_beams` and `max_len` at least.
+      method: reads the inputs and makes room for `max_len` tokens of `num_beams` branches.
+      ids: `eos` and `pad` of `decode.beam_search`.
+    """
+    size = {"length": options["max_len"], "branches": options["num_beams"]}
+    logits, cache = model.apply({"params": params}, *inputs, **size, method=method)
+    return decode.beam_search(_extend(model, params), cache, logits, reorder=reordered, **options, **ids)
+
+
+def _extend(model: Any, params: Any) -> decode.StepFn:
+    return lambda cache, tokens: model.apply({"params": params}, tokens, cache, method="extend")
