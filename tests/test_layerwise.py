@@ -10,6 +10,7 @@ from jax.sharding import AxisType
 
 from jtasks import models, optim
 from jtasks.distributed import sharding
+from jtasks.errors import ConfigError
 from jtasks.optim import layerwise
 from jtasks.tree import leaf_name
 
@@ -123,5 +124,5 @@ def test_layer_decay_is_lowest_at_the_input_and_1_above_the_layers_in_every_back
 
 
 def test_a_network_without_a_stack_has_no_layer_decay():
-    with pytest.raises(optim.ConfigError, match="there is no stack"):
+    with pytest.raises(ConfigError, match="there is no stack"):
         optim.optimizer({"layer_decay": 0.5}, 10, tiny.params("mnist"))

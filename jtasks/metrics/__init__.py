@@ -32,14 +32,17 @@ class Mean:
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array | None = None) -> Self:
-        """Sum `values` [b, ...] where `mask` says so.
+        """Sum `values` [b, ...] with the weights `mask`.
 
-        `mask` has the leading dimensions of `values` ([b], or [b, t] for per-token masks) and holds
-        weights, mostly 0 and 1; None counts every value. Sums are float32, or float64 where `values` are.
+        `mask` has the leading dimensions of `values` ([b], or [b, t] for masks per token) and holds weights, mostly 0
+        and 1. None counts every value. Sums are float32, or float64 if `values` are.
 
-        A value under a zero weight is dropped, even a NaN, and its gradient is 0. That 0 becomes a NaN only in a
-        function of your own whose derivative there is infinite, such as log at 0: give it another argument,
-        `jnp.log(jnp.where(mask > 0, p, 1))`.
+        A value of zero weight is dropped, even a NaN, and its gradient is 0. That 0 becomes NaN only if a function of
+        your own has an infinite derivative there, such as log at 0; then mask the argument too: `jnp.log(jnp.where(mask
+        > 0, p, 1))`.
+
+        Raises:
+          ValueError: `mask` does not have the leading dimensions of `values`.
         """
         values = jnp.asarray(values)
         values = values.astype(wide(values))
@@ -51,7 +54,7 @@ class Mean:
 
     @property
     def value(self) -> jax.Array:
-        """total / count, and 0 for an empty mean."""
+        """Compute total / count; 0 for an empty mean."""
         return self.total / jnp.where(self.count == 0, 1.0, self.count)
 
     def merge(self, other: Self) -> Self:
@@ -80,7 +83,7 @@ class Loss(Mean):
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, eq=False)
 class Perplexity(Mean):
-    """A mean of nats that is printed as its exponential; it merges as the mean does.
+    """A mean of nats that is printed as its exponential; perplexities merge as means.
 
     >>> round(float(Perplexity.of(jnp.log(jnp.array([2.0, 8.0]))).value), 4)
     4.0
@@ -88,12 +91,12 @@ class Perplexity(Mean):
 
     @property
     def value(self) -> jax.Array:
-        """exp(total / count), and 1 for an empty mean."""
+        """Compute exp(total / count); 1 for an empty mean."""
         return jnp.exp(super().value)
 
 
 def example_weights(batch: Mapping[str, Any]) -> jax.Array:
-    """Return the weights [b] of a batch's examples: its `mask`, or ones where it has none."""
+    """Return the weights [b] of a batch's examples: `mask`, or ones without a mask."""
     return batch["mask"] if "mask" in batch else jnp.ones(len(next(iter(batch.values()))), jnp.float32)
 
 
@@ -108,7 +111,7 @@ def total(metrics: Mapping[str, Mean]) -> jax.Array:
 
 
 def terms(metrics: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Return the terms of the loss: every `Loss` among the metrics, or the one called `loss` where none is."""
+    """Return the terms of the loss: every `Loss` among the metrics, or the metric `loss` if there is no `Loss`."""
     losses: dict[str, Mean] = {name: mean for name, mean in metrics.items() if isinstance(mean, Loss)}
     return losses or {"loss": metrics["loss"]}
 
@@ -119,10 +122,10 @@ def weight(term: Mean) -> float:
 
 
 def checked(metrics: Any, function: str) -> dict[str, Mean]:
-    """Return the metrics that a task's `function` returned, if they are what the contract says.
+    """Return the metrics of a task's `function` after checking their types.
 
     Raises:
-      ConfigError: they are no dict of Mean, or no term of the loss is among them.
+      ConfigError: the metrics are not a dict of Mean, or have no term of the loss.
     """
     if not isinstance(metrics, Mapping) or not all(isinstance(mean, Mean) for mean in metrics.values()):
         kinds = {k: type(v).__name__ for k, v in metrics.items()} if isinstance(metrics, Mapping) else type(metrics)
@@ -133,7 +136,7 @@ def checked(metrics: Any, function: str) -> dict[str, Mean]:
 
 
 def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
-    """Add up metrics that are already on the host, in float64, where counts stay exact up to 2**53."""
+    """Add up metrics on the host, in float64, which counts exactly up to 2**53."""
     sums: dict[str, Mean] = {}
     for metrics in batches:
         for name, mean in metrics.items():
@@ -145,7 +148,7 @@ def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
 def values(means: Mapping[str, Mean]) -> dict[str, float]:
     """Return means as plain numbers, with `loss` (the weighted sum of the terms' means) first.
 
-    A mean of nothing is nan, which is nobody's lowest loss; the loss is the sum of those terms that have a mean.
+    An empty mean is nan, so it never counts as the lowest loss. The loss sums the terms that are not empty.
     """
     numbers = {name: float(mean.total / mean.count) if mean.count else math.nan for name, mean in means.items()}
     with np.errstate(over="ignore"):

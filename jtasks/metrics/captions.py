@@ -1,10 +1,9 @@
-"""Scores of generated sentences against references: BLEU, ROUGE-L, CIDEr and METEOR, as COCO's evaluator has them.
+"""Scores of generated sentences against references: BLEU, ROUGE-L, CIDEr and METEOR, as in COCO's evaluator.
 
-Captions, answers in a dialogue and the like, one or several references each. The numbers are those of
-coco-caption (Chen et al. 2015, arXiv:1504.00325), which the field reports, without its Java tokenizer; METEOR
-alone is a Java program, which is run where Java and the package pycocoevalcap are installed. Files in the
-official formats of results come from `jtasks.metrics.submissions`: `dstc7_results(dialogs, answers)` and
-`coco_results(ids, captions)`.
+Each item, such as a caption or an answer in a dialogue, has one or several references. The numbers are those of
+coco-caption (Chen et al. 2015, arXiv:1504.00325), which the field reports, without its Java tokenizer. Only METEOR is a
+Java program; it runs if Java and the package pycocoevalcap are installed. `jtasks.metrics.submissions` writes the
+official formats of results: `dstc7_results(dialogs, answers)` and `coco_results(ids, captions)`.
 """
 
 import collections
@@ -26,7 +25,7 @@ PROTOCOLS = ("plain", "dstc7")
 
 Words = list[str]
 Counts = collections.Counter[tuple[str, ...]]
-Found = dict[str, tuple[float, np.ndarray]]  # by name: the score of the whole corpus, and one an item
+Results = dict[str, tuple[float, np.ndarray]]  # by name: the score of the corpus, and scores [n] of the items
 
 
 def scores(
@@ -36,28 +35,29 @@ def scores(
     protocol: str = "plain",
     metrics: Sequence[str] = METRICS,
 ) -> dict[str, float]:
-    """Scores of a whole corpus: `bleu_1` ... `bleu_4`, `rouge_l`, `cider` and `meteor`.
+    """Compute the scores of a corpus: `bleu_1` ... `bleu_4`, `rouge_l`, `cider` and `meteor`.
 
-    All lie between 0 and 1, but CIDEr, which goes up to 10, knows rare words by the references of the whole
-    corpus and is 0 for a single item. METEOR is left out, with a warning, where it cannot be computed.
+    Scores lie between 0 and 1, except CIDEr, which goes up to 10. CIDEr weights words by their rarity in the references
+    of the whole corpus and is 0 for a single item. METEOR is left out, with a warning, if it cannot run.
 
     Args:
       hypotheses: [n] texts.
-      references: [n], of each item one text or several.
-      protocol: `dstc7` drops each word of one character from the hypotheses (but not from the references), as
-        the official evaluator of the seventh Dialog System Technology Challenge does: its list of stop words
-        holds a full stop, which it takes for a regular expression. `plain` does not.
+      references: [n], each one text or several.
+      protocol: `dstc7` drops words of one character from the hypotheses, not from the references, as the official
+        evaluator of the seventh Dialog System Technology Challenge does: its list of stop words holds a full stop,
+          which
+        it uses as a regular expression. `plain` drops nothing.
       metrics: some of METRICS.
 
     Raises:
       ConfigError: the protocol or a metric is unknown.
       DataError: there are no items, or one has no reference.
 
-    >>> found = scores(["a man sits"], [["a man sits down", "he sits"]], metrics=["bleu", "rouge_l"])
-    >>> {name: round(score, 3) for name, score in found.items()}
+    >>> corpus = scores(["a man sits"], [["a man sits down", "he sits"]], metrics=["bleu", "rouge_l"])
+    >>> {name: round(score, 3) for name, score in corpus.items()}
     {'bleu_1': 1.0, 'bleu_2': 1.0, 'bleu_3': 1.0, 'bleu_4': 0.032, 'rouge_l': 0.836}
     """
-    return {name: whole for name, (whole, _) in _found(hypotheses, references, protocol, metrics).items()}
+    return {name: whole for name, (whole, _) in _compute(hypotheses, references, protocol, metrics).items()}
 
 
 def item_scores(
@@ -67,13 +67,13 @@ def item_scores(
     protocol: str = "plain",
     metrics: Sequence[str] = METRICS,
 ) -> list[dict[str, float]]:
-    """The same of each item by itself (CIDEr's weights still come from all of them)."""
-    found = _found(hypotheses, references, protocol, metrics)
-    return [{name: float(each[i]) for name, (_, each) in found.items()} for i in range(len(hypotheses))]
+    """Compute `scores` of each item by itself; CIDEr's weights still come from all items."""
+    results = _compute(hypotheses, references, protocol, metrics)
+    return [{name: float(each[i]) for name, (_, each) in results.items()} for i in range(len(hypotheses))]
 
 
 def meteor_missing() -> str:
-    """What METEOR lacks on this machine, "" if nothing."""
+    """Say what METEOR lacks on this machine; "" if nothing."""
     if shutil.which("java") is None:
         return "METEOR is a Java program, and there is no java on the PATH: install a Java runtime"
     if _meteor_jar() is None:
@@ -81,9 +81,9 @@ def meteor_missing() -> str:
     return ""
 
 
-def _found(
+def _compute(
     hypotheses: Sequence[str], references: Sequence[str | Sequence[str]], protocol: str, metrics: Sequence[str]
-) -> Found:
+) -> Results:
     if protocol not in PROTOCOLS:
         raise ConfigError(f"unknown protocol {protocol!r} of caption scores; there are {', '.join(PROTOCOLS)}")
     if unknown := [name for name in metrics if name not in METRICS]:
@@ -97,18 +97,18 @@ def _found(
         hypotheses = [" ".join(word for word in text.split() if len(word) > 1) for text in hypotheses]
     mine, theirs = [words(text) for text in hypotheses], [[words(text) for text in texts] for texts in several]
     measures = {"bleu": _bleu, "rouge_l": _rouge_l, "cider": _cider, "meteor": _meteor}
-    found: Found = {}
+    results: Results = {}
     for name in metrics:
-        found |= measures[name](mine, theirs)
-    return found
+        results |= measures[name](mine, theirs)
+    return results
 
 
 def _counts(sentence: Words, n: int) -> Counts:
     return collections.Counter(tuple(sentence[i : i + n]) for i in range(len(sentence) - n + 1))
 
 
-def _bleu(hypotheses: list[Words], references: list[list[Words]]) -> Found:
-    """Papineni et al. 2002; brevity against the reference of the closest length, the shorter of two."""
+def _bleu(hypotheses: list[Words], references: list[list[Words]]) -> Results:
+    """Compute BLEU (Papineni et al. 2002); the brevity penalty uses the closest length, the shorter of two."""
     matches, possible, closest = np.zeros((len(hypotheses), 4)), np.zeros((len(hypotheses), 4)), []
     for i, (hypothesis, texts) in enumerate(zip(hypotheses, references, strict=True)):
         for n in range(1, 5):
@@ -124,16 +124,16 @@ def _bleu(hypotheses: list[Words], references: list[list[Words]]) -> Found:
 
 
 def _bleu_of(matches: np.ndarray, possible: np.ndarray, length: np.ndarray, closest: np.ndarray) -> np.ndarray:
-    """BLEU-1 to 4 from counts [..., 4] and lengths [..., 1]; the small numbers against 0 / 0 are COCO's."""
+    """Compute BLEU-1 to 4 from counts [..., 4] and lengths [..., 1]; the small constants against 0 / 0 are COCO's."""
     precisions = np.cumprod((matches + 1e-15) / (possible + 1e-9), axis=-1) ** (1 / np.arange(1, 5))
     ratio = (length + 1e-15) / (closest + 1e-9)
     return precisions * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
-def _rouge_l(hypotheses: list[Words], references: list[list[Words]], beta: float = 1.2) -> Found:
-    """Lin 2004, sentence level: precision and recall are each the best over the references.
+def _rouge_l(hypotheses: list[Words], references: list[list[Words]], beta: float = 1.2) -> Results:
+    """Compute ROUGE-L (Lin 2004) of sentences; precision and recall are each the best over the references.
 
-    Texts without words have one empty word to COCO's evaluator, so they equal each other.
+    COCO's evaluator gives texts without words one empty word, so such texts equal each other.
     """
 
     def score(hypothesis: Words, texts: list[Words]) -> float:
@@ -156,14 +156,14 @@ def _longest_common_subsequence(first: Words, second: Words) -> int:
     return row[-1]
 
 
-def _cider(hypotheses: list[Words], references: list[list[Words]], sigma: float = 6.0) -> Found:
-    """CIDEr-D of Vedantam et al. 2015, which COCO's evaluator calls CIDEr."""
+def _cider(hypotheses: list[Words], references: list[list[Words]], sigma: float = 6.0) -> Results:
+    """Compute CIDEr-D (Vedantam et al. 2015), which COCO's evaluator calls CIDEr."""
 
     def all_counts(sentence: Words) -> list[Counts]:
         return [_counts(sentence, n) for n in range(1, 5)]
 
     known = [[all_counts(text) for text in texts] for texts in references]
-    documents: Counts = Counts()  # items any of whose references has the n-gram
+    documents: Counts = Counts()  # number of items with the n-gram in any reference
     for counted in known:
         documents.update({gram for counts in counted for some in counts for gram in some})
     total = np.log(len(known))
@@ -179,7 +179,7 @@ def _cider(hypotheses: list[Words], references: list[list[Words]], sigma: float 
         lengths, similarity = norms(mine), 0.0
         for text, counts in zip(texts, counted, strict=True):
             theirs = weighted(counts)
-            # COCO counts bigrams here, so that no words and one word are equally long.
+            # COCO counts bigrams here, so zero words and one word are equally long.
             difference = max(len(hypothesis) - 1, 0) - max(len(text) - 1, 0)
             penalty = np.exp(-(difference**2) / (2 * sigma**2))
             for one, other, a, b in zip(mine, theirs, lengths, norms(theirs), strict=True):
@@ -191,8 +191,8 @@ def _cider(hypotheses: list[Words], references: list[list[Words]], sigma: float 
     return {"cider": (float(each.mean()), each)}
 
 
-def _meteor(hypotheses: list[Words], references: list[list[Words]]) -> Found:
-    """METEOR 1.5 (Denkowski and Lavie 2014), by its authors' program; nothing, and a warning, without it."""
+def _meteor(hypotheses: list[Words], references: list[list[Words]]) -> Results:
+    """Compute METEOR 1.5 (Denkowski and Lavie 2014) with its authors' program; empty, with a warning, without it."""
     if reason := meteor_missing():
         warn(f"no METEOR: {reason}")
         return {}
@@ -206,15 +206,15 @@ def _meteor(hypotheses: list[Words], references: list[list[Words]]) -> Found:
         ) as program:
             assert program.stdin is not None and program.stdout is not None
             # One question at a time: all at once would fill both pipes.
-            statistics = [_asked(line, program.stdin, program.stdout) for line in lines]
-            first = _asked(" ||| ".join(["EVAL", *statistics]), program.stdin, program.stdout)
+            statistics = [_ask(line, program.stdin, program.stdout) for line in lines]
+            first = _ask(" ||| ".join(["EVAL", *statistics]), program.stdin, program.stdout)
             *each, whole = [float(first), *(float(program.stdout.readline()) for _ in lines)]
     except (OSError, ValueError) as error:
         raise DataError(f"METEOR's program ended without an answer ({error}); try it: {' '.join(command)}") from error
     return {"meteor": (whole, np.array(each))}
 
 
-def _asked(line: str, questions: IO[str], answers: IO[str]) -> str:
+def _ask(line: str, questions: IO[str], answers: IO[str]) -> str:
     print(line, file=questions, flush=True)
     return answers.readline().strip()
 

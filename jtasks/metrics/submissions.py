@@ -8,15 +8,14 @@ from jtasks.errors import DataError
 
 
 def dstc7_results(dialogues: Mapping[str, Any], answers: Mapping[tuple[str, int], str]) -> dict[str, Any]:
-    """An official file of the AVSD challenge (DSTC7 on) with the generated answers in it.
+    """Fill generated answers into an official file of the AVSD challenge (DSTC7 and later).
 
     Args:
-      dialogues: the file's contents, `{"dialogs": [{"image_id", "dialog": [{"question", "answer"}]}]}`.
-      answers: by video and turn, counted from 0; they take the place of what the file has.
+      dialogues: contents of the file, `{"dialogs": [{"image_id", "dialog": [{"question", "answer"}]}]}`.
+      answers: by video and turn, counted from 0; they replace the file's answers.
 
     Raises:
-      DataError: a turn that the file hides (`__UNDISCLOSED__`) gets no answer, an answer belongs to no turn, or
-        a video comes twice.
+      DataError: a hidden turn (`__UNDISCLOSED__`) gets no answer, an answer has no turn, or a video occurs twice.
     """
     filled, left = copy.deepcopy(dict(dialogues)), dict(answers)
     names = [dialogue["image_id"] for dialogue in filled["dialogs"]]
@@ -34,7 +33,7 @@ def dstc7_results(dialogues: Mapping[str, Any], answers: Mapping[tuple[str, int]
 
 
 def coco_results(ids: Sequence[Any], captions: Sequence[str]) -> list[dict[str, Any]]:
-    """COCO's results: one `{"image_id", "caption"}` an item.
+    """Return COCO's results: one `{"image_id", "caption"}` per item.
 
     >>> coco_results([7], ["a man sits"])
     [{'image_id': 7, 'caption': 'a man sits'}]

@@ -1,20 +1,20 @@
-"""English text as the words that caption metrics count: those of the Penn Treebank, without punctuation.
+"""English text as the words that caption metrics count: Penn Treebank tokens without punctuation.
 
-The field's evaluators (COCO, DSTC) split captions with Stanford's PTBTokenizer 3.4.1, a Java program. These few rules
-split everyday text as it does, so that scores need no Java: 71 of 40,000 lines of captions, news, abstracts and novels
-differ, by rare contractions, formulas and web addresses. A telephone number or a tag with a blank inside is split
-there, as the evaluators' BLEU and CIDEr do.
+The field's evaluators (COCO, DSTC) tokenize captions with Stanford's PTBTokenizer 3.4.1, a Java program. These few
+rules reproduce its tokens for everyday text, so that scores need no Java: 71 of 40,000 lines of captions, news,
+abstracts and novels differ, in rare contractions, formulas and web addresses. A telephone number or a tag with a blank
+inside is split at the blank, as in the evaluators' BLEU and CIDEr.
 """
 # ruff: noqa: RUF001 - the characters that look like others are the point here
 
 import functools
 import re
 
-# What COCO's evaluator drops, in the tokenizer's spelling. Brackets are not among them: it looks for capital
-# letters (-LRB-) where its tokenizer has lowered them (-lrb-), and published scores have that in them.
+# What COCO's evaluator drops, in the tokenizer's spelling. Brackets stay: the evaluator looks for capital letters
+# (-LRB-) after its tokenizer has lowered them (-lrb-), and published scores include them.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
-# Characters that the tokenizer drops wherever they stand; those of two UTF-16 units, such as emoji, among them.
+# Characters that the tokenizer drops everywhere, including those of two UTF-16 units, such as emoji.
 _DROPPED = re.compile(
     r"[«»‹›₡-₣₥-₪₫₭-₿\u2010\u2011](?<!\w.(?=\w))|[‒–—―\u200b-\u200f\u2060\ufeff\U00010000-\U0010ffff]|-{2,}|&nbsp;"
 )
@@ -37,7 +37,7 @@ _ABBREVIATIONS = (
     " wm jos cie plc pty ste mme mlle msgr ens pvt pfc cpl adm asst atty insp lieut reps sens det md va ga ala ariz"
     " colo conn ind kan ky mich minn mo mont neb nev penn tenn wis wyo sq tel ph ct adv elec ext"
 )
-# A letter and a full stop before one of these end a sentence.
+# A letter and a full stop before one of these words end a sentence.
 _STARTERS = (
     "A About After An As At But He Her Here However If In It Last Many More Now Once One Other Our She Since So Some"
     " Such That The Their Then There These They This We What When While Yet You"
@@ -81,7 +81,7 @@ _LEXER = re.compile(
 
 
 def words(text: str) -> list[str]:
-    """The lower-cased words of a text.
+    """Return the lower-cased words of a text.
 
     >>> words("He doesn't sit, he's on the T-shirt...")
     ['he', 'does', "n't", 'sit', 'he', "'s", 'on', 'the', 't-shirt']
@@ -89,7 +89,7 @@ def words(text: str) -> list[str]:
     return list(_words(text))
 
 
-@functools.lru_cache(maxsize=65536)  # references are scored again at each evaluation
+@functools.lru_cache(maxsize=65536)  # each evaluation scores the references again
 def _words(text: str) -> tuple[str, ...]:
     plain = _DROPPED.sub(" ", text.translate(_APART))
     tokens = (part for token in _LEXER.findall(plain) for part in _parts(token))

@@ -1,4 +1,4 @@
-"""Image augmentation on the device, from each example's own key, so no split of a batch changes it."""
+"""Image augmentation on the device with a random key per example, so that no split of a batch changes it."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from jtasks.ops.precision import wide
 
 
 def keys(seeds: jax.Array | None) -> jax.Array:
-    """One random key an example, [b], from the `seed` entry of a batch.
+    """Return a random key per example, [b], from the `seed` entry of a batch.
 
     Raises:
-      ConfigError: the batch has none.
+      ConfigError: the batch has no seeds.
     """
     if seeds is None:
         raise ConfigError("this needs random numbers for each example: give the batch an entry `seed`, uint32 [b]")
@@ -19,7 +19,7 @@ def keys(seeds: jax.Array | None) -> jax.Array:
 
 
 def crop(images: jax.Array, keys: jax.Array, pad: int) -> jax.Array:
-    """Pad [b, h, w, c] by reflection and cut a random [h, w] window out of each (Krizhevsky 2009; reflected)."""
+    """Pad images [b, h, w, c] by reflection and crop a random [h, w] window (Krizhevsky 2009; reflection is ours)."""
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)), mode="reflect")
 
     def cut(image: jax.Array, key: jax.Array) -> jax.Array:
@@ -30,7 +30,7 @@ def crop(images: jax.Array, keys: jax.Array, pad: int) -> jax.Array:
 
 
 def flip(images: jax.Array, keys: jax.Array) -> jax.Array:
-    """Mirror each of [b, h, w, c] left to right with probability one half."""
+    """Mirror each of the images [b, h, w, c] left to right with probability one half."""
     mirrored = jax.vmap(jax.random.bernoulli)(keys)
     return jnp.where(mirrored[:, None, None, None], images[:, :, ::-1], images)
 
@@ -41,10 +41,10 @@ def resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
-    """Scale a random part of each of [b, h, w, c] up to all of [h, w], bilinearly; float32.
+    """Scale a random part of each of the images [b, h, w, c] up to [h, w], bilinearly; returns float32.
 
-    The augmentation of ImageNet (Szegedy et al. 2015). Each part has a share of the area uniform in `area` and a
-    ratio of width to height log-uniform in `ratio` (before it is cut off where it would be longer than the image).
+    This is ImageNet's augmentation (Szegedy et al. 2015). The fraction of the area is uniform in `area`. The ratio of
+    width to height is log-uniform in `ratio`; parts longer than the image are clipped.
     """
     shape = jnp.asarray(images.shape[1:3], jnp.float32)
 
@@ -52,7 +52,7 @@ def resized_crop(
         share_key, ratio_key, place_key = jax.random.split(key, 3)
         share = jax.random.uniform(share_key, minval=area[0], maxval=area[1])
         stretch = jnp.exp(0.5 * jax.random.uniform(ratio_key, minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1])))
-        # In square pixels, so that a part of a wide image has the ratio that was drawn.
+        # In square pixels, so that parts of a wide image keep the drawn ratio.
         side = jnp.sqrt(share * shape[0] * shape[1])
         size = jnp.minimum(side * jnp.stack([1 / stretch, stretch]), shape)
         corner = jax.random.uniform(place_key, (2,)) * (shape - size)
@@ -65,14 +65,14 @@ def resized_crop(
 
 
 def resized_crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, area: float, mirror: bool) -> jax.Array:
-    """The standard augmentation of ImageNet; `area` is the smallest share of an image that is taken."""
+    """Apply the standard augmentation of ImageNet; `area` is the smallest fraction of an image to crop."""
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)
     images = resized_crop(images, crop_keys, (area, 1.0))
     return flip(images, flip_keys) if mirror else images
 
 
 def crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, pad: int, mirror: bool) -> jax.Array:
-    """The standard augmentation of CIFAR-10; `pad` 0 does not crop, and without `mirror` either no seeds are needed."""
+    """Apply the standard augmentation of CIFAR-10; with `pad` 0 and no `mirror`, seeds are not needed."""
     if not pad and not mirror:
         return images
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)

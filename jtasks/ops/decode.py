@@ -1,4 +1,4 @@
-"""Decoding as pure loops over step_fn(cache, tokens) -> (logits, cache), to be jitted whole.
+"""Decoding as pure loops over step_fn(cache, tokens) -> (logits, cache), to be jitted as a whole.
 
 | | |
 |---|---|
@@ -6,23 +6,23 @@
 | sampling | `sample` with `temperature`, `top_k`, `top_p`, `min_p` |
 | beam search | `beam_search` |
 
-A model reads the prompts in one pass, which gives the logits of the first new token and a cache; from there a
-step is one token for each sequence. Tokens are int32 of the leading dimensions that the logits have: [b], or [b, n]
-where n sequences go on from one prompt. `models.GPT` has `prefill` and `extend` for the two:
+A model reads the prompts in one pass, which returns the logits of the first new token and a cache. Each step then adds
+one token to each sequence. Tokens are int32 with the leading dimensions of the logits: [b], or [b, n] for n sequences
+per prompt. `models.GPT` has `prefill` and `extend`:
 
     logits, cache = model.apply(variables, prompt, length=20, branches=5, method="prefill")
     step_fn = lambda cache, tokens: model.apply(variables, tokens, cache, method="extend")
-    found = decode.beam_search(step_fn, cache, logits, num_beams=5, max_len=20, eos=1, reorder=models.reordered)
+    beams = decode.beam_search(step_fn, cache, logits, num_beams=5, max_len=20, eos=1, reorder=models.reordered)
 
-Arguments that both searches take:
+Arguments of both searches:
 
-    eos: the id, or several, that ends a sequence; None: nothing does.
-    pad: what stands after the end.
-    min_len: tokens that come before the end may.
-    repetition_penalty: above 1 makes tokens that are there already less likely (Keskar et al. 2019, CTRL).
-    no_repeat_ngram_size: no n-gram of this size comes twice (Paulus et al. 2018); 0: all may.
-    prompt: [b, t], what the last two count as there already beside the new tokens; None: nothing.
-    valid: bool [b, t], where the prompt has tokens and no padding; None: everywhere.
+    eos: id or ids that end a sequence; None: none.
+    pad: id after the end.
+    min_len: minimum number of new tokens before EOS is allowed.
+    repetition_penalty: above 1 lowers the scores of tokens that occur already (Keskar et al. 2019, CTRL).
+    no_repeat_ngram_size: no n-gram of this size repeats (Paulus et al. 2018); 0: all may.
+    prompt: [b, t], tokens that count as occurring already for these two; None: new tokens only.
+    valid: bool [b, t], False for padding of the prompt; None: no padding.
 """
 
 from collections.abc import Callable, Mapping
@@ -52,7 +52,7 @@ _RANGES = {
     "repetition_penalty": Field(float, "(0, inf)"),
     "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
 }
-_NEVER = -1e9  # added to the score of what must not be chosen, and comes after all that may be
+_NEVER = -1e9  # score of what must not be chosen; ranks below everything allowed
 
 
 class Beams(NamedTuple):
@@ -60,20 +60,20 @@ class Beams(NamedTuple):
 
     tokens: jax.Array  # [b, n, length] int32
     scores: jax.Array  # [b, n] float32: log probability / lengths ** length_penalty
-    lengths: jax.Array  # [b, n] int32: tokens, with the one that ends it
+    lengths: jax.Array  # tokens, including the one that ends the sequence
 
 
-# Fields of config.sample for `sample`, and of config.beam for `beam_search`, for a task's `defaults`.
+# Fields of config.sample for `sample` and of config.beam for `beam_search`, for a task's `defaults`.
 SAMPLE = {
     "sample.temperature": Field(float, "[0, inf)", 1.0),  # 0: the likeliest token
     "sample.top_k": Field(int, "[0, 2e9]", 0),  # draw from the k likeliest; 0: from all
-    "sample.top_p": Field(float, "(0, 1]", 1.0),  # draw from the fewest whose probabilities reach p
+    "sample.top_p": Field(float, "(0, 1]", 1.0),  # draw from the smallest set with total probability p
     "sample.min_p": Field(float, "[0, 1]", 0.0),  # draw from those at least p times as likely as the likeliest
 }
 BEAM = {
     "beam.num_beams": Field(int, "[1, 2e9]", 5),
-    "beam.max_len": Field(int, "[1, 2e9]", 20),  # most new tokens
-    "beam.min_len": Field(int, "[0, 2e9]", 1),  # fewest new tokens before the end is allowed
+    "beam.max_len": Field(int, "[1, 2e9]", 20),  # maximum number of new tokens
+    "beam.min_len": Field(int, "[0, 2e9]", 1),  # minimum number of new tokens before the end
     "beam.length_penalty": Field(float, "(-inf, inf)", 1.0),
     "beam.early_stopping": Field(object, None, False),  # True, False or "never"
     "beam.repetition_penalty": Field(float, "(0, inf)", 1.0),
@@ -90,16 +90,16 @@ def options(fields: Mapping[str, Any]) -> dict[str, Any]:
 def filtered(
     logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> jax.Array:
-    """Logits [..., vocab] of the distribution to draw from.
+    """Return the logits [..., vocab] of the distribution to draw from; excluded tokens get -inf.
 
     Args:
-      temperature: divides the logits; above 0, since `sample` takes the likeliest at 0 by itself.
+      temperature: divisor of the logits, above 0.
       top_k: keep the k likeliest; 0 keeps all.
-      top_p: keep the fewest likeliest whose probabilities reach p (Holtzman et al. 2020); 1 keeps all, 0 the likeliest.
+      top_p: keep the smallest set with total probability p (Holtzman et al. 2020); 1 keeps all, 0 the likeliest.
       min_p: keep those at least p times as likely as the likeliest (Nguyen et al. 2024); 0 keeps all.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: an argument is out of range.
     """
     _check(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if isinstance(temperature, int | float) and temperature == 0:
@@ -111,8 +111,8 @@ def filtered(
     if top_p < 1:
         ordered = jnp.sort(logits, axis=-1, descending=True)
         before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
-        kept = jnp.sum(before < top_p, axis=-1, keepdims=True)
-        threshold = jnp.take_along_axis(ordered, jnp.maximum(kept, 1) - 1, axis=-1)
+        count = jnp.sum(before < top_p, axis=-1, keepdims=True)
+        threshold = jnp.take_along_axis(ordered, jnp.maximum(count, 1) - 1, axis=-1)
         logits = jnp.where(logits < threshold, -jnp.inf, logits)
     if min_p:
         threshold = jnp.max(logits, axis=-1, keepdims=True) + jnp.log(min_p)
@@ -139,16 +139,16 @@ def sample(
     prompt: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> jax.Array:
-    """Draw up to `length` tokens, [b, length] or [b, n, length] int32; stops when all sequences have ended.
+    """Draw up to `length` tokens, [b, length] or [b, n, length] int32; stop when all sequences have ended.
 
     Args:
-      logits: of the first token, [b, vocab] or [b, n, vocab], as the prefill gave them with `cache`.
-      keys: one random key a sequence, [b] or [b, n]; so a draw does not depend on its neighbors.
-      length: of the continuation; 0 draws nothing.
+      logits: of the first token, [b, vocab] or [b, n, vocab], from the prefill, as is `cache`.
+      keys: a random key per sequence, [b] or [b, n], so that a draw does not depend on its neighbors.
+      length: number of new tokens; 0 draws nothing.
       temperature: 0 takes the likeliest token each time, without `keys`.
 
     Raises:
-      ConfigError: an argument is out of its range, or there are no keys to draw with.
+      ConfigError: an argument is out of range, or there are no keys to draw with.
     """
     _check(length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if temperature != 0 and keys is None:
@@ -161,11 +161,11 @@ def sample(
     given = history.shape[-1]
 
     def draw(logits: jax.Array, sequences: jax.Array, ended: jax.Array, i: Any) -> tuple[jax.Array, jax.Array]:
-        logits = rules.applied(logits, sequences, filled, i)
+        logits = rules.apply(logits, sequences, filled, i)
         if temperature == 0:
             token = jnp.argmax(logits, axis=-1)
         else:
-            assert keys is not None  # or an error has said so
+            assert keys is not None  # checked above
             chosen = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), i)
             token = jax.vmap(jax.random.categorical)(folded, chosen.reshape(-1, vocab)).reshape(shape)
@@ -190,22 +190,22 @@ def sample(
 
 
 class _Search(NamedTuple):
-    """What a beam search carries from step to step; n beams are running, and the n best ended ones are kept."""
+    """State of a beam search: n running beams, and the n best ended ones."""
 
     i: jax.Array  # int32 scalar: new tokens so far
     sequences: jax.Array  # [b, n, given + max_len] int32
     running: jax.Array  # [b, n] float32: log probabilities
     parents: jax.Array  # [b, n] int32: the beam that each one continues
     ended: jax.Array  # [b, n, max_len] int32
-    scores: jax.Array  # [b, n] float32
+    scores: jax.Array  # whether the slot holds an ended beam
     lengths: jax.Array  # [b, n] int32
     done: jax.Array  # [b, n] bool: whether there is an ended one
-    hopeful: jax.Array  # [b] bool: whether those running might do better than the worst ended one
+    hopeful: jax.Array  # whether a running beam may still beat the worst ended one
 
 
 def rows(cache: Any, parents: jax.Array) -> Any:
-    """A cache whose leaves [b, n, ...] belong to beams, in the order of their `parents` [b, n]."""
-    return jax.tree.map(lambda x: _gathered(x, parents), cache)
+    """Reorder a cache with leaves [b, n, ...] of beams by their `parents` [b, n]."""
+    return jax.tree.map(lambda x: _gather(x, parents), cache)
 
 
 def beam_search(
@@ -227,24 +227,24 @@ def beam_search(
     prompt: jax.Array | None = None,
     valid: jax.Array | None = None,
 ) -> Beams:
-    """The `n_best` likeliest continuations that a search with `num_beams` beams finds.
+    """Search for the `n_best` likeliest continuations with `num_beams` beams.
 
-    Gives what `generate` of Hugging Face's transformers 5 gives for the same arguments, where `min_len` and
-    `max_len` are called `min_new_tokens` and `max_new_tokens`. One beam is greedy search. Where the rules bar every
-    token before a sequence has ended, the running ones as they stand are the result, with pads behind them.
+    Equals `generate` of Hugging Face's transformers 5 with the same arguments, where `min_len` and `max_len` are called
+    `min_new_tokens` and `max_new_tokens`. One beam is greedy search. If the rules bar every token before a sequence has
+    ended, the running beams are returned, padded.
 
     Args:
-      step_fn: takes tokens [b, num_beams] and gives logits [b, num_beams, vocab].
-      logits: of the first token, [b, vocab], as the prefill gave them with `cache`.
-      max_len: most tokens, the one that ends a sequence included; what reaches it has ended.
-      length_penalty: the power of the length by which log probabilities are divided; above 0 favors long ones.
-      early_stopping: True: stop with `num_beams` ended ones; False: when the best running one, at its present
-        length, is worse than them; "never": when it is at its best possible length.
-      n_best: at most `num_beams`.
-      reorder: (cache, parents [b, num_beams]) -> the cache of those beams.
+      step_fn: (cache, tokens [b, num_beams]) -> (logits [b, num_beams, vocab], cache).
+      logits: of the first token, [b, vocab], from the prefill, as is `cache`.
+      max_len: maximum number of new tokens, including EOS; a beam that reaches it has ended.
+      length_penalty: log probabilities are divided by length to this power; above 0 favors long beams.
+      early_stopping: True: stop at `num_beams` ended beams. False: stop when the best running beam, at its present
+        length, is worse than all of them. "never": compare with its best possible length instead.
+      n_best: number of returned beams, at most `num_beams`.
+      reorder: (cache, parents [b, num_beams]) -> cache of these parents.
 
     Raises:
-      ConfigError: an argument is out of its range.
+      ConfigError: an argument is out of range.
     """
     _check(num_beams=num_beams, n_best=n_best, max_len=max_len, length_penalty=length_penalty)
     if n_best > num_beams:
@@ -256,23 +256,23 @@ def beam_search(
     history, filled = rules.history(prompt, valid, (b, n))
     given = history.shape[-1]
     stop_early = early_stopping is True or n == 1
-    # So many that n go on even if all ends come first.
+    # Enough candidates that n beams continue even if every ending token comes first.
     candidates = min(max(2, 1 + len(rules.eos)), vocab) * n
 
     def choose(state: _Search, logits: jax.Array) -> _Search:
         if n == 1:
-            nats = jax.nn.log_softmax(rules.applied(logits, state.sequences, filled, state.i))
+            nats = jax.nn.log_softmax(rules.apply(logits, state.sequences, filled, state.i))
         else:
-            nats = rules.applied(jax.nn.log_softmax(logits), state.sequences, filled, state.i)
+            nats = rules.apply(jax.nn.log_softmax(logits), state.sequences, filled, state.i)
         totals, chosen = jax.lax.top_k((nats + state.running[..., None]).reshape(b, -1), candidates)
         parents, tokens = chosen // vocab, (chosen % vocab).astype(jnp.int32)
-        sequences = _gathered(state.sequences, parents)
+        sequences = _gather(state.sequences, parents)
         sequences = jax.lax.dynamic_update_index_in_dim(sequences, tokens, given + state.i, axis=-1)
         length = state.i + 1
         ends = rules.ends(tokens) | (length == max_len)
 
         running, kept = jax.lax.top_k(totals + ends * _NEVER, n)
-        # Only the best n candidates may end; the others are there to go on.
+        # Only the best n candidates may end; the others serve to continue.
         ending = ends & (jnp.arange(candidates) < n)[None]
         barred = ~ending * _NEVER + ~state.hopeful[:, None] * _NEVER
         if stop_early:
@@ -280,10 +280,10 @@ def beam_search(
         scores = jnp.concatenate([state.scores, totals / length**length_penalty + barred], axis=1)
         scores, best = jax.lax.top_k(scores, n)
 
-        def merged(old: jax.Array, new: jax.Array) -> jax.Array:
-            return _gathered(jnp.concatenate([old, new], axis=1), best)
+        def merge(old: jax.Array, new: jax.Array) -> jax.Array:
+            return _gather(jnp.concatenate([old, new], axis=1), best)
 
-        done = merged(state.done, ending)
+        done = merge(state.done, ending)
         reachable = max_len if early_stopping == "never" and length_penalty > 0 else length
         worst = jnp.where(done, jnp.min(scores, axis=1, keepdims=True), _NEVER)
         hopeful = jnp.any(running[:, :1] / reachable**length_penalty > worst, axis=1)
@@ -291,14 +291,12 @@ def beam_search(
         so_far = state.running / jnp.maximum(state.i, 1) ** length_penalty
         return _Search(
             i=length,
-            sequences=_gathered(sequences, kept),
+            sequences=_gather(sequences, kept),
             running=running,
-            parents=_gathered(parents, kept),
-            ended=jnp.where(
-                stuck[..., None], state.sequences[..., given:], merged(state.ended, sequences[..., given:])
-            ),
+            parents=_gather(parents, kept),
+            ended=jnp.where(stuck[..., None], state.sequences[..., given:], merge(state.ended, sequences[..., given:])),
             scores=jnp.where(stuck, so_far, scores),
-            lengths=jnp.where(stuck, state.i, merged(state.lengths, jnp.broadcast_to(length, (b, candidates)))),
+            lengths=jnp.where(stuck, state.i, merge(state.lengths, jnp.broadcast_to(length, (b, candidates)))),
             done=jnp.where(stuck, state.running > _NEVER / 2, done),
             hopeful=state.hopeful & hopeful & ~stuck[:, 0],
         )
@@ -317,7 +315,7 @@ def beam_search(
     start = _Search(
         i=jnp.int32(0),
         sequences=jnp.concatenate([history, jnp.full((b, n, max_len), pad, jnp.int32)], axis=-1),
-        running=jnp.full((b, n), _NEVER, jnp.float32).at[:, 0].set(0.0),  # of n equal ones the first counts
+        running=jnp.full((b, n), _NEVER, jnp.float32).at[:, 0].set(0.0),  # beams start equal, so only the first counts
         parents=jnp.zeros((b, n), jnp.int32),
         ended=jnp.full((b, n, max_len), pad, jnp.int32),
         scores=jnp.full((b, n), _NEVER, jnp.float32),
@@ -331,7 +329,7 @@ def beam_search(
 
 
 class _Rules:
-    """What may come next, apart from how likely the model finds it."""
+    """Rules that bar or penalize tokens, independent of the model."""
 
     def __init__(self, eos: Ids, min_len: int, repetition_penalty: float, no_repeat_ngram_size: int):
         _check(min_len=min_len, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size)
@@ -339,13 +337,13 @@ class _Rules:
         self.min_len, self.penalty, self.size = min_len, repetition_penalty, no_repeat_ngram_size
 
     def ends(self, tokens: jax.Array) -> jax.Array:
-        """Which tokens end a sequence."""
+        """Return which tokens end a sequence, a bool array of their shape."""
         return jnp.isin(tokens, jnp.array(self.eos, jnp.int32)) if self.eos else jnp.zeros(tokens.shape, bool)
 
     def history(
         self, prompt: jax.Array | None, valid: jax.Array | None, shape: tuple[int, ...]
     ) -> tuple[jax.Array, jax.Array]:
-        """The prompts [*shape, t] with their padding on the left, and where they have tokens; t is 0 if none counts."""
+        """Return the prompts [*shape, t] padded on the left, and where they have tokens; t is 0 if unneeded."""
         if prompt is None or (self.penalty == 1 and not self.size):
             return jnp.zeros((*shape, 0), jnp.int32), jnp.zeros((*shape, 0), bool)
         valid = jnp.ones(prompt.shape, bool) if valid is None else valid.astype(bool)
@@ -356,10 +354,14 @@ class _Rules:
             filled, (*shape, filled.shape[-1])
         )
 
-    def applied(self, scores: jax.Array, sequences: jax.Array, filled: jax.Array, i: Any) -> jax.Array:
-        """Scores [..., vocab] of the token after `i` new ones; `sequences` [..., given + length] holds them.
+    def apply(self, scores: jax.Array, sequences: jax.Array, filled: jax.Array, i: Any) -> jax.Array:
+        """Return the scores [..., vocab] of the next token under the rules.
 
-        `filled` [..., given] tells the prompt's tokens from its padding.
+        Args:
+          scores: [..., vocab].
+          sequences: [..., given + length], prompts and `i` new tokens.
+          filled: bool [..., given], False for padding of the prompts.
+          i: number of new tokens so far.
         """
         scores, given = scores.astype(jnp.float32), filled.shape[-1]
         if self.penalty != 1:
@@ -375,7 +377,7 @@ class _Rules:
         return scores
 
     def _completes(self, sequences: jax.Array, count: Any, vocab: int) -> jax.Array:
-        """Which tokens [..., vocab] would make an n-gram that the first `count` positions hold already."""
+        """Return which tokens [..., vocab] would repeat an n-gram of the first `count` positions."""
         windows = sequences.shape[-1] - self.size + 1
         if windows < 1:
             return jnp.zeros((*sequences.shape[:-1], vocab), bool)
@@ -388,7 +390,7 @@ class _Rules:
 
 
 def _check(**arguments: Any) -> None:
-    """Raise ConfigError where an argument is out of its range, but for values that a `jax.jit` around us traces."""
+    """Raise ConfigError if an argument is out of range; values traced by `jax.jit` are not checked."""
     for name, value in arguments.items():
         if not isinstance(value, jax.core.Tracer):
             number = value.item() if hasattr(value, "item") else value
@@ -398,18 +400,18 @@ def _check(**arguments: Any) -> None:
 
 
 def _between(start: Any, stop: Any, like: jax.Array) -> jax.Array:
-    """Which places along the last axis of an array are in a range; of the array's shape."""
+    """Return which indices along the last axis of `like` are in a range; bool of its shape."""
     places = jax.lax.broadcasted_iota(jnp.int32, like.shape, like.ndim - 1)
     return (places >= start) & (places < stop)
 
 
 def _among(tokens: jax.Array, there: jax.Array, vocab: int) -> jax.Array:
-    """Which ids [..., vocab] are among the `tokens` [..., t] that are `there`."""
+    """Return which ids [..., vocab] are among the `tokens` [..., t] that are `there`."""
     flat = jnp.where(there, tokens, vocab).reshape(-1, tokens.shape[-1])
-    found = jax.vmap(lambda ids: jnp.zeros(vocab, bool).at[ids].set(True, mode="drop"))(flat)
-    return found.reshape(*tokens.shape[:-1], vocab)
+    present = jax.vmap(lambda ids: jnp.zeros(vocab, bool).at[ids].set(True, mode="drop"))(flat)
+    return present.reshape(*tokens.shape[:-1], vocab)
 
 
-def _gathered(x: jax.Array, parents: jax.Array) -> jax.Array:
-    """Rows of [b, n, ...] by index [b, m]: [b, m, ...]."""
+def _gather(x: jax.Array, parents: jax.Array) -> jax.Array:
+    """Gather beams of [b, n, ...] by index [b, m]; returns [b, m, ...]."""
     return jnp.take_along_axis(x, parents.reshape(*parents.shape, *(1,) * (x.ndim - 2)), axis=1)

@@ -1,4 +1,4 @@
-"""Grids of small pictures for people to look at."""
+"""Grids of small pictures for people."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -7,10 +7,12 @@ import numpy as np
 
 
 def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[tuple[str, int]] = (), least: int = 64) -> np.ndarray:
-    """Rows of equal-sized uint8 images [h, w, 1 or 3] as one uint8 image [H, W, 3], enlarged to `least` pixels a side.
+    """Arrange rows of equal-sized uint8 images [h, w, 1 or 3] in one uint8 image [H, W, 3].
 
     Args:
+      rows: images of each row.
       titles: (text, columns) pairs written above the columns from left to right.
+      least: enlarge images to this many pixels a side.
     """
     from PIL import Image, ImageDraw
 
@@ -33,12 +35,12 @@ def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[tuple[str, int]]
 
 
 def labeled(examples: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -> str:
-    """Describe classified examples, one a line: the predicted class, its probability, and the true class.
+    """Describe classified examples, one per line: predicted class, its probability and true class.
 
     Args:
-      examples: have the true class as `label`, or none.
+      examples: have the true class as `label`, if known.
       outputs: have the predicted class as `label`, and its `probability`.
-      names: of the classes.
+      names: names of the classes.
     """
     lines = []
     for example, output in zip(examples, outputs, strict=True):

@@ -10,9 +10,9 @@ Palette = tuple[tuple[float, ...], ...]
 
 
 def nearest(images: jax.Array, palette: Palette) -> jax.Array:
-    """Index of the nearest color of each pixel in raster order: [b, h, w, c] -> [b, h * w] int32."""
+    """Return the index of each pixel's nearest color in raster order: [b, h, w, c] -> [b, h * w] int32."""
     pixels = images.reshape(images.shape[0], -1, images.shape[-1]).astype(jnp.float32)
-    # Channel by channel and not as a matrix product, which accelerators would round.
+    # Channel by channel instead of a matrix product, which accelerators would round.
     distance = sum(
         jnp.square(pixels[..., c, None] - jnp.asarray(levels)[None, None])
         for c, levels in enumerate(np.asarray(palette, np.float32).T)
@@ -21,7 +21,7 @@ def nearest(images: jax.Array, palette: Palette) -> jax.Array:
 
 
 def pictures(tokens: np.ndarray, palette: Palette, shape: Sequence[int]) -> np.ndarray:
-    """uint8 images [..., h, w, c] of tokens [..., h * w]; a palette that ends below 128 is stretched to 255."""
+    """Return uint8 images [..., h, w, c] of tokens [..., h * w]; a palette that ends below 128 is stretched to 255."""
     colors = np.asarray(palette, np.float32)
     if colors.max() < 128:
         colors = colors * (255 / max(colors.max(), 1))

@@ -1,7 +1,7 @@
-"""Single layers of a stack, whose parameters are scanned along a leading axis: frozen, slowed, optimized one by one.
+"""Layers of a stack, whose parameters are scanned along a leading axis: frozen, slowed or optimized one by one.
 
-A parameter of layer i stands in the row i of a leaf such as `blocks/up/kernel` [depth, ...], and is named
-`blocks/i/up/kernel` here.
+The parameter of layer i is row i of a leaf such as `blocks/up/kernel` [depth, ...], and is named `blocks/i/up/kernel`
+here.
 """
 
 import re
@@ -15,21 +15,21 @@ import optax
 from jtasks.errors import ConfigError
 from jtasks.tree import leaf_name
 
-STACK = re.compile(r"(^|/)blocks/(?!\d+(/|$))")  # what is numbered already is not stacked
+STACK = re.compile(r"(^|/)blocks/(?!\d+(/|$))")  # numbered layers are not stacked
 
-INPUTS = re.compile(r"^(tokens|token|position|type|kind|embed|project)(/|$)")  # what comes before the layers
+INPUTS = re.compile(r"^(tokens|token|position|type|kind|embed|project)(/|$)")  # parameters before the layers
 
 
 def depth(name: str, leaf: Any) -> int:
-    """How many layers are stacked in a leaf; 0 in one that belongs to no stack."""
+    """Return the number of layers stacked in a leaf; 0 for a leaf outside stacks."""
     shape = getattr(leaf, "shape", ())
     return shape[0] if STACK.search(name) and shape else 0
 
 
 def matching(regex: str, params: Any) -> Any:
-    """A tree shaped as `params`: does `re.search` find `regex` in the parameter's path?
+    """Return a tree shaped as `params` that says whether `re.search` finds `regex` in a parameter's path.
 
-    Leaves are bools, or bool arrays [depth, 1, ...] where it is found in the paths of some layers of a stack.
+    Leaves are bools, or bool arrays [depth, 1, ...] if only some layers of a stack match.
 
     >>> params = {"blocks": {"bias": np.zeros((3, 2))}, "head": {"bias": np.zeros(2)}}
     >>> matching("^blocks/[01]/", params)["blocks"]["bias"].tolist()
@@ -52,10 +52,10 @@ def matching(regex: str, params: Any) -> Any:
 
 
 def one_by_one(transformation: optax.GradientTransformation, params: Any) -> optax.GradientTransformation:
-    """Return a transformation that takes each layer of a stacked leaf [depth, ...] for a leaf of its own.
+    """Return a transformation that treats each layer of a stacked leaf [depth, ...] as a leaf of its own.
 
-    It is for optimizers with statistics of whole leaves, as LAMB's trust ratio (You et al. 2020, arXiv:1904.00962) is.
-    Their state is stacked like the parameters, with one row for each layer; counts of updates stay scalars.
+    Needed by optimizers with statistics of whole leaves, such as LAMB's trust ratio (You et al. 2020,
+    arXiv:1904.00962). Their state is stacked like the parameters, one row per layer; counts of updates stay scalars.
     """
     depths = jax.tree.map_with_path(lambda keys, leaf: depth(leaf_name(keys), leaf), params)
     kinds = {
@@ -65,7 +65,7 @@ def one_by_one(transformation: optax.GradientTransformation, params: Any) -> opt
 
 
 def _mapped(transformation: optax.GradientTransformation, layers: int) -> optax.GradientTransformation:
-    """Return `jax.vmap` of a transformation over the leading axis [layers, ...] of all leaves but counts."""
+    """Return `jax.vmap` of a transformation over the leading axis [layers, ...] of all leaves except counts."""
 
     def axes(state: Any) -> Any:
         return jax.tree.map(lambda x: None if not x.ndim and jnp.issubdtype(x.dtype, jnp.integer) else 0, state)
@@ -83,14 +83,14 @@ def _mapped(transformation: optax.GradientTransformation, layers: int) -> optax.
 
 
 def rates(decay: float, embeddings: str, params: Any) -> Any:
-    """A tree of factors of the learning rate that fall from the head to the embeddings (Clark et al. 2020, ELECTRA).
+    """Return learning-rate factors that fall from the head to the embeddings (Clark et al. 2020, ELECTRA).
 
-    The last of n layers has `decay`, the one before it decay ** 2, the first decay ** n, and the parameters before it
-    decay ** (n + 1); all else, such as a head, has 1.
+    The last of n layers has `decay`, the one before it decay ** 2, the first decay ** n, and the parameters before the
+    layers decay ** (n + 1). All other parameters, such as a head's, have 1.
 
     Args:
       decay: above 0 and at most 1.
-      embeddings: regex of the parameters before the first layer; "": as the backbones of `jtasks.models` name them.
+      embeddings: regex of the parameters before the first layer; "": names in the backbones of `jtasks.models`.
       params: nested dict of arrays or of `jax.ShapeDtypeStruct`.
 
     Returns:
@@ -100,8 +100,8 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
       ConfigError: there is no stack of layers, or nothing before it.
 
     >>> params = {"blocks": {"bias": np.zeros((2, 3))}, "head": {"bias": 0}, "tokens": {"embedding": 0}}
-    >>> found = rates(0.5, "^tokens/", params)
-    >>> found["blocks"]["bias"].tolist(), found["head"], found["tokens"]
+    >>> factors = rates(0.5, "^tokens/", params)
+    >>> factors["blocks"]["bias"].tolist(), factors["head"], factors["tokens"]
     ([[0.25], [0.5]], {'bias': 1.0}, {'embedding': 0.125})
     """
     names = {leaf_name(keys): leaf for keys, leaf in jax.tree.leaves_with_path(params)}
@@ -127,6 +127,6 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
 def _is_input(name: str, embeddings: str, names: Any) -> bool:
     if embeddings:
         return re.search(embeddings, name) is not None
-    # BERT, the one with types of tokens, normalizes its embeddings; the `norm` of the others comes after the layers.
+    # BERT, the only one with token types, normalizes its embeddings; other backbones' `norm` follows the layers.
     bert = any(other.startswith("type/") for other in names)
     return INPUTS.search(name) is not None or (bert and name.startswith("norm/"))

@@ -2,8 +2,8 @@
 
     config.optim = dict(name="adamw", lr=3e-4, b2=0.95, schedule="cosine", warmup=0.05, weight_decay=0.1)
 
-`name` is that of an optax alias (or of `optax.contrib`: muon, ...) and any scalar argument of the alias is a further
-field. Parameters are named by their "/"-joined paths, such as `blocks/mlp/up/kernel`.
+`name` is an optax alias (or one of `optax.contrib`: muon, ...). Any scalar argument of the alias is a further field.
+Parameters are named by their "/"-joined paths, such as `blocks/mlp/up/kernel`.
 """
 
 import difflib
@@ -24,10 +24,10 @@ from jtasks.optim import layerwise
 from jtasks.ranges import Field, check
 from jtasks.tree import leaf_name
 
-# What these do depends on the shape or the norm of a leaf.
+# Optimizers that depend on the shape or the norm of a leaf.
 PER_LEAF = ("adafactor", "fromage", "galore", "lamb", "lars", "novograd")
 
-# Where a field has to be, other than a number of at least 0.
+# Allowed values of fields that are not a number of at least 0.
 ALLOWED: dict[str, str | tuple[str, ...]] = {
     "schedule": ("constant", "linear", "cosine", "rsqrt", "polynomial"),
     "power": "(0, inf)",
@@ -53,12 +53,12 @@ def defaults() -> dict[str, Any]:
         "warmup": 0.0,  # updates; below 1: a fraction of the schedule's total
         "end_lr": 0.0,  # absolute end value of linear, cosine and polynomial
         "power": 1.0,  # of polynomial
-        "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: those of the run
+        "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: updates of the run
         "weight_decay": 0.0,
-        "decay": ".*",  # regex (re.search) of the parameters that weight decay touches
-        "freeze": "",  # regex of the parameters that stay as they are, single layers as blocks/INDEX/...; "": none
+        "decay": ".*",  # regex (re.search) of the parameters with weight decay
+        "freeze": "",  # regex of the parameters to freeze, single layers as blocks/INDEX/...; "": none
         "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it; 1: all alike
-        "embeddings": "",  # of layer_decay: regex of what comes before the layers; "": as jtasks.models names it
+        "embeddings": "",  # of layer_decay: regex of the parameters before the layers; "": names in jtasks.models
         "clip": 0.0,  # largest global norm of the gradient; 0: no clipping
     }
 
@@ -66,8 +66,8 @@ def defaults() -> dict[str, Any]:
 def arguments(name: str) -> dict[str, Any]:
     """Return the further fields of `config.optim` for optimizer `name`: optax's scalar arguments and their defaults.
 
-    Left out are those that other fields set (learning rate, weight decay), masks, dtypes and functions. rmsprop's decay
-    is called `b2`, since the name `decay` is taken by the regex of weight decay.
+    Omits what other fields set (learning rate, weight decay), masks, dtypes and functions. rmsprop's decay is called
+    `b2`, since `decay` is the regex of weight decay.
 
     torch's RMSprop(alpha=0.99) is rmsprop with b2=0.99 and eps_in_sqrt=False: optax adds eps to the mean square, torch
     to its root. radam is torch's, but optax computes the rectification's 1 - b2**t in float32: in the first dozen steps
@@ -79,32 +79,31 @@ def arguments(name: str) -> dict[str, Any]:
     >>> arguments("lion")
     {'b1': 0.9, 'b2': 0.99}
     """
-    settled = re.compile(r"^learning_rate$|weight_decay|mask|dtype|dimension_numbers|^base_optimizer$")
+    other_fields = re.compile(r"^learning_rate$|weight_decay|mask|dtype|dimension_numbers|^base_optimizer$")
     known = factories()
     _require(known, name, f"optimizer config.optim.name={name!r}")
     values = {field: parameter.default for field, parameter in inspect.signature(known[name]).parameters.items()}
     scalars = {field: value for field, value in values.items() if isinstance(value, bool | int | float | str | None)}
     named = {"b2" if field == "decay" else field: value for field, value in scalars.items()}
-    return {field: value for field, value in named.items() if not settled.search(field)}
+    return {field: value for field, value in named.items() if not other_fields.search(field)}
 
 
 def schedule(optim: Any, steps: int) -> optax.Schedule:
     """Return the learning rate as a jittable function of the 0-based count of updates, float32.
 
-    The factor of the linear warm-up is (count + 1) / warmup while count < warmup, so no update is wasted on a rate of
-    0 and the last update of the warm-up runs at `lr`. From there, with `total` updates in all:
-
-    A warm-up longer than the schedule is cut short by its end, so that a trial of a few steps just runs.
+    The factor of the linear warm-up is (count + 1) / warmup while count < warmup: no update has a rate of 0, and the
+    last update of the warm-up runs at `lr`. A warm-up longer than the schedule is cut at its end, so that a trial of a
+    few steps runs. After the warm-up, with `total` updates in all:
 
     - constant: lr
     - linear, cosine: from lr at count = warmup to end_lr at count = total, end_lr afterwards
-    - polynomial: end_lr + (lr - end_lr) * (1 - (count - warmup) / (total - warmup)) ** power, then end_lr; it is the
+    - polynomial: end_lr + (lr - end_lr) * (1 - (count - warmup) / (total - warmup)) ** power, then end_lr; equals the
       PolynomialDecayScheduler of HetSeq and fairseq
     - rsqrt: lr * sqrt(max(warmup, 1) / (count + 1)) (Vaswani et al. 2017, arXiv:1706.03762)
 
     Args:
       optim: `config.optim`, a ConfigDict or a mapping; absent fields have their default values.
-      steps: updates in the run, the schedule's total unless `optim.decay_steps` says otherwise.
+      steps: updates in the run, the schedule's total unless `optim.decay_steps` is set.
 
     Raises:
       ConfigError: an unknown or negative field, or an unknown schedule.
@@ -137,21 +136,24 @@ def schedule(optim: Any, steps: int) -> optax.Schedule:
 def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """Return the gradient transformation for `params`, and its learning-rate schedule.
 
-    In order: the global norm of the trainable gradients is clipped, then comes the optimizer. Weight decay goes
-    through the optimizer's own argument where it has one: decoupled and multiplied by the learning rate for adamw,
-    lion, lamb, muon and others (Loshchilov & Hutter, arXiv:1711.05101), and here for adafactor too, whose optax form
-    would forget the learning rate. Elsewhere, as for sgd, adam and rmsprop, `weight_decay * params` is added to the
-    clipped gradient, which is L2 regularisation (adadelta and lars do that by themselves). Frozen parameters get
-    updates of 0, and hold no state but where other layers of their stack are trained. Last, updates are multiplied by
-    the layer's factor of the learning rate (see `layerwise.rates`), weight decay and all.
+    First the global norm of the trainable gradients is clipped, then the optimizer runs. Weight decay uses the
+    optimizer's
+    own argument if there is one: decoupled and multiplied by the learning rate for adamw, lion, lamb, muon and others
+    (Loshchilov & Hutter, arXiv:1711.05101), and here for adafactor too, whose optax form ignores the learning rate.
+    Otherwise, as for sgd, adam and rmsprop, `weight_decay * params` is added to the clipped gradient, which is L2
+    regularization (adadelta and lars do so themselves). Frozen parameters get updates of 0, and have no optimizer
+    state, unless other layers of the same scanned stack are trained. Last, updates, weight decay included, are
+    multiplied by the layer's factor of the learning rate (see `layerwise.rates`).
 
-    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) orthogonalises the hidden layers' matrices: parameters whose
-    path ends in `kernel`, of shape `[in, out]` or, stacked by scan, `[depth, in, out]` (each layer on its own). All
-    else is on its Adam part: embeddings, biases, norms, convolutions and the output layer, known by a module name that
+    Muon (Jordan 2024, kellerjordan.github.io/posts/muon) orthogonalizes the hidden layers' matrices: parameters whose
+    path ends in `kernel`, of shape `[in, out]` or, stacked by scan, `[depth, in, out]` (each layer by itself). Its Adam
+    part
+    updates everything else: embeddings, biases, norms, convolutions and the output layer, recognized by a module name
+      that
     ends in `head`. The field `adam_learning_rate` is that part's peak rate; its default is `lr`.
 
-    Optimizers with statistics of whole leaves (PER_LEAF: LAMB's and LARS's trust ratios, adafactor's factors, ...) take
-    each layer of a scanned stack for a leaf of its own, so a stack trains as the same layers without scan do.
+    Optimizers with statistics of whole leaves (PER_LEAF: LAMB's and LARS's trust ratios, adafactor's factors, ...)
+    treat each layer of a scanned stack as a leaf of its own, so a stack trains like the same layers without scan.
 
     Args:
       optim: `config.optim`, a ConfigDict or a mapping; absent fields have their default values.
@@ -196,7 +198,7 @@ def paths(params: Any) -> list[str]:
 
 
 def matching(regex: str, params: Any) -> Any:
-    """Return a tree of bools shaped as `params`: does `re.search` find `regex` in the parameter's path?
+    """Return a tree of bools shaped as `params` that say whether `re.search` finds `regex` in a parameter's path.
 
     >>> matching("kernel$", {"dense": {"kernel": 1, "bias": 2}})
     {'dense': {'bias': False, 'kernel': True}}
@@ -205,9 +207,9 @@ def matching(regex: str, params: Any) -> Any:
 
 
 def trainable(optim: Any, params: Any) -> Any:
-    """Return a tree of bools shaped as `params`: False where `optim.freeze` or an integer type holds one fixed.
+    """Return a tree of bools shaped as `params`: False if `optim.freeze` or an integer type holds a parameter fixed.
 
-    Where it holds some layers of a stack, such as `^blocks/[0-3]/`, the leaf is a bool array [depth, 1, ...].
+    If only some layers of a stack are frozen, such as `^blocks/[0-3]/`, the leaf is a bool array [depth, 1, ...].
 
     Raises:
       ConfigError: the regex is malformed, matches no parameter, or matches all of them.
@@ -249,27 +251,27 @@ def _require(known: Collection[str], name: str, what: str) -> None:
 
 @functools.cache
 def factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
-    """Return optax's optimizers by name: all that each needs is a learning rate, which may be a schedule."""
+    """Return optax's optimizers by name that need only a learning rate, which may be a schedule."""
     # lbfgs, momo and sophia need the loss inside the update, rprop and sm3 take no schedule, schedule_free evaluates
-    # other parameters than it trains, and optax has deprecated the next two as they stand.
+    # other parameters than it trains, and optax deprecates the last two.
     unsuited = re.compile(
-        r"_.*|scale_by_.*|lbfgs|momo|momo_adam|sophia|rprop|sm3|schedule_free.*|noisy_sgd|optimiztic_adam"
+        r"_.*|scale_by_.*|lbfgs|momo|momo_adam|sophia|rprop|sm3|schedule_free.*|noisy_sgd|optimistic_adam"
     )
-    found: dict[str, Callable[..., optax.GradientTransformation]] = {}
+    optimizers: dict[str, Callable[..., optax.GradientTransformation]] = {}
     for name, function in {**vars(optax.contrib), **vars(optax)}.items():
         if inspect.isfunction(function) and not unsuited.fullmatch(name):
             parameters = inspect.signature(function).parameters
             required = {field for field, parameter in parameters.items() if parameter.default is parameter.empty}
             if "learning_rate" in parameters and required <= {"learning_rate"}:
-                found[name] = function
-    return found
+                optimizers[name] = function
+    return optimizers
 
 
 def checked(optim: Any) -> dict[str, Any]:
     """Return all common fields of `config.optim` and the given further ones.
 
     Raises:
-      ConfigError: an unknown field, or one with a value that it cannot have.
+      ConfigError: a field is unknown, or its value is not allowed.
     """
     given = optim.to_dict() if hasattr(optim, "to_dict") else dict(optim)
     fields = defaults() | given
@@ -287,7 +289,7 @@ def checked(optim: Any) -> dict[str, Any]:
 
 
 def _scaled(factors: Any) -> optax.GradientTransformation:
-    """Multiply the updates; what a factor of 0 stands for stays exactly as it is."""
+    """Multiply the updates; parameters with a factor of 0 stay exactly the same."""
 
     def scale(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, f: jnp.where(f == 0, 0, u * f).astype(u.dtype), updates, factors)
@@ -314,7 +316,7 @@ def _unfrozen(fields: dict[str, Any], rate: optax.Schedule, params: Any, train: 
         return _muon(rate, fields, given, mask, params)
     accepted = inspect.signature(factory).parameters
     if "weight_decay" in accepted:
-        given["weight_decay"] = decay  # also when it is 0, since optax's own default may not be
+        given["weight_decay"] = decay  # also if 0, since optax's own default may not be
     if not decay:
         return factory(rate, **given)
     if "weight_decay_rate" in accepted:
@@ -335,12 +337,12 @@ def _muon(
 ) -> optax.GradientTransformation:
     decay, peak = fields["weight_decay"], fields["lr"]
     adam_peak = given.pop("adam_learning_rate", None)
-    # The same schedule at another height; optax would take the number for a constant rate.
+    # The same schedule scaled: optax would use the number as a constant rate.
     ratio = 1.0 if adam_peak is None or not peak else adam_peak / peak
     hidden = jax.tree.map(
         lambda kernel, leaf: kernel and leaf.ndim in (2, 3), matching(r"(^|(?<!head)/)kernel$", params), params
     )
-    last_two = optax.contrib.MuonDimensionNumbers(-2, -1)  # axes before them are batch axes to optax
+    last_two = optax.contrib.MuonDimensionNumbers(-2, -1)  # optax treats axes before them as batch axes
     transformation = optax.contrib.muon(
         rate,
         weight_decay=decay,
@@ -351,6 +353,6 @@ def _muon(
     )
     if not decay:
         return transformation
-    # optax's decay of the Adam part has no mask, so that of the parameters in our mask comes after it.
+    # optax's decay of the Adam part has no mask, so the decay of masked parameters follows separately.
     rest = jax.tree.map(lambda hit, matrix: hit and not matrix, mask, hidden)
     return optax.chain(transformation, optax.add_decayed_weights(lambda count: -decay * ratio * rate(count), rest))
