@@ -108,7 +108,7 @@ def test_different_counts_and_equal_numbers_are_refused_on_both_sides():
     port = free_port()
     for error in meet(gathering(port, 2), joining(port, 1, 3)):
         assert isinstance(error, ConfigError)
-        assert "was told of 3 processes, process 0 of 2" in str(error)
+        assert "was started with 3 processes, process 0 with 2" in str(error)
     for error in meet(gathering(port, 3), joining(port, 1, 3), joining(port, 1, 3)):
         assert isinstance(error, ConfigError)
         assert "two processes say that they are process 1" in str(error)

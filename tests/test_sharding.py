@@ -59,7 +59,7 @@ def test_axes_that_are_not_given_are_1_and_one_may_take_what_is_left(axes, sizes
         ({"data": -1, "fsdp": 3}, "asks for a multiple of 3, but there are 8 devices"),
         ({"data": -1, "fsdp": -1}, "only one may be -1"),
         ({"data": 8, "tensor": 0}, "at least 1"),
-        ({"data": -1, "model": 2}, "has the axis model; those there are: data, fsdp, tensor"),
+        ({"data": -1, "model": 2}, "has the axis model; expected one of data, fsdp, tensor"),
     ],
 )
 def test_a_mesh_that_cannot_be_says_why(axes, message):

@@ -1,1 +1,1 @@
-"""Meshes, processes, and the clusters that they run on."""
+"""Meshes, processes, and clusters."""

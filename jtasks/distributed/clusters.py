@@ -1,9 +1,9 @@
-"""Who the processes of a run are, as the launcher that started this one says in the environment.
+"""Detection of the processes of a run, from the environment variables of their launcher.
 
-JAX detects clusters too (`jax.distributed.initialize()` without arguments), but it aborts or waits for minutes where
-an environment is set in part, counts the tasks of a SLURM allocation where those of the step are meant, gives the
-one process of a node a single GPU, and asks for further packages on Kubernetes and TPU. So the variables are read
-here, and JAX is told.
+JAX detects clusters too (`jax.distributed.initialize()` without arguments), but JAX aborts or waits for minutes if an
+environment is incomplete, counts the tasks of a SLURM allocation instead of the step, gives the only process of a node
+a single GPU, and needs further packages on Kubernetes and TPU. So this module reads the variables and passes the
+result to JAX.
 """
 
 import importlib.util
@@ -25,31 +25,31 @@ Environment = Mapping[str, str]
 class Cluster(NamedTuple):
     """A run of several processes, seen from one of them."""
 
-    launcher: str  # what started them, for messages
+    launcher: str  # what started the processes, for messages
     coordinator: str  # HOST:PORT where process 0 listens
-    processes: int  # how many there are
-    process: int  # which of them this is, from 0
+    processes: int  # number of processes
+    process: int  # index of this process, from 0
     device: int | None = None  # the only local GPU that this process may use; None: all
 
 
 def detect(environ: Environment) -> Cluster | None:
-    """The run that this process belongs to, or None where it is alone: also where the variables are set only in part.
+    """Return the run that this process belongs to; None if it is alone, or if the variables are incomplete.
 
-    Looked for in this order: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (or the index of a
+    Tries in this order: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (or the index of a
     Kubernetes Indexed Job or JobSet), a TPU pod, a step of SLURM, Open MPI. JAX_COORDINATOR_PORT sets the port.
 
     Raises:
-      ConfigError: Open MPI started several processes on several machines and does not tell where the first is.
+      ConfigError: Open MPI started processes on several machines and does not say where the first one runs.
     """
     for launcher in (_variables, _tpu_variables, _tpu_metadata, _slurm, _open_mpi):
-        found = launcher(environ)
-        if found is not None and found.processes > 1 and 0 <= found.process < found.processes:
-            return found
+        cluster = launcher(environ)
+        if cluster is not None and cluster.processes > 1 and 0 <= cluster.process < cluster.processes:
+            return cluster
     return None
 
 
 def partly(environ: Environment) -> str:
-    """What in the environment speaks of several processes without making this one of them; empty if nothing does."""
+    """Describe variables that suggest a run of several processes but are incomplete; "" if there are none."""
     hints = {
         "SLURM_NTASKS": "a step of srun has SLURM_PROCID, SLURM_LOCALID and SLURM_STEP_NODELIST as well",
         "OMPI_COMM_WORLD_SIZE": "mpirun sets OMPI_COMM_WORLD_RANK as well",
@@ -62,7 +62,7 @@ def partly(environ: Environment) -> str:
 
 
 def _variables(environ: Environment) -> Cluster | None:
-    """Variables set by hand, or by the manifest of a JobSet: there JOB_COMPLETION_INDEX is the process."""
+    """Detect variables set by hand, or by the manifest of a JobSet, where JOB_COMPLETION_INDEX is the process."""
     host = environ.get("JAX_COORDINATOR_ADDRESS", "")
     count, index = _integer(environ, "JAX_NUM_PROCESSES"), _integer(environ, "JAX_PROCESS_ID")
     launcher = "the environment"
@@ -74,14 +74,14 @@ def _variables(environ: Environment) -> Cluster | None:
 
 
 def _tpu_variables(environ: Environment) -> Cluster | None:
-    """TPU pods on Google Kubernetes Engine, one slice or several."""
+    """Detect a TPU pod on Google Kubernetes Engine, of one slice or several."""
     hosts = _split(environ.get("TPU_WORKER_HOSTNAMES", ""))
     worker = _integer(environ, "TPU_WORKER_ID")
     return None if worker is None or not hosts else _slices(environ, hosts, worker, environ)
 
 
 def _tpu_metadata(environ: Environment) -> Cluster | None:
-    """TPU VMs of Google Compute Engine, which ask the metadata server; GCE_METADATA_IP says where that is."""
+    """Detect TPU VMs of Google Compute Engine from their metadata server; GCE_METADATA_IP replaces its address."""
     # Without TPU chips, importing jax sets TPU_SKIP_MDS_QUERY.
     on_tpu = "TPU_SKIP_MDS_QUERY" not in environ and importlib.util.find_spec("libtpu") is not None
     alone = "TPU_PROCESS_BOUNDS" in environ or "tpu" not in environ.get("JAX_PLATFORMS", "tpu")
@@ -97,7 +97,7 @@ def _tpu_metadata(environ: Environment) -> Cluster | None:
 
 
 def _slices(environ: Environment, hosts: list[str], worker: int, slices: Environment) -> Cluster:
-    """Slices have equally many workers; those of one slice are counted before those of the next."""
+    """Count the workers slice by slice; all slices have equally many."""
     count, index = _integer(slices, "MEGASCALE_NUM_SLICES") or 1, _integer(slices, "MEGASCALE_SLICE_ID") or 0
     first = slices.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
     coordinator = _address(environ, first.split(":")[0], TPU_PORT)
@@ -105,13 +105,13 @@ def _slices(environ: Environment, hosts: list[str], worker: int, slices: Environ
 
 
 def _slurm(environ: Environment) -> Cluster | None:
-    """A task of srun. A shell inside an allocation has some of the variables, but is no task or the only one."""
+    """Detect a task of srun. A shell inside an allocation has some of the variables, but is no task or the only one."""
     names = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     job, process, local, tasks = (_integer(environ, name) for name in names)
     nodes = environ.get("SLURM_STEP_NODELIST", "")
     if job is None or process is None or local is None or tasks is None or not nodes:
         return None
-    step_tasks = _integer(environ, "SLURM_STEP_NUM_TASKS")  # SLURM_NTASKS may be those of the whole allocation
+    step_tasks = _integer(environ, "SLURM_STEP_NUM_TASKS")  # SLURM_NTASKS may count the whole allocation
     step = _integer(environ, "SLURM_STEP_ID") or 0
     coordinator = _address(environ, first_host(nodes), LOWEST_JOB_PORT + (job + step) % JOB_PORTS)
     here = _tasks_here(environ)
@@ -120,7 +120,7 @@ def _slurm(environ: Environment) -> Cluster | None:
 
 
 def _open_mpi(environ: Environment) -> Cluster | None:
-    """A process of mpirun. Up to version 4 its variables tell where mpirun runs, which is where rank 0 does too."""
+    """Detect a process of mpirun. Up to version 4 the variables name mpirun's host, where rank 0 runs too."""
     names = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
     count, process, local = (_integer(environ, name) for name in names)
     if count is None or process is None or local is None or count < 2:
@@ -134,15 +134,15 @@ def _open_mpi(environ: Environment) -> Cluster | None:
         host = "localhost"
     if not host:
         raise ConfigError(
-            f"Open MPI started {count} processes on several machines and does not tell where the first one runs:"
-            " give it, as in mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
+            f"Open MPI started {count} processes on several machines and does not say where the first one runs:"
+            " give its address, as in mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
         )
     coordinator = host if _has_port(host) else _address(environ, host, LOWEST_JOB_PORT + job % JOB_PORTS)
     return Cluster("Open MPI", coordinator, count, process, _device(environ, local, here))
 
 
 def first_host(nodes: str) -> str:
-    """The first of a SLURM list of nodes.
+    """Return the first host of a SLURM list of nodes.
 
     >>> first_host("node7"), first_host("gpu[003-005,9],cpu1"), first_host("a1,b2")
     ('node7', 'gpu003', 'a1')
@@ -152,7 +152,7 @@ def first_host(nodes: str) -> str:
 
 
 def _tasks_here(environ: Environment) -> int | None:
-    """This node's share of, for example, SLURM_STEP_TASKS_PER_NODE=4(x2),1."""
+    """Return this node's number of tasks from, for example, SLURM_STEP_TASKS_PER_NODE=4(x2),1."""
     counts: list[int] = []
     for count, repeats in re.findall(r"(\d+)(?:\(x(\d+)\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")):
         counts += [int(count)] * int(repeats or 1)
@@ -161,7 +161,7 @@ def _tasks_here(environ: Environment) -> int | None:
 
 
 def _device(environ: Environment, local: int, here: int | None) -> int | None:
-    """With several processes on a machine each takes one GPU, unless the launcher gave each its own already."""
+    """Return the GPU of this process if several share a machine, unless the launcher gave each its own GPU."""
     visible = _split(environ.get("CUDA_VISIBLE_DEVICES", ""))
     if here == 1 or "JAX_LOCAL_DEVICE_IDS" in environ or (visible and local >= len(visible)) or len(visible) == 1:
         return None

@@ -1,4 +1,4 @@
-"""Several processes as one run: the first decides and writes, the others follow."""
+"""Coordination of the processes of a run: the first one decides and writes, the others follow."""
 
 import atexit
 import contextlib
@@ -26,7 +26,7 @@ TOKEN = ".processes"
 SECRET = "JTASKS_SECRET"
 OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
-_links: list[rendezvous.PeerMonitor] = []  # this process's place in its run, as jax.distributed too keeps one a process
+_links: list[rendezvous.PeerMonitor] = []  # the monitor of this process, at most one, as in jax.distributed
 
 
 def start(
@@ -38,19 +38,19 @@ def start(
     *,
     make: bool = False,
 ) -> Cluster | None:
-    """Join the other processes of a run; without arguments, those that the environment tells of, if any.
+    """Join the other processes of a run, given by the arguments or else by the environment.
 
     Args:
       coordinator: HOST:PORT where the first process listens.
-      count: number of processes; 1 means alone, whatever the environment tells.
-      index: which of them this is, from 0.
+      count: number of processes; 1 ignores the environment.
+      index: index of this process, from 0.
       timeout: seconds to wait for the others.
-      workdir: a folder that all of them see. The first writes a token there, and who cannot read it is no member:
-        so strangers stay out, and so do processes that would write their part of a checkpoint elsewhere.
-      make: whether the first makes the folder where it is absent.
+      workdir: a folder that all processes see. The first one writes a token there; a process that cannot read the
+        token is refused. This excludes strangers, and processes that would write their part of a checkpoint elsewhere.
+      make: whether the first process creates the folder if absent.
 
     Returns:
-      The run that was joined; None where the process is alone.
+      The joined run; None if the process is alone.
 
     Raises:
       ConfigError: the arguments are incomplete, the processes do not agree, or not all see `workdir`.
@@ -77,8 +77,8 @@ def start(
         members = cluster.process, cluster.processes
         connections = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
     local = rendezvous.interface(host)
-    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
-    _links[:] = [rendezvous.PeerMonitor(cluster.process, connections)]  # from here on, a death is noticed
+    jax.config.update("jax_enable_preemption_service", False)  # the service would take over SIGTERM
+    _links[:] = [rendezvous.PeerMonitor(cluster.process, connections)]  # detects crashes from here on
     jax.distributed.initialize(
         cluster.coordinator,
         cluster.processes,
@@ -88,14 +88,14 @@ def start(
         coordinator_bind_address=f"{f'[{local}]' if ':' in local else local}:{port}" if local else None,
         initialization_timeout=max(10, int(timeout)),
     )
-    atexit.register(_links[0].leave)  # runs before jax.distributed's own, which waits for the others only so long
+    atexit.register(_links[0].leave)  # runs before jax.distributed's own exit, which waits for a limited time
     return cluster
 
 
 def require_same(command: Mapping[str, Any]) -> None:
-    """Raise ConfigError where this process was started with another command than the first one; else wait for all.
+    """Raise ConfigError if this process was started with another command than the first one; else wait for all.
 
-    Fields may differ that tell where a machine has its data and how it reads them, and the folder of a task's file.
+    The fields of `OF_A_MACHINE` and the folder of a task's file may differ.
     """
     own = {name: _short(name, value) for name, value in command.items() if name not in OF_A_MACHINE}
     first_ = broadcast_from_first(lambda: own)
@@ -111,7 +111,7 @@ def require_same(command: Mapping[str, Any]) -> None:
 
 
 def _short(name: str, value: Any) -> str:
-    """A value as text; a hash where that is long, as messages between processes must not be."""
+    """Format a value as text, or as a hash if long, because messages between processes must be short."""
     if name == "config.task" and str(value).endswith(".py"):
         value = pathlib.PurePath(value).name
     text = json.dumps(value)
@@ -134,24 +134,26 @@ def _write_token(path: pathlib.Path, *, make: bool) -> None:
 
 
 def _key(path: pathlib.Path) -> bytes:
-    """What only members know: the token in the folder that they share, and the secret of the environment, if any."""
+    """Return a hash of what only members know: the token in the shared folder, and the environment's secret, if any."""
     try:
         token = path.read_bytes()[:1024]
     except OSError:
-        token = b""  # not there yet: a greeting with it is refused, and made again
+        token = b""  # not there yet: the greeting is refused and repeated
     return hashlib.sha256(os.environ.get(SECRET, "").encode() + b"\0" + token).digest()
 
 
 def find(coordinator: str | None, count: int | None, index: int | None) -> Cluster | None:
-    """The run that the arguments, or without any the environment, tell of."""
-    given = {"--coordinator": coordinator, "--processes": count, "--process": index}
-    missing = [name for name, value in given.items() if value is None]
-    if len(missing) == len(given):
+    """Return the run that the arguments describe, or without arguments the environment."""
+    arguments = {"--coordinator": coordinator, "--processes": count, "--process": index}
+    missing = [name for name, value in arguments.items() if value is None]
+    if len(missing) == len(arguments):
         return clusters.detect(os.environ)
     if count == 1 and coordinator is None and not index:
         return None
     if missing:
-        raise ConfigError(f"{', '.join(missing)} missing: a run of several processes needs all of {', '.join(given)}")
+        raise ConfigError(
+            f"{', '.join(missing)} missing: a run of several processes needs all of {', '.join(arguments)}"
+        )
     assert coordinator is not None
     assert count is not None
     assert index is not None
@@ -161,46 +163,46 @@ def find(coordinator: str | None, count: int | None, index: int | None) -> Clust
 
 
 def failed(code: int, text: str) -> None:
-    """End this process of several with `code`, and tell the others why; does nothing where it is alone."""
+    """End this process with `code`, and send the reason to the others; does nothing if the process is alone."""
     if _links:
         _links[0].fail(code, text)
 
 
 def ask(number: int) -> None:
-    """Ask the first process to have all stop, as this one was by a signal."""
+    """Ask the first process to stop all processes, because this one got the signal `number`."""
     if _links:
         _links[0].ask(number)
 
 
 def heed(act: Callable[[int], None]) -> None:
-    """Have `act` called, on the first process, with the signal for which another one asks to stop."""
+    """Set the function that the first process calls with the signal when another process asks to stop."""
     if _links:
         _links[0].heed(act)
 
 
 def await_news() -> None:
-    """After an error of a collective: if it came of another process's end, which is then about to be told, end too."""
+    """Wait briefly after a failed collective: if a peer's crash caused it, the monitor ends this process."""
     if _links:
         time.sleep(rendezvous.GRACE_SECONDS + 1)
 
 
 def alone() -> bool:
-    """Whether the run has no other processes."""
+    """Return whether the run has no other processes."""
     return jax.process_count() == 1
 
 
 def unlinked() -> bool:
-    """Whether another program than jtasks has started the processes of this run."""
+    """Return whether another program than jtasks connected the processes of this run."""
     return not _links and not alone()
 
 
 def first() -> bool:
-    """Whether this process prints and writes."""
+    """Return whether this is the first process, which prints and writes."""
     return jax.process_index() == 0
 
 
 def broadcast_from_first(decide: Callable[[], T]) -> T:
-    """What `decide` returns on the first process, JSON data, on all of them; the others wait and do not call it."""
+    """Return on all processes the result of `decide`, JSON data, which only the first one calls; the others wait."""
     if alone():
         return decide()
     if _links and first():
@@ -216,9 +218,9 @@ def broadcast_from_first(decide: Callable[[], T]) -> T:
 
 
 def _first(array: np.ndarray) -> np.ndarray:
-    """The array of the first process, on all that someone else started; each gives one of its shape.
+    """Broadcast the array of the first process by a collective; each process passes an array of the same shape.
 
-    JAX's broadcast_one_to_all wants the same number of devices on all processes.
+    JAX's broadcast_one_to_all requires the same number of devices on all processes.
     """
     devices = jax.devices()
     mesh = Mesh(np.array(devices), ("all",))
@@ -230,10 +232,10 @@ def _first(array: np.ndarray) -> np.ndarray:
 
 
 def barrier() -> None:
-    """Wait until all processes are here, however long it takes a slow one.
+    """Wait until all processes are here, without a timeout.
 
-    To be called before collectives that are new: they find each other only if all come within half a minute, and
-    machines that are not alike compile at different speeds.
+    Call this before a new collective: collectives connect only if all processes start within half a minute, and unlike
+    machines compile at different speeds.
     """
     if _links and first():
         for _ in range(jax.process_count() - 1):

@@ -1,12 +1,12 @@
-"""The processes of a run find each other, and each learns when another is gone.
+"""Connections between the processes of a run, which detect missing and crashed processes.
 
-jax.distributed aborts a process that waits in vain, and tells neither who was missing nor who died. So before it
-starts, every process reports to the first on the coordinator's port. The connections stay open for as long as the
-run lasts: the system closes them with the process, so an end without a word is noticed at once, and TCP's
-keep-alive notices a machine that is gone. Messages are lines of JSON; the first process passes on what concerns all.
+jax.distributed aborts on timeout without saying which process is missing or has died. So before jax.distributed
+starts, every process reports to the first one on the coordinator's port. The connections stay open until the run
+ends: the system closes them with the process, so a crashed peer is detected immediately, and TCP's keep-alive detects
+a lost machine. Messages are lines of JSON; the first process forwards messages that concern all.
 
-Who greets must prove that it has the run's key, which is never sent: the first process gives a challenge, and gets
-its HMAC. Whoever cannot is dropped, and the others go on waiting. What proves itself is a member, and is believed.
+A process must prove that it has the run's key without sending it: the first process sends a challenge, and expects
+the challenge's HMAC. A connection without proof is dropped while the others go on waiting. Members trust each other.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ from typing import Any, NoReturn
 
 from jtasks.errors import EXIT_STOPPED, ConfigError, TrainingError, printable
 
-GRACE_SECONDS = 2.0  # for a process to tell of its own error, before it ends for another's
-LEAVE_SECONDS = 3.0  # that the first process, which the others' JAX depends on, waits for them to end
+GRACE_SECONDS = 2.0  # to report an error of this process before exiting because of a peer's
+LEAVE_SECONDS = 3.0  # that the first process, which serves the others' JAX, waits for them to end
 
 LINE_BYTES = 2**16  # longest line that is read
-STRANGERS = 64  # connections that may wait without having proved themselves
+STRANGERS = 64  # connections that may wait without proof
 SEE_SECONDS = 20.0  # for a new file to appear through the caches of a network file system
 
 Message = dict[str, Any]
@@ -39,7 +39,7 @@ TYPES: dict[str, type] = {"value": object, "done": bool, "all done": bool, "stop
 
 
 class Connection:
-    """Lines of JSON over a socket, with the place of the process at the other end."""
+    """A socket that carries lines of JSON, with index and host of the process at the other end."""
 
     def __init__(self, sock: socket.socket):
         self.sock, self.process, self.host, self.done = sock, -1, "", False
@@ -51,12 +51,12 @@ class Connection:
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def send(self, message: Message) -> None:
-        """Send one line; if the other end is gone, its silence is noticed where it is read."""
+        """Send one line; if the other end is gone, `receive` notices."""
         with contextlib.suppress(OSError):
             self.sock.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[Message] | None:
-        """The lines that have arrived, after waiting for some; None at the end of the connection."""
+        """Wait for data, and return the complete lines; None at the end of the connection."""
         try:
             data = self.sock.recv(LINE_BYTES)
         except TimeoutError:
@@ -80,12 +80,14 @@ def accept_peers(
 
     Args:
       coordinator: HOST:PORT, this process's address.
-      key: what all members know.
-      source: where they have it from, for messages.
+      processes: number of processes, with this one.
+      seconds: timeout.
+      key: secret that all members know.
+      source: where the key comes from, for messages.
 
     Raises:
-      TrainingError: the port is taken, or some did not come in time; they are named.
-      ConfigError: they do not agree on how many there are or who is who, or have not the key.
+      TrainingError: the port is taken, or some processes did not come in time; the message names them.
+      ConfigError: the processes do not agree on their number or their indices, or lack the key.
     """
     deadline = time.monotonic() + seconds
     hall = _Hall(processes, key, source)
@@ -98,7 +100,7 @@ def accept_peers(
                 if left <= 0:
                     hall.check_keyless(0)
                     missing = [i for i in range(1, processes) if i not in hall.members]
-                    raise TrainingError(f"{_listed(missing)} of {processes} never came within {seconds:g} s")
+                    raise TrainingError(f"{_list(missing)} of {processes} never came within {seconds:g} s")
                 for selected, _ in waiting.select(min(left, 1.0)):
                     if selected.data is None:
                         _admit(server, waiting, hall)
@@ -120,14 +122,14 @@ def accept_peers(
 
 
 def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall") -> None:
-    """Accept a connection and challenge it; the longest waiting stranger goes when there are too many."""
+    """Accept a connection and challenge it; if there are too many strangers, drop the one that waits longest."""
     strangers = [e for e in waiting.get_map().values() if e.data and e.data not in hall.members.values()]
     if len(strangers) >= STRANGERS + hall.processes:
         waiting.unregister(strangers[0].fileobj)
         strangers[0].data.sock.close()
     try:
         connection = Connection(server.accept()[0])
-    except OSError:  # it is gone already, or this process has no more files
+    except OSError:  # the connection is gone already, or this process has no more file descriptors
         time.sleep(0.05)
         return
     connection.send({"challenge": connection.challenge})
@@ -145,12 +147,16 @@ def join(
     """Report to the first process and wait until all have come.
 
     Args:
-      key: gives what all members know; it is asked each time, as a file may appear late.
-      source: where it is from, for messages.
+      coordinator: HOST:PORT of the first process.
+      process: index of this process.
+      processes: number of processes.
+      seconds: timeout.
+      key: returns the secret that all members know; called at each attempt, because the key's file may appear late.
+      source: where the key comes from, for messages.
 
     Raises:
-      TrainingError: nobody answers at the coordinator's address, or not all come in time.
-      ConfigError: the first process was started otherwise, or has another key.
+      TrainingError: nobody answers at the coordinator's address, or not all processes come in time.
+      ConfigError: the first process was started with other arguments, or has another key.
     """
     deadline = time.monotonic() + seconds
     reason, reached, keyless = "", False, None
@@ -170,7 +176,7 @@ def join(
             if time.monotonic() - keyless > SEE_SECONDS / 2:
                 raise ConfigError(_other_key([(process, socket.gethostname())], source))
         elif answer:
-            return _answered(connection, answer)
+            return _read_answer(connection, answer)
         sock.close()
         time.sleep(0.2)
     if reached:
@@ -184,7 +190,7 @@ def join(
 
 
 def _greet(connection: Connection, process: int, processes: int, key: bytes, deadline: float) -> Message | None:
-    """Prove to the first process who this is; returns its answer, None where there is none that proves itself."""
+    """Prove membership to the first process; returns the answer, or None without an answer that has proof."""
     host = socket.gethostname()
     while time.monotonic() < deadline:
         connection.sock.settimeout(max(0.1, deadline - time.monotonic()))
@@ -205,15 +211,15 @@ def _greet(connection: Connection, process: int, processes: int, key: bytes, dea
 
 
 class _Hall:
-    """Who has come to the first process, while it waits."""
+    """The processes that have reported to the first one, while it waits."""
 
     def __init__(self, processes: int, key: bytes, source: str):
         self.processes, self.key, self.source = processes, key, source
         self.members: dict[int, Connection] = {}
-        self.keyless: dict[int, tuple[float, str]] = {}  # since when, and on which host
+        self.keyless: dict[int, tuple[float, str]] = {}  # time of the first claim, and host
 
     def complete(self) -> bool:
-        """Whether all are there, of whom some may have come and left again."""
+        """Return whether all processes are here, after removing those that left again."""
         if len(self.members) < self.processes - 1:
             return False
         for gone in [process for process, connection in self.members.items() if _closed(connection.sock)]:
@@ -221,14 +227,14 @@ class _Hall:
         return len(self.members) == self.processes - 1
 
     def check_keyless(self, seconds: float) -> None:
-        """ConfigError if a place has been claimed for so long by one without the key, and by nobody with it."""
+        """Raise ConfigError if only a process without the key has claimed an index, for at least `seconds`."""
         now = time.monotonic()
         claims = [(i, host) for i, (since, host) in sorted(self.keyless.items()) if i not in self.members]
         if any(now - self.keyless[i][0] >= seconds for i, _ in claims):
             raise ConfigError(_other_key(claims, self.source))
 
     def greeted(self, connection: Connection) -> bool:
-        """Take in who reports; False if it left again or is a stranger."""
+        """Admit a process that reports; returns False if it left again or is a stranger."""
         messages = connection.receive()
         if messages == []:
             return True
@@ -246,10 +252,10 @@ class _Hall:
             return False
         connection.process, connection.host = process, printable(host)
         if processes != self.processes:
-            text = f"process {process} on {connection.host} was told of {processes} processes, process 0 of"
-            self._refuse(connection, f"{text} {self.processes}: give all the same")
+            text = f"process {process} on {connection.host} was started with {processes} processes, process 0 with"
+            self._refuse(connection, f"{text} {self.processes}: give all the same number")
         earlier = self.members.get(process)
-        if earlier and not _closed(earlier.sock):  # closed: it was started anew
+        if earlier and not _closed(earlier.sock):  # closed: the process was restarted
             self._refuse(
                 connection,
                 f"two processes say that they are process {process}, on {earlier.host} and on {connection.host}:"
@@ -264,37 +270,37 @@ class _Hall:
 
 
 class PeerMonitor:
-    """The open connections of a run, watched by a thread that ends this process when another has failed."""
+    """The open connections of a run, and a thread that ends this process when another one has failed."""
 
     def __init__(self, process: int, connections: list[Connection]):
         self.process, self.connections = process, connections
         self._asked, self._act = 0, lambda number: None
         self._values: queue.Queue[Any] = queue.Queue()
-        self._left = threading.Event()  # this process has said its last word
+        self._left = threading.Event()  # this process has sent its last message
         self._all_done = threading.Event()
         self._ending = threading.Lock()  # taken by the thread that ends the process, for good
         threading.Thread(target=self._watch, name="processes", daemon=True).start()
 
     def tell(self, value: Any) -> None:
-        """Give the others a value that they wait for, JSON data."""
+        """Send the others a value that they wait for, JSON data."""
         self._send({"value": value})
 
     def hear(self) -> Any:
-        """Wait for the value that the first process tells, however long it takes."""
+        """Wait for a value from another process, without a timeout."""
         return self._values.get()
 
     def ask(self, number: int) -> None:
-        """Ask the first process to have all stop for a signal."""
+        """Ask the first process to stop all processes for a signal."""
         self._send({"stop": number})
 
     def heed(self, act: Callable[[int], None]) -> None:
-        """Have `act` called with the signal when another process asks to stop, or has asked already."""
+        """Call `act` with the signal when another process asks to stop, or now if one has asked already."""
         self._act = act
         if self._asked:
             act(self._asked)
 
     def leave(self) -> None:
-        """Say that this process is done, and wait for the others: jax.distributed has little patience at the end."""
+        """Report that this process is done, and wait for the others: jax.distributed waits too briefly at the end."""
         if not self._left.is_set():
             self._send({"done": True})
             self._left.set()
@@ -302,8 +308,8 @@ class PeerMonitor:
             self._all_done.wait()
 
     def fail(self, code: int, text: str) -> NoReturn:
-        """Tell the others that this process failed, and end it."""
-        self._ending.acquire(timeout=2 * LEAVE_SECONDS)  # a signal's handler may have interrupted who holds it
+        """Report to the others that this process failed, and end this process."""
+        self._ending.acquire(timeout=2 * LEAVE_SECONDS)  # a signal's handler may have interrupted the holder
         self._left.set()
         self._send({"failed": text, "process": self.process, "code": code})
         self._exit(code)
@@ -346,12 +352,12 @@ class PeerMonitor:
             self._end(printable(message["lost"]), 1)
         else:
             process, code = message.get("process"), message.get("code")
-            code = code if type(code) is int and 0 < code < 256 else 1  # another's failure is no success
+            code = code if type(code) is int and 0 < code < 256 else 1  # a peer's failure must not become a success
             ended = "stopped" if code == EXIT_STOPPED else "failed"
             text = f"process {process if type(process) is int else '?'} {ended}: {printable(message['failed'])}"
             if self.process == 0:
                 self._send(message)
-            # This process may have met the same error, and tell of it itself; or it is done, and awaits the others.
+            # This process may report the same error itself, or may be done and wait for the others.
             if not self._left.wait(GRACE_SECONDS) or not self._ending.locked():
                 self._end(text, code)
 
@@ -376,7 +382,7 @@ class PeerMonitor:
         self._exit(code)
 
     def _exit(self, code: int) -> NoReturn:
-        """End without jax.distributed's farewell, which would wait for processes that do not come."""
+        """Exit without jax.distributed's shutdown, which would wait for processes that do not come."""
         if self.process == 0:
             end = time.monotonic() + LEAVE_SECONDS
             for connection in self.connections:
@@ -389,7 +395,7 @@ class PeerMonitor:
 
 
 def address(coordinator: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT, where an IPv6 host stands in brackets.
+    """Return host and port of HOST:PORT, where an IPv6 host is in brackets.
 
     >>> address("node1:1234"), address("[::1]:80")
     (('node1', 1234), ('::1', 80))
@@ -401,12 +407,12 @@ def address(coordinator: str) -> tuple[str, int]:
 
 
 def _listen(coordinator: str, seconds: float) -> socket.socket:
-    """Listen at the coordinator's address; a run that is just ending may hold the port for a moment."""
+    """Listen at the coordinator's address, with retries: a run that is just ending may still hold the port."""
     host, port = address(coordinator)
     deadline = time.monotonic() + seconds
     while True:
         try:
-            return _bound(host, port)
+            return _bind(host, port)
         except OSError as error:
             if time.monotonic() >= deadline:
                 raise TrainingError(
@@ -416,7 +422,7 @@ def _listen(coordinator: str, seconds: float) -> socket.socket:
             time.sleep(0.2)
 
 
-def _bound(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int) -> socket.socket:
     if local := interface(host):
         kind = socket.AF_INET6 if ":" in local else socket.AF_INET
         return socket.create_server((local, port), family=kind, backlog=1024)
@@ -426,17 +432,17 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def interface(host: str) -> str:
-    """The address of this machine that `host` means; "": listen on all of them.
+    """Return the address of this machine that `host` means; "" to listen on all addresses.
 
-    So it is where the name is that of a service or of a router before this machine, which no interface has, and where
-    this machine takes its own name for loopback, as Debian does: the other machines would not reach it there.
+    The result is "" if no interface of this machine has the address, as for the name of a service or a router, and if
+    this machine resolves its own name to loopback, as Debian does: other machines could not reach that address.
     """
     try:
         addresses = [str(entry[4][0]) for entry in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError:
         return ""
     if host == "localhost" and "127.0.0.1" in addresses:
-        return "127.0.0.1"  # who joins tries all that the name means
+        return "127.0.0.1"  # a joining process tries all addresses of the name
     loopback = [ipaddress.ip_address(text.partition("%")[0]).is_loopback for text in addresses]
     if len(set(addresses)) != 1 or (loopback[0] and host not in ("localhost", addresses[0])):
         return ""
@@ -467,7 +473,7 @@ def _other_key(who: list[tuple[int, str]], source: str) -> str:
     return f"{names}: does not see what process 0 wrote there: {source}"
 
 
-def _answered(connection: Connection, answer: Message) -> Connection:
+def _read_answer(connection: Connection, answer: Message) -> Connection:
     if "refused" in answer:
         connection.sock.close()
         raise (ConfigError if answer.get("config") is True else TrainingError)(printable(answer["refused"]))
@@ -479,7 +485,7 @@ def _answered(connection: Connection, answer: Message) -> Connection:
     return connection
 
 
-def _listed(indices: list[int]) -> str:
+def _list(indices: list[int]) -> str:
     names = [str(i) for i in indices[:8]] + ([f"{len(indices) - 8} more"] if len(indices) > 8 else [])
     joined = f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
     return f"process{'es' if len(indices) > 1 else ''} {joined}"

@@ -1,18 +1,18 @@
-"""Where arrays live: a mesh from `config.mesh`, rules that divide parameters over it, and arrays put on it.
+"""Sharding of arrays: a mesh from `config.mesh`, and rules that shard parameters over the mesh.
 
-The mesh has three axes. A batch is divided over `data` and `fsdp`. Parameters, their gradients and the
-optimizer's state are divided over `fsdp`, which saves memory: the device that computes with a parameter gathers
-it first (fully sharded data parallelism; ZeRO, Rajbhandari et al. 2020). `tensor` divides the computation itself:
+The mesh has three axes. A batch is sharded over `data` and `fsdp`. Parameters, their gradients and the
+optimizer's state are sharded over `fsdp`, which saves memory: the device that computes with a parameter gathers
+it first (fully sharded data parallelism; ZeRO, Rajbhandari et al. 2020). `tensor` shards the computation itself:
 heads, hidden units, vocabulary (Megatron-LM, Shoeybi et al. 2019).
 
-A rule is a pair (regex, spec): the first whose regex `re.search` finds in a parameter's path, such as
-`blocks/up/kernel`, says how it is divided. Those of `config.sharding` come before RULES:
+A rule is a pair (regex, spec). The first rule whose regex matches a parameter's path by `re.search`, such as
+`blocks/up/kernel`, shards the parameter. The rules of `config.sharding` come before RULES:
 
     config.sharding = (("head/kernel$", ("fsdp", "tensor?")), ("embedding$", "fsdp?"), ("norm", ()))
 
-A spec has an entry a dimension: None, an axis, or a tuple of axes; dimensions it does not reach stay whole. An axis
+A spec has one entry per dimension: None, an axis, or a tuple of axes; further dimensions stay whole. An axis
 that does not divide its dimension is an error, unless written with a question mark: `fsdp?` is then left out.
-In place of the tuple an axis alone divides the largest dimension that it can.
+A single axis as the spec shards the largest dimension that the axis divides.
 """
 
 import math
@@ -34,7 +34,7 @@ BATCH_AXES = ("data", "fsdp")
 Spec = str | Sequence[Any]
 Rules = Sequence[tuple[str, Spec]]
 
-# Layers stacked along a leading axis by scan: these are gathered a layer at a time, all else before the first use.
+# Layers stacked along a leading axis by scan: gathered one layer at a time, other parameters before their first use.
 STACKED = r"(^|/)blocks/"
 RULES: Rules = (
     (STACKED + r".*(query_key_value|up)/kernel$", (None, "fsdp?", "tensor?")),  # by heads, by hidden units
@@ -48,39 +48,39 @@ RULES: Rules = (
 
 
 def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """A mesh of `data`, `fsdp` and `tensor` over all devices; one axis may be -1 and takes what the others leave.
+    """Make a mesh of `data`, `fsdp` and `tensor` over all devices; an axis of -1 takes all remaining devices.
 
     Raises:
-      ConfigError: the axes do not multiply to the number of devices.
+      ConfigError: the product of the axes is not the number of devices.
     """
     sizes, devices = dict.fromkeys(AXES, 1) | dict(axes), jax.device_count()
-    said = f"config.mesh={dict(axes)}"
+    field = f"config.mesh={dict(axes)}"
     if unknown := [axis for axis in sizes if axis not in AXES]:
-        raise ConfigError(f"{said} has the axis {unknown[0]}; those there are: {', '.join(AXES)}")
-    open_ = [axis for axis, size in sizes.items() if size == -1]
-    if len(open_) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in open_):
-        raise ConfigError(f"{said}: each size must be at least 1, and only one may be -1, to take all that is left")
-    given = math.prod(size for size in sizes.values() if size != -1)
-    if open_ and devices % given == 0:
-        sizes[open_[0]] = devices // given
+        raise ConfigError(f"{field} has the axis {unknown[0]}; expected one of {', '.join(AXES)}")
+    free = [axis for axis, size in sizes.items() if size == -1]
+    if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
+        raise ConfigError(f"{field}: each size must be at least 1, and only one may be -1, to take all that is left")
+    product = math.prod(size for size in sizes.values() if size != -1)
+    if free and devices % product == 0:
+        sizes[free[0]] = devices // product
     if math.prod(sizes.values()) != devices:
-        raise ConfigError(f"{said} asks for {'a multiple of ' * bool(open_)}{given}, but there are {devices} devices")
+        raise ConfigError(f"{field} asks for {'a multiple of ' * bool(free)}{product}, but there are {devices} devices")
     # Explicit axes, the default of jax.make_mesh, keep embedding lookups from tracing.
     return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
 
 
 def num_batch_shards(mesh: Any) -> int:
-    """How many parts a batch is divided into."""
+    """Return the number of shards of a batch."""
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
+    """Return the sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading dimension is divided over the devices, but for those along `tensor`, which hold the same."""
+    """Return the sharding of the leading dimension over `data` and `fsdp`; devices along `tensor` hold copies."""
     return NamedSharding(mesh, _batch_spec(mesh))
 
 
@@ -89,13 +89,13 @@ def _batch_spec(mesh: Any) -> PartitionSpec:
 
 
 def local_rows(sharding: NamedSharding, size: int) -> np.ndarray:
-    """Rows [0, size) of a global batch which this process's devices hold, ascending."""
+    """Return the rows in [0, size) of a global batch that this process's devices hold, ascending."""
     slices = {s[0].indices(size)[:2] for s in sharding.addressable_devices_indices_map((size,)).values() if s}
     return np.concatenate([np.arange(start, stop) for start, stop in sorted(slices)])
 
 
 def put(batch: Mapping[str, np.ndarray], sharding: NamedSharding, rows: np.ndarray, size: int) -> dict[str, jax.Array]:
-    """Global arrays [size, ...] from this process's `rows` of them."""
+    """Make global arrays [size, ...] from this process's `rows`."""
     if sharding.is_fully_addressable:
         return jax.device_put(dict(batch), sharding)
 
@@ -110,18 +110,19 @@ def put(batch: Mapping[str, np.ndarray], sharding: NamedSharding, rows: np.ndarr
 
 
 def shardings(tree: Any, params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
-    """The sharding of each leaf of `tree`, which may be the parameters or any state that holds trees like them.
+    """Return the sharding of each leaf of `tree`: the parameters, or a state that holds trees like them.
 
-    A leaf goes by the parameter that its path ends in, if it has that one's shape, as the moments of an optimizer
-    and averages do; all else is replicated.
+    A leaf whose path ends in a parameter's path, and which has the parameter's shape, gets the parameter's sharding:
+    moments of an optimizer and moving averages, for example. Other leaves are replicated.
 
     Args:
       tree: arrays or `jax.ShapeDtypeStruct`.
-      params: the same, a nested dict.
+      params: a nested dict of arrays or `jax.ShapeDtypeStruct`.
+      mesh: a mesh from `make_mesh`.
       rules: tried before RULES.
 
     Raises:
-      ConfigError: a rule is malformed or matches no parameter, or an axis does not divide what it must.
+      ConfigError: a rule is malformed or matches no parameter, or an axis does not divide its dimension.
     """
     shapes = {leaf_name(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     _check(rules, shapes)
@@ -130,8 +131,8 @@ def shardings(tree: Any, params: Any, mesh: Mesh, rules: Rules = ()) -> Any:
     def of(path: Any, leaf: Any) -> NamedSharding:
         keys = leaf_name(path).split("/")
         ends = ("/".join(keys[start:]) for start in range(len(keys)))
-        known = (specs[end] for end in ends if end in specs and shapes[end] == leaf.shape)
-        return NamedSharding(mesh, next(known, PartitionSpec()))
+        matches = (specs[end] for end in ends if end in specs and shapes[end] == leaf.shape)
+        return NamedSharding(mesh, next(matches, PartitionSpec()))
 
     return jax.tree_util.tree_map_with_path(of, tree)
 
@@ -142,10 +143,10 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A function of (params, ...) as it runs over a mesh: divided parameters are gathered where they are used.
+    """Return a function of (params, ...) that runs over a mesh and gathers sharded parameters before their use.
 
-    Layers stacked by scan stay divided until their turn comes, for which models say `divided` of their activations.
-    Left to itself the compiler may divide activations as it finds the parameters divided, and compute twice.
+    Layers stacked by scan stay sharded until they run; so models call `constrain_batch` on their activations.
+    Without this constraint XLA may shard activations like the parameters and duplicate the computation.
     """
     if mesh is None or mesh.size == 1:
         return function
@@ -153,7 +154,9 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
     def run(params: Any, *rest: Any) -> Any:
         def held(path: Any, sharding: NamedSharding) -> PartitionSpec:
             return (
-                sharding.spec if re.search(STACKED, leaf_name(path)) else PartitionSpec(*map(_without, sharding.spec))
+                sharding.spec
+                if re.search(STACKED, leaf_name(path))
+                else PartitionSpec(*map(_drop_batch_axes, sharding.spec))
             )
 
         specs = jax.tree_util.tree_map_with_path(held, shardings(params, params, mesh, rules))
@@ -166,7 +169,7 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
 
 
 def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules) -> Any:
-    """Parameters divided by the rules, on CPUs gathered only after the whole arrays `earlier` are computed."""
+    """Return the parameters, sharded by the rules; CPUs gather them only after the whole arrays `earlier`."""
     if mesh is None or mesh.size == 1:
         return params
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings(params, params, mesh, rules))
@@ -174,19 +177,19 @@ def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules) -> 
 
 
 def constrained(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:
-    """Parameters, or their gradients, divided by the rules, inside a jitted function."""
+    """Shard parameters, or their gradients, by the rules inside a jitted function."""
     if mesh is None or mesh.size == 1:
         return params
     return jax.lax.with_sharding_constraint(params, shardings(params, params, mesh, rules))
 
 
 def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -> Any:
-    """`tree` unchanged; on CPUs, XLA computes with it only once `earlier` is computed.
+    """Return `tree` unchanged; on CPUs, XLA uses the result only after `earlier` is computed.
 
-    XLA:CPU runs a loop that holds collectives beside other collectives, in any order and on a pool of few threads.
-    Devices that begin with different ones then wait for each other forever, unless one needs what the other gives.
-    A barrier does not help, because XLA drops it. So a look at `earlier` decides between `tree` and zeros, by a
-    comparison that no number passes and that XLA does not see through. Each device looks at its own part.
+    XLA:CPU runs a loop with collectives beside other collectives, in any order and on a pool of few threads. Devices
+    that start with different collectives then wait for each other forever, unless one depends on the other. XLA drops
+    a barrier, so that does not help. So the values of `earlier` choose between `tree` and zeros, by a comparison that
+    is always false but that XLA cannot simplify. Each device compares its own shard.
     """
     if mesh.devices.flat[0].platform != "cpu" or not any(x.size for x in jax.tree.leaves(earlier)):
         return tree
@@ -197,41 +200,41 @@ def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -
         return jax.tree.map(lambda x: jnp.where(never, jnp.zeros_like(x), x), tree)
 
     chosen = jax.shard_map(choose, mesh=mesh, in_specs=(specs, earlier_specs), out_specs=specs, check_vma=False)
-    chain = jax.custom_jvp(chosen)  # its derivative is that of the identity: shard_map's would sum over devices again
+    chain = jax.custom_jvp(chosen)  # the derivative of the identity: shard_map's would sum over devices again
     chain.defjvp(lambda primals, tangents: (chain(*primals), tangents[0]))
     return chain(tree, jax.lax.stop_gradient(earlier))
 
 
 def constrain_batch(x: jax.Array) -> jax.Array:
-    """Activations [b, ...] divided as the batch is, in a function that runs `over` a mesh; elsewhere as they are."""
+    """Shard activations [b, ...] like the batch in a function that runs `on_mesh`; elsewhere return them unchanged."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes or x.shape[0] % num_batch_shards(mesh):
         return x
     return jax.lax.with_sharding_constraint(x, _batch_spec(mesh))
 
 
-def _without(entry: Any) -> Any:
-    """An entry of a PartitionSpec without the axes that parameters are divided over to save memory alone."""
+def _drop_batch_axes(entry: Any) -> Any:
+    """Return an entry of a PartitionSpec without the axes that only save memory."""
     axes = entry if isinstance(entry, tuple) else (entry,)
     kept = tuple(axis for axis in axes if axis not in (None, *BATCH_AXES))
     return kept if len(kept) > 1 else kept[0] if kept else None
 
 
 def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> PartitionSpec:
-    regex, spec = next(rule for rule in (*rules, *_fitting(shape)) if re.search(rule[0], name))
+    regex, spec = next(rule for rule in (*rules, *_default_rules(shape)) if re.search(rule[0], name))
     if isinstance(spec, str):
-        spec = _largest(spec, shape, mesh)
+        spec = _spec_of_largest(spec, shape, mesh)
     if len(spec) > len(shape):
         raise ConfigError(f"config.sharding: {tuple(spec)}, for {regex!r}, is longer than {name} {list(shape)}")
     entries: list[tuple[str, ...]] = []
     for dimension, entry in enumerate(spec):
         taken: list[str] = []
         for axis in (entry,) if isinstance(entry, str) else entry or ():
-            plain, over_ = axis.removesuffix("?"), [*taken, axis.removesuffix("?")]
-            if shape[dimension] % math.prod(_size(mesh, a) for a in over_) == 0:
-                taken = over_
+            plain, candidate = axis.removesuffix("?"), [*taken, axis.removesuffix("?")]
+            if shape[dimension] % math.prod(_size(mesh, a) for a in candidate) == 0:
+                taken = candidate
             elif plain == axis:
-                sizes = " x ".join(f"{a}={_size(mesh, a)}" for a in over_)
+                sizes = " x ".join(f"{a}={_size(mesh, a)}" for a in candidate)
                 raise ConfigError(
                     f"config.sharding: {name} {list(shape)} cannot be divided by {sizes} in dimension {dimension}:"
                     f" change config.mesh or the size, or write {axis + '?'!r} to leave such a parameter whole"
@@ -240,13 +243,13 @@ def _spec(name: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules) -> Partit
     return PartitionSpec(*(entry if len(entry) > 1 else entry[0] if entry else None for entry in entries))
 
 
-def _fitting(shape: tuple[int, ...]) -> Rules:
-    """Those of RULES whose specs are not too long, as for a parameter of the user's with the name of one of ours."""
+def _default_rules(shape: tuple[int, ...]) -> Rules:
+    """Return the RULES that fit this rank: a user's parameter may share a name with one of ours but be smaller."""
     return [(regex, spec) for regex, spec in RULES if isinstance(spec, str) or len(spec) <= len(shape)]
 
 
-def _largest(axis: str, shape: tuple[int, ...], mesh: Mesh) -> list[str | None]:
-    """The spec that divides the largest dimension that `axis` divides; the first of all where it divides none."""
+def _spec_of_largest(axis: str, shape: tuple[int, ...], mesh: Mesh) -> list[str | None]:
+    """Return the spec for the largest dimension that `axis` divides; for the first dimension if it divides none."""
     size = _size(mesh, axis.removesuffix("?"))
     possible = [d for d, length in enumerate(shape) if length % size == 0] or list(range(len(shape)))[:1]
     chosen = max(possible, key=lambda d: shape[d], default=None)
@@ -258,7 +261,7 @@ def _size(mesh: Mesh, axis: str) -> int:
 
 
 def check_form(rules: Any) -> None:
-    """Raise ConfigError where config.sharding is malformed, whatever the parameters are."""
+    """Raise ConfigError if config.sharding is malformed for any parameters."""
     for rule in rules:
         if not isinstance(rule, Sequence) or isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
             raise ConfigError(f"config.sharding must be a tuple of pairs (regex, spec); {rule!r} is none")
@@ -278,7 +281,7 @@ def check_form(rules: Any) -> None:
 
 
 def _axes(entry: Any) -> Sequence[Any]:
-    """The axes in an entry of a spec; what is no entry at all, as it is."""
+    """Return the axes in an entry of a spec; an invalid entry counts as an axis."""
     return () if entry is None else entry if isinstance(entry, tuple | list) else (entry,)
 
 
