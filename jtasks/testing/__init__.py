@@ -1,9 +1,9 @@
-"""The conformance kit: does a task keep the contract, and if not, what should its author change?
+"""The conformance kit: checks of a task against the contract, with what to change for each failure.
 
     from jtasks import config, testing
     print(testing.table(testing.check("my_task.py", config.load("my_task.py"))))
 
-The same from the command line: `python main.py --config=my_task.py --workdir=DIR --mode=check`.
+On the command line: `jtasks --config=my_task.py --mode=check`.
 """
 
 from jtasks.testing.kit import check, run

@@ -1,4 +1,4 @@
-"""Do the functions have the contract's shape? Each is called once, abstractly where that is enough."""
+"""Checks that a task's functions have the contract's shape; each function is called once, or only traced."""
 
 import contextlib
 import difflib
@@ -26,35 +26,35 @@ NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_f
 
 
 def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
-    """The task made ready for the other checks, and what was found; Fault where its shape is wrong."""
+    """Prepare the task for the other checks; returns the subject and a text, or raises a Fault for a wrong shape."""
     name = task if isinstance(task, str) else task.__name__
     module = tasks.load(task) if isinstance(task, str) else task
     tasks.validate(module, name)
     for function, arguments in (tasks.REQUIRED | tasks.OPTIONAL).items():
-        _ordered(module, function, arguments)
+        _check_order(module, function, arguments)
     before = variables(module)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        job = _prepared(module, small(config, module))
-        splits = _datasets(job)
-        _collated(job, splits["train"])
-        made = Subject(job, splits["train"], None, before)
-        made.params = _params(made)
-        check_loss(made.task, made.config, made.params, made.batch)
-        _evaluation(made)
-        _predictions(made)
-        _other_splits(made, splits)
-    notes = _misspelled(module)
+        job = _prepare(module, small(config, module))
+        splits = _check_datasets(job)
+        _check_collate(job, splits["train"])
+        tested = Subject(job, splits["train"], None, before)
+        tested.params = _init_params(tested)
+        check_loss(tested.task, tested.config, tested.params, tested.batch)
+        _check_evaluation(tested)
+        _check_predictions(tested)
+        _check_other_splits(tested, splits)
+    notes = _misspellings(module)
     if printed.getvalue().strip():
         line = printed.getvalue().strip().splitlines()[0][:60]
         notes.append(
             f"the task prints to stdout ({line!r}), which belongs to the result; use jax.debug.print or stderr"
         )
-    found = ", ".join(f for f in CONTRACT if hasattr(module, f))
-    return made, "; ".join([found, *(f"NOTE: {note}" for note in notes)])
+    functions = ", ".join(f for f in CONTRACT if hasattr(module, f))
+    return tested, "; ".join([functions, *(f"NOTE: {note}" for note in notes)])
 
 
-def _ordered(module: ModuleType, function: str, arguments: tuple[str, ...]) -> None:
+def _check_order(module: ModuleType, function: str, arguments: tuple[str, ...]) -> None:
     if not hasattr(module, function):
         return
     given = list(inspect.signature(getattr(module, function)).parameters)[: len(arguments)]
@@ -73,7 +73,7 @@ def _ordered(module: ModuleType, function: str, arguments: tuple[str, ...]) -> N
     )
 
 
-def _misspelled(module: ModuleType) -> list[str]:
+def _misspellings(module: ModuleType) -> list[str]:
     notes = []
     for given, member in vars(module).items():
         own = inspect.isfunction(member) and member.__module__ == module.__name__
@@ -87,17 +87,17 @@ def _misspelled(module: ModuleType) -> list[str]:
     return notes
 
 
-def _prepared(module: ModuleType, config: Config) -> Job:
+def _prepare(module: ModuleType, config: Config) -> Job:
     if hasattr(module, "prepare"):
         module.prepare(config)
     if hasattr(module, "model_args"):
-        found = module.model_args(config)
+        values = module.model_args(config)
         require(
-            isinstance(found, dict) and all(isinstance(k, str) for k in found),
-            f"model_args returned {kind(found)}",
+            isinstance(values, dict) and all(isinstance(k, str) for k in values),
+            f"model_args returned {kind(values)}",
             'return a dict of values for the placeholders of config.model, such as {"classes": 10}',
         )
-        for field, value in found.items():
+        for field, value in values.items():
             hint = "configs are static arguments of jit: return numbers, strings or (nested) tuples of them"
             require(_hashable(value), f"model_args returned {field!r} as {kind(value)}, which cannot be hashed", hint)
     return Job(module, fill(config, module), mesh_of(jax.local_devices()[:1]))
@@ -113,7 +113,7 @@ def _hashable(value: Any) -> bool:
     return True
 
 
-def _datasets(job: Job) -> dict[str, pipeline.Examples]:
+def _check_datasets(job: Job) -> dict[str, pipeline.Examples]:
     splits: dict[str, pipeline.Examples] = {}
     for split in SPLITS:
         examples = job.task.dataset(split, job.config)
@@ -140,29 +140,29 @@ def _datasets(job: Job) -> dict[str, pipeline.Examples]:
     return splits
 
 
-def _collated(job: Job, examples: pipeline.Examples) -> None:
+def _check_collate(job: Job, examples: pipeline.Examples) -> None:
     if not hasattr(job.task, "collate_fn"):
         return
     for count in (5, 1):
-        found = job.task.collate_fn(
+        batch = job.task.collate_fn(
             [pipeline.read(examples, i % pipeline.size(examples)) for i in range(count)], job.config
         )
         hint = "return a dict of arrays [b, ...], a row an example, in the order of the examples"
-        require(isinstance(found, Mapping), f"collate_fn returned {kind(found)}", hint)
-        shapes = {k: np.shape(v) for k, v in found.items()}
+        require(isinstance(batch, Mapping), f"collate_fn returned {kind(batch)}", hint)
+        shapes = {k: np.shape(v) for k, v in batch.items()}
         wrong = [f"{k!r} has shape {s}" for k, s in shapes.items() if not s or s[0] != count]
         require(not wrong, f"collate_fn of {count} examples: {some(wrong)}", hint)
     if not getattr(job.task, "MIXES_EXAMPLES", False):
-        _collated_in_order(job, [pipeline.read(examples, i) for i in range(min(64, pipeline.size(examples)))])
+        _check_collate_order(job, [pipeline.read(examples, i) for i in range(min(64, pipeline.size(examples)))])
 
 
-def _collated_in_order(job: Job, examples: list[Mapping[str, Any]]) -> None:
-    """The examples backwards give the batch backwards, unless the same examples give another batch each time."""
+def _check_collate_order(job: Job, examples: list[Mapping[str, Any]]) -> None:
+    """Check that reversed examples give a reversed batch, unless equal examples give varying batches."""
     rows, again, backwards = (job.task.collate_fn(list(x), job.config) for x in (examples, examples, examples[::-1]))
     if unequal(rows, again):
-        return  # told by another check
+        return  # another check reports this
     pairs = {k: (np.asarray(rows[k])[::-1], np.asarray(backwards[k])) for k in rows.keys() & backwards.keys()}
-    # Types that depend on the examples are told by another check.
+    # Another check reports types that depend on the examples.
     wrong = sorted(k for k, (a, b) in pairs.items() if _entry(a) == _entry(b) and not same(a, b))
     require(
         not wrong,
@@ -171,17 +171,16 @@ def _collated_in_order(job: Job, examples: list[Mapping[str, Any]]) -> None:
     )
 
 
-def _params(made: Subject) -> Tree:
-    """Initialised as training does it: jitted, from the first batch."""
-    task, config = made.task, made.config
-    kept: list[Tree] = []
+def _init_params(subject: Subject) -> Tree:
+    """Initialize the parameters as training does: jitted, from the first batch."""
+    task, config = subject.task, subject.config
 
     def init(rng: jax.Array, batch: Any) -> Tree:
-        kept.append(task.init(rng, dict(batch), config))
-        require_arrays(kept[-1])
-        return jax.tree.map(lambda x: x, kept[-1])
+        params = task.init(rng, dict(batch), config)
+        require_arrays(params)
+        return jax.tree.map(lambda x: x, params)
 
-    shapes = jax.eval_shape(init, key(config.seed), made.batch)
+    shapes = jax.eval_shape(init, key(config.seed), subject.batch)
     wrong = [
         f"{leaf_name(path)} is {leaf.dtype}"
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
@@ -189,39 +188,41 @@ def _params(made: Subject) -> Tree:
     ]
     hint = "parameters are float32 arrays; constants and counters belong into the code, other types into the model"
     require(not wrong, f"init's parameters: {some(wrong)}", hint)
-    few = jax.eval_shape(init, key(config.seed), pick(made.batch, np.arange(5)))
+    few = jax.eval_shape(init, key(config.seed), pick(subject.batch, np.arange(5)))
     paths = [leaf_name(p) for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)]
     leaves = zip(paths, jax.tree.leaves(shapes), jax.tree.leaves(few), strict=False)
     resized = [f"{p} is {list(a.shape)} or {list(b.shape)}" for p, a, b in leaves if a.shape != b.shape]
-    detail = f"init's shapes depend on the batch size: {some(resized)}, for {len(made.batch['mask'])} or 5 examples"
+    detail = f"init's shapes depend on the batch size: {some(resized)}, for {len(subject.batch['mask'])} or 5 examples"
     require(not resized, detail, "take sizes from config and from the other axes of the batch")
-    return jax.jit(init, out_shardings=sharding.replicated(made.job.mesh))(key(config.seed), made.batch)
+    return jax.jit(init, out_shardings=sharding.replicated(subject.job.mesh))(key(config.seed), subject.batch)
 
 
-def _evaluation(made: Subject) -> None:
-    task, config, evaluate = made.task, made.config, tasks.eval_fn(made.task)
-    kept: list[Any] = []
+def _check_evaluation(subject: Subject) -> None:
+    task, config, evaluate = subject.task, subject.config, tasks.eval_fn(subject.task)
+    results: list[Any] = []
 
     def eval_fn(params: Tree, batch: Any) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
-        kept.append(evaluate(*mine, config))
+        results.append(evaluate(*mine, config))
         require_unchanged("eval_fn", (params, batch), mine)
-        return [leaf for leaf in jax.tree.leaves(kept[-1]) if hasattr(leaf, "dtype")]
+        return [leaf for leaf in jax.tree.leaves(results[-1]) if hasattr(leaf, "dtype")]
 
-    jax.eval_shape(eval_fn, made.params, made.batch)
+    jax.eval_shape(eval_fn, subject.params, subject.batch)
     require_no_leak(task, "eval_fn")
-    check_metrics(kept[0], "eval_fn")
+    check_metrics(results[0], "eval_fn")
 
 
-def _predictions(made: Subject) -> None:
-    if not hasattr(made.task, "predict_fn"):
+def _check_predictions(subject: Subject) -> None:
+    if not hasattr(subject.task, "predict_fn"):
         return
-    for count in (len(made.batch["mask"]), 5):
-        batch = pick(made.batch, np.arange(count))
-        found = jax.eval_shape(lambda p, b: made.task.predict_fn(p, dict(b), key(0), made.config), made.params, batch)
-        require_no_leak(made.task, "predict_fn")
+    for count in (len(subject.batch["mask"]), 5):
+        batch = pick(subject.batch, np.arange(count))
+        outputs = jax.eval_shape(
+            lambda p, b: subject.task.predict_fn(p, dict(b), key(0), subject.config), subject.params, batch
+        )
+        require_no_leak(subject.task, "predict_fn")
         leaves = [
-            (leaf_name(path) or "output", leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(found)
+            (leaf_name(path) or "output", leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(outputs)
         ]
         hint = "return outputs, such as a dict of arrays, each with one row an example: [b, ...]"
         require(bool(leaves), "predict_fn returned nothing", hint)
@@ -229,36 +230,38 @@ def _predictions(made: Subject) -> None:
         require(not wrong, f"predict_fn of {count} examples: {some(wrong)}", hint)
 
 
-def _other_splits(made: Subject, splits: dict[str, pipeline.Examples]) -> None:
-    """The other splits' batches have the entries of train's, of their types, and can be evaluated and predicted."""
+def _check_other_splits(subject: Subject, splits: dict[str, pipeline.Examples]) -> None:
+    """Check that batches of the other splits have train's entries and types, and can be evaluated and predicted."""
     for split, examples in splits.items():
         if split == "train":
             continue
-        batch = made.job.batch_at(examples, made.job.plan(examples, shuffle=False), 0)
-        pairs = {k: (_entry(made.batch.get(k)), _entry(batch.get(k))) for k in made.batch | batch}
-        told = [f"{k!r} is {b or 'absent'}, in train {a or 'absent'}" for k, (a, b) in pairs.items() if a != b]
+        batch = subject.job.batch_at(examples, subject.job.plan(examples, shuffle=False), 0)
+        pairs = {k: (_entry(subject.batch.get(k)), _entry(batch.get(k))) for k in subject.batch | batch}
+        differences = [f"{k!r} is {b or 'absent'}, in train {a or 'absent'}" for k, (a, b) in pairs.items() if a != b]
         hint = "give every split the entries, types and shapes of train"
         retyped = [k for k, (a, b) in pairs.items() if a and b and (a[0], len(a[1])) != (b[0], len(b[1]))]
-        if retyped and _steady(made):
-            raise Fault(f"dataset({split!r}, config): {some(told)}", hint)
-        evaluate, predict = tasks.eval_fn(made.task), getattr(made.task, "predict_fn", None)
-        for function, rest in ((evaluate, (made.config,)), (predict, (key(0), made.config))):
+        if retyped and _steady(subject):
+            raise Fault(f"dataset({split!r}, config): {some(differences)}", hint)
+        evaluate, predict = tasks.eval_fn(subject.task), getattr(subject.task, "predict_fn", None)
+        for function, rest in ((evaluate, (subject.config,)), (predict, (key(0), subject.config))):
             if function is None:
                 continue
             try:
-                jax.eval_shape(lambda p, b, f=function, r=rest: f(p, dict(b), *r), made.params, batch)
+                jax.eval_shape(lambda p, b, f=function, r=rest: f(p, dict(b), *r), subject.params, batch)
             except Exception as error:
-                if not told:
+                if not differences:
                     raise
-                raise Fault(f"dataset({split!r}, config): {some(told)}; {explained(error, made.task)}", hint) from error
+                raise Fault(
+                    f"dataset({split!r}, config): {some(differences)}; {explained(error, subject.task)}", hint
+                ) from error
 
 
-def _steady(made: Subject) -> bool:
-    """Whether train's own first batches are of one type; another check tells where they are not."""
-    batches = [made.job.batch_at(made.examples, made.plan, index) for index in range(4)]
+def _steady(subject: Subject) -> bool:
+    """Return whether train's own first batches have equal types; another check reports if not."""
+    batches = [subject.job.batch_at(subject.examples, subject.plan, index) for index in range(4)]
     return all({k: _entry(x) for k, x in b.items()} == {k: _entry(x) for k, x in batches[0].items()} for b in batches)
 
 
 def _entry(array: Any) -> tuple[str, tuple[int, ...]] | None:
-    """An entry's type, and its shape without the batch's axis."""
+    """Return an entry's type, and its shape without the batch axis."""
     return None if array is None else (str(array.dtype), array.shape[1:])

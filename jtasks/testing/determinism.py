@@ -1,4 +1,4 @@
-"""The same seed gives the same numbers: of data, parameters, losses and predictions."""
+"""Checks that the same seed gives the same data, parameters, losses and predictions."""
 
 import inspect
 import re
@@ -25,7 +25,7 @@ CONSTANT_KEY = re.compile(r"random\.(?:key|PRNGKey)\(\s*\d+\s*\)")
 
 
 def same_seed(subject: Subject) -> str:
-    """Everything is called, and traced, a second time."""
+    """Check that every function gives equal results when called, and traced, a second time."""
     _same_data(subject)
     _same_params(subject)
     _same_function(subject, "loss_fn", subject.measurement(subject.config), subject.measure, key(0))
@@ -37,7 +37,7 @@ def same_seed(subject: Subject) -> str:
 
 
 def predictions(subject: Subject) -> str:
-    """The same twice, and each example's the same whatever rows stand beside it."""
+    """Check that predictions are equal when repeated, and that no example's prediction depends on other rows."""
     task, config = subject.task, subject.config
     if not hasattr(task, "predict_fn"):
         raise Skip("the task has no predict_fn")
@@ -45,9 +45,9 @@ def predictions(subject: Subject) -> str:
     outputs = jax.device_get(subject.predict(subject.params, batch, key(0)))
     again = jax.device_get(subject.predict(subject.params, batch, key(0)))
     _compare(subject, "predict_fn", outputs, again, "when called again with the same rng")
-    anew = subject.prediction()
-    if not _same_program(subject, anew, subject.predict, key(0)):
-        again = jax.device_get(anew(subject.params, batch, key(0)))
+    retraced = subject.prediction()
+    if not _same_program(subject, retraced, subject.predict, key(0)):
+        again = jax.device_get(retraced(subject.params, batch, key(0)))
         _compare(subject, "predict_fn", outputs, again, "when traced again with the same rng")
     rows, half = np.arange(b), b // 2
     neighbors = np.where(rows < half, rows, 0)
@@ -60,13 +60,14 @@ def predictions(subject: Subject) -> str:
         mine = jax.tree.map(lambda x, i=indices: x[i], outputs)
         differing = unequal(mine, moved, tolerance=1e-4)
         require(not differing, f"predict_fn's {some(differing)} of an example changes {how}", hint)
-    return f"{some(leaf_name(p) or 'output' for p, _ in jax.tree_util.tree_leaves_with_path(outputs))}" + _scored(
-        subject, outputs, config
+    return (
+        f"{some(leaf_name(p) or 'output' for p, _ in jax.tree_util.tree_leaves_with_path(outputs))}"
+        + _check_host_functions(subject, outputs, config)
     )
 
 
 def _dropout_draws(subject: Subject) -> None:
-    """Dropout that is switched on must change with rng."""
+    """Check that active dropout changes with rng."""
     fields = [field for field in subject.dropout if "dropout" in field.rpartition(".")[2]]
     if not fields or subject.random:
         return
@@ -79,13 +80,13 @@ def _dropout_draws(subject: Subject) -> None:
     )
 
 
-def _scored(subject: Subject, outputs: Any, config: Any) -> str:
-    """score_fn and show_fn on what predict_fn gave for the first batch."""
+def _check_host_functions(subject: Subject, outputs: Any, config: Any) -> str:
+    """Call score_fn, export_fn and show_fn on predictions of the first batch; returns a text for the result."""
     task, count = subject.task, len(subject.batch["mask"])
     indices, _ = subject.plan.at(np.arange(count))
     examples = [pipeline.read(subject.examples, int(i)) for i in indices]
     rows = [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
-    said, split = "", (Lazy(range(count), examples.__getitem__), Lazy(range(count), rows.__getitem__))
+    summary, split = "", (Lazy(range(count), examples.__getitem__), Lazy(range(count), rows.__getitem__))
     if hasattr(task, "score_fn"):
         scores = [task.score_fn(*split, config) for _ in range(2)]
         hint = 'return a dict of finite numbers, such as {"bleu": 12.3}, that the arguments alone decide'
@@ -97,12 +98,12 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
             require(
                 _is_number(again) and float(number) == float(again), f"{text}, and {again!r} when called again", hint
             )
-        said += f"; scores {some(scores[0])}"
+        summary += f"; scores {some(scores[0])}"
     if hasattr(task, "export_fn"):
         reports = task.export_fn(*split, config)
         texts = isinstance(reports, Mapping) and all(isinstance(text, str) for text in reports.values())
         require(texts, f"export_fn returned a {type(reports).__name__}", "return {file name: text}")
-        said += f"; reports {some(reports)}"
+        summary += f"; reports {some(reports)}"
     if hasattr(task, "show_fn"):
         shown = task.show_fn(examples[:4], rows[:4], config)
         require(
@@ -112,8 +113,8 @@ def _scored(subject: Subject, outputs: Any, config: Any) -> str:
             picture = getattr(content, "dtype", None) == np.uint8 and content.ndim in (2, 3)
             hint = "return uint8 images [h, w] or [h, w, c], or text"
             require(isinstance(content, str) or picture, f"show_fn's {what!r} is a {type(content).__name__}", hint)
-        said += f"; shows {some(shown)}"
-    return said
+        summary += f"; shows {some(shown)}"
+    return summary
 
 
 def _is_number(value: Any) -> bool:
@@ -122,20 +123,20 @@ def _is_number(value: Any) -> bool:
 
 
 def _same_data(subject: Subject) -> None:
-    anew = subject.job.required("train")
-    counts = pipeline.size(subject.examples), pipeline.size(anew)
+    reloaded = subject.job.required("train")
+    counts = pipeline.size(subject.examples), pipeline.size(reloaded)
     hint = "make dataset(split, config) a pure function; draw with np.random.default_rng(config.seed)" + _suspects(
         subject.task
     )
     require(
         counts[0] == counts[1], f"dataset('train') has {counts[0]} examples, and {counts[1]} when called again", hint
     )
-    if isinstance(anew, Mapping) and isinstance(subject.examples, Mapping):
+    if isinstance(reloaded, Mapping) and isinstance(subject.examples, Mapping):
         old: Mapping[str, Any] = subject.examples
-        differing = [k for k in old if k not in anew or not _identical(old[k], anew[k])]
-        differing += [k for k in anew if k not in old]
+        differing = [k for k in old if k not in reloaded or not _identical(old[k], reloaded[k])]
+        differing += [k for k in reloaded if k not in old]
         require(not differing, f"dataset('train') returns other values of {some(differing)} when called again", hint)
-    for what, examples in (("read again", subject.examples), ("dataset is called again", anew)):
+    for what, examples in (("read again", subject.examples), ("dataset is called again", reloaded)):
         batch = subject.job.batch_at(examples, subject.plan, 0)
         differing = unequal(subject.batch, batch)
         source = "collate_fn" if hasattr(subject.task, "collate_fn") else "dataset"
@@ -162,22 +163,22 @@ def _same_params(subject: Subject) -> None:
         raise Fault(f"init ignores rng: {some(varied)} are the same for every seed", hint)
 
 
-def _same_function(subject: Subject, function: str, anew: Any, known: Any, *rng: jax.Array) -> None:
+def _same_function(subject: Subject, function: str, retraced: Any, known: Any, *rng: jax.Array) -> None:
     arguments = (subject.params, subject.batch, *rng)
     expected = jax.device_get(known(*arguments))
     _compare(
         subject, function, expected, jax.device_get(known(*arguments)), "when called again with the same arguments"
     )
-    clear_traces(subject.task)  # what is jitted inside the task would not be traced again
-    if not _same_program(subject, anew, known, *rng):
-        found = jax.device_get(anew(*arguments))
-        _compare(subject, function, expected, found, "when traced again, as in another run of the program")
+    clear_traces(subject.task)  # functions jitted inside the task would not be traced again
+    if not _same_program(subject, retraced, known, *rng):
+        actual = jax.device_get(retraced(*arguments))
+        _compare(subject, function, expected, actual, "when traced again, as in another run of the program")
 
 
-def _same_program(subject: Subject, anew: Any, known: Any, *rng: jax.Array) -> bool:
-    """Whether a new trace gives the same program, so that it need not be compiled."""
+def _same_program(subject: Subject, retraced: Any, known: Any, *rng: jax.Array) -> bool:
+    """Return whether a new trace gives the same program, so that compiling can be skipped."""
     arguments = (subject.params, subject.batch, *rng)
-    return anew.lower(*arguments).as_text() == known.lower(*arguments).as_text()
+    return retraced.lower(*arguments).as_text() == known.lower(*arguments).as_text()
 
 
 def _compare(subject: Subject, function: str, a: Any, b: Any, when: str) -> None:
@@ -205,19 +206,19 @@ def _means(tree: Any) -> Iterator[tuple[str, float]]:
 
 def _identical(a: Any, b: Any) -> bool:
     a, b = np.asarray(a), np.asarray(b)
-    if a.dtype == object and a.shape == b.shape:  # what stays on the host: texts, lists, arrays of any length
+    if a.dtype == object and a.shape == b.shape:  # entries that stay on the host: texts, lists, arrays of any length
         pairs = zip(a.flat, b.flat, strict=True)
         return all(_identical(x, y) if isinstance(x, np.ndarray) else bool(x == y) for x, y in pairs)
     return a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc")
 
 
 def _suspects(task: ModuleType, pattern: re.Pattern[str] = IMPURE) -> str:
-    found = [f"{file}:{number}: {line.strip()}" for file, number, line in _lines(task) if pattern.search(line)]
-    return "\nlook at " + "\nlook at ".join(found[:4]) if found else ""
+    lines = [f"{file}:{number}: {line.strip()}" for file, number, line in _lines(task) if pattern.search(line)]
+    return "\nlook at " + "\nlook at ".join(lines[:4]) if lines else ""
 
 
 def _lines(task: ModuleType) -> Iterator[tuple[str, int, str]]:
-    """The source of the task's own functions."""
+    """Yield file, number and text of the source lines of the task's own functions."""
     functions = [f for f in vars(task).values() if callable(f) and inspect.isfunction(inspect.unwrap(f))]
     files = author_files(task)
     for function in functions:

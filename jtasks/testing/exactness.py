@@ -1,4 +1,4 @@
-"""Sums and counts: no padding, split or mesh may change a number."""
+"""Checks of sums and counts: padding, splits and meshes must not change any number."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -34,7 +34,7 @@ SUMS = 'give each Mean the sum over examples and their number, Mean.of(values [b
 
 
 def loss_is_the_sum(subject: Subject) -> str:
-    """On a whole and a padded batch, and so are their gradients."""
+    """Check that the loss and its gradient are the sums over its terms, on a whole and a padded batch."""
     task, config = subject.task, subject.config
 
     def both(params: Tree, batch: Batch, rng: jax.Array) -> Any:
@@ -42,7 +42,7 @@ def loss_is_the_sum(subject: Subject) -> str:
 
     compute = jax.jit(jax.value_and_grad(both, has_aux=True))
     rng, worst = jax.random.fold_in(key(0), 0), 0.0
-    for what, batch in {"whole": subject.batch, "padded": keep(subject.batch, _uneven(subject))}.items():
+    for what, batch in {"whole": subject.batch, "padded": keep(subject.batch, _uneven_rows(subject))}.items():
         (loss, metrics), gradient = jax.device_get(compute(subject.params, batch, rng))
         terms = {term: weight(mean) * value(mean) for term, mean in loss_terms(metrics).items()}
         total = sum(terms.values())
@@ -70,7 +70,7 @@ def loss_is_the_sum(subject: Subject) -> str:
 
 
 def counts_are_constant(subject: Subject) -> str:
-    """Other parameters, even NaN, leave the counts of the loss's terms as they are."""
+    """Check that other parameters, even NaN, do not change the counts of the loss's terms."""
     task, config, losses = subject.task, subject.config, subject.losses
 
     def counts(params: Tree) -> dict[str, jax.Array]:
@@ -86,15 +86,15 @@ def counts_are_constant(subject: Subject) -> str:
         big = jax.tree.map(lambda x, by=factor: np.where(x == 0, 1, x) * np.float32(by), jax.device_get(subject.params))
         others[f"parameters times {factor:g}"] = big
     for what, params in others.items():
-        found = jax.device_get(count(params))
+        actual = jax.device_get(count(params))
         for term in losses:
             require(
-                bool(np.array_equal(expected[term], found[term])),
-                f"the count of {term!r} is {expected[term]:.6g}, but {found[term]:.6g} with {what}",
+                bool(np.array_equal(expected[term], actual[term])),
+                f"the count of {term!r} is {expected[term]:.6g}, but {actual[term]:.6g} with {what}",
                 "count what the batch holds, from its entries and rng alone: the gradient treats counts as constants."
                 " A number of correct or confident predictions belongs into a total",
             )
-    # jit leaves out arguments that nothing needs, so a program with arguments computes part of the model.
+    # jit drops unused arguments, so a program with arguments computes part of the model.
     slow = (
         "; NOTE: they are computed from params in vain" if "@main(%arg" in count.lower(subject.params).as_text() else ""
     )
@@ -102,17 +102,17 @@ def counts_are_constant(subject: Subject) -> str:
 
 
 def padding_is_nothing(subject: Subject) -> str:
-    """What masked rows hold, and that they are there, changes no sum, no count and no gradient."""
+    """Check that neither the presence nor the content of masked rows changes a sum, a count or a gradient."""
     b = len(subject.batch["mask"])
     real = np.arange(b) < round(0.7 * b)
     few = np.flatnonzero(real)
     reference: Measured | None = None
     for what, batch in _paddings(subject.batch, real).items():
-        found = jax.device_get(subject.measure(subject.params, batch, key(0)))
+        measured = jax.device_get(subject.measure(subject.params, batch, key(0)))
         if reference is None:
-            reference = found
-        elif what != "zeros" or _finite(found):  # zeros may be no valid example
-            _compare_padding(reference, found, f"when padding rows hold {what} instead of copies of a real row")
+            reference = measured
+        elif what != "zeros" or _finite(measured):  # zeros may be no valid example
+            _compare_padding(reference, measured, f"when padding rows hold {what} instead of copies of a real row")
     assert reference is not None
     nothing = jax.device_get(subject.measure(subject.params, keep(subject.batch, np.zeros(b)), key(0)))[1]
     wrong = [
@@ -138,10 +138,10 @@ def padding_is_nothing(subject: Subject) -> str:
 
 
 def accumulation_agrees(subject: Subject) -> str:
-    """The gradient of 1 and of 4 microbatches with unequal masks, one of them empty, is the same."""
+    """Check that 1 and 4 microbatches, with unequal masks and one of them empty, have equal gradients."""
     if subject.mixes:
         raise Skip("MIXES_EXAMPLES = True declares that microbatches change the loss")
-    real = _uneven(subject)
+    real = _uneven_rows(subject)
     if subject.noisy:
         _split_by_mask(subject, real)
         return "loss_fn draws from rng and no dropout field switches that off: parts were made by mask alone"
@@ -154,7 +154,7 @@ def accumulation_agrees(subject: Subject) -> str:
 
 
 def meshes_agree(subject: Subject) -> str:
-    """One device and all of them give the same sums and gradients."""
+    """Check that one device and all devices give equal sums and gradients."""
     devices = jax.local_devices()
     if len(devices) == 1:
         raise Skip("there is one device; on CPU, JAX_NUM_CPU_DEVICES=8 in the environment makes eight")
@@ -174,7 +174,7 @@ def meshes_agree(subject: Subject) -> str:
 
 
 def _counts_no_devices(subject: Subject, expected: Measured, hint: str) -> None:
-    """Traced where JAX says that there is one device, loss_fn and eval_fn give the same numbers."""
+    """Check that loss_fn and eval_fn give equal numbers when traced while JAX lists only one device."""
     arguments = (subject.params, subject.batch)
     evaluated = jax.device_get(subject.evaluate(*arguments))
     with one_device(subject.task):
@@ -191,13 +191,13 @@ def _counts_no_devices(subject: Subject, expected: Measured, hint: str) -> None:
 
 
 def evaluation_agrees(subject: Subject) -> str:
-    """Metrics of the same examples in batches of 1, 7 and all at once."""
+    """Check that batches of 1, 7 and all examples give equal metrics."""
     n = min(29, pipeline.size(subject.examples))
     if isinstance(subject.examples, Mapping):
         examples: Any = {k: v[:n] for k, v in subject.examples.items()}
     else:
         examples = [pipeline.read(subject.examples, i) for i in range(n)]
-    found: dict[int, dict[str, float]] = {}
+    results: dict[int, dict[str, float]] = {}
     for size in sorted({n, min(7, n), 1}, reverse=True):
         plan = pipeline.BatchPlan(n, subject.config.seed, size, shuffle=False)
         sums: dict[str, Mean] = {}
@@ -206,9 +206,9 @@ def evaluation_agrees(subject: Subject) -> str:
             part = jax.device_get(subject.evaluate(subject.params, batch))
             part = {k: Mean(np.float64(m.total), np.float64(m.count)) for k, m in part.items()}
             sums = {k: sums[k].merge(m) for k, m in part.items()} if sums else part
-        found[size] = {k: value(m) for k, m in sums.items()}
-    for size, metrics in found.items():
-        for metric, expected in found[n].items():
+        results[size] = {k: value(m) for k, m in sums.items()}
+    for size, metrics in results.items():
+        for metric, expected in results[n].items():
             if close(metrics[metric], expected, 10):
                 continue
             detail = f"{metric!r} over {n} examples is {expected:.6g} in one batch,"
@@ -220,11 +220,11 @@ def evaluation_agrees(subject: Subject) -> str:
                 f"eval_fn must treat each row alone and leave out padding (the last batch has some): {SUMS}; no mean of"
                 " means, no statistics of the batch, nothing that depends on a row's position",
             )
-    return f"{n} examples in batches of {', '.join(map(str, sorted(found)))}"
+    return f"{n} examples in batches of {', '.join(map(str, sorted(results)))}"
 
 
-def _uneven(subject: Subject) -> np.ndarray:
-    """Rows that stay real so that microbatches get unequal shares; the first of the four gets none."""
+def _uneven_rows(subject: Subject) -> np.ndarray:
+    """Return the rows to keep, [b] bool: microbatches keep unequal numbers, the first of the four none."""
     index = np.arange(len(subject.batch["mask"]))
     return (index % MICROBATCHES != 0) & (index != 1)
 
@@ -240,8 +240,8 @@ def _paddings(batch: Batch, real: np.ndarray) -> dict[str, Batch]:
     return {what: keep(kind, real) for what, kind in (kinds | {"other rows": shuffled}).items()}
 
 
-def _finite(found: Measured) -> bool:
-    return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(found))
+def _finite(measured: Measured) -> bool:
+    return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(measured))
 
 
 def _compare_padding(a: Measured, b: Measured, when: str) -> None:
@@ -260,10 +260,10 @@ def _compare_padding(a: Measured, b: Measured, when: str) -> None:
 
 
 def lengths_are_true(subject: Subject) -> str:
-    """Cut to the length of the longest example that is not masked, a batch evaluates as before."""
+    """Check that a batch cut to the length of its longest unmasked example evaluates as before."""
     task, lengths = subject.task, subject.job.lengths(subject.examples)
     if lengths is None:
-        return "the task tells none"
+        return "the task gives no lengths"
     hint = "lengths(examples, config) returns the tokens of each example of the dataset, int [n]"
     n = pipeline.size(subject.examples)
     require(lengths.shape == (n,) and lengths.dtype.kind in "iu", f"lengths is {lengths.dtype}{lengths.shape}", hint)
@@ -274,7 +274,7 @@ def lengths_are_true(subject: Subject) -> str:
     longest = int(own[real].max())
     batch = keep(subject.batch, real)
     cut = {name: x[..., :longest] if name in task.SEQUENCE_KEYS else x for name, x in batch.items()}
-    large = jax.tree.map(lambda x: 5 * x, subject.perturbed)  # at first a model hardly looks at its inputs
+    large = jax.tree.map(lambda x: 5 * x, subject.perturbed)  # an untrained model hardly depends on its inputs
     whole, short = (jax.device_get(subject.evaluate(large, x)) for x in (batch, cut))
     for metric, mean in whole.items():
         require(
@@ -299,7 +299,7 @@ def _compare_sums(a: Metrics, b: Metrics, one: str, other: str) -> None:
 
 
 def _split_by_mask(subject: Subject, real: np.ndarray) -> None:
-    """Split without changing shapes: what is drawn from rng stays as it was."""
+    """Split by mask, without changing shapes, so that draws from rng stay the same."""
     whole = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
     parts = [jax.device_get(subject.measure(subject.params, keep(subject.batch, x), key(0))) for x in (real, ~real)]
     metrics = {k: parts[0][1][k].merge(parts[1][1][k]) for k in whole[1]}

@@ -1,4 +1,4 @@
-"""All checks in order."""
+"""The list of checks, and the functions that run them."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from jtasks.testing.subject import Subject
 
 SHAPE = "the functions have the contract's shape"
 SEED = "same seed, same numbers"
-# These compare numbers of different programs, which says nothing where even the same one gives others.
+# These compare numbers of different programs, which means nothing if one program gives varying numbers.
 COMPARISONS = (
     exactness.loss_is_the_sum,
     exactness.padding_is_nothing,
@@ -46,12 +46,12 @@ def check(task: ModuleType | str, config: Any) -> list[Result]:
     """Check a task against the contract; a broken task raises nothing.
 
     Args:
-      task: the module, or what `config.task` may be.
-      config: as `jtasks.config.load` returns it, or a ConfigDict made by hand; fields that all configs have
-        may be missing. The checks use small batches, float32 and no accumulation, whatever it says.
+      task: the module, or a name or path as in `config.task`.
+      config: from `jtasks.config.load`, or a ConfigDict made by hand without the fields that all configs have.
+        The checks always use small batches, float32 and no accumulation.
 
     Returns:
-      A result a check, always in the same order; `table` makes text of it. Where the functions do not have the
+      One result per check, always in the same order; `table` formats them. If the functions do not have the
       contract's shape, the other checks are skipped.
     """
     module = None if isinstance(task, str) else task
@@ -67,7 +67,7 @@ def check(task: ModuleType | str, config: Any) -> list[Result]:
         if not made:
             return results + [Result(name, None, f"needs {SHAPE!r}") for name in CHECKS]
         (subject,) = made
-        checks = [(name, functools.partial(_checked, function, subject)) for name, function in CHECKS.items()]
+        checks = [(name, functools.partial(_run_check, function, subject)) for name, function in CHECKS.items()]
         return results + [_result(name, function, subject.task) for name, function in checks]
 
 
@@ -76,7 +76,7 @@ def run(config: Config) -> list[Result]:
     return check(config.task, config)
 
 
-def _checked(function: Callable[[Subject], str], subject: Subject) -> str:
+def _run_check(function: Callable[[Subject], str], subject: Subject) -> str:
     if subject.impure and function in COMPARISONS:
         raise Skip(f"needs {SEED!r}")
     return function(subject)
@@ -97,11 +97,11 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
         return Result(name, False, explained(error, task), hint(error, task))
 
 
-HOST = ("dataset", "prepare", "data_args", "collate_fn", "assets", "lengths")
+HOST = ("dataset", "prepare", "model_args", "collate_fn", "assets", "lengths")
 
 
 def hint(error: BaseException, task: ModuleType | None) -> str:
-    """Return what to do about an error that arose in a function of the task."""
+    """Return advice on an error in a function of the task."""
     text = f"{type(error).__name__} {error}"
     if "UnexpectedTracer" in text:
         return "a traced array was stored outside of the function (a module variable, a list): return it instead"

@@ -1,4 +1,4 @@
-"""After bad numbers: the very batch again, and where the first value that is not finite appears."""
+"""Replay of one training step, to find where the first non-finite value appears."""
 
 import functools
 import pathlib
@@ -25,10 +25,10 @@ from jtasks.tree import leaf_name
 
 
 def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
-    """Compute the loss and the gradient of training step `step` (1 for the first) again, and say what is not finite.
+    """Compute loss and gradient of training step `step` (1 for the first) again, and report what is not finite.
 
-    The state is that of the newest checkpoint before the step, or the initial one, brought to the step by training
-    again from there: data and rng are functions of the step, so it is the very state of the run.
+    Training resumes from the newest checkpoint before the step, or from the initial state. Data and rng are functions
+    of the step, so the replayed state equals the run's.
 
     Raises:
       ConfigError: there is no such step.
@@ -48,8 +48,8 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
         return job.task.loss_fn(params, batch, rng, job.config)
 
-    measured = steps.gradient_fn(job.task, job.config, job.mesh)
-    measure = jax.jit(lambda p, b: measured(p, b, rng), out_shardings=sharding.replicated(job.mesh))
+    gradient_fn = steps.gradient_fn(job.task, job.config, job.mesh)
+    measure = jax.jit(lambda p, b: gradient_fn(p, b, rng), out_shardings=sharding.replicated(job.mesh))
     gradient, metrics = jax.device_get(measure(state.params, batch))
     indices, entries = plan.at(plan.positions(step - 1))
     lines = [
@@ -67,16 +67,16 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     for i, rows in enumerate(microbatches):
         part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
         microbatch = jax.random.fold_in(rng, i)
-        found = first_non_finite(functools.partial(loss_fn, rng=microbatch), state.params, part, job.task)
-        if not found.startswith("no "):
-            return "\n".join([*lines, found + (f" (microbatch {i})" if len(microbatches) > 1 else "")])
-    return "\n".join([*lines, found])
+        place = first_non_finite(functools.partial(loss_fn, rng=microbatch), state.params, part, job.task)
+        if not place.startswith("no "):
+            return "\n".join([*lines, place + (f" (microbatch {i})" if len(microbatches) > 1 else "")])
+    return "\n".join([*lines, place])
 
 
 def first_non_finite(
     loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, task: ModuleType | None
 ) -> str:
-    """Where the loss or its gradient first turns into NaN or infinity, with the author's line."""
+    """Say where the loss or its gradient first turns into NaN or infinity, with the author's line."""
     from jax.experimental import checkify
 
     params, batch = jax.device_get((params, batch))
@@ -84,12 +84,12 @@ def first_non_finite(
     for what, function in (("loss", forward), ("gradient", jax.grad(forward))):
         try:
             error, _ = jax.jit(checkify.checkify(function, errors=checkify.float_checks))(params)
-            found = error.get_exception()
+            failure = error.get_exception()
         except Exception:  # a primitive that checkify does not know
             return _operation_by_operation(jax.value_and_grad(forward), params, task)
-        if found is not None:
-            text = " ".join(str(found).split())
-            frames = author_frames(_python_frames(found), task)
+        if failure is not None:
+            text = " ".join(str(failure).split())
+            frames = author_frames(_python_frames(failure), task)
             return f"in the {what}, first: {text.split('. Check failed')[0]}" + (
                 f"\nat {located(frames[-1])}" if frames else ""
             )
@@ -99,18 +99,18 @@ def first_non_finite(
 def out_of_bounds(
     loss_fn: Callable[[Any, Any], tuple[jax.Array, Any]], params: Any, batch: Any, task: ModuleType | None
 ) -> str:
-    """Where the loss looks up a place that an array does not have, with the author's line; "" for nowhere."""
+    """Say where the loss indexes out of bounds, with the author's line; "" for nowhere."""
     from jax.experimental import checkify
 
     params, batch = jax.device_get((params, batch))
     forward = checkify.checkify(lambda p, b: loss_fn(p, b)[0], errors=checkify.index_checks)
     try:
-        found = jax.jit(forward)(params, batch)[0].get_exception()
+        failure = jax.jit(forward)(params, batch)[0].get_exception()
     except Exception:  # a primitive that checkify does not know
         return ""
-    frames = author_frames(_python_frames(found), task)
-    text = " ".join(str(found).split()).split(". Check failed")[0]
-    return "" if found is None else text + (f"\nat {located(frames[-1])}" if frames else "")
+    frames = author_frames(_python_frames(failure), task)
+    text = " ".join(str(failure).split()).split(". Check failed")[0]
+    return "" if failure is None else text + (f"\nat {located(frames[-1])}" if frames else "")
 
 
 def _python_frames(error: Any) -> list[traceback.FrameSummary]:
@@ -119,7 +119,7 @@ def _python_frames(error: Any) -> list[traceback.FrameSummary]:
 
 
 def _operation_by_operation(function: Callable[[Any], Any], params: Any, task: ModuleType | None) -> str:
-    """The slow way, which sees infinities too."""
+    """Run each operation alone, to find the first NaN or infinity: slow, but checkify misses infinities."""
     with jax.debug_nans(True), jax.debug_infs(True), jax.disable_jit():
         try:
             function(params)
@@ -142,7 +142,7 @@ def _non_finite(tree: Any) -> list[str]:
 def _state(
     job: Job, examples: Any, plan: pipeline.BatchPlan, workdir: pathlib.Path, step: int, total: int
 ) -> tuple[steps.State, int]:
-    """The state before `step`, and the step of the checkpoint that it comes from (0: from none)."""
+    """Return the state before `step`, and the step of the checkpoint that it comes from (0: initial state)."""
     batch = job.batch_at(examples, plan, 0)
     program = programs.build(job, batch, total)
     start = processes.broadcast_from_first(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)

@@ -1,4 +1,4 @@
-"""What a check found, as a table for people."""
+"""Results of checks, and their table."""
 
 import textwrap
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ class Result(NamedTuple):
 
     name: str
     passed: bool | None  # None: skipped
-    detail: str  # what was found, or why it was skipped
+    detail: str  # the finding, or the reason of a skip
     hint: str = ""  # what to do about a failure
 
 
 class Skip(Exception):  # noqa: N818
-    """A check does not apply; the message is the reason."""
+    """The reason why a check does not apply."""
 
 
 def table(results: Sequence[Result]) -> str:
-    """Plain text: one line a check, details and hints below those that need them.
+    """Format results as plain text: a line per check, with its detail, and its hint below.
 
     >>> print(table([Result("a claim", True, "1e-7"), Result("another", False, "2 is not 3", "add 1")]))
     pass  a claim: 1e-7
@@ -32,13 +32,13 @@ def table(results: Sequence[Result]) -> str:
     lines = []
     for name, passed, detail, hint in results:
         word = {True: "pass", False: "FAIL", None: "skip"}[passed]
-        lines += _wrapped(f"{name}: {detail}" if detail else name, f"{word}  ")
-        lines += _wrapped(hint, "      -> ") if hint else []
+        lines += _wrap(f"{name}: {detail}" if detail else name, f"{word}  ")
+        lines += _wrap(hint, "      -> ") if hint else []
     count = [sum(result.passed is outcome for result in results) for outcome in (True, False, None)]
     return "\n".join([*lines, "{} passed, {} failed, {} skipped".format(*count)])
 
 
-def _wrapped(text: str, start: str) -> list[str]:
+def _wrap(text: str, start: str) -> list[str]:
     indent = " " * len(start)
     return [
         line

@@ -1,4 +1,4 @@
-"""The task under test on a small scale: one batch, its parameters, and functions that are compiled once."""
+"""The task under test at small scale: one batch, its parameters, and functions compiled once."""
 
 import contextlib
 import dataclasses
@@ -28,48 +28,48 @@ from jtasks.tree import by_name, leaf_name
 Tree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Mean]
-Measured = tuple[Tree, Metrics]  # the gradient and the metrics, as a training step has them
+Measured = tuple[Tree, Metrics]  # the gradient and the metrics, as in a training step
 Measure = Callable[[Tree, Batch, jax.Array], Measured]
 
 MICROBATCHES = 4
 
 
 def mesh_of(devices: list[Any]) -> Mesh:
-    """These devices as one `data` axis."""
+    """Make a mesh of these devices with one axis, `data`."""
     return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def rows() -> int:
-    """Examples in the kit's batches: 16, or more where devices and microbatches have to divide them."""
+    """Return the size of the kit's batches: at least 16, divisible by devices and microbatches."""
     parts = int(np.lcm(MICROBATCHES, jax.local_device_count()))
     return -(-16 // parts) * parts
 
 
 def small(config: Any, task: ModuleType) -> Config:
-    """The config as the checks use it: all fields, the kit's batch size, no buckets, float32, one microbatch.
+    """Return the config for the checks: all fields, the kit's batch size, no buckets, float32, one microbatch.
 
-    In float32 rounding is too small to hide a fault.
+    Rounding in float32 is too small to hide a fault.
     """
     given = config.to_dict()
-    fields = _laid(configs.defaults(given.get("optim", {}).get("name", "adamw"), tasks.fields(task)).to_dict(), given)
+    fields = _merge(configs.defaults(given.get("optim", {}).get("name", "adamw"), tasks.fields(task)).to_dict(), given)
     ours = {"batch_size": rows(), "batch_tokens": 0, "accumulate": 1, "shares": None, "precision": "float32"}
     return Config(fields | ours | {"task": fields["task"]})
 
 
-def _laid(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    both = {name: _laid(under[name], over[name]) for name in over if isinstance(under.get(name), dict)}
+def _merge(under: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    both = {name: _merge(under[name], over[name]) for name in over if isinstance(under.get(name), dict)}
     return under | dict(over) | both
 
 
 @dataclasses.dataclass
 class Subject:
-    """A task that has the contract's shape, with what the checks share."""
+    """A task that has the contract's shape, with values that the checks share."""
 
     job: Job  # on one device
     examples: pipeline.Examples
     params: Tree
     globals_: dict[str, str]  # the module's variables before any function ran
-    impure: bool = False  # found to give other numbers when called or traced again
+    impure: bool = False  # True once a repeated call or trace gave other numbers
 
     @property
     def task(self) -> ModuleType:
@@ -113,11 +113,11 @@ class Subject:
 
     @functools.cached_property
     def perturbed(self) -> Tree:
-        """Other parameters of like size, so that nothing is zero only because it was initialized so."""
+        """Other parameters of similar size, so that nothing is zero only by its initialization."""
         return self.perturbation(1)
 
     def perturbation(self, seed: int) -> Tree:
-        """The parameters with noise of half their size, made on the host, where nothing has to be compiled."""
+        """Return the parameters plus noise of half their size, made on the host to avoid compiling."""
         draw = np.random.default_rng(seed).standard_normal
 
         def noisy(x: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ class Subject:
         return self.measurement(self.config)
 
     def measurement(self, config: Config, microbatches: int = 1) -> Any:
-        """The same, traced anew, as a jitted function."""
+        """Return a newly jitted function (params, batch, rng) -> (exact gradient, metrics)."""
 
         def loss_fn(params: Tree, batch: Batch, rng: jax.Array) -> Any:
             return self.task.loss_fn(params, batch, rng, config)
@@ -141,25 +141,25 @@ class Subject:
 
     @functools.cached_property
     def first(self) -> Measured:
-        """What the very first call gave."""
+        """The result of the very first call."""
         return jax.device_get(self.measure(self.params, self.batch, key(0)))
 
     @functools.cached_property
     def evaluate(self) -> Any:
-        """eval_fn, compiled once a batch size."""
+        """The task's eval_fn, compiled once per batch size."""
         return self.evaluation()
 
     def evaluation(self) -> Any:
-        """eval_fn, traced anew."""
+        """Return a newly jitted eval_fn."""
         return jax.jit(lambda params, batch: tasks.eval_fn(self.task)(params, batch, self.config))
 
     @functools.cached_property
     def predict(self) -> Any:
-        """predict_fn, compiled once."""
+        """The task's predict_fn, compiled once."""
         return self.prediction()
 
     def prediction(self) -> Any:
-        """predict_fn, traced anew."""
+        """Return a newly jitted predict_fn."""
         return jax.jit(lambda params, batch, rng: self.task.predict_fn(params, batch, rng, self.config))
 
     @functools.cached_property
@@ -193,13 +193,13 @@ class Subject:
 
     @functools.cached_property
     def noisy(self) -> bool:
-        """Whether even then numbers depend on `rng`, so that only splits by mask can be compared."""
+        """Whether numbers depend on `rng` even without dropout, so that only splits by mask can be compared."""
         if not self.random:
             return False
         return not same(*(jax.device_get(self.quiet(self.params, self.batch, key(seed))) for seed in (0, 1)))
 
     def batches(self, count: int) -> Iterator[Batch]:
-        """The first batches of training, as long as they have the shape of the first."""
+        """Yield the first training batches, up to one of another shape than the first."""
         for index in range(count):
             batch = self.job.batch_at(self.examples, self.plan, index)
             if jax.tree.map(jnp.shape, batch) != jax.tree.map(jnp.shape, self.batch):
@@ -209,7 +209,7 @@ class Subject:
 
 @contextlib.contextmanager
 def one_device(task: ModuleType) -> Iterator[None]:
-    """Within the block the task hears of one device, and what it has jitted is traced again; the devices stay."""
+    """Make JAX list one device to the task within the block, and trace its jitted functions again."""
     answers = {id(f): lambda *_, f=f, **__: f()[:1] for f in (jax.devices, jax.local_devices)}
     answers |= {id(f): lambda *_, **__: 1 for f in (jax.device_count, jax.local_device_count)}
     with contextlib.ExitStack() as stack:
@@ -223,34 +223,34 @@ def one_device(task: ModuleType) -> Iterator[None]:
 
 
 def clear_traces(task: ModuleType) -> None:
-    """Forget what the task's own jitted functions were traced to."""
+    """Clear the caches of the task's own jitted functions."""
     for member in vars(task).values():
         if hasattr(member, "clear_cache") and callable(member):
             member.clear_cache()
 
 
 def key(seed: int) -> jax.Array:
-    """A random key."""
+    """Return a random key."""
     return jax.random.key(seed)
 
 
 def keep(batch: Batch, real: np.ndarray) -> Batch:
-    """The batch with only the rows of `real` [b] unmasked."""
+    """Return the batch with only the rows of `real` [b] unmasked."""
     return batch | {"mask": batch["mask"] * jnp.asarray(real, jnp.float32)}
 
 
 def pick(batch: Batch, indices: np.ndarray) -> Batch:
-    """These rows of the batch, each with its seed and mask."""
+    """Return these rows of the batch, each with its seed and mask."""
     return {name: x[jnp.asarray(indices)] for name, x in batch.items()}
 
 
 def same(a: Tree, b: Tree) -> bool:
-    """Bit for bit, or both NaN."""
+    """Return whether two trees are equal bit for bit; NaN equals NaN."""
     return not unequal(a, b)
 
 
 def unequal(a: Tree, b: Tree, tolerance: float = 0.0) -> list[str]:
-    """Paths of leaves that differ, or that only one tree has; `tolerance` is relative to a leaf's largest value."""
+    """Return paths of leaves that differ or that one tree lacks; `tolerance` is relative to a leaf's largest value."""
     left, right = (
         {leaf_name(p) or "output": np.asarray(x) for p, x in jax.tree_util.tree_leaves_with_path(t)} for t in (a, b)
     )
@@ -269,7 +269,7 @@ def _alike(a: np.ndarray, b: np.ndarray, tolerance: float) -> bool:
 
 
 def gradient_difference(a: Tree, b: Tree) -> tuple[float, str]:
-    """The worst parameter's difference relative to its gradient (0 for rounding), and its name."""
+    """Return the worst parameter's relative difference of gradients (0 for rounding), and the parameter's name."""
     names = list(by_name(a))
     pairs = [_finite_parts(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)]
     whole = np.sqrt(sum(np.sum(np.square(x)) for x, _ in pairs))
@@ -282,24 +282,24 @@ def gradient_difference(a: Tree, b: Tree) -> tuple[float, str]:
 
 
 def _finite_parts(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """In float64, without what is not finite in both; what is in one only counts as a vast difference."""
+    """Return float64 arrays without values that are not finite in both; one in only one array differs vastly."""
     good = np.isfinite(x), np.isfinite(y)
     x, y = np.where(good[0], x, 0).astype(np.float64), np.where(good[1], y, 0).astype(np.float64)
     return x, np.where(good[0] == good[1], y, 1e30)
 
 
 def close(a: Any, b: Any, scale: float = 0.0) -> bool:
-    """Equal up to float32 rounding of sums; both NaN is equal."""
+    """Return whether two numbers are equal up to float32 rounding of sums; NaN equals NaN."""
     a, b = float(a), float(b)
     return a == b or (np.isnan(a) and np.isnan(b)) or abs(a - b) <= 1e-5 * max(abs(a), abs(b)) + 1e-6 * max(1.0, scale)
 
 
 def value(mean: Mean) -> float:
-    """A mean as a number; 0 for an empty one."""
+    """Return a mean as a number; 0 for an empty mean."""
     return float(mean.total) / float(mean.count) if float(mean.count) else 0.0
 
 
 def variables(task: ModuleType) -> dict[str, str]:
-    """The module's own variables, as text short enough to compare."""
+    """Return the module's own variables as texts short enough to compare."""
     kinds = (bool, int, float, str, list, dict, set, tuple, np.ndarray, type(None), np.random.Generator)
     return {k: repr(v)[:2000] for k, v in vars(task).items() if not k.startswith("__") and isinstance(v, kinds)}

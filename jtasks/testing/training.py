@@ -1,4 +1,4 @@
-"""Whether the task trains: gradients, compilation, overfitting, resuming."""
+"""Checks that the task trains: gradients, compilation, overfitting, resuming."""
 
 import pathlib
 import re
@@ -24,11 +24,11 @@ from jtasks.tree import by_name, leaf_name
 
 BETTER_HIGH = re.compile(r"acc|correct|f1|exact|recall|precision|bleu|rouge", re.IGNORECASE)
 COMPILES = "nothing recompiles after step 1"
-BUDGET = 20.0  # seconds that overfitting may take before it is judged
+BUDGET = 20.0  # seconds for overfitting
 
 
 def gradients_reach(subject: Subject) -> str:
-    """Finite for the first batches, and not zero for every trainable parameter."""
+    """Check that gradients of the first batches are finite, and not zero for any trainable parameter."""
     batches = list(subject.batches(6))
     if not batches:
         raise Skip(f"needs batches of one shape: {COMPILES!r}")
@@ -54,8 +54,8 @@ def gradients_reach(subject: Subject) -> str:
 
 
 def nothing_recompiles(subject: Subject) -> str:
-    """Batches keep their shapes, the state keeps its types, and the jitted step is compiled once."""
-    _constant_shapes(subject)
+    """Check that batches keep their shapes, the state keeps its types, and the jitted step compiles once."""
+    _check_shapes(subject)
     state, step = subject_state(subject), subject_step(subject)
     before = jax.eval_shape(lambda s: s, state)
     after = jax.eval_shape(step, state, subject.batch)[0]
@@ -76,7 +76,7 @@ def nothing_recompiles(subject: Subject) -> str:
 
 
 def overfits(subject: Subject) -> str:
-    """Adam on eight examples brings the loss to half, or near that and to where it has no more gradient."""
+    """Check that Adam halves the loss on eight examples, or nearly so with a vanishing gradient."""
     batch = keep(subject.batch, np.arange(len(subject.batch["mask"])) < 8)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(subject.first)):
         raise Skip("needs a finite loss and gradient")
@@ -88,7 +88,7 @@ def overfits(subject: Subject) -> str:
         fell = losses[0] - losses[-1]
         converged = fell >= 0.4 * abs(losses[0]) and norms[-1] <= 0.05 * norms[0]
         if fell >= max(0.5 * abs(losses[0]), 1e-7) or converged:
-            _truly_better(subject, before, jax.device_get(subject.evaluate(params, batch)), losses)
+            _check_evaluation(subject, before, jax.device_get(subject.evaluate(params, batch)), losses)
             return f"loss {losses[0]:.4g} -> {losses[-1]:.4g} in {len(losses) - 1} steps of Adam at {rate:g}"
         best = min(best or (np.inf, 0.0), (losses[-1], rate))
         if time.monotonic() - begun > BUDGET:
@@ -104,7 +104,7 @@ def overfits(subject: Subject) -> str:
 
 
 def resumes_exactly(subject: Subject) -> str:
-    """Four steps, against two, a checkpoint, and two more from it."""
+    """Check that four steps equal two steps, a checkpoint, and two more steps from the checkpoint."""
     count = 4
     undisturbed = _run(subject, subject_state(subject), subject_step(subject), 0, count)
     halfway = _run(subject, subject_state(subject), subject_step(subject), 0, count // 2)
@@ -116,7 +116,7 @@ def resumes_exactly(subject: Subject) -> str:
         restored = checkpoint.restore(pathlib.Path(folder) / str(count // 2), like)
     step, known = _new_step(subject), subject_step(subject)
     if step.lower(restored, subject.batch).as_text() == known.lower(restored, subject.batch).as_text():
-        step = known  # the new trace is the same program: no need to compile it
+        step = known  # the new trace is the same program: skip compiling
     resumed = _run(subject, restored, step, count // 2, count)
     differing = unequal(jax.device_get(undisturbed), jax.device_get(resumed))
     if differing and jax.default_backend() != "cpu":
@@ -127,14 +127,14 @@ def resumes_exactly(subject: Subject) -> str:
         not differing,
         f"after {count // 2} + {count // 2} steps with a checkpoint between, {len(differing)} of"
         f" {len(jax.tree.leaves(resumed))} arrays differ from {count} steps in one go: {some(differing)}",
-        "the step number is all that a resumed run knows of the past: keep no state in module variables, datasets or"
+        "a resumed run knows only the step number: keep no state in module variables, datasets or"
         " collate_fn, and draw no numbers from numpy or Python; see also the check of equal seeds",
     )
     return f"{len(jax.tree.leaves(resumed))} arrays after {count // 2} + {count // 2} steps"
 
 
 def subject_state(subject: Subject) -> steps.State:
-    """The state before the first step, with the config's own optimizer."""
+    """Return the state before the first step, with the config's own optimizer."""
     transformation, _ = optim.optimizer(subject.config.optim, subject.steps, subject.params)
     replicated = sharding.replicated(subject.job.mesh)
     create = jax.jit(
@@ -144,7 +144,7 @@ def subject_state(subject: Subject) -> steps.State:
 
 
 def subject_step(subject: Subject) -> Any:
-    """The training step, jitted once a subject."""
+    """Return the training step, jitted once per subject."""
     known = subject.__dict__.get("step")
     if known is None:
         known = subject.__dict__["step"] = _new_step(subject)
@@ -174,43 +174,43 @@ def _finite(subject: Subject, gradient: Tree, metrics: Any, batch: Batch, index:
     def loss(params: Tree, batch: Batch) -> Any:
         return task.loss_fn(params, batch, jax.random.fold_in(key(index), 0), config)
 
-    told = f"batch {index} gives values that are not finite: {some(wrong)}\n"
+    summary = f"batch {index} gives values that are not finite: {some(wrong)}\n"
     if outside := out_of_bounds(loss, subject.params, batch, task):
         raise Fault(
-            told + outside,
+            summary + outside,
             "labels and tokens must be numbers from 0 to one less than the size of what they index: look at those of"
             f" dataset ({some(_ranges(batch))}), and at the number of classes in config",
         )
     raise Fault(
-        told + first_non_finite(loss, subject.params, batch, task),
+        summary + first_non_finite(loss, subject.params, batch, task),
         "guard the argument, not the result: log(max(x, tiny)), sqrt(x + tiny), x / where(n == 0, 1, n); the gradient"
         " of a branch that jnp.where leaves out is computed too",
     )
 
 
 def _ranges(batch: Batch) -> list[str]:
-    """The entries of integers with their lowest and highest values."""
+    """Describe the integer entries of a batch by their lowest and highest values."""
     integers = {k: np.asarray(x) for k, x in batch.items() if x.dtype.kind in "iu" and k != "seed"}
     return [f"{k!r} is {x.min()} ... {x.max()}" for k, x in integers.items() if x.size]
 
 
-def _constant_shapes(subject: Subject) -> None:
-    """Of two dozen batches, as far as they can be read in five seconds."""
+def _check_shapes(subject: Subject) -> None:
+    """Check the shapes of two dozen batches, or of those that can be read in five seconds."""
     begun = time.monotonic()
     expected = _signature(subject.batch)
     for index in range(24):
         batch = pipeline.batch_at(subject.examples, subject.plan, index, subject.job.collate)
-        found = _signature(batch)
+        signature = _signature(batch)
         changed = [
-            f"{k!r} is {expected.get(k)}, then {found.get(k)}"
-            for k in expected | found
-            if expected.get(k) != found.get(k)
+            f"{k!r} is {expected.get(k)}, then {signature.get(k)}"
+            for k in expected | signature
+            if expected.get(k) != signature.get(k)
         ]
         source = "collate_fn" if hasattr(subject.task, "collate_fn") else "dataset"
         require(
             not changed,
             f"{source}: the arrays of batch {index} are not of batch 0's type: {some(changed)}",
-            "every new shape compiles the step anew: pad to one fixed length, taken from config",
+            "every new shape recompiles the step: pad to one fixed length, taken from config",
         )
         if time.monotonic() - begun > 5:
             return
@@ -227,7 +227,7 @@ def _type(array: Any) -> str:
 
 
 def _descend(subject: Subject, batch: Batch, rate: float, begun: float) -> tuple[list[float], list[float], Tree]:
-    """Losses and gradient norms on the way of up to 100 steps of Adam, and the parameters at the end."""
+    """Run up to 100 steps of Adam; returns losses, gradient norms and the final parameters."""
     adam = optax.adam(lambda count: rate * optax.linear_schedule(0.1, 1.0, 5)(count))
 
     def update(gradient: Tree, state: Any, params: Tree) -> Any:
@@ -255,17 +255,17 @@ def _descend(subject: Subject, batch: Batch, rate: float, begun: float) -> tuple
     return losses, norms, params
 
 
-def _truly_better(subject: Subject, before: Any, after: Any, losses: list[float]) -> None:
-    """What eval_fn says of the same batch must not have got worse."""
+def _check_evaluation(subject: Subject, before: Any, after: Any, losses: list[float]) -> None:
+    """Check that eval_fn's metrics of the same batch did not get worse."""
     hint = "is the sign of loss_fn's loss right? It is minimized: a cross-entropy is -log p, a reward -reward"
     for metric in before:
         old, new = value(before[metric]), value(after[metric])
-        said = (
+        text = (
             f"training brought the loss on one batch from {losses[0]:.4g} to {losses[-1]:.4g}, but eval_fn's {metric!r}"
         )
-        # A loss of 0 or more that falls has the right sign; what mixes examples may report what it does not train.
+        # A falling loss of at least 0 has the right sign; a task that mixes examples may report untrained metrics.
         if losses[-1] < 0 and not subject.mixes and BETTER_HIGH.search(metric) and metric not in subject.losses:
-            require(new >= old - 0.05, f"{said} fell from {old:.4g} to {new:.4g}", hint)
+            require(new >= old - 0.05, f"{text} fell from {old:.4g} to {new:.4g}", hint)
     old, new = (float(total(metrics)) for metrics in (before, after))
     text = f"training brought the loss on one batch from {losses[0]:.4g} to {losses[-1]:.4g}, but eval_fn's from"
     require(new <= old + max(abs(old), 0.5) or close(new, old), f"{text} {old:.4g} to {new:.4g}", hint)
