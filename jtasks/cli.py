@@ -18,7 +18,7 @@ from jtasks import console, shipped
 from jtasks.errors import EXIT_STOPPED
 
 MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
-READING = ("eval", "predict", "show", "export")  # those that take a --checkpoint
+READING = ("eval", "predict", "show", "export")  # modes that take a --checkpoint
 NUMBERS = {
     "timeout": "(0, inf)",
     "devices": "[1, 65536]",
@@ -29,27 +29,27 @@ NUMBERS = {
 }
 SMALLER = (
     "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
-    " config.precision=bfloat16 takes less; --mode=plan tells how much"
+    " config.precision=bfloat16 needs less; --mode=plan estimates how much"
 )
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
 HELP = """\
 modes:
-  train    train, going on from whatever DIR holds; evaluates `valid` on the way, `valid` and `test` at the end
-  eval     metrics of a checkpoint (the newest, unless --checkpoint says best or a step) on one split
-  predict  outputs of a checkpoint on one split, into DIR/predictions-SPLIT.jsonl
-  show     pictures and texts of a checkpoint, into DIR/show/
-  export   a checkpoint as a folder that Hugging Face's transformers loads, into DIR/export/hf/
-  check    does the task keep the contract? Needs no DIR. With --config.check.step=N, replays the batch of
-           step N and tells where the first non-finite number appears
-  plan     memory, computation and communication of a step on a mesh that this machine need not have, such as
-           --config.mesh.data=8 --config.mesh.fsdp=8. Needs no DIR
+  train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
+  eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split
+  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl
+  show     write pictures and texts from a checkpoint to DIR/show/
+  export   write a checkpoint as a folder that Hugging Face's transformers loads, DIR/export/hf/
+  check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
+           step N and find the first non-finite number
+  plan     estimate memory, computation and communication of a step on a mesh larger than this machine, such as
+           --config.mesh.data=8 --config.mesh.fsdp=8; needs no DIR
 
-Without --config, DIR/config.json is the config: --workdir=DIR goes on with the run, --workdir=DIR --mode=eval
-evaluates it. With --config, every mode but plan compares it with that of the run.
+Without --config, DIR/config.json is the config: --workdir=DIR resumes the run, --workdir=DIR --mode=eval evaluates
+it. With --config, every mode except plan compares the config with the run's.
 
-Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. Of a field that is set twice the
-last one counts; fields that refer to it follow.
+Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. If a field is set twice, the last
+value counts. Fields that refer to a field that is set follow.
 
 exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
 (run the same command again)
@@ -62,11 +62,11 @@ def main() -> None:
     _use_huge_pages()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, _stopped)  # while there is nothing to save; training puts its own in place
+            signal.signal(number, _stop)  # while there is nothing to save; training installs its own handlers
     code = run(sys.argv[1:])
     from jtasks.distributed import processes
 
-    if code == EXIT_STOPPED and processes.alone():  # threads that await data must not hold up the end
+    if code == EXIT_STOPPED and processes.alone():  # threads that wait for data must not delay the exit
         with contextlib.suppress(OSError, ValueError):
             sys.stdout.flush()
             sys.stderr.flush()
@@ -95,13 +95,13 @@ def run(arguments: Sequence[str]) -> int:
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
-    except BaseException as error:  # also a SystemExit of the task's, whose code says nothing of the run
+    except BaseException as error:  # also a task's SystemExit, whose exit code is not the run's
         from jtasks.distributed import processes
 
         if text := _absent_field(error):
             return _fail(EXIT_USAGE, text)
         processes.await_news()
-        text, trace = _explained(error)
+        text, trace = _explain(error)
         return _fail(EXIT_FAILED, "\n".join([text, *_notes(error)]), trace)
 
 
@@ -110,8 +110,8 @@ def _notes(error: BaseException) -> list[str]:
     return [note for note in notes if "removed its internal frames" not in note]  # JAX's and Grain's own
 
 
-def _explained(error: BaseException) -> tuple[str, str]:
-    """One sentence and, where the error did not arise in a function of a task, the traceback; else those lines."""
+def _explain(error: BaseException) -> tuple[str, str]:
+    """Return a text for the error, and a traceback unless a task's function raised it: then the text has its lines."""
     from jtasks import faults, task
 
     scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
@@ -126,7 +126,7 @@ def _explained(error: BaseException) -> tuple[str, str]:
 
 
 def _absent_field(error: BaseException) -> str:
-    """What to say where a task reads a field that the config does not have; "" for any other error."""
+    """Return the message for a task that reads a field that the config lacks; "" for any other error."""
     import ml_collections
 
     from jtasks import ranges
@@ -141,14 +141,16 @@ def _absent_field(error: BaseException) -> str:
     )
 
 
-def _stopped(number: int, frame: FrameType | None) -> None:
+def _stop(number: int, frame: FrameType | None) -> None:
     text = f"{signal.Signals(number).name}: stopped; run the same command again"
     for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(other, signal.SIG_DFL)  # a second one ends the process at once
+        signal.signal(other, signal.SIG_DFL)  # a second signal ends the process at once
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
-    if tell := getattr(sys.modules.get("jtasks.distributed.processes"), "failed", None):  # which may be half imported
-        tell(EXIT_STOPPED, text)  # of several, the others end with the same code
+    if tell := getattr(
+        sys.modules.get("jtasks.distributed.processes"), "failed", None
+    ):  # the module may be half imported
+        tell(EXIT_STOPPED, text)  # other processes end with the same code
     os._exit(EXIT_STOPPED)
 
 
@@ -162,7 +164,7 @@ def _fail(code: int, text: str, trace: str = "") -> int:
 
 
 def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any] | None:
-    """The result of a command, on the first process of the run."""
+    """Run a command, and return the result on the first process of the run, None on others."""
     from jtasks import errors
 
     overrides = _overrides(rest)
@@ -173,7 +175,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     workdir = _workdir(flags.workdir)
     if flags.checkpoint is not None and flags.mode not in READING:
         raise errors.ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
-    _quiet()
+    _silence_libraries()
     _compilation_cache()
     from jtasks import config as configs
     from jtasks.distributed import processes
@@ -196,7 +198,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
 
 
 def _overrides(words: Sequence[str]) -> list[str]:
-    """The words that argparse does not know, as `--config.a.b=value`; for the `=` may stand a blank."""
+    """Return the words that argparse does not know as `--config.a.b=value`; a blank may replace the `=`."""
     from jtasks import errors
 
     joined = list[str]()
@@ -218,7 +220,7 @@ def _overrides(words: Sequence[str]) -> list[str]:
 
 
 def _check_once(arguments: Sequence[str]) -> None:
-    """Refuse a flag that is given twice; of a field of the config the last one counts."""
+    """Refuse a flag that is given twice; for a config field, the last value counts."""
     from jtasks import errors
 
     flags = [
@@ -229,7 +231,7 @@ def _check_once(arguments: Sequence[str]) -> None:
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
-    """Numbers among the flags, where nan and inf mean nothing."""
+    """Refuse numbers out of range among the flags, such as nan and inf."""
     from jtasks import ranges
 
     for name, allowed in NUMBERS.items():
@@ -237,27 +239,27 @@ def _check_flags(flags: argparse.Namespace) -> None:
         ranges.check(f"--{name.replace('_', '-')}", value, ranges.Field(type(value), allowed))
 
 
-def _workdir(given: str | None) -> pathlib.Path:
+def _workdir(text: str | None) -> pathlib.Path:
     from jtasks import errors
 
-    if given is not None and not given.strip():
+    if text is not None and not text.strip():
         raise errors.ConfigError("--workdir= is empty: give the run's folder, which need not exist yet")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", given or ""):
-        raise errors.ConfigError(f"--workdir={given} is a URL: give a local folder, such as where a bucket is mounted")
-    return _path("--workdir", given or ".")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text or ""):
+        raise errors.ConfigError(f"--workdir={text} is a URL: give a local folder, such as where a bucket is mounted")
+    return _path("--workdir", text or ".")
 
 
-def _path(flag: str, given: str) -> pathlib.Path:
+def _path(flag: str, text: str) -> pathlib.Path:
     from jtasks import errors
 
     try:
-        return pathlib.Path(given).expanduser()
+        return pathlib.Path(text).expanduser()
     except RuntimeError:
-        raise errors.ConfigError(f"{flag}={given}: there is no such user's home folder") from None
+        raise errors.ConfigError(f"{flag}={text}: there is no such user's home folder") from None
 
 
 def _config_file(flags: argparse.Namespace) -> str:
-    """--config, or without it the config.json of the run in --workdir."""
+    """Return --config, or without it the config.json of the run in --workdir."""
     from jtasks import errors
     from jtasks.run import workdir
 
@@ -278,7 +280,7 @@ def _join(flags: argparse.Namespace) -> None:
 
     place = flags.coordinator, flags.processes, flags.process
     if flags.mode == "check" and processes.find(*place):
-        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: say --processes=1")
+        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: give --processes=1")
     joined = processes.start(*place, flags.timeout, _workdir(flags.workdir), make=flags.mode == "train")
     if joined is not None and joined.process == 0:
         print(f"{joined.processes} processes, by {joined.launcher}", file=sys.stderr, flush=True)
@@ -318,15 +320,15 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     sizes = config.mesh.to_dict().values()
     if flags.devices is None and -1 in sizes:
-        raise errors.ConfigError("config.mesh has a -1, which takes all devices that are left: say --devices=N")
+        raise errors.ConfigError("config.mesh has a -1, which takes all remaining devices: give --devices=N")
     devices = math.prod(sizes) if flags.devices is None else flags.devices
-    jax.config.update("jax_platforms", "cpu")  # fake devices, before JAX has looked for others
+    jax.config.update("jax_platforms", "cpu")  # fake devices, before JAX looks for others
     jax.config.update("jax_num_cpu_devices", devices)
     from jtasks.run import plan
 
-    found = plan.run(config, plan.Hardware(**{name: getattr(flags, name) for name in plan.Hardware._fields}))
-    print(plan.table(found), file=sys.stderr)
-    return found
+    estimate = plan.run(config, plan.Hardware(**{name: getattr(flags, name) for name in plan.Hardware._fields}))
+    print(plan.table(estimate), file=sys.stderr)
+    return estimate
 
 
 def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
@@ -345,7 +347,7 @@ def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jtasks",
-        description="Train, evaluate and look at a machine-learning task.",
+        description="Train, evaluate and inspect a machine-learning task.",
         epilog=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -353,46 +355,48 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--config",
         metavar="CONFIG[:PRESET]",
-        help="a shipped config's name, or a file that defines get_config; without it, DIR/config.json",
+        help="name of a shipped config, or a file that defines get_config; default: DIR/config.json",
     )
     parser.add_argument("--list", action="store_true", help="print the shipped configs and exit")
     parser.add_argument("--version", action="version", version=f"jtasks {jtasks.__version__}")
-    parser.add_argument("--workdir", metavar="DIR", help="the run's folder: log, checkpoints, pictures")
+    parser.add_argument("--workdir", metavar="DIR", help="the run's folder, with log, checkpoints and pictures")
     parser.add_argument("--mode", default="train", choices=MODES)
-    parser.add_argument("--format", default="hf", choices=("hf",), help="for export: that of Hugging Face")
-    parser.add_argument("--out", metavar="FOLDER", help="for predict, show, export: where to, instead of in DIR")
+    parser.add_argument("--format", default="hf", choices=("hf",), help="for export: Hugging Face's format")
+    parser.add_argument("--out", metavar="FOLDER", help="for predict, show, export: output folder instead of DIR")
     parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
     parser.add_argument(
         "--checkpoint", metavar="WHICH", help="for eval, predict, show, export: newest (default), best, or a step"
     )
     several = parser.add_argument_group(
         "a run of several processes, which share DIR",
-        "SLURM, Open MPI, JobSet and TPU pods are recognized and need none of these; --processes=1 ignores them",
+        "SLURM, Open MPI, JobSet and TPU pods are detected and need no flags; --processes=1 ignores them",
     )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    several.add_argument("--processes", type=int, metavar="N", help="number of processes")
+    several.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
     several.add_argument(
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for the others (300)"
     )
     plan = parser.add_argument_group(
         "for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card"
     )
-    plan.add_argument("--devices", type=int, metavar="N", help="how many; without it, as many as config.mesh has")
+    plan.add_argument("--devices", type=int, metavar="N", help="number of devices; default: as in config.mesh")
     plan.add_argument(
         "--peak-tflops", type=float, default=312.0, metavar="T", help="peak of a device, in TFLOP/s (312)"
     )
-    plan.add_argument("--efficiency", type=float, default=0.4, metavar="E", help="the part of it that is reached (0.4)")
+    plan.add_argument(
+        "--efficiency", type=float, default=0.4, metavar="E", help="fraction of the peak that is reached (0.4)"
+    )
     plan.add_argument("--bandwidth-gbs", type=float, default=25.0, metavar="B", help="GB/s out of a device (25)")
-    plan.add_argument("--latency-us", type=float, default=10.0, metavar="L", help="microseconds a hop (10)")
+    plan.add_argument("--latency-us", type=float, default=10.0, metavar="L", help="microseconds per hop (10)")
     return parser
 
 
 def _use_huge_pages() -> None:
-    """Start this process anew with glibc asking for huge pages, which it reads from the environment at the start only.
+    """Restart this process with huge pages, a setting that glibc reads from the environment only at the start.
 
-    XLA's CPU backend allocates its scratch memory anew for each step, and with pages of 4 KiB the kernel
-    can take longer to clear them than XLA to compute: benchmarks/README.md has the figures.
+    XLA's CPU backend allocates new scratch memory for each step, and the kernel can take longer to clear pages of
+    4 KiB than XLA to compute: benchmarks/README.md has the figures.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
@@ -400,33 +404,33 @@ def _use_huge_pages() -> None:
         os.execv(sys.executable, sys.orig_argv)
 
 
-def _quiet() -> None:
-    """Keep libraries' chatter off the terminal; their warnings stay, and their errors are raised."""
+def _silence_libraries() -> None:
+    """Silence libraries' log messages; their warnings stay, and their errors are raised."""
     from logging import CRITICAL, getLogger
 
     from absl import logging
 
     logging.set_verbosity(logging.FATAL)
     getLogger("asyncio").setLevel(CRITICAL)
-    sys.unraisablehook = _unraisable
+    sys.unraisablehook = _report_unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
-def _unraisable(failure: Any) -> None:
-    """Show an error that no one could catch, but not those of TensorStore's callbacks after a save that failed."""
+def _report_unraisable(failure: Any) -> None:
+    """Report an error that nothing could catch, except for those of TensorStore's callbacks after a failed save."""
     if str(failure.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(failure)
 
 
 def _compilation_cache() -> None:
-    """Compiled programs are kept in the user's cache folder, unless JAX_COMPILATION_CACHE_DIR says where."""
+    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache folder."""
     import jax
 
     from jtasks.data.files import cache_folder
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         cache = cache_folder() / "compiled"
-        with contextlib.suppress(OSError):  # without a writable cache folder, programs are compiled anew
+        with contextlib.suppress(OSError):  # without a writable cache folder, programs are compiled each time
             cache.mkdir(parents=True, exist_ok=True)
             jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

@@ -1,4 +1,4 @@
-"""Configs: fields that all have, presets, command-line overrides, and the frozen result."""
+"""Configs: common fields, presets, command-line overrides, and the frozen result."""
 
 import contextlib
 import copy
@@ -31,40 +31,40 @@ FIELDS = {
     "seed": Field(int, "[0, 9e18]", 0),
     "steps": Field(int, "[0, 2e9]", 0),  # optimizer steps; or give epochs
     "epochs": Field(float, "[0, inf)", 0.0),
-    "batch_size": Field(int, "[1, 2e9]", 64),  # examples a step, over all devices and microbatches
-    "batch_tokens": Field(int, "[0, 2e9]", 0),  # instead: tokens a step, by length (see data.buckets); 0: off
-    "accumulate": Field(int, "[1, 2e9]", 1),  # microbatches a step
+    "batch_size": Field(int, "[1, 2e9]", 64),  # examples per step, over all devices and microbatches
+    "batch_tokens": Field(int, "[0, 2e9]", 0),  # instead: tokens per step, by length (see data.buckets); 0: off
+    "accumulate": Field(int, "[1, 2e9]", 1),  # microbatches per step
     "eval_every": Field(int, "[0, inf)", 0),  # steps; 0: only at the end
     "save_every": Field(int, "[0, inf)", 1000),  # steps; 0: only at the end
     "log_every": Field(int, "[1, inf)", 50),
-    "keep": Field(int, "[1, inf)", 2),  # newest checkpoints kept
-    "best": Field(str, None, ""),  # the checkpoint with the lowest (or "-split/name": highest) metric is kept too
-    "report_metric": Field(bool, None, True),  # evaluate predictions too, by score_fn, at the end and in --mode=eval
-    "show_count": Field(int, "[0, 2e9]", 8),  # examples that show_fn pictures at each evaluation; 0: none
+    "keep": Field(int, "[1, inf)", 2),  # number of newest checkpoints to keep
+    "best": Field(str, None, ""),  # keep the checkpoint with the lowest (or "-split/name": highest) metric too
+    "report_metric": Field(bool, None, True),  # score predictions by score_fn, at the end and in --mode=eval
+    "show_count": Field(int, "[0, 2e9]", 8),  # examples for show_fn at each evaluation; 0: none
     "precision": Field(str, ("float32", "bfloat16"), "float32"),  # of the computation; parameters stay float32
     "ema": Field(float, "[0, 1)", 0.0),  # decay of a moving average of the parameters, used to evaluate; 0: none
-    "max_bad_steps": Field(int, "[1, inf)", 10),  # stop after so many non-finite steps in a row
-    "check.step": Field(int, "[0, 2e9]", 0),  # of --mode=check: replay the batch of this step; 0: the conformance kit
-    "init_from": Field(str, None, ""),  # a workdir or checkpoint to take parameters from, as they fit; or hf:FOLDER
+    "max_bad_steps": Field(int, "[1, inf)", 10),  # stop after this many non-finite steps in a row
+    "check.step": Field(int, "[0, 2e9]", 0),  # for --mode=check: replay the batch of this step; 0: the conformance kit
+    "init_from": Field(str, None, ""),  # a workdir, a checkpoint or hf:FOLDER to take fitting parameters from
     "data.dir": Field(str),  # None: $JTASKS_DATA, else the user's cache folder
-    "data.threads": Field(int, "[0, 10000]", 16),  # that read ahead, where data is not in memory
-    "data.workers": Field(int, "[0, 10000]", 0),  # processes that do so instead
-    "data.allow_changes": Field(bool, None, False),  # go on with other data or other fields here than the run had
-    "data.skip_bad": Field(int, "[0, inf)", 0),  # examples that may be replaced because they cannot be read
-    "data.buckets": Field(tuple, "[1, 2e9]", ()),  # of batch_tokens: lengths that batches are cut to, ascending
-    "mesh.data": Field(int, "[-1, 2e9]", -1),  # devices along each axis; -1: all that are left
+    "data.threads": Field(int, "[0, 10000]", 16),  # threads that read ahead data not in memory
+    "data.workers": Field(int, "[0, 10000]", 0),  # processes instead of threads
+    "data.allow_changes": Field(bool, None, False),  # resume although data or data fields differ from the run's
+    "data.skip_bad": Field(int, "[0, inf)", 0),  # most unreadable examples to replace
+    "data.buckets": Field(tuple, "[1, 2e9]", ()),  # for batch_tokens: lengths that batches are cut to, ascending
+    "mesh.data": Field(int, "[-1, 2e9]", -1),  # devices along each axis; -1: all remaining devices
     "mesh.fsdp": Field(int, "[-1, 2e9]", 1),
     "mesh.tensor": Field(int, "[-1, 2e9]", 1),
-    "sharding": Field(tuple, None, ()),  # ((regex of parameters, how they are divided), ...)
-    "shares": Field(object),  # microbatches of each device: None (alike), (3, 1, ...), "auto"
+    "sharding": Field(tuple, None, ()),  # ((regex of parameter paths, spec), ...)
+    "shares": Field(object),  # microbatches of each device: None (equal), (3, 1, ...), "auto"
 }
-STRICT = ("config.optim", "config.mesh", "config.check")  # groups that have no other fields than these
+STRICT = ("config.optim", "config.mesh", "config.check")  # groups that allow no further fields
 GROUPS = ("data", "model", "optim", "mesh", "check")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 
 def defaults(optimizer: str = "adamw", own: dict[str, Field] | None = None) -> ml_collections.ConfigDict:
-    """Return the fields that every config has, and a task's `own`, with their default values."""
+    """Return the fields of every config, and a task's `own` fields, with their default values."""
     groups = {name.partition(".")[0] for name in own or {} if "." in name}
     config = ml_collections.ConfigDict({group: {} for group in (*GROUPS, *sorted(groups - set(GROUPS)))})
     for name, field in (FIELDS | (own or {})).items():
@@ -76,7 +76,7 @@ def defaults(optimizer: str = "adamw", own: dict[str, Field] | None = None) -> m
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read `FILE.py[:PRESET]`, or a shipped config by name (`igpt_cifar:xxs`), and `freeze` it with the overrides.
+    """Read `FILE.py[:PRESET]`, or a shipped config by name (`igpt_cifar:xxs`), and `freeze` with the overrides.
 
     Raises:
       ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
@@ -88,12 +88,12 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), path: str = "the config") -> Config:
-    """Return a whole, checked and frozen config: defaults filled in, overrides applied, references resolved.
+    """Return a complete, checked and frozen config: defaults filled in, overrides applied, references resolved.
 
     Args:
-      config: a ConfigDict, which stays as it is, or any mapping; a frozen config comes back equal.
-      overrides: `--config.a.b=value`; the last one of a field counts, and fields that refer to it follow.
-      path: where the config is from, for messages.
+      config: a ConfigDict, which is not changed, or any mapping; a frozen config comes back equal.
+      overrides: `--config.a.b=value`; the last value of a field counts, and fields that refer to the field follow.
+      path: origin of the config, for messages.
 
     Raises:
       ConfigError: a field or a value is wrong; the message names the nearest right one.
@@ -104,7 +104,7 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
         raise ConfigError(f"{path} holds what no config can: {error}") from error
     with tree.unlocked(), _finite(path):
         own = _own_fields(tree, overrides)
-        _lay(tree, defaults(_optimizer(tree, overrides), own), "config", path, frozenset(own))
+        _merge(tree, defaults(_optimizer(tree, overrides), own), "config", path, frozenset(own))
         overrides_.apply(tree, overrides, FIELDS | own)
         for length, other in (("steps", "epochs"), ("epochs", "steps")):
             if overrides_.given(overrides, f"config.{length}") and not overrides_.given(overrides, f"config.{other}"):
@@ -124,12 +124,12 @@ def _finite(path: str) -> Iterator[None]:
 
 
 def to_json(config: Config) -> dict[str, Any]:
-    """Plain JSON data; tuples become lists."""
+    """Return the config as JSON data; tuples become lists."""
     return json.loads(json.dumps(config.to_dict()))
 
 
 def fields(config: Mapping[str, Any], prefix: str = "config") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values of all leaves."""
+    """Yield dotted names and values of all leaves."""
     for name, value in config.items():
         if isinstance(value, Mapping | ml_collections.ConfigDict):
             yield from fields(value, f"{prefix}.{name}")
@@ -176,7 +176,7 @@ def _absent(file: str) -> str:
 
 
 def _presets(error: BaseException) -> str:
-    """Return what PRESETS there are, of the config files that the error went through."""
+    """Return a list of the PRESETS of the config file that raised the error, for its message; "" if there are none."""
     there = [
         frame.f_globals["PRESETS"]
         for frame, _ in traceback.walk_tb(error.__traceback__)
@@ -197,7 +197,7 @@ def _read_json(file: str) -> dict[str, Any]:
 
 
 def _optimizer(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> str:
-    """Return the name of the optimizer, which decides what fields config.optim has."""
+    """Return the name of the optimizer, which determines the fields of config.optim."""
     group = overrides_.value(config, "optim") if "optim" in config else {}
     if not isinstance(group, Mapping | ml_collections.ConfigDict):
         raise ConfigError(f"config.optim must be a dict of fields, not {ranges.shown(group)}")
@@ -206,15 +206,16 @@ def _optimizer(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> s
 
 
 def _own_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> dict[str, Field]:
-    """Return the fields that the config's task declares; none of a task that is not there, which `prepare` tells."""
+    """Return the fields that the config's task declares; {} for a task that does not exist, which `prepare` reports."""
     name = overrides_.given(overrides, "config.task") or (overrides_.value(config, "task") if "task" in config else "")
     return task.fields(task.load(name)) if isinstance(name, str) and task.exists(name) else {}
 
 
-def _lay(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] = frozenset()) -> None:
-    """Lay a config over the defaults; fields in it may be references, or required and not set yet.
+def _merge(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] = frozenset()) -> None:
+    """Fill a config with the defaults; its fields may be references, or required and not set yet.
 
-    A file may have more fields, such as those that others refer to, unless a name nearly is that of one it leaves out.
+    A config may have additional fields, such as fields that others refer to, unless the name of one resembles a
+    default field that the config leaves out.
     """
     checked = prefix in ("config", "config.data") or any(f"config.{name}".startswith(f"{prefix}.") for name in own)
     known = [name for name in under if prefix == "config" or name not in config]
@@ -232,11 +233,11 @@ def _lay(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] = 
         elif isinstance(default, ml_collections.ConfigDict):
             if not isinstance(inner := overrides_.value(config, name), ml_collections.ConfigDict):
                 raise ConfigError(f"{here} must be a dict of fields, not {ranges.shown(inner)}")
-            _lay(inner, default, here, path, own)
+            _merge(inner, default, here, path, own)
 
 
 def plain(value: Any, name: str) -> Any:
-    """Return a value as JSON has it, with tuples for lists and references resolved."""
+    """Return a value as JSON data, with tuples for lists and references resolved."""
     if isinstance(value, FieldReference):
         return plain(_resolved(value, name), name)
     if isinstance(value, Mapping | ml_collections.ConfigDict):
@@ -286,12 +287,12 @@ def _printable(value: Any, name: str) -> Any:
 
 
 def _node(config: Any, groups: Sequence[str]) -> Any:
-    """Return the group of fields that is reached by these names."""
+    """Return the group of fields at a path of names."""
     return functools.reduce(lambda node, group: node[group], groups, config)
 
 
 def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
-    """Check all fields of a plain config; where None stands for the default, put it there, but for the model's."""
+    """Check all fields of a plain config, and replace None by the default, except in config.model."""
     for name, field in table.items():
         *groups, last = name.split(".")
         node = config.get(groups[0]) if groups else config

@@ -1,4 +1,4 @@
-"""What people read on stderr, and streams that outlive their readers; stdout belongs to the result."""
+"""Human-readable output on stderr, and streams that outlive their readers; stdout belongs to the result."""
 
 import io
 import math
@@ -10,10 +10,10 @@ from jtasks.errors import printable
 
 
 class Lasting(io.TextIOWrapper):
-    """A stream that goes nowhere once it cannot be written to (its reader is gone, its disk is full)."""
+    """A stream that discards all output after a failed write (its reader is gone, its disk is full)."""
 
     def write(self, text: str) -> int:
-        """Write, and return the number of characters."""
+        """Write `text`, and return the number of characters."""
         try:
             return super().write(text)
         except OSError:
@@ -21,28 +21,28 @@ class Lasting(io.TextIOWrapper):
             return len(text)
 
     def flush(self) -> None:
-        """Flush."""
+        """Flush the stream."""
         try:
             super().flush()
         except OSError:
             self._drop()
 
     def _drop(self) -> None:
-        """Let the file descriptor lead nowhere, so that what is buffered and what C++ writes can go there too."""
+        """Redirect the file descriptor to /dev/null, also for buffered output and for output of C++."""
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)
 
 
 def open_descriptors() -> None:
-    """Open those of 0, 1 and 2 that the caller closed: else a checkpoint's file gets the number, and C++'s messages."""
+    """Open the closed ones of descriptors 0, 1 and 2: else a checkpoint's file gets the number and C++'s messages."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
 
 
 def settle() -> None:
-    """Make stdout and stderr last, and show what their encoding lacks as escapes."""
+    """Replace stdout and stderr by streams that outlive their readers and escape what their encoding lacks."""
     open_descriptors()
     for name, descriptor in (("stdout", 1), ("stderr", 2)):
         old: Any = getattr(sys, name)
@@ -54,7 +54,7 @@ def settle() -> None:
 
 
 def say(text: str) -> None:
-    """Prints `text` to stderr, on the first of the run's processes."""
+    """Print `text` to stderr, on the run's first process only."""
     import jax
 
     if jax.process_index() == 0:
@@ -62,12 +62,12 @@ def say(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    """Says `text` so that nobody misses it."""
+    """Print `text` as a warning."""
     say(f"WARNING: {text}")
 
 
 def number(value: float) -> str:
-    """Returns `value` for people: four significant digits, very small and large ones in exponent form.
+    """Format `value` with four significant digits; very small and large values in exponent form.
 
     >>> [number(x) for x in (1.48213, 5210.4, 1e-5, 3, 0, float("nan"))]
     ['1.482', '5,210', '1e-05', '3', '0', 'nan']

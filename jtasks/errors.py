@@ -1,4 +1,4 @@
-"""The errors a user can act on; the command line prints their message without a traceback.
+"""Errors that a user can act on; the command line prints their message without a traceback.
 
 Each message says what was wrong, where, what was expected and what to do next.
 """
@@ -9,15 +9,14 @@ EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with the state saved; run 
 
 
 def printable(text: str) -> str:
-    r"""`text` for a terminal, in which names and values from files can command nothing.
+    r"""Escape `text` for a terminal, so that names and values from files cannot control the terminal.
 
-    Control characters but line feeds and tabs, marks that turn the direction of writing, and halves of surrogate pairs
-    stand as escapes.
+    Escapes control characters except line feeds and tabs, marks of text direction, and lone surrogates.
 
     >>> print(printable("no file 'a\x1b[2Jb'"))
     no file 'a\x1b[2Jb'
     """
-    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -28,7 +27,7 @@ class ConfigError(ValueError):
 
 
 class DataError(RuntimeError):
-    """Data is corrupt, empty or cannot be fetched: exit code 1. (A path in the config to nowhere is a ConfigError.)"""
+    """Data is corrupt, empty or cannot be fetched: exit code 1. (A missing path in the config is a ConfigError.)"""
 
 
 class CheckpointError(RuntimeError):

@@ -1,4 +1,4 @@
-"""What is wrong with a task: a fault with its remedy, and where in the author's code an error arose."""
+"""Faults of a task, each with its remedy, and the lines of the author's code that raised an error."""
 
 import inspect
 import linecache
@@ -13,7 +13,7 @@ CONTRACT = (*tasks.REQUIRED, *tasks.OPTIONAL)
 
 
 class Fault(Exception):  # noqa: N818 (a finding about the task, no error of the library)
-    """A check failed: what was found, and what to do."""
+    """A failed check: the finding, and what to do."""
 
     def __init__(self, detail: str, hint: str):
         super().__init__(detail)
@@ -21,19 +21,19 @@ class Fault(Exception):  # noqa: N818 (a finding about the task, no error of the
 
 
 def require(condition: bool, detail: str, hint: str) -> None:
-    """Raise a Fault unless it holds."""
+    """Raise a Fault unless the condition holds."""
     if not condition:
         raise Fault(detail, hint)
 
 
 def some(names: Iterable[str], limit: int = 5) -> str:
-    """The first few names, and how many more there are."""
+    """Return the first few names, and the number of further ones."""
     names = list(names)
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def explained(error: BaseException, task: ModuleType | None, *, whole: bool = False) -> str:
-    """One sentence: the function of the contract, the exception, and the author's own line, or all of these lines."""
+    """Describe an error by the contract's function, the exception, and the author's last line, or all such lines."""
     frames, function = _frames(error, task), raised_in(error, task)
     text = " ".join(str(error).strip().split("\n\n")[0].split())
     text = text if len(text) <= 400 else text[:400] + " ..."
@@ -42,25 +42,25 @@ def explained(error: BaseException, task: ModuleType | None, *, whole: bool = Fa
 
 
 def raised_in(error: BaseException, task: ModuleType | None) -> str:
-    """The function of the contract in which an error arose, "" for none."""
+    """Return the contract's function that raised an error, "" for none."""
     names = {code.co_name: name for name, code in _codes(task).items()}
     return next((names[frame.name] for frame in _frames(error, task) if frame.name in names), "")
 
 
 def located(frame: traceback.FrameSummary) -> str:
-    """A frame as `file.py:12, in function: code`."""
+    """Format a frame as `file.py:12, in function: code`."""
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{frame.filename}:{frame.lineno}, in {frame.name}" + (f": {line}" if line else "")
 
 
 def author_files(task: ModuleType | None) -> set[str]:
-    """The files in which the task's functions are written."""
+    """Return the source files of the task's functions."""
     files = {getattr(task, "__file__", None)} | {code.co_filename for code in _codes(task).values()}
     return {file for file in files if file}
 
 
 def author_frames(frames: Iterable[traceback.FrameSummary], task: ModuleType | None) -> list[traceback.FrameSummary]:
-    """Those of the author's files; where there are none, those outside of this library and of installed ones."""
+    """Return the frames in the author's files; if there are none, those outside of this and of installed libraries."""
     frames, files = list(frames), author_files(task)
     own = [frame for frame in frames if frame.filename in files]
     library = str(pathlib.Path(__file__).parent)
@@ -68,14 +68,14 @@ def author_frames(frames: Iterable[traceback.FrameSummary], task: ModuleType | N
 
 
 def _codes(task: ModuleType | None) -> dict[str, CodeType]:
-    """The code of each of the contract's functions."""
+    """Return the code of each of the contract's functions."""
     functions = {name: getattr(task, name, None) for name in CONTRACT}
     codes = {name: getattr(inspect.unwrap(f), "__code__", None) for name, f in functions.items() if callable(f)}
     return {name: code for name, code in codes.items() if code is not None}
 
 
 def _frames(error: BaseException, task: ModuleType | None) -> list[traceback.FrameSummary]:
-    """The author's frames of an error or of what caused it, outermost first."""
+    """Return the author's frames of an error or of its cause, outermost first."""
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:

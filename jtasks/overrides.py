@@ -1,4 +1,4 @@
-"""`--config.a.b=value` on the command line: the text of a value by the type of its field, laid over a config."""
+"""Overrides on the command line, `--config.a.b=value`: values parsed by the type of their field."""
 
 import ast
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,21 @@ BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": Fa
 
 
 def given(overrides: Sequence[str], name: str) -> str | None:
-    """Return the text that the overrides give a field, the last one's; None where they leave it alone."""
+    """Return the text of the last override of a field; None if there is none."""
     texts = [text for key, _, text in (override.partition("=") for override in overrides) if key == f"--{name}"]
     return texts[-1] if texts else None
 
 
 def apply(config: ml_collections.ConfigDict, overrides: Sequence[str], known: Mapping[str, Field]) -> None:
-    """Set fields of an unlocked config; fields that refer to these follow.
+    """Set fields of an unlocked config; fields that refer to them follow.
 
     Args:
-      known: types of fields by their names; another field keeps the type that it has.
+      config: the config, changed in place.
+      overrides: `--config.a.b=value`, applied in order.
+      known: types of fields by name; other fields keep their type.
 
     Raises:
-      ConfigError: there is no such field, or its type does not read such a text.
+      ConfigError: there is no such field, or the text does not fit its type.
     """
     for override in overrides:
         name, _, text = override.partition("=")
@@ -34,7 +36,7 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[str], known: Ma
         *groups, last = name.split(".")[1:]
         node, here = config, "config"
         for group in groups:
-            node, here = _entered(node, group, here, name), f"{here}.{group}"
+            node, here = _group(node, group, here, name), f"{here}.{group}"
         if last not in node:
             raise ConfigError(unknown(name, node))
         if isinstance(value(node, last), ml_collections.ConfigDict):
@@ -43,7 +45,7 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[str], known: Ma
 
 
 def parsed(text: str, kind: type, override: str) -> Any:
-    """Return the value of a type that a text stands for.
+    """Parse a text as a value of a type.
 
     >>> parsed("1e-3", float, ""), parsed("3,1", tuple, ""), parsed("123", str, "")
     (0.001, (3, 1), '123')
@@ -70,7 +72,7 @@ def parsed(text: str, kind: type, override: str) -> Any:
 
 
 def value(node: ml_collections.ConfigDict, name: str) -> Any:
-    """Return the value of a field; None for a required one that has none yet."""
+    """Return the value of a field; None for a required field that is not set yet."""
     try:
         return node[name]
     except RequiredValueError:
@@ -78,23 +80,23 @@ def value(node: ml_collections.ConfigDict, name: str) -> Any:
 
 
 def set_value(node: ml_collections.ConfigDict, name: str, new: Any) -> None:
-    """Set a field, whatever type it had; fields that refer to it follow."""
+    """Set a field to a value of any type; fields that refer to the field follow."""
     field = dict(node.items(preserve_field_references=True))[name]
     if isinstance(field, FieldReference):
         field.set(new, type_safe=False)
     else:
-        del node[name]  # and with it the type of the old value
+        del node[name]  # forget the type of the old value
         node[name] = new
 
 
 def unknown(name: str, node: Mapping[str, Any]) -> str:
-    """Return the message about a field that a group does not have."""
+    """Return the message about a field that a group lacks."""
     group, _, last = name.rpartition(".")
     near = did_you_mean(last, list(node), f"{group}.", cutoff=0.5)
     return f"unknown field {name}" + (near or f", {group} has {', '.join(node) or 'no fields'}")
 
 
-def _entered(node: ml_collections.ConfigDict, group: str, here: str, name: str) -> ml_collections.ConfigDict:
+def _group(node: ml_collections.ConfigDict, group: str, here: str, name: str) -> ml_collections.ConfigDict:
     if group not in node:
         raise ConfigError(unknown(f"{here}.{group}", node))
     inner = value(node, group)
@@ -108,12 +110,12 @@ def _kind(node: ml_collections.ConfigDict, last: str, name: str, known: Mapping[
         return known[short].kind
     field = dict(node.items(preserve_field_references=True))[last]
     kind = field.get_type() if isinstance(field, FieldReference) else type(field)
-    return float if kind is type(None) and name.startswith("config.optim.") else kind  # as sgd's momentum
+    return float if kind is type(None) and name.startswith("config.optim.") else kind  # such as sgd's momentum
 
 
 def _integer(text: str) -> int:
     read = _literal(text)
-    number = float(text) if isinstance(read, str) else read  # as 007, which is no literal
+    number = float(text) if isinstance(read, str) else read  # such as 007, which is no literal
     if isinstance(number, bool) or number != int(number):
         raise ValueError(text)
     return int(number)

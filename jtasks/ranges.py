@@ -1,7 +1,7 @@
-"""What the fields of a config may hold: a type, and an interval or a choice.
+"""Allowed values of the fields of a config: a type, and an interval or a choice.
 
-The fields of every config are in `config.FIELDS`, those of an optimizer in `optim.ALLOWED`, those of a task in its
-`defaults`; here are the ranges of the models' fields.
+`config.FIELDS` has the fields of every config, `optim.ALLOWED` an optimizer's, a task's `defaults` its own; this
+module has the ranges of the models' fields.
 """
 
 import dataclasses
@@ -18,10 +18,10 @@ class Field(NamedTuple):
     """A field of a config.
 
     Attributes:
-      kind: type of the value; an int may stand for a float. `object`: any.
-      allowed: an interval, such as "[0, 1)", which the numbers of a tuple must be in as well; or the values to choose
-        from; or "regex"; None: all values.
-      default: where the config does not say; with None the field may also be None.
+      kind: type of the value; a float field accepts an int. `object`: any type.
+      allowed: an interval such as "[0, 1)", also for each number of a tuple; a tuple of choices; "regex"; or None
+        for all values.
+      default: value if the config does not set the field; a field with the default None may be None.
     """
 
     kind: type
@@ -58,11 +58,11 @@ MODEL = {
     "plain": Field(bool),
 }
 
-COUNTS = {"vocab", "positions", "classes", "labels"}  # at least those of the data
+COUNTS = {"vocab", "positions", "classes", "labels"}  # at least as large as in the data
 
 
 def check(name: str, value: Any, field: Field) -> Any:
-    """Return the value as its field has it: an int as a float where the field holds floats.
+    """Check a value, and return it in the type of its field: an int becomes a float in a float field.
 
     Raises:
       ConfigError: the value has another type, or is not allowed.
@@ -73,7 +73,7 @@ def check(name: str, value: Any, field: Field) -> Any:
     kind, allowed = field.kind, field.allowed
     if value is None:
         return None
-    value = value.item() if hasattr(value, "item") else value  # a number of NumPy's
+    value = value.item() if hasattr(value, "item") else value  # a NumPy scalar
     fits = isinstance(value, kind) or (kind is float and type(value) is int)
     if not fits or (isinstance(value, bool) and kind not in (bool, object)):
         raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({shown(value)})")
@@ -89,7 +89,7 @@ def check(name: str, value: Any, field: Field) -> Any:
 
 
 def check_model(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
-    """Check the fields of a model by their names; those that have no value yet are left out.
+    """Check the fields of a model by name, except for fields without a value yet.
 
     Raises:
       ConfigError: a field has another type or is not allowed, or the heads do not divide the width.
@@ -100,7 +100,7 @@ def check_model(fields: Mapping[str, Any], prefix: str = "config.model.") -> Non
 
 
 def check_against_data(fields: Mapping[str, Any], needed: Mapping[str, Any], prefix: str = "config.model.") -> None:
-    """Raise ConfigError where a model of a shipped task is too small for the ids, positions or classes of its data."""
+    """Raise ConfigError if a shipped task's model is too small for the ids, positions or classes of the data."""
     for name in COUNTS & needed.keys():
         if fields.get(name) is not None and fields[name] < needed[name]:
             raise ConfigError(f"{prefix}{name}={fields[name]} must be at least {needed[name]}: the data has that many")
@@ -113,19 +113,19 @@ def check_against_data(fields: Mapping[str, Any], needed: Mapping[str, Any], pre
 
 
 def check_module(module: Any) -> None:
-    """Check a Flax module's own fields as those of config.model."""
+    """Check a Flax module's own fields like those of config.model."""
     check_model({field.name: getattr(module, field.name) for field in dataclasses.fields(module)}, prefix="")
 
 
 def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
-    """Raise ConfigError where the heads do not divide the width."""
+    """Raise ConfigError if the heads do not divide the width."""
     width, heads = fields.get("width"), fields.get("heads")
     if width and heads and width % heads:
         raise ConfigError(f"{prefix}width={width} must be divisible by {prefix}heads={heads}")
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:
-    """Raise ConfigError where fields of a shipped task do not go together."""
+    """Raise ConfigError if fields of a shipped task contradict each other."""
     model, beam = config["model"], config.get("beam") or {}
     for name in ("name", "tokenizer"):
         if not config["data"].get(name, True):
@@ -144,7 +144,7 @@ def check_shapes(config: Mapping[str, Any]) -> None:
 
 
 def did_you_mean(name: Any, known: Collection[str], prefix: str = "", cutoff: float = 0.6) -> str:
-    """Return ", did you mean ...?" with the nearest of the known names; "" where none is near.
+    """Return ", did you mean ...?" with the nearest of the known names; "" if none is near.
 
     >>> did_you_mean("widht", ["width", "depth"])
     ', did you mean width?'
@@ -154,11 +154,11 @@ def did_you_mean(name: Any, known: Collection[str], prefix: str = "", cutoff: fl
 
 
 def shown(value: Any) -> str:
-    """Return the value on one line of an error, cut where it is long."""
+    """Format a value on one line of an error, cut to 80 characters."""
     try:
         text = repr(value).replace("\n", " ")
     except ValueError:
-        return "a number of thousands of digits"  # Python does not write these
+        return "a number of thousands of digits"  # Python refuses to format these
     return text if len(text) <= 80 else text[:77] + "..."
 
 

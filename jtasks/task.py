@@ -4,30 +4,30 @@ Required:
 
     dataset(split, config)                 arrays [n, ...] by name, or a sequence of examples; None: no such split
     init(rng, batch, config)               parameters, a dict of arrays
-    loss_fn(params, batch, rng, config)    (loss, metrics); rng None: evaluation, no dropout and no augmentation
+    loss_fn(params, batch, rng, config)    (loss, metrics); rng None: evaluation, without dropout and augmentation
 
 Optional:
 
     eval_fn(params, batch, config)         metrics; by default those of loss_fn with rng None
-    prepare(config)                        what is made once, on one process: downloads, palettes, tokenizers
+    prepare(config)                        downloads, palettes, tokenizers: runs once, on one process
     defaults()                             {"group.field": default or ranges.Field}: the task's own fields of a config
     model_args(config)                     values for the fields of config.model that are None
-    assets(config)                         {file name: text} that a run cannot be understood without: its tokenizer
-    collate_fn(examples, config)           a batch from a list of examples, where stacking is not enough
-    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default, where
-                                           SEQUENCE_KEYS has "segments", how many of these [n, t] are not 0
-    predict_fn(params, batch, rng, config) outputs, one row an example
+    assets(config)                         {file name: text} that give the parameters their meaning: the tokenizer
+    collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
+    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default
+                                           the non-zero "segments" [n, t], if SEQUENCE_KEYS has them
+    predict_fn(params, batch, rng, config) outputs, one row per example
     score_fn(examples, outputs, config)    {name: number} over a whole split, on the host
-    show_fn(examples, outputs, config)     {name: uint8 image or text} for people to look at, on the host
-    export_fn(examples, outputs, config)   {file name: text}, predictions in the formats of the field, on the host
+    show_fn(examples, outputs, config)     {name: uint8 image or text} for people, on the host
+    export_fn(examples, outputs, config)   {file name: text}, predictions in the field's own formats, on the host
 
-`metrics` maps names to `jtasks.metrics.Mean`; those that are a `Loss` are the terms of the loss, and
-`loss == metrics.total(metrics)`. Training stores the assets in the workdir, and a resumed run must have the same.
-`score_fn` and `export_fn` run on the first process; they get sequences over a whole split, whose items are read
-when they are asked for.
+`metrics` maps names to `jtasks.metrics.Mean`. The means that are a `Loss` are the terms of the loss, and
+`loss == metrics.total(metrics)`. Training stores the assets in the workdir, and a resumed run must have equal assets.
+`score_fn` and `export_fn` run on the first process and get sequences over a whole split, whose items are read on
+demand.
 
 Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `SEQUENCE_KEYS` names the entries
-of a batch whose last axis is as long as the longest example, which batches of like lengths cut shorter.
+of a batch whose last axis has the length of the longest example, which batches by length cut shorter.
 `HF_ARCHITECTURE` is the transformers class of the model, for `--mode=export`.
 """
 
@@ -70,14 +70,14 @@ OPTIONAL = {
 FORMER = {
     "LOSSES": f"a term of the loss is {TERM}, among the metrics",
     "data_args": "the function that fills config.model is called model_args",
-    "report_fn": "the function that gives predictions in the formats of the field is called export_fn",
-    "PADDED": "the entries of a batch that may be cut shorter are named by SEQUENCE_KEYS",
-    "HUGGINGFACE": "the transformers class of the model is named by HF_ARCHITECTURE",
+    "report_fn": "the function that returns predictions in the field's own formats is called export_fn",
+    "PADDED": "SEQUENCE_KEYS names the entries of a batch that may be cut shorter",
+    "HUGGINGFACE": "HF_ARCHITECTURE names the transformers class of the model",
 }
 
 
 class Task(Protocol):
-    """A task's required functions, for type checkers; a module that has them is one."""
+    """The required functions of a task, for type checkers; a module with these functions is a task."""
 
     def dataset(self, split: str, config: Any) -> Any:
         """Return the examples of a split, or None."""
@@ -90,9 +90,9 @@ class Task(Protocol):
 
 
 def fields(task: Any) -> dict[str, Field]:
-    """Return the fields of a config that a task declares by `defaults`, by their dotted names."""
-    given = task.defaults() if hasattr(task, "defaults") else {}
-    return {name: value if isinstance(value, Field) else _field(value) for name, value in given.items()}
+    """Return the config fields that a task declares in `defaults`, by dotted name."""
+    declared = task.defaults() if hasattr(task, "defaults") else {}
+    return {name: value if isinstance(value, Field) else _field(value) for name, value in declared.items()}
 
 
 def _field(value: Any) -> Field:
@@ -103,8 +103,8 @@ def load(name: str) -> ModuleType:
     """Import a task by dotted module name or by the path of a .py file, and check its functions.
 
     Raises:
-      ConfigError: no such module or file, an error while it was imported, a required function is
-        missing, or a function takes other arguments than the contract says.
+      ConfigError: there is no such module or file, its import fails, a required function is missing, or a
+        function takes other arguments than in the contract.
     """
     module = load_file(name) if name.endswith(".py") else _import(name)
     validate(module, name)
@@ -112,7 +112,7 @@ def load(name: str) -> ModuleType:
 
 
 def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
-    """Return a task's eval_fn, or what stands for it: the metrics of loss_fn without randomness."""
+    """Return a task's eval_fn, by default a function that returns the metrics of loss_fn without randomness."""
 
     def evaluate(params: Any, batch: Any, config: Any) -> dict[str, Mean]:
         return task.loss_fn(params, batch, None, config)[1]
@@ -121,12 +121,12 @@ def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
 
 
 def assets(task: ModuleType, config: Any) -> dict[str, str]:
-    """Return the task's assets, {} where it has none; ConfigError where they are malformed."""
+    """Return the task's assets, {} if there are none; raise ConfigError if they are malformed."""
     return checked_texts(task.assets(config) if hasattr(task, "assets") else {}, f"assets of {config.task}")
 
 
 def checked_texts(texts: Any, function: str) -> dict[str, str]:
-    """Return the texts that a function returned; ConfigError where they are no {file name: text}."""
+    """Return the texts that a function returned; raise ConfigError if they are not {file name: text}."""
     if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
         raise ConfigError(f"{function} must return {{file name: text}}, not {shown(texts)}")
     for name in texts:
@@ -135,7 +135,7 @@ def checked_texts(texts: Any, function: str) -> dict[str, str]:
 
 
 def exists(name: str) -> bool:
-    """Return whether there is a module or a .py file of this name."""
+    """Return whether a module or a .py file of this name exists."""
     try:
         return pathlib.Path(name).is_file() if name.endswith(".py") else importlib.util.find_spec(name) is not None
     except (ImportError, ValueError, AttributeError):
@@ -143,7 +143,7 @@ def exists(name: str) -> bool:
 
 
 def load_file(path: str) -> ModuleType:
-    """Execute a .py file as a module; the same file is executed once a process."""
+    """Execute a .py file as a module; a process executes each file once."""
     file = pathlib.Path(path).resolve()
     if not file.is_file():
         raise ConfigError(f"no such file: {file}")
@@ -156,10 +156,10 @@ def load_file(path: str) -> ModuleType:
     if spec is None or spec.loader is None:
         raise ConfigError(f"{path} is not Python: a config or a task is a .py file")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before execution, as the import system does: dataclasses and pickle look it up
-    cloudpickle.register_pickle_by_value(module)  # grain's workers cannot import it by this name
-    beside = str(file.parent.parent)
-    sys.path.insert(0, beside)  # a config may build on its neighbors: from configs import igpt_cifar
+    sys.modules[name] = module  # before execution, like the import system: dataclasses and pickle look the module up
+    cloudpickle.register_pickle_by_value(module)  # grain's workers cannot import the module by this name
+    parent = str(file.parent.parent)
+    sys.path.insert(0, parent)  # a config may build on its neighbors: from configs import igpt_cifar
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
@@ -167,7 +167,7 @@ def load_file(path: str) -> ModuleType:
         del sys.modules[name]
         raise ConfigError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
     finally:
-        sys.path.remove(beside)
+        sys.path.remove(parent)
     return module
 
 
@@ -188,7 +188,7 @@ def _import(name: str) -> ModuleType:
 
 
 def _where(error: BaseException, file: pathlib.Path) -> str:
-    """The file and line at fault, as far as the error tells."""
+    """Return the file and, if the error has one, the line at fault."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"
     frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
@@ -197,7 +197,7 @@ def _where(error: BaseException, file: pathlib.Path) -> str:
 
 
 def validate(module: ModuleType, name: str) -> None:
-    """Check that a module has the contract's functions with its arguments; ConfigError says what is amiss."""
+    """Raise ConfigError unless a module has the contract's functions with the contract's arguments."""
     missing = [f"{f}({', '.join(arguments)})" for f, arguments in REQUIRED.items() if getattr(module, f, None) is None]
     if missing:
         raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
@@ -205,7 +205,7 @@ def validate(module: ModuleType, name: str) -> None:
         _validate_function(getattr(module, function, None), function, arguments, name)
     for former, now in FORMER.items():
         if hasattr(module, former):
-            raise ConfigError(f"task {name}: {former} has no meaning any more; {now}")
+            raise ConfigError(f"task {name}: {former} has no meaning any more: {now}")
     if not isinstance(getattr(module, "HF_ARCHITECTURE", ""), str):
         raise ConfigError(f"task {name}: HF_ARCHITECTURE must be the name of a class of transformers")
     if hasattr(module, "lengths") and not getattr(module, "SEQUENCE_KEYS", ()):

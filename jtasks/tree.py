@@ -1,4 +1,4 @@
-"""Names of the leaves of a tree of parameters."""
+"""Names of the leaves of a tree."""
 
 from typing import Any
 
@@ -11,5 +11,5 @@ def leaf_name(path: tuple[Any, ...]) -> str:
 
 
 def by_name(tree: Any) -> dict[str, Any]:
-    """Return the leaves of a tree by their names."""
+    """Return the leaves of a tree by name."""
     return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and that no link leads elsewhere."""
+"""Writing of files that are complete or absent, without following links."""
 
 import contextlib
 import os
@@ -11,19 +11,19 @@ from jtasks.errors import ConfigError
 
 
 def write_file(path: pathlib.Path, content: str | bytes) -> None:
-    """Write a file, text as UTF-8, or leave what is there as it is."""
+    """Write a file, text as UTF-8; if that fails, an old file stays unchanged."""
     with writer(path) as file:
         file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
 
 
 @contextlib.contextmanager
 def writer(path: pathlib.Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the name `path` at the end of the block, if nothing was raised in it.
+    """Open a binary file that gets the name `path` at the end of the block, unless the block raises.
 
-    It is written beside `path`, reaches the disk first, and replaces a link instead of following it.
+    The file is written beside `path` and flushed to disk first; it replaces a link instead of following the link.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.unlink(missing_ok=True)  # of a killed process with the same number
+    partial.unlink(missing_ok=True)  # left by a killed process with the same number
     try:
         with open(partial, "xb", opener=no_link) as file:
             yield file
@@ -37,7 +37,7 @@ def writer(path: pathlib.Path) -> Iterator[IO[bytes]]:
 
 
 def require_writable(folder: pathlib.Path) -> None:
-    """Make a folder, and see that files can be made in it; ConfigError otherwise, before anything is computed."""
+    """Make a folder; raise ConfigError, before anything is computed, if files cannot be made there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
@@ -46,20 +46,20 @@ def require_writable(folder: pathlib.Path) -> None:
 
 
 def no_link(path: str, flags: int) -> int:
-    """An `opener` of `open` that refuses a symbolic link at the end of the path with an OSError."""
+    """Open a path for `open(opener=)`; raise OSError if the path ends in a symbolic link."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
 
 def check_name(name: Any, where: str, reserved: tuple[str, ...] = ()) -> None:
-    """Refuse a name that a task gives a file unless it names a file of the folder itself.
+    """Refuse a task's name of a file unless the file lies in the folder itself.
 
     Args:
-      name: of the file.
-      where: it comes from, for the message.
-      reserved: names that the run's own files have.
+      name: the file's name.
+      where: the origin of the name, for the message.
+      reserved: names of the run's own files.
 
     Raises:
-      ConfigError: it is empty, holds a path separator or a control character, or is reserved.
+      ConfigError: the name is empty, holds a path separator or a control character, or is reserved.
     """
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise ConfigError(f"{where} returned the name {name!r}; expected a file name without a folder")

@@ -321,7 +321,7 @@ def test_measured_shares_are_told_recorded_used_again_and_measured_again_on_requ
 ):
     speeds = np.array([1, 1, 1, 1, 1, 1, 1, 3.0])
     calls = []
-    monkeypatch.setattr(autoshare, "measured", lambda *a: calls.append(a) or (np.zeros(8), speeds))
+    monkeypatch.setattr(autoshare, "time_devices", lambda *a: calls.append(a) or (np.zeros(8), speeds))
     run = [*linear, "--config.shares=auto"]
     assert cli.run([*run, "--config.steps=2"]) == 0
     record = json.loads((tmp_path / "run" / "shares.json").read_text())

@@ -140,4 +140,4 @@ def test_the_front_door_plans_for_more_devices_than_there_are():
     assert "data 4 x fsdp 4 x tensor 1" in errors
     assert json.dumps(result)
     _, errors = run(*DIGITS, "--mode=plan", code=2)
-    assert "say --devices=N" in errors
+    assert "give --devices=N" in errors

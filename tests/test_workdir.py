@@ -133,7 +133,8 @@ def test_the_config_of_a_run_comes_back_as_it_was(path, tmp_path, capsys):
         if path.stem == "mnist":  # a task of the user's may have more fields
             full.task = str(tmp_path / "own.py")
             full.extra, full.none = {"a": [1, (2, "x")], "b": {}}, None
-            (tmp_path / "own.py").touch()
+            functions = ("dataset(split, config)", "init(rng, batch, config)", "loss_fn(params, batch, rng, config)")
+            (tmp_path / "own.py").write_text("".join(f"def {function}: ...\n" for function in functions))
     config = configs.Config(full)
     workdir.record_config(config, tmp_path)
     again = configs.load(str(tmp_path / "config.json"))

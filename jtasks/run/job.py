@@ -81,7 +81,7 @@ class Job(NamedTuple):
         return sharding.on_mesh(self.mesh, self.config.sharding, function)
 
     def lengths(self, examples: pipeline.Examples) -> np.ndarray | None:
-        """Return the tokens of each example [n], by default those in its `segments`; None where nothing tells them."""
+        """Return the tokens of each example [n], by default its non-zero `segments`; None if there are neither."""
         if not isinstance(examples, Mapping):
             return None
         if hasattr(self.task, "lengths"):
