@@ -383,7 +383,7 @@ def test_tensorboard_files_are_written_and_a_restart_adds_one(tmp_path):
 
 
 def test_importing_the_module_loads_neither_rich_nor_tensorboard():
-    script = "import sys, jtasks.run.log; print([m for m in ('rich', 'tensorboardX') if m in sys.modules])"
+    script = "import sys, jtasks.run.log; print([m for m in ('rich', 'tensorboardX', 'jax') if m in sys.modules])"
     root = pathlib.Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root).stdout == "[]\n"
 
