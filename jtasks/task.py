@@ -31,7 +31,6 @@ of a batch whose last axis has the length of the longest example, which batches 
 `HF_ARCHITECTURE` is the transformers class of the model, for `--mode=export`.
 """
 
-import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -44,7 +43,7 @@ from typing import Any, Protocol
 
 from jtasks.errors import ConfigError
 from jtasks.metrics import TERM, Mean
-from jtasks.ranges import Field, shown
+from jtasks.ranges import Field, did_you_mean, shown
 from jtasks.writing import check_name
 
 REQUIRED = {
@@ -180,9 +179,9 @@ def _import(name: str) -> ModuleType:
         if error.name is None or not (name + ".").startswith(error.name + "."):
             raise ConfigError(f"task {name!r} cannot be imported: {error}") from error
         shipped = sorted(p.stem for p in (pathlib.Path(__file__).parent / "tasks").glob("[a-z]*.py"))
-        near = difflib.get_close_matches(name.rpartition(".")[2], shipped, n=1)
-        hint = f"did you mean jtasks.tasks.{near[0]}?" if near else f"tasks here: jtasks.tasks.{{{','.join(shipped)}}};"
-        raise ConfigError(f"no task module {name!r}: {hint} or give the path of a .py file") from error
+        near = did_you_mean(name.rpartition(".")[2], shipped, "jtasks.tasks.")
+        hint = near or f"; there are jtasks.tasks.{{{','.join(shipped)}}};"
+        raise ConfigError(f"no task module {name!r}{hint} or give the path of a .py file") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"task {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 

@@ -56,13 +56,13 @@ nearest = jax.jit(palette.nearest, static_argnums=1)
 
 
 def test_pictures_of_the_nearest_colors_are_the_images_made_of_them():
-    palette = ((0.0, 0.0, 0.0), (255.0, 0.0, 10.0), (3.0, 200.0, 255.0))
+    colors = ((0.0, 0.0, 0.0), (255.0, 0.0, 10.0), (3.0, 200.0, 255.0))
     tokens = np.random.default_rng(0).integers(0, 3, (4, 6))
-    images = palette.pictures(tokens, palette, (2, 3))
+    images = palette.pictures(tokens, colors, (2, 3))
     assert images.shape == (4, 2, 3, 3) and images.dtype == np.uint8
-    np.testing.assert_array_equal(nearest(images, palette), tokens)
+    np.testing.assert_array_equal(nearest(images, colors), tokens)
     np.testing.assert_array_equal(
-        palette.pictures(tokens.reshape(2, 2, 6), palette, (2, 3)).reshape(images.shape), images
+        palette.pictures(tokens.reshape(2, 2, 6), colors, (2, 3)).reshape(images.shape), images
     )
 
 

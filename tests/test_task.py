@@ -136,7 +136,7 @@ def test_further_arguments_with_defaults_are_allowed(written):
     [("jtasks.tasks.igptt", "igpt"), ("jtask.tasks.mnist", "mnist"), ("classfy", "classify")],
 )
 def test_a_misspelled_shipped_task_is_guessed(name, near):
-    with pytest.raises(ConfigError, match=re.escape(f"no task module {name!r}: did you mean jtasks.tasks.{near}?")):
+    with pytest.raises(ConfigError, match=re.escape(f"no task module {name!r}, did you mean jtasks.tasks.{near}?")):
         task.load(name)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from jtasks.errors import DataError
+from jtasks.writing import write_file
 
 NUMERIC = "biuf"  # kinds of dtypes that may come from a file: an object would be followed as a pointer
 LIMIT = 1 << 30  # bytes that a download may have, or compressed data unfold to
@@ -32,6 +33,23 @@ def data_folder(folder: str | None) -> pathlib.Path:
     """
     chosen = folder or os.environ.get("JTASKS_DATA")
     return pathlib.Path(chosen).expanduser() if chosen else cache_folder()
+
+
+def places(folder: pathlib.Path | None, kind: str, name: str) -> list[pathlib.Path]:
+    """Return where a file that is made once may lie: beside the data, else in the user's cache folder."""
+    return [place / kind / name for place in (folder, cache_folder()) if place is not None]
+
+
+def store(paths: Sequence[pathlib.Path], content: bytes, what: str) -> pathlib.Path:
+    """Write a file to the first of the places that can be written, and return that place; DataError for none."""
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, content)
+            return path
+        except OSError as error:  # a read-only folder of shared data
+            reason = error
+    raise DataError(f"the {what} cannot be stored beside the data or in the user's cache folder: {reason}")
 
 
 def cache_folder() -> pathlib.Path:

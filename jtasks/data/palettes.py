@@ -1,7 +1,7 @@
 """Palettes: fitted to the training images by k-means, stored beside the data (Chen et al. 2020, 3.1)."""
 
+import io
 import json
-import os
 import pathlib
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jtasks.data import pipeline
-from jtasks.data.files import array, cache_folder, data_folder
+from jtasks.data.files import array, data_folder, places, store
 from jtasks.data.pipeline import Examples
 from jtasks.data.shuffle import permuted
 from jtasks.errors import ConfigError, DataError
@@ -55,16 +55,9 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
     rows = np.sort(permuted(np.arange(min(n, 10_000)), n, seed))
     images = pipeline.fetch(examples, rows, None)["image"]
     palette = fit(images, options.num_colors, seed) if options.num_colors else levels(images)
-    for path in _places(options, seed):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.stem}-{os.getpid()}.npy")
-            np.save(partial, palette)
-            partial.replace(path)
-            return
-        except OSError as error:  # a read-only folder of shared data
-            reason = error
-    raise DataError(f"the palette cannot be stored beside the data or in the user's cache folder: {reason}")
+    content = io.BytesIO()
+    np.save(content, palette)
+    store(_places(options, seed), content.getvalue(), "palette")
 
 
 def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
@@ -81,14 +74,14 @@ def palette_path(options: Any, seed: int) -> pathlib.Path:
     """The palette file that config.data names, or the place beside the data of a fitted one."""
     if options.palette:
         return pathlib.Path(options.palette)
-    places = _places(options, seed)
-    return next((path for path in places if path.exists()), places[0])
+    paths = _places(options, seed)
+    return next((path for path in paths if path.exists()), paths[0])
 
 
 def _places(options: Any, seed: int) -> list[pathlib.Path]:
     source = re.sub(r"\W+", "-", options.name)
     name = f"{source}-{options.size or 'full'}-{options.num_colors}-seed{seed}.npy"
-    return [folder / "palettes" / name for folder in (data_folder(options.dir), cache_folder())]
+    return places(data_folder(options.dir), "palettes", name)
 
 
 def load(path: pathlib.Path, channels: int) -> Palette:

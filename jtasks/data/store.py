@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from jtasks.data import files
-from jtasks.data.files import cache_folder
 from jtasks.errors import DataError
 
 Arrays = dict[str, np.ndarray]
@@ -59,7 +58,7 @@ def stored(
       DataError: they can be stored nowhere.
     """
     name = f"{kind}-{hashlib.blake2b(repr(list(parts)).encode(), digest_size=8).hexdigest()}"
-    places = [place / "prepared" / name for place in (folder, cache_folder())]
+    places = files.places(folder, "prepared", name)
     for path in places:
         if (path / "arrays.json").exists():
             return load(path)

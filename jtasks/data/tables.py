@@ -1,7 +1,6 @@
 """Tables of text: TSV, CSV and JSONL files, and text data sets of TFDS, as rows of named fields."""
 
 import csv
-import difflib
 import io
 import pathlib
 import zipfile
@@ -12,6 +11,7 @@ import numpy as np
 
 from jtasks.data import files, tfds, values
 from jtasks.errors import ConfigError, DataError
+from jtasks.ranges import did_you_mean
 
 Row = dict[str, Any]
 
@@ -168,8 +168,7 @@ def _plain(value: Any, where: str) -> Any:
 def _picked(row: Row, fields: Mapping[str, values.Check], where: str, *, first: bool) -> Row:
     for field in fields:
         if field not in row:
-            near = difflib.get_close_matches(field, row, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(field, row)
             kind = ConfigError if first else DataError
             raise kind(f"{where}: no column {field!r}; there are {', '.join(map(repr, row))}{hint}")
     return {field: check(row[field], f"{where}, column {field!r}") for field, check in fields.items()}

@@ -15,13 +15,11 @@ import collections
 import functools
 import hashlib
 import json
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jtasks.data import tokenizer_files
-from jtasks.data.files import cache_folder
+from jtasks.data import files, tokenizer_files
 from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
 from jtasks.errors import ConfigError, DataError
 
@@ -198,23 +196,9 @@ def _trained(
     lowercase = lowercase and kind == "wordpiece"
     name = f"1 {spec} {lowercase} {identity or digest(texts())}"  # 1: the way of training; another one, another number
     file = f"{kind}{size}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json"
-    places = [place / "tokenizers" / file for place in (folder, cache_folder()) if place is not None]
+    places = files.places(folder, "tokenizers", file)
     found = next((path for path in places if path.exists()), None)
-    return found or _store(_train(spec, lowercase, texts), places)
-
-
-def _store(tokenizer: "Tokenizer", places: Sequence[pathlib.Path]) -> pathlib.Path:
-    """Write a tokenizer to the first place that can be written."""
-    for path in places:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{os.getpid()}-{path.name}")
-            partial.write_text(tokenizer.to_str(), encoding="utf-8")
-            partial.replace(path)
-            return path
-        except OSError as error:  # a read-only folder of shared data
-            reason = error
-    raise DataError(f"the tokenizer cannot be stored beside the data or in the user's cache folder: {reason}")
+    return found or files.store(places, _train(spec, lowercase, texts).to_str().encode(), "tokenizer")
 
 
 def _train(spec: str, lowercase: bool, texts: Texts) -> "Tokenizer":

@@ -6,7 +6,6 @@
 Parameters are named by their "/"-joined paths, such as `blocks/mlp/up/kernel`.
 """
 
-import difflib
 import functools
 import inspect
 import re
@@ -21,7 +20,7 @@ import optax.contrib
 
 from jtasks.errors import ConfigError
 from jtasks.optim import layerwise
-from jtasks.ranges import Field, check
+from jtasks.ranges import Field, check, did_you_mean
 from jtasks.tree import leaf_name
 
 # Optimizers that depend on the shape or the norm of a leaf.
@@ -244,8 +243,7 @@ def _matching(field: str, regex: str, params: Any) -> Any:
 
 def _require(known: Collection[str], name: str, what: str) -> None:
     if name not in list(known):
-        close = difflib.get_close_matches(str(name), known)
-        hint = f", did you mean {' or '.join(close)}?" if close else ";"
+        hint = did_you_mean(name, known) or ";"
         raise ConfigError(f"unknown {what}{hint} available: {', '.join(sorted(known))}")
 
 

@@ -14,7 +14,7 @@ import pathlib
 import re
 import shutil
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError
+from jtasks.faults import some
 from jtasks.tree import leaf_name
 
 CHECKSUMS = "checksums.json"
@@ -212,7 +213,7 @@ def newest(folder: pathlib.Path, warn: Callable[[str], None], before: float = ma
 def require(folder: pathlib.Path, step: int) -> int:
     """Return `step` if its checkpoint exists and is undamaged; raise CheckpointError otherwise."""
     if step not in (steps := saved_steps(folder)):
-        raise CheckpointError(f"no checkpoint of step {step} in {folder}: it has {_some(map(str, steps)) or 'none'}")
+        raise CheckpointError(f"no checkpoint of step {step} in {folder}: it has {some(map(str, steps)) or 'none'}")
     if problems := damage(folder / str(step)):
         raise CheckpointError(f"checkpoint {folder / str(step)} is damaged: {'; '.join(problems)}")
     return step
@@ -327,7 +328,7 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
     taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}
     if not taken:
         raise CheckpointError(
-            f"no parameter of config.init_from={source} fits: it has {_some(saved)}; wanted {_some(wanted)}"
+            f"no parameter of config.init_from={source} fits: it has {some(saved)}; wanted {some(wanted)}"
         )
     arrays = {n.removeprefix(prefix): a for n, a in _read(folder, {prefix + n: a for n, a in taken.items()}).items()}
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
@@ -379,8 +380,3 @@ def _multiprocessing() -> dict[str, Any]:
 
 def _describe(leaf: Any) -> str:
     return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

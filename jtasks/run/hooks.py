@@ -12,6 +12,7 @@ from jtasks import metrics
 from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, TrainingError
+from jtasks.faults import some
 from jtasks.run import checkpoint, evaluate, predict
 from jtasks.run.signals import Stop, Stopped
 from jtasks.run.start import Setup
@@ -164,11 +165,11 @@ class Hooks:
         batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)
         indices, entries = self.plan.at(self.plan.positions(step - 1))
         names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1, self.job.mesh)
-        summary = "not finite with the parameters now: " + (", ".join(names[:8]) or "nothing")
+        summary = "not finite with the parameters now: " + (some(names, 8) or "nothing")
         return (
             f"the loss, the gradient or the update was not finite in {nonfinite_steps} steps in a row,"
             f" the last of them step {step}\n"
-            f"  {summary}{f' and {len(names) - 8} more' if len(names) > 8 else ''}\n"
+            f"  {summary}\n"
             f"  examples of step {step}: {indices[entries['mask'] > 0].tolist()}\n"
             f"--mode=check --config.check.step={step} replays that batch;"
             " a smaller config.optim.lr, a config.optim.clip or a longer warm-up may help"

@@ -593,9 +593,9 @@ def test_tfds_data_that_is_not_of_images_is_refused(tfds_folder, tmp_path):
         images("tfds:tiny_pets", "train", folder=str(tmp_path))
 
 
-def test_without_tfds_the_error_says_what_to_install(monkeypatch, tmp_path):
+def test_without_tfds_the_error_says_what_is_missing(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
-    with pytest.raises(DataError, match=r"pip install 'jtasks\[tfds\]'"):
+    with pytest.raises(DataError, match="tfds:mnist needs tensorflow-datasets, which cannot be imported"):
         images("tfds:mnist", "train", folder=str(tmp_path))
 
 

@@ -156,7 +156,7 @@ def test_a_file_is_found_in_the_zip_archive_of_its_folder(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "error", "message"),
     [
-        ("a.tsv", "sentence\tlabel\nx\t1\n", ConfigError, r"line 2: no column 'lable'.* did you mean 'label'\?"),
+        ("a.tsv", "sentence\tlabel\nx\t1\n", ConfigError, r"line 2: no column 'lable'.* did you mean label\?"),
         ("a.tsv", "lable\tx\n1\n", DataError, "line 2: 1 columns, expected 2"),
         ("a.jsonl", '{"lable": "1"}\n{"lable": \n', DataError, "line 2 is no JSON"),
         ("a.jsonl", "[1]\n", DataError, "line 1: expected a JSON object, not a list"),
