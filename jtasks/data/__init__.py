@@ -1,6 +1,6 @@
 """Data for tasks: sources of examples, read with numpy on the host and never traced.
 
-Every loader looks for the files that people already have before it downloads anything.
+Every loader looks for files that exist already before it downloads anything.
 """
 
 from jtasks.data.images import FIELDS as IMAGES

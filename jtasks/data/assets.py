@@ -1,4 +1,4 @@
-"""What gives parameters their meaning lies beside them, as text in files: class names, palette, image processor."""
+"""Files beside the parameters that give the parameters meaning: class names, palette, image processor."""
 
 import json
 import pathlib
@@ -9,17 +9,17 @@ import numpy as np
 
 from jtasks.data.examples import Resize
 
-BICUBIC = 3  # PIL's number of the filter that scales pictures of another size (see data/examples.py)
+BICUBIC = 3  # PIL's number of the filter that scales pictures (see data/examples.py)
 LABELS, PALETTE, PROCESSOR = "labels.json", "palette.json", "preprocessor_config.json"
 
 
 def labels(names: Sequence[str]) -> dict[str, str]:
-    """The class names in the order of their numbers, for a task's `assets`."""
+    """Return the file of class names, in the order of their numbers, for a task's `assets`."""
     return {LABELS: _text([str(name) for name in names])}
 
 
 def palette_files(model: Mapping[str, Any]) -> dict[str, str]:
-    """The palette in pixel units, and of one with three channels ImageGPT's image processor."""
+    """Return the file of the palette in pixel units and, for three channels, ImageGPT's image processor."""
     colors, (height, width) = model["palette"], model["shape"]
     files = {PALETTE: _text(colors)}
     if len(colors[0]) == 3:
@@ -44,7 +44,7 @@ def image_processor(
     shape: Sequence[int] | None = None,
     resize: Sequence[int] | None = None,
 ) -> dict[str, str]:
-    """preprocessor_config.json of transformers: a pixel x goes in as (x * rescale - mean) / std, channel by channel."""
+    """Return transformers' preprocessor_config.json for inputs (pixel * rescale - mean) / std, channel by channel."""
     usual = Resize(BICUBIC, shape[0], shape[1]) if shape else None
     size = _sizes(given) if (given := Resize(*resize) if resize else usual) else {}
     scaling = {"do_rescale": True, "rescale_factor": rescale, "do_normalize": True}
@@ -53,7 +53,7 @@ def image_processor(
 
 
 def _sizes(resize: Resize) -> dict[str, Any]:
-    """The fields of preprocessor_config.json that say how pictures come to their size."""
+    """Return the fields of preprocessor_config.json that scale and crop pictures."""
     square = {"height": resize.height, "width": resize.width}
     crop = {"do_center_crop": True, "crop_size": {"height": resize.crop_height, "width": resize.crop_width}}
     kind = ("DeiT" if resize.width else "CLIP") if resize.crop_height else "ViT"
@@ -67,7 +67,7 @@ def _sizes(resize: Resize) -> dict[str, Any]:
 
 
 def read(path: pathlib.Path) -> Any:
-    """What a file holds; None where there is none or it is damaged (a run that is opened compares it)."""
+    """Read a JSON file; None if the file is absent or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):

@@ -1,9 +1,9 @@
-"""Batches by token budget: examples of like length together, each batch cut to the length of its bucket.
+"""Batches by token budget: examples of similar length share a batch, which is cut to its bucket's length.
 
-The batch of a step stays a pure function of (seed, step), and the same on any devices. In an epoch each
-bucket's examples are permuted and cut into batches; what is left over joins the next longer bucket, so at
-most one batch an epoch is not full. Then the batches are permuted. HetSeq and fairseq call the budget
-`max_tokens` (Ott et al. 2019, "fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
+The batch of a step is a pure function of (seed, step) and independent of the devices. In each epoch the examples of
+each bucket are permuted and cut into batches. The remainder joins the next longer bucket, so at most one batch per
+epoch is not full. Then the batches are permuted. HetSeq and fairseq call the budget `max_tokens` (Ott et al. 2019,
+"fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
 """
 
 import dataclasses
@@ -20,11 +20,11 @@ from jtasks.data.shuffle import example_seeds, permutation
 from jtasks.distributed.shares import layout
 from jtasks.errors import ConfigError, DataError
 
-MULTIPLE = 8  # rows are rounded down to multiples of it, so that up to 8 devices share a batch evenly
+MULTIPLE = 8  # rows are rounded down to multiples of 8, so that up to 8 devices share a batch evenly
 
 
 class Epoch(NamedTuple):
-    """One pass over the data: batch k holds `order[starts[k] : starts[k + 1]]` and is of bucket `kinds[k]`."""
+    """One pass over the data: batch k holds `order[starts[k] : starts[k + 1]]` and belongs to bucket `kinds[k]`."""
 
     order: np.ndarray  # [n] example indices
     starts: np.ndarray  # [batches + 1]
@@ -33,12 +33,12 @@ class Epoch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BucketPlan(BatchPlan):
-    """As `Plan`, with batches of several shapes; `batch_size` is the examples of the largest.
+    """A `BatchPlan` with batches of several shapes; `batch_size` is the number of examples in the largest.
 
     Attributes:
       lengths: [n] tokens of each example.
       buckets: lengths that batches are cut to, ascending.
-      full: examples in a full batch of each bucket.
+      full: number of examples in a full batch of each bucket.
       padded: entries of a batch whose last axis is cut.
     """
 
@@ -51,7 +51,7 @@ class BucketPlan(BatchPlan):
     epochs: dict[int, Epoch] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     def _at(self, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Example indices, `mask` and `seed` at positions `step * batch_size + row`; padding repeats an example."""
+        """Return indices, `mask` and `seed` at positions `step * batch_size + row`; padding repeats an example."""
         steps, rows = np.divmod(positions, self.batch_size)
         epochs, batches = np.divmod(steps, self.steps(1))
         indices, mask = np.empty_like(positions), np.empty(positions.shape, np.float32)
@@ -63,32 +63,32 @@ class BucketPlan(BatchPlan):
         return indices, {"mask": mask, "seed": example_seeds(self.seed, epochs, indices)}
 
     def examples(self, step: int) -> int:
-        """Examples in the batch of `step`, if it is full."""
+        """Return the number of examples in the batch of `step`, if it is full."""
         return self.full[self._kind(step)]
 
     def steps(self, epochs: float) -> int:
-        """Batches in so many passes over the data, rounded up; each pass has as many."""
+        """Return the number of batches in `epochs` passes over the data, rounded up."""
         return math.ceil(epochs * self.epoch_steps)
 
     def amounts(self, steps: range) -> dict[str, int]:
-        """Examples and tokens, without padding, in the batches of `steps`."""
-        found = {"examples": 0, "tokens": 0}
+        """Count the examples and the tokens, without padding, in the batches of `steps`."""
+        counts = {"examples": 0, "tokens": 0}
         for step in steps:
             number, batch = divmod(step, self.steps(1))
             epoch = self.epoch(number)
             indices = epoch.order[epoch.starts[batch] : epoch.starts[batch + 1]]
-            found["examples"] += len(indices)
-            found["tokens"] += int(self.lengths[indices].sum())
-        return found
+            counts["examples"] += len(indices)
+            counts["tokens"] += int(self.lengths[indices].sum())
+        return counts
 
     def cut(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """The batch of `step` with its padded entries [..., t] cut to its bucket's length."""
+        """Cut the padded entries [..., t] of the batch of `step` to its bucket's length."""
         length = self.buckets[self._kind(step)]
         return {name: x[..., :length] if name in self.padded else x for name, x in batch.items()}
 
     @functools.cached_property
     def batches(self) -> list[int]:
-        """Batches of each bucket in an epoch."""
+        """Number of batches of each bucket in an epoch."""
         counts, left = list[int](), 0
         for kind, members in enumerate(np.bincount(self.kinds, minlength=len(self.buckets)).tolist()):
             count, left = divmod(members + left, self.full[kind])
@@ -97,26 +97,26 @@ class BucketPlan(BatchPlan):
 
     @property
     def epoch_steps(self) -> float:
-        """Batches in one pass over the data."""
+        """Number of batches in one pass over the data."""
         return float(sum(self.batches))
 
     def shapes(self) -> dict[int, float]:
-        """A step of each shape that occurs, and the share of the steps that have it."""
+        """Return a step of each shape that occurs, with the fraction of steps of that shape."""
         kinds, steps = np.unique(self.epoch(0).kinds, return_index=True)
         return {int(step): self.batches[kind] / sum(self.batches) for kind, step in zip(kinds, steps, strict=True)}
 
     def describe(self) -> str:
-        """The shapes of the batches, for people."""
+        """Describe the shapes of the batches."""
         used = [f"{full} x {t}" for full, t, count in zip(self.full, self.buckets, self.batches, strict=True) if count]
         return f"{' or '.join(used)} tokens"
 
     def epoch(self, number: int) -> Epoch:
-        """The batches of one epoch; the last two are remembered."""
+        """Return the batches of one epoch; the last two epochs are cached."""
         if number not in self.epochs:
-            made = self._epoch(number)
+            new = self._epoch(number)
             for old in list(self.epochs)[:-1]:
                 self.epochs.pop(old, None)
-            self.epochs[number] = made
+            self.epochs[number] = new
         return self.epochs[number]
 
     def _epoch(self, number: int) -> Epoch:
@@ -138,7 +138,7 @@ class BucketPlan(BatchPlan):
 
     @functools.cached_property
     def kinds(self) -> np.ndarray:
-        """The bucket of each example: the shortest that holds it."""
+        """Bucket of each example: the shortest that holds it."""
         return np.searchsorted(self.buckets, self.lengths)
 
     def _kind(self, step: int) -> int:
@@ -156,20 +156,21 @@ def plan(
     padded: tuple[str, ...],
     shares: tuple[int, ...] = (1,),
 ) -> BucketPlan:
-    """Batches of at most `tokens` tokens, padding to the bucket's length included.
+    """Plan batches of at most `tokens` tokens, including padding to the bucket's length.
 
     Args:
       lengths: [n] tokens of each example.
-      seed: of the run.
-      shuffle: for training; else the order of the batches and in them is that of the data.
-      tokens: the budget. A bucket's batches have `tokens // bucket` examples, rounded down to a multiple of 8,
-        or below 8 to a power of two, whatever the devices.
+      seed: seed of the run.
+      shuffle: for training; otherwise batches and examples keep the order of the data.
+      tokens: the budget. A bucket's batches have `tokens // bucket` examples, rounded down to a multiple of 8, or below
+        8 to a power of two, on any devices.
       buckets: lengths, ascending.
       padded: names of the entries to cut.
-      shares: microbatches of each device. Where they do not divide a batch, empty rows beyond the budget fill it up.
+      shares: microbatches of each device. A batch that they do not divide is filled up with empty rows beyond the
+        budget.
 
     Raises:
-      ConfigError: the buckets are no ascending lengths, or the budget is too small for a row in each microbatch.
+      ConfigError: the buckets are not ascending lengths, or the budget is too small for a row in each microbatch.
       DataError: an example is longer than the longest bucket.
     """
     if not buckets or buckets[0] < 1 or any(a >= b for a, b in itertools.pairwise(buckets)):
@@ -191,7 +192,7 @@ def plan(
 
 
 def waste(plan: BucketPlan) -> tuple[float, float]:
-    """The share of padding among the tokens of an epoch's batches, and what it were at the longest bucket's length."""
+    """Return the fraction of padding in an epoch, and what it would be if every batch used the longest bucket."""
     real = float(plan.lengths.sum())
     rows = [len(layout(full, plan.shares)) for full in plan.full]
     batched = sum(r * length * count for r, length, count in zip(rows, plan.buckets, plan.batches, strict=True))
@@ -199,5 +200,5 @@ def waste(plan: BucketPlan) -> tuple[float, float]:
 
 
 def _examples(rows: int) -> int:
-    """`rows` rounded down: to a multiple of 8, or below 8 to a power of two."""
+    """Round `rows` down: to a multiple of 8, or below 8 to a power of two."""
     return rows - rows % MULTIPLE if rows >= MULTIPLE else 2 ** int(math.log2(rows))

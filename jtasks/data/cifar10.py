@@ -1,6 +1,6 @@
 """CIFAR-10 (Krizhevsky 2009) in its binary form, extracted or as the official archive.
 
-The pickled form is not read: a pickle is a program.
+The pickled form is not read, because a pickle is a program.
 """
 
 import pathlib
@@ -21,16 +21,17 @@ PICKLED = ("cifar-10-batches-py", "cifar-10-python.tar.gz")
 BATCHES = {"train": tuple(f"data_batch_{i}.bin" for i in range(1, 6)), "test": ("test_batch.bin",)}
 RECORDS = 10_000  # in every file
 PIXELS = 3 * 32 * 32
-LIMIT = 1 << 28  # bytes; the archive unfolds to 184 million
+LIMIT = 1 << 28  # bytes; the archive unpacks to 184 million
 
 
 def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> dict[str, np.ndarray] | None:
-    """The official train (50,000) or test (10,000) examples, in the official order.
+    """Read the official train (50,000) or test (10,000) examples in the official order.
 
-    Returns image uint8 [n, 32, 32, 3] and label int32 [n], or None for valid, which the data lacks.
+    Returns:
+      image uint8 [n, 32, 32, 3] and label int32 [n], or None for valid, which the data lacks.
 
     Raises:
-      DataError: if a file is absent and cannot be fetched, or is not what its name says.
+      DataError: a file is absent and cannot be downloaded, or is not what its name says.
     """
     if split == "valid":
         return None
@@ -48,7 +49,7 @@ def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> di
 
 
 def read_batches(path: pathlib.Path, names: Sequence[str]) -> dict[str, bytes]:
-    """The bytes of the named batches from a folder or the archive, by place."""
+    """Read the named batches from a folder or the archive; returns bytes by path."""
     if path.is_dir():
         return {str(path / name): files.read(path / name, LIMIT) for name in names}
     members = files.read_members(path, [f"{FOLDER}/{name}" for name in names], LIMIT)
@@ -56,7 +57,7 @@ def read_batches(path: pathlib.Path, names: Sequence[str]) -> dict[str, bytes]:
 
 
 def parse(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """The pixels uint8 [10000, 3072] and labels int32 [10000] of a .bin file: records of a label and three planes."""
+    """Parse records of a label and three planes; return pixels uint8 [10000, 3072] and labels int32 [10000]."""
     expected = RECORDS * (1 + PIXELS)
     if len(data) != expected:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Sentences of tagged words as the CoNLL tasks have them: a word a line, its tag in a column, then an empty line."""
+"""Sentences of tagged words in CoNLL format: a word per line, its tag in a column, then an empty line."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,60 +14,60 @@ if TYPE_CHECKING:
 
 
 class Sentence(NamedTuple):
-    """Words and their tags in the BIO scheme; no tags where the file does not tell them."""
+    """Words and their tags in the BIO scheme; no tags if the file has none."""
 
     words: list[str]
     tags: list[str]
 
 
 def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sentence]:
-    """The sentences of a file, with IOB1 and IOBES brought to BIO.
+    """Parse the sentences of a file; tags in IOB1 and IOBES become BIO.
 
-    A file without a column beside the words tells no tags. LF or CRLF ends a line. Tabs part the columns of a line that
-    has any, ASCII blanks those of others, and a line of nothing but these ends a sentence; U+00A0, U+3000, U+0085 and
-    U+2028 are parts of words. Quotes mean nothing. A byte order mark and lines of `-DOCSTART-` are left out.
+    A file with one column has no tags. LF or CRLF ends a line. Tabs separate the columns of a line that has tabs, ASCII
+    blanks those of other lines. A line of only tabs and blanks ends a sentence; U+00A0, U+3000, U+0085 and U+2028 are
+    parts of words. Quotes have no meaning. A byte order mark and lines of `-DOCSTART-` are skipped.
 
     Args:
-      text: its contents.
-      name: of the file, for messages.
-      word: the words' column; negative ones count from the last.
-      tag: the tags' column.
+      text: contents of the file.
+      name: name of the file, for messages.
+      word: column of the words; negative numbers count from the last.
+      tag: column of the tags.
 
     Raises:
-      DataError: a line lacks a column, has a single CR, or not as many columns as the one before it in the sentence; a
-        word is empty, a tag is none, or there is no sentence.
+      DataError: a line lacks a column, holds a single CR, or differs from the line before in its number of columns; a
+        word is empty, a tag is malformed, or there is no sentence.
     """
-    found: list[Sentence] = []
+    parsed: list[Sentence] = []
     words, tags = list[str](), list[str]()
-    before = 0  # columns of the line before in this sentence
+    before = 0  # number of columns in the sentence's previous line
     for number, line in enumerate([*text.removeprefix("\ufeff").split("\n"), ""], 1):
         line = line.removesuffix("\r")
         columns = line.split("\t") if "\t" in line else [column for column in line.split(" ") if column]
         if not line.strip(values.BLANKS):
             if words:
-                found.append(Sentence(words, entities.bio(tags)))
+                parsed.append(Sentence(words, entities.bio(tags)))
             words, tags, before = [], [], 0
         elif columns[0] != "-DOCSTART-":
             where = f"{name}, line {number}"
             places = {i + len(columns) if i < 0 else i for i in (word, tag)}
-            alone = len(columns) == 1 or len(places) == 1
-            _check_columns(columns, before, (word,) if alone else (word, tag), line, where)
+            untagged = len(columns) == 1 or len(places) == 1
+            _check_columns(columns, before, (word,) if untagged else (word, tag), line, where)
             before = len(columns)
             words.append(columns[word])
             if not words[-1]:
                 raise DataError(f"{where}: the word in column {word} is empty")
-            tags += [] if alone else [columns[tag]]
-            if tags and not _valid(tags[-1]):
+            tags += [] if untagged else [columns[tag]]
+            if tags and not _is_tag(tags[-1]):
                 raise DataError(f"{where}: {tags[-1]!r} is no tag such as B-person, I-person or O")
-            if found and bool(tags) != bool(found[0].tags):
+            if parsed and bool(tags) != bool(parsed[0].tags):
                 raise DataError(f"{where} has {len(columns)} columns: either all words have tags or none")
-    if not found:
+    if not parsed:
         raise DataError(f"{name} holds no sentence: expected a word and its tag on each line")
-    return found
+    return parsed
 
 
 def classes(types: Sequence[str]) -> tuple[str, ...]:
-    """The tags of entities of these types: `O`, and `B` and `I` of each.
+    """Return the tags of entities of these types: `O`, and `B` and `I` of each.
 
     >>> classes(["person"])
     ('O', 'B-person', 'I-person')
@@ -78,15 +78,15 @@ def classes(types: Sequence[str]) -> tuple[str, ...]:
 def windows(
     tokenizer: "Tokenizer", given: Sequence[Sentence], tags: Sequence[str], length: int
 ) -> dict[str, np.ndarray]:
-    """Sentences as arrays [n, length]; one that is too long is cut into several windows, between words.
+    """Encode sentences as arrays [n, length]; a sentence that is too long is split between words into several windows.
 
-    Each word's first piece bears its label, and so each word stands in one window, with all of its pieces as far as
-    a window holds them. A word that the tokenizer makes nothing of becomes the unknown token.
+    Each word's first piece bears the label. Each word is in one window, with as many of its pieces as fit. A word
+    without pieces becomes the unknown token.
 
     Returns:
-      `tokens` int32; `segments` uint8, 0 in the padding; `labels` int32, indices into `tags`, -1 where there is none
-      (without tags, `starts` uint8 instead, 1 at each word's first piece); `sentence` int32 [n], the number of each
-      window's sentence; and its `words` and true `tags`, as lists.
+      `tokens` int32; `segments` uint8, 0 for padding; `labels` int32, indices into `tags`, -1 for no label (without
+      tags, `starts` uint8 instead, 1 at each word's first piece); `sentence` int32 [n], index of each window's
+      sentence; and lists of its `words` and true `tags`.
 
     Raises:
       ConfigError: no piece fits into `length`.
@@ -98,9 +98,9 @@ def windows(
     encoded = tokenizers.encode(tokenizer, [s.words for s in given], split=True)
     numbers = {tag: i for i, tag in enumerate(tags)}
     rows: list[tuple[int, int, int, list[int], list[int]]] = []  # sentence, first and last word, pieces, labels
-    for number, (sentence, found) in enumerate(zip(given, encoded, strict=True)):
+    for number, (sentence, encoded_sentence) in enumerate(zip(given, encoded, strict=True)):
         pieces: list[list[int]] = [[] for _ in sentence.words]
-        for word, piece in zip(found.word_ids, found.ids, strict=True):
+        for word, piece in zip(encoded_sentence.word_ids, encoded_sentence.ids, strict=True):
             if word is not None:
                 pieces[word].append(piece)
         for word, tag in enumerate(sentence.tags or ("O",) * len(sentence.words)):
@@ -124,10 +124,10 @@ def windows(
 
 
 def _lists(values: Sequence[list[str]]) -> np.ndarray:
-    """[n] of lists; numpy would make a matrix of lists of equal length."""
-    found = np.empty(len(values), object)
-    found[:] = values
-    return found
+    """Return an array [n] of lists; numpy would convert lists of equal length to a matrix."""
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
 
 
 def _check_columns(columns: Sequence[str], before: int, wanted: Sequence[int], line: str, where: str) -> None:
@@ -140,5 +140,5 @@ def _check_columns(columns: Sequence[str], before: int, wanted: Sequence[int], l
         raise DataError(f"{where} has {len(columns)} columns, the line before has {before}")
 
 
-def _valid(tag: str) -> bool:
+def _is_tag(tag: str) -> bool:
     return tag == "O" or (tag[:1] in tuple("BIES") and (len(tag) == 1 or (tag[1] == "-" and len(tag) > 2)))

@@ -1,8 +1,8 @@
 """Dialogues about videos: the files of AVSD (Alamri et al. 2019, arXiv:1901.09107) and the videos' features.
 
-A file is `{"dialogs": [{"image_id", "caption", "summary", "dialog": [{"question", "answer"}, ...]}, ...]}`. An answer
-`__UNDISCLOSED__` is what a model is to give; a turn may have `references`, several answers to compare with. Features
-are arrays `KIND/VIDEO.npy` [time, width], one folder for each kind.
+A file is `{"dialogs": [{"image_id", "caption", "summary", "dialog": [{"question", "answer"}, ...]}, ...]}`. The model
+answers turns whose answer is `__UNDISCLOSED__`. A turn may have `references`, several answers to compare with. Features
+are arrays `KIND/VIDEO.npy` [time, width], one folder per kind.
 """
 
 import concurrent.futures
@@ -17,44 +17,45 @@ from jtasks.data import files, values
 from jtasks.errors import ConfigError, DataError
 
 UNDISCLOSED = "__UNDISCLOSED__"
-CAPTION, QUESTIONER, ANSWERER = 1, 2, 3  # kinds of what stands in a context, 0 for nothing
+CAPTION, QUESTIONER, ANSWERER = 1, 2, 3  # kinds of tokens in a context, 0 for padding
 
-# Names that a split's file goes by: those of the seventh and tenth Dialog System Technology Challenge, and a short one.
+# File names of a split: those of the seventh and tenth Dialog System Technology Challenge, and a short one.
 NAMES = {
     split: (*(f"{split}_set4DSTC{number}-AVSD.json" for number in (7, 10)), f"avsd_{split}.json")
     for split in ("train", "valid", "test")
 }
 
-Turn = tuple[dict[str, Any], int]  # a dialogue, and which of its turns
+Turn = tuple[dict[str, Any], int]  # a dialogue, and the index of a turn
 Encode = Callable[[str], Sequence[int]]
 
 
 def locate(split: str, name: str, folder: pathlib.Path) -> pathlib.Path | None:
-    """The file of a split: `name`, or if that is "" the first of NAMES; looked for in `folder` and `folder`/avsd.
+    """Find the file of a split in `folder` and `folder`/avsd: `name`, or for "" the first of NAMES.
 
-    Returns None where "" finds no file of a split other than train.
+    Returns:
+      The path, or None if "" finds no file for a split other than train.
 
     Raises:
       ConfigError: there is no such file.
     """
     names, folders = (name,) if name else NAMES[split], (folder, folder / "avsd")
     given = pathlib.Path(name).expanduser()
-    found = given if name and given.is_file() else files.find(names, folders)
-    if found is None and (name or split == "train"):
+    path = given if name and given.is_file() else files.find(names, folders)
+    if path is None and (name or split == "train"):
         raise ConfigError(
             f"no dialogues for the {split} split\n  looked for: {', '.join(names)}\n"
             f"  in: {', '.join(map(str, folders))}\n  what to do: put AVSD's file there (its challenge's repository is"
             " github.com/hudaAlamri/DSTC7-Audio-Visual-Scene-Aware-Dialog-AVSD-Challenge), or set config.data.dir to"
             f" its folder or config.data.{split} to its name"
         )
-    return found
+    return path
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
-    """The dialogues of a file; a byte order mark is left out. Captions and summaries may be null or absent.
+    """Read the dialogues of a file, without a byte order mark; captions and summaries may be null or absent.
 
     Raises:
-      DataError: it is not JSON, or not of the form above; with dialogue and turn.
+      DataError: the file is not JSON or not of the form above; names dialogue and turn.
     """
     content = values.parse(files.decode(files.read(path), str(path)), str(path))
     dialogues = content.get("dialogs") if isinstance(content, dict) else None
@@ -66,28 +67,28 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def turns(dialogues: Iterable[dict[str, Any]], which: str) -> list[Turn]:
-    """The turns to answer, in order.
+    """Select the turns to answer, in order.
 
     Args:
-      which: "all"; "last" of each dialogue; or "asked", those that are undisclosed or have references.
+      which: "all"; "last" of each dialogue; or "asked", turns that are undisclosed or have references.
 
     Raises:
-      ConfigError: `which` is none of them.
+      ConfigError: `which` has another value.
     """
     if which not in ("all", "last", "asked"):
         raise ConfigError(f'config.data.turns={which!r} must be "all", "last" or "asked"')
-    found = []
+    selected = []
     for dialogue in dialogues:
         exchanges = dialogue["dialog"]
         for turn, exchange in enumerate(exchanges):
             asked = exchange["answer"] == UNDISCLOSED or "references" in exchange
             if which == "all" or (which == "last" and turn == len(exchanges) - 1) or (which == "asked" and asked):
-                found.append((dialogue, turn))
-    return found
+                selected.append((dialogue, turn))
+    return selected
 
 
 def texts(dialogues: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """All that is said in the dialogues and about the videos, each piece by itself."""
+    """Yield captions, questions and answers, one text at a time."""
     for dialogue in dialogues:
         yield caption(dialogue)
         for exchange in dialogue["dialog"]:
@@ -97,12 +98,12 @@ def texts(dialogues: Iterable[dict[str, Any]]) -> Iterable[str]:
 
 
 def caption(dialogue: dict[str, Any]) -> str:
-    """Caption and summary of a video, as far as they are there."""
+    """Join caption and summary of a video; either may be missing."""
     return " ".join(filter(None, (dialogue.get("caption"), dialogue.get("summary"))))
 
 
 def references(turn: Turn) -> list[str]:
-    """The answers to compare with: the file's references, else its answer; none for one that is undisclosed."""
+    """Return the answers to compare with: the references, else the answer; none if it is undisclosed."""
     exchange = turn[0]["dialog"][turn[1]]
     answer = [exchange["answer"]] if exchange["answer"] != UNDISCLOSED else []
     return list(exchange.get("references") or answer)
@@ -111,10 +112,10 @@ def references(turn: Turn) -> list[str]:
 def context(
     turn: Turn, encode: Encode, mark: int, *, size: int, max_turns: int, use_caption: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What comes before the answer: caption and summary, the last `max_turns` turns, the question.
+    """Encode the context of an answer: caption and summary, the last `max_turns` turns, the question.
 
-    Each piece begins with `mark`. What is too long loses its oldest turns, then the end of its caption, then the
-    beginning of its question.
+    Each piece begins with `mark`. A context that is too long loses its oldest turns, then the end of its caption, then
+    the beginning of its question.
 
     Returns:
       Ids int32 [size], and the kind of each, 0 for padding at the end.
@@ -141,10 +142,10 @@ def context(
 
 
 def answer(turn: Turn, encode: Encode, mark: int, *, size: int) -> tuple[np.ndarray, int]:
-    """The answer, marked at both ends and cut to `size` ids after the first mark; and how many those are.
+    """Encode the answer with `mark` at both ends, cut to `size` ids after the first mark.
 
     Returns:
-      Ids int32 [size + 1], with marks as padding; the count is 0 for an answer that is undisclosed.
+      Ids int32 [size + 1], padded with marks, and the number of ids after the first mark; 0 if undisclosed.
     """
     ids, text = np.full(size + 1, mark, np.int32), turn[0]["dialog"][turn[1]]["answer"]
     if text == UNDISCLOSED:
@@ -156,11 +157,11 @@ def answer(turn: Turn, encode: Encode, mark: int, *, size: int) -> tuple[np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """The features of videos in a folder, `KIND/VIDEO.npy`, read when they are asked for.
+    """Features of videos in a folder, `KIND/VIDEO.npy`, read on demand.
 
     Attributes:
-      frames: most feature vectors of a video.
-      threads: that read the videos of a batch.
+      frames: maximum number of feature vectors of a video.
+      threads: number of threads that read the videos of a batch.
     """
 
     folder: pathlib.Path
@@ -169,11 +170,11 @@ class Features:
     threads: int = 1
 
     def path(self, kind: str, video: str) -> pathlib.Path:
-        """The file of one kind for one video."""
+        """Return the path of one video's features of one kind."""
         return self.folder / kind / f"{video}.npy"
 
     def require(self, videos: Iterable[str]) -> None:
-        """Raise a DataError that names what is missing, if anything is; a ConfigError if the folder is."""
+        """Raise a DataError that names missing files, or a ConfigError if the folder is missing."""
         wanted = [self.path(kind, video) for kind in self.kinds for video in dict.fromkeys(videos)]
         missing = [path for path in wanted if not path.is_file()]
         if missing:
@@ -185,40 +186,40 @@ class Features:
             )
 
     def width(self, video: str) -> int:
-        """Numbers a frame, all kinds together."""
+        """Return the number of features of a frame, all kinds together."""
         return sum(self._read(kind, video).shape[1] for kind in self.kinds)
 
     def batch(self, videos: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Features float32 [b, frames, width] of some videos, zeros behind the last frame; and frames of each, [b]."""
+        """Read features float32 [b, frames, width], zero after the last frame, and the number of frames [b]."""
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            found = list(pool.map(self.aligned, videos))
-        widths = {array.shape[1] for array in found}
+            arrays = list(pool.map(self.aligned, videos))
+        widths = {array.shape[1] for array in arrays}
         if len(widths) > 1:
             raise DataError(f"features of different widths, {sorted(widths)}, among the videos {', '.join(videos[:5])}")
-        batch = np.zeros((len(found), self.frames, widths.pop()), np.float32)
-        for row, array in zip(batch, found, strict=True):
+        batch = np.zeros((len(arrays), self.frames, widths.pop()), np.float32)
+        for row, array in zip(batch, arrays, strict=True):
             row[: len(array)] = array
-        return batch, np.array([len(array) for array in found], np.int32)
+        return batch, np.array([len(array) for array in arrays], np.int32)
 
     def aligned(self, video: str) -> np.ndarray:
-        """Features [time, width] of all kinds side by side, at most `frames` of them.
+        """Read features [time, width] of all kinds side by side, with at most `frames` frames.
 
-        Kinds differ in frames a second. All are linearly interpolated at as many evenly spaced times as the shortest
-        has, or `frames` if that is less; the first and the last frame of each stay.
+        Kinds differ in frame rate. All are linearly interpolated at evenly spaced times, as many as the shortest kind
+        has, at most `frames`; the first and the last frame of each are kept.
         """
         arrays = [self._read(kind, video) for kind in self.kinds]
         length = min(self.frames, *(len(array) for array in arrays))
-        return np.concatenate([_resampled(array, length) for array in arrays], axis=1)
+        return np.concatenate([_resample(array, length) for array in arrays], axis=1)
 
     def _read(self, kind: str, video: str) -> np.ndarray:
         path = self.path(kind, video)
-        array = files.array(path)  # only what is needed is read
+        array = files.array(path)  # maps the file, so only the needed parts are read
         if array.ndim != 2 or not array.size or array.dtype.kind != "f":
             raise DataError(f"{path} holds {array.dtype} {list(array.shape)}; expected floats [time, width]")
         return array
 
 
-def _resampled(array: np.ndarray, length: int) -> np.ndarray:
+def _resample(array: np.ndarray, length: int) -> np.ndarray:
     times = np.linspace(0, len(array) - 1, length)
     before = np.floor(times).astype(int)
     after = np.minimum(before + 1, len(array) - 1)

@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn carries: data without a download."""
+"""The 1,797 handwritten digits of 8 x 8 pixels in scikit-learn: data without a download."""
 
 import numpy as np
 
@@ -7,9 +7,9 @@ TEST = 360
 
 
 def read(split: str) -> dict[str, np.ndarray] | None:
-    """The train (1,437) or test (360) examples: image uint8 [n, 8, 8, 1] with values 0 to 16, label int32 [n].
+    """Read the train (1,437) or test (360) examples: image uint8 [n, 8, 8, 1] with values 0 to 16, label int32 [n].
 
-    The source has no test split of its own, so one fixed permutation makes it, the same for every seed.
+    The source has no test split, so one fixed permutation selects it, independent of the seed.
     """
     if split == "valid":
         return None

@@ -1,4 +1,4 @@
-"""Texts as BERT reads them: `[CLS] first [SEP] second [SEP]`, padded to one length (Devlin et al. 2019, 3)."""
+"""Texts in BERT's format, `[CLS] first [SEP] second [SEP]`, padded to one length (Devlin et al. 2019, 3)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-# Fields of config.data of the tasks that read files of texts with a BERT, for their `defaults`.
+# Fields of config.data of the tasks that read text files with a BERT, for their `defaults`.
 FIELDS = {
     "data.train": Field(str, None, ""),  # the file of each split, or tfds:NAME; "": none
     "data.valid": Field(str, None, ""),
     "data.test": Field(str, None, ""),
-    "data.source": Field(str, None, ""),  # where people get these files, for messages
-    "data.tokenizer": Field(str, None, "wordpiece:8000"),  # a file, a folder, or what to train
-    "data.lowercase": Field(bool, None, True),  # of a tokenizer that is trained, or made from a vocabulary
+    "data.source": Field(str, None, ""),  # where to get these files, for messages
+    "data.tokenizer": Field(str, None, "wordpiece:8000"),  # a file, a folder, or the kind to train
+    "data.lowercase": Field(bool, None, True),  # if the tokenizer is trained, or made from a vocabulary
     "data.length": Field(int, "[3, 2e9]", 128),  # tokens of an example
 }
 
@@ -35,31 +35,31 @@ class Marks(NamedTuple):
 
 
 def tokenizer(config: Config, texts: tokenizers.Texts) -> "Tokenizer":
-    """The tokenizer of `config.data`; `texts` iterates over what it is trained on, if it is trained."""
+    """Return the tokenizer of `config.data`; `texts` iterates over the text to train it on."""
     folder = files.data_folder(config.data.dir)
     return tokenizers.load(config.data.tokenizer, lowercase=config.data.lowercase, texts=texts, folder=folder)
 
 
 def marks(tokenizer: "Tokenizer") -> Marks:
-    """The ids of `[CLS]`, `[SEP]` and `[PAD]`, or of what RoBERTa calls them; DataError where there are none."""
+    """Return the ids of `[CLS]`, `[SEP]` and `[PAD]` or of RoBERTa's equivalents; DataError if one is missing."""
     names = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[PAD]", "<pad>")
     return Marks(*(tokenizers.special(tokenizer, *name) for name in names))
 
 
 def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
-    """The tokens of each text, without special ones."""
-    return [found.ids for found in tokenizers.encode(tokenizer, texts)]
+    """Return the tokens of each text, without special tokens."""
+    return [encoding.ids for encoding in tokenizers.encode(tokenizer, texts)]
 
 
 def pairs(
     tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str] | None, length: int
 ) -> dict[str, np.ndarray]:
-    """Texts, or pairs of texts, as arrays [n, length].
+    """Encode texts, or pairs of texts, as arrays [n, length].
 
-    Of a pair that is too long, the longer text loses tokens from its end until both fit.
+    If a pair is too long, the longer text loses tokens from its end until both fit.
 
     Returns:
-      `tokens` int32; `types` uint8, 1 in the second text; `segments` uint8, 0 in the padding and else 1.
+      `tokens` int32; `types` uint8, 1 in the second text; `segments` uint8, 0 for padding and else 1.
 
     Raises:
       ConfigError: `length` leaves no room for a token of each text.
@@ -79,7 +79,7 @@ def pairs(
 
 
 def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:
-    """Rows of one or two token lists that fit, with their special tokens, as the arrays of `pairs`."""
+    """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens."""
     rows = list(rows)
     tokens = np.full((len(rows), length), marked.padding, np.int32)
     types, segments = np.zeros((2, len(rows), length), np.uint8)
@@ -94,7 +94,7 @@ def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int)
 
 
 def told(batch: Mapping[str, Any], name: str) -> Any:
-    """The labels `name` of a batch; DataError where the file of its split tells none."""
+    """Return the labels `name` of a batch; DataError if the file of its split has no labels."""
     if name not in batch:
         raise DataError(
             f"these examples have no {name!r}: a file without labels can be predicted for (--mode=predict, --mode=show,"

@@ -1,4 +1,4 @@
-"""Examples read one at a time, for data that is larger than memory."""
+"""Examples read one at a time, for data larger than memory."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,12 +15,12 @@ Example = dict[str, np.ndarray]
 class Examples(Sequence[Example]):
     """A random-access sequence of {"image": uint8 [h, w, c], "label": int32 []}.
 
-    It pickles whenever `read` does, so that other processes can read ahead.
+    It pickles if `read` does, so that other processes can read ahead.
     """
 
     name: str
     read: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
-    rows: np.ndarray = dataclasses.field(repr=False)  # which rows of the source, in order
+    rows: np.ndarray = dataclasses.field(repr=False)  # rows of the source, in order
     size: "int | Resize | None" = None
 
     def __len__(self) -> int:
@@ -42,34 +42,34 @@ class Examples(Sequence[Example]):
         return {"image": fit(image, self.size), "label": np.array(label, np.int32)}
 
     def take(self, rows: np.ndarray) -> "Examples":
-        """The same source with only these of its rows."""
+        """Return the source restricted to `rows`."""
         return dataclasses.replace(self, rows=rows)
 
     def fitted(self, size: "int | Resize") -> "Examples":
-        """The same examples, each image brought to a size by `fit`."""
+        """Return the examples with each image resized by `fit`."""
         return dataclasses.replace(self, size=size)
 
 
 class Resize(NamedTuple):
-    """How an image processor of transformers brings a picture to its model's size."""
+    """Scaling and cropping of a picture as by an image processor of transformers."""
 
     filter: int  # PIL's number
-    height: int  # 0: as it is
+    height: int  # 0: unchanged
     width: int  # 0: the shorter edge gets `height`, and the other one follows
-    crop_height: int = 0  # around the center, with black where the picture is smaller; 0: none
+    crop_height: int = 0  # around the center, with black beyond the picture; 0: no crop
     crop_width: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(height, width) of every picture; (0, 0) if they differ."""
+        """Return (height, width) of every picture; (0, 0) if they differ."""
         cropped = self.crop_height, self.crop_width
         return cropped if self.crop_height else (self.height, self.width) if self.width else (0, 0)
 
 
 def fit(image: np.ndarray, size: int | Resize | None) -> np.ndarray:
-    """An image uint8 [h, w, c] scaled and cropped around its center to [size, size, c]; unchanged for None.
+    """Scale an image uint8 [h, w, c] and crop it around its center to [size, size, c]; None leaves it unchanged.
 
-    A Resize gives what transformers' processors give with Pillow, to the bit.
+    A Resize gives the same bits as transformers' processors with Pillow.
     """
     if size is None or image.shape[:2] == (size, size):
         return image
@@ -85,11 +85,11 @@ def fit(image: np.ndarray, size: int | Resize | None) -> np.ndarray:
         edges = (size.width, size.height) if size.width else [int(size.height * x / short) for x in (width, height)]
         picture = picture.resize(edges, Image.Resampling(size.filter))
     scaled = np.array(picture).reshape(picture.height, picture.width, -1)
-    return _cropped(_cropped(scaled, 0, size.crop_height), 1, size.crop_width)
+    return _crop(_crop(scaled, 0, size.crop_height), 1, size.crop_width)
 
 
-def _cropped(image: np.ndarray, axis: int, length: int) -> np.ndarray:
-    """The middle of one axis, with zeros where it is shorter; the odd one of them comes first."""
+def _crop(image: np.ndarray, axis: int, length: int) -> np.ndarray:
+    """Crop one axis around its middle, padding with zeros if it is shorter; an odd zero comes first."""
     lacking = length - image.shape[axis]
     if not length or lacking <= 0:
         start = -lacking // 2 if length else 0

@@ -1,7 +1,7 @@
-"""Find, download and read files of data, trusting none of them.
+"""Finding, downloading and reading data files without trusting their contents.
 
-A file is either whole or absent: downloads are checked by hash and renamed into place, archives are
-read in memory and never unpacked, and what they and compressed files unfold to has a bound.
+A file is either whole or absent: downloads are checked by hash and renamed into place. Archives are read in memory and
+never unpacked to disk, and the unpacked size of archives and compressed files is bounded.
 """
 
 import codecs
@@ -22,14 +22,14 @@ import numpy as np
 from jtasks.errors import DataError
 from jtasks.writing import write_file
 
-NUMERIC = "biuf"  # kinds of dtypes that may come from a file: an object would be followed as a pointer
-LIMIT = 1 << 30  # bytes that a download may have, or compressed data unfold to
+NUMERIC = "biuf"  # kinds of dtypes accepted from a file; an object would be followed as a pointer
+LIMIT = 1 << 30  # maximum bytes of a download or of uncompressed data
 
 
 def data_folder(folder: str | None) -> pathlib.Path:
-    """The folder of data: `folder` (config.data.dir), else $JTASKS_DATA, else the user's cache folder.
+    """Return the data folder: `folder` (config.data.dir), else $JTASKS_DATA, else the user's cache folder.
 
-    It need not exist: a download makes it.
+    The folder need not exist: a download creates it.
     """
     chosen = folder or os.environ.get("JTASKS_DATA")
     return pathlib.Path(chosen).expanduser() if chosen else cache_folder()
@@ -53,13 +53,13 @@ def store(paths: Sequence[pathlib.Path], content: bytes, what: str) -> pathlib.P
 
 
 def cache_folder() -> pathlib.Path:
-    """The folder for what can be made again: `jtasks` in $XDG_CACHE_HOME or ~/.cache."""
+    """Return the folder for data that can be rebuilt: `jtasks` in $XDG_CACHE_HOME or ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(cache).expanduser() / "jtasks"
 
 
 def find(names: Iterable[str], folders: Iterable[pathlib.Path]) -> pathlib.Path | None:
-    """The first of `names` in the first of `folders` that has any, or None."""
+    """Return the path of the first of `names` in the first of `folders` that has any, or None."""
     names = tuple(names)
     paths = (folder / name for folder in folders for name in names)
     return next((path for path in paths if path.exists()), None)
@@ -75,19 +75,19 @@ def fetch(
 ) -> pathlib.Path:
     """Download `name` from the first of `mirrors` that serves it intact, and return its path in `folder`.
 
-    The bytes go to a temporary file that takes its name only when their hash is right, so processes
-    that fetch at once each rename a whole file over an equal one, and a failure leaves nothing behind.
+    A temporary file is renamed to `name` only after its hash is verified. Concurrent downloads each rename a whole file
+    over an equal one, and a failure leaves nothing behind.
 
     Args:
-      name: the file's name, both behind the mirror's address and in `folder`.
+      name: name of the file, both after the mirror's address and in `folder`.
       known_hash: such as `md5:f68b...`.
       mirrors: addresses that end in a slash, tried in order.
-      folder: where the file goes; made if absent.
-      looked_for: the names that would have made the download needless, for the message.
-      searched: the folders where they were looked for, for the message.
+      folder: folder of the file; created if absent.
+      looked_for: names that would have made the download needless, for the message.
+      searched: folders that were searched for these names, for the message.
 
     Raises:
-      DataError: if no mirror served the file, with what each answered and the ways out.
+      DataError: no mirror served the file; lists each mirror's answer and what to do.
     """
     failures = []
     for mirror in mirrors:
@@ -107,7 +107,7 @@ def fetch(
 
 
 def _download(url: str, known_hash: str, folder: pathlib.Path, name: str) -> pathlib.Path:
-    """One attempt at one address."""
+    """Try to download from one address."""
     import pooch
 
     pooch.get_logger().setLevel("ERROR")
@@ -119,7 +119,7 @@ def _download(url: str, known_hash: str, folder: pathlib.Path, name: str) -> pat
 
 
 def _get(url: str, output: str, _: Any) -> None:
-    """Write what `url` serves to the file `output`, up to LIMIT bytes."""
+    """Write up to LIMIT bytes from `url` to the file `output`."""
     import requests
 
     size = 0
@@ -132,14 +132,14 @@ def _get(url: str, output: str, _: Any) -> None:
 
 
 def read(path: pathlib.Path, limit: int | None = None) -> bytes:
-    """The bytes of a file.
+    """Read the bytes of a file.
 
     Raises:
-      DataError: if it cannot be read, is a pipe or a device, or holds more than `limit` bytes.
+      DataError: the file cannot be read, is a pipe or a device, or holds more than `limit` bytes.
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
             raise DataError(f"{path} is no regular file; put the file itself there")
         if limit is not None and status.st_size > limit:
             raise DataError(f"{path} holds {status.st_size:,} bytes; expected at most {limit:,}: get the official file")
@@ -149,16 +149,16 @@ def read(path: pathlib.Path, limit: int | None = None) -> bytes:
 
 
 def array(path: pathlib.Path) -> np.ndarray:
-    """The array of a .npy file, mapped into memory.
+    """Map the array of a .npy file into memory.
 
     Raises:
-      DataError: it is no such file, shorter than its header says, or holds anything but numbers.
+      DataError: the file is not .npy, is shorter than its header says, or holds anything but numbers.
     """
     try:
         if not path.is_file():
             raise ValueError("no regular file")
         values = np.lib.format.open_memmap(path, "r")
-    except Exception as error:  # headers are parsed as Python: anything can be wrong with them
+    except Exception as error:  # headers are parsed as Python, so anything can be wrong with them
         raise DataError(
             f"{path} cannot be read ({error}); expected one array of numbers as numpy.save writes"
         ) from error
@@ -168,22 +168,22 @@ def array(path: pathlib.Path) -> np.ndarray:
 
 
 def is_plain(name: object) -> bool:
-    """Whether `name` is that of a file in a folder: no way into another one, and no control characters."""
+    """Return whether `name` is a plain file name, without path parts or control characters."""
     if not isinstance(name, str) or not name.isprintable() or name in ("", ".."):
         return False
     return pathlib.PurePath(name).name == name and "\\" not in name
 
 
 def decode(data: bytes, where: str, line: int = 1) -> str:
-    """Text in UTF-8, without the byte order mark that it may begin with; line ends stay as they are.
+    """Decode UTF-8 text without its byte order mark; line ends stay as they are.
 
     Args:
-      data: the bytes.
-      where: names the file in errors.
-      line: the number of the first line, for errors.
+      data: bytes of the text.
+      where: name of the file, for errors.
+      line: number of the first line, for errors.
 
     Raises:
-      DataError: at the first byte that is no UTF-8, or is zero, which no text holds.
+      DataError: a byte is not UTF-8, or is zero.
     """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(
@@ -202,10 +202,10 @@ def decode(data: bytes, where: str, line: int = 1) -> str:
 
 
 def gunzip(data: bytes, path: pathlib.Path, limit: int) -> bytes:
-    """What a gzip file of the bytes `data` holds.
+    """Decompress a gzip file's bytes `data`.
 
     Raises:
-      DataError: it is damaged, or holds more than `limit` bytes.
+      DataError: the file is damaged, or unpacks to more than `limit` bytes.
     """
     parts, size = [], 0
     try:
@@ -217,18 +217,18 @@ def gunzip(data: bytes, path: pathlib.Path, limit: int) -> bytes:
     except (EOFError, OSError, zlib.error) as error:
         raise DataError(
             f"{path} is truncated or corrupt ({error}); expected a whole gzip file: "
-            "delete it and run again to download it anew"
+            "delete it and run again to download it again"
         ) from error
     return b"".join(parts)
 
 
 def read_members(archive: pathlib.Path, wanted: Collection[str], limit: int = LIMIT) -> dict[str, bytes]:
-    """The bytes of the `wanted` members of a .tar.gz archive of at most `limit` bytes, by name.
+    """Read the `wanted` members of a .tar.gz archive of at most `limit` bytes; returns bytes by name.
 
     Raises:
-      DataError: if the archive is corrupt, lacks one of them, is too large, or has a member that leaves its folder.
+      DataError: the archive is corrupt, lacks a member, is too large, or has a member outside its folder.
     """
-    found = {}
+    contents = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(gunzip(read(archive, limit), archive, limit)), mode="r:") as tar:
             for member in tar:
@@ -236,23 +236,23 @@ def read_members(archive: pathlib.Path, wanted: Collection[str], limit: int = LI
                 name = posixpath.normpath(member.name)
                 stream = tar.extractfile(member) if name in wanted else None
                 if stream is not None:
-                    found[name] = stream.read()
+                    contents[name] = stream.read()
     except DataError:
         raise
     except Exception as error:  # headers of members can be wrong in many ways
         raise DataError(
-            f"{archive} is truncated or corrupt ({error}); delete it and run again to download it anew"
+            f"{archive} is truncated or corrupt ({error}); delete it and run again to download it again"
         ) from error
-    absent = sorted(set(wanted) - set(found))
+    absent = sorted(set(wanted) - set(contents))
     if absent:
         raise DataError(f"{archive} lacks {', '.join(absent)}; is it another archive under this name?")
-    return found
+    return contents
 
 
 def _check_member(archive: pathlib.Path, member: tarfile.TarInfo) -> None:
-    """Refuse what could point outside the folder that an archive stands for, even though nothing is unpacked."""
+    """Refuse members that could point outside the archive's folder, even though nothing is unpacked to disk."""
     path = pathlib.PurePosixPath(member.name)
     if path.is_absolute() or ".." in path.parts:
         raise DataError(f"{archive}: member {member.name!r} leaves the archive's folder; get the official archive")
-    if not (member.isfile() or member.isdir()) or member.issparse():  # a sparse one holds more than the archive
+    if not (member.isfile() or member.isdir()) or member.issparse():  # a sparse member holds more than the archive
         raise DataError(f"{archive}: member {member.name!r} is a link, a device or sparse; get the official archive")

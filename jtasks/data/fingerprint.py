@@ -1,4 +1,4 @@
-"""What tells a split's examples from others without reading them all: number, entries, and hashes of some."""
+"""Fingerprints of a split's examples without reading all of them: number, entries, and hashes of a sample."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -12,15 +12,15 @@ from jtasks.errors import DataError
 
 Prints = dict[str, Any]
 
-SAMPLE = 64  # examples that are hashed of a split too large to be hashed whole; the first and the last among them
-WHOLE_BYTES, WHOLE_OBJECTS = 2**26, 2**14  # up to which an array is hashed whole: some 0.1 s
+SAMPLE = 64  # hashed examples of a split too large to hash whole, including the first and the last
+WHOLE_BYTES, WHOLE_OBJECTS = 2**26, 2**14  # maximum size of arrays that are hashed whole: some 0.1 s
 
 
 def of(examples: pipeline.Examples) -> Prints:
-    """The fingerprint of a split, as JSON data: its number of examples, dtype and shape of each entry, and hashes.
+    """Return the fingerprint of a split as JSON data: number of examples, dtype and shape of each entry, and hashes.
 
-    Hashes are by the name of an array that is hashed whole, else by "entry[index]"; of a sequence of examples by
-    "[index]". An example that cannot be read has none: whoever needs it will say so.
+    Hashes are keyed by the name of an array that is hashed whole, else by "entry[index]", and for a sequence of
+    examples by "[index]". An unreadable example has no hash; reading it later reports the error.
     """
     if isinstance(examples, pipeline.Tolerant):
         examples = examples.examples
@@ -30,12 +30,12 @@ def of(examples: pipeline.Examples) -> Prints:
         hashes = dict(item for name, array in examples.items() for item in _array(name, array))
     else:
         entries = {}
-        hashes = {f"[{i}]": found for i in sample(n) if (found := _example(examples, i))}
+        hashes = {f"[{i}]": digest for i in sample(n) if (digest := _example(examples, i))}
     return {"examples": n, "entries": entries, "hashes": hashes}
 
 
 def changes(old: Any, new: Prints) -> list[str]:
-    """What differs between two fingerprints of a split, in words; nothing where the old one is absent.
+    """Describe the differences between two fingerprints of a split; empty if the old one is absent.
 
     >>> changes({"examples": 5000, "entries": {}, "hashes": {}}, {"examples": 5001, "entries": {}, "hashes": {}})
     ['5000 -> 5001 examples']
@@ -47,14 +47,14 @@ def changes(old: Any, new: Prints) -> list[str]:
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     lines += [f"entry {name}: {before.get(name, 'absent')} -> {now.get(name, 'absent')}" for name in names]
     hashes = old["hashes"]
-    others = [name for name, found in new["hashes"].items() if hashes.get(name, found) != found]
+    others = [name for name, digest in new["hashes"].items() if hashes.get(name, digest) != digest]
     if others and not lines:
         lines.append(f"examples differ ({', '.join(others[:5])}{', ...' if len(others) > 5 else ''})")
     return lines
 
 
 def sample(n: int) -> list[int]:
-    """Indices of the first, the last and some examples between, always the same ones for the same `n`."""
+    """Return indices of the first, the last and some examples between; the same for the same `n`."""
     if n <= SAMPLE:
         return list(range(n))
     drawn = (int.from_bytes(hashlib.sha256(str(i).encode()).digest()) % n for i in range(SAMPLE - 2))
@@ -77,7 +77,7 @@ def _example(examples: Any, index: int) -> str | None:
 
 
 def _hash(tree: Any) -> str:
-    """A hash of nested arrays, texts and numbers."""
+    """Hash nested arrays, texts and numbers."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         digest.update(f"{jax.tree_util.keystr(path)} {_kind(leaf, 0)}\n".encode("utf-8", "surrogatepass"))
@@ -95,10 +95,10 @@ def _bytes(leaf: Any) -> Iterator[bytes]:
         yield from (_hash(element).encode() for element in np.ravel(leaf))
     elif isinstance(leaf, bool | int | float | np.ndarray | np.generic | jax.Array):
         yield np.ascontiguousarray(leaf).tobytes()
-    # Of anything else, such as an object of a library, only the type is known to stay the same.
+    # Other objects, such as a library's, contribute their type only.
 
 
 def _kind(value: Any, leading: int) -> str:
-    """Dtype and shape without the `leading` axes, or the type's name."""
+    """Return dtype and shape without the `leading` axes, or the type's name."""
     dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", ())
     return f"{dtype}{list(shape[leading:])}" if dtype is not None else type(value).__name__

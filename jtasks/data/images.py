@@ -1,4 +1,4 @@
-"""Labelled images by the name of their data set."""
+"""Labeled images by the name of their data set."""
 
 import difflib
 import functools
@@ -18,10 +18,10 @@ Data = dict[str, np.ndarray] | Examples
 NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "tfds:NAME")
 SPLITS = ("train", "valid", "test")
 
-# Fields of config.data that say which images, for a task's `defaults`.
+# Fields of config.data that select images, for a task's `defaults`.
 FIELDS = {
     "data.name": Field(str),  # one of NAMES
-    "data.size": Field(int, "[1, 2e9]"),  # scale and crop images to this width and height; None: as they are
+    "data.size": Field(int, "[1, 2e9]"),  # scale and crop images to this width and height; None: unchanged
 }
 
 
@@ -35,27 +35,27 @@ def images(
     size: int | None = None,
     resize: Sequence[int] | None = None,
 ) -> Data | None:
-    """The examples of one split of a data set of labeled images.
+    """Return the examples of one split of a data set of labeled images.
 
-    Data without a valid split of its own gives up the share `valid` of train, chosen by `seed`;
-    90/10 is that of Chen et al. 2020, "Generative Pretraining from Pixels".
+    If the data has no valid split, the fraction `valid` of train, chosen by `seed`, becomes valid; 90/10 is the split
+    of Chen et al. 2020, "Generative Pretraining from Pixels".
 
     Args:
       name: `mnist`, `cifar10`, `digits`, `folder:PATH` or `tfds:NAME`.
       split: `train`, `valid` or `test`.
-      folder: the folder of data (config.data.dir); None takes $JTASKS_DATA or the user's cache folder.
+      folder: data folder (config.data.dir); None uses $JTASKS_DATA or the user's cache folder.
       seed: decides which examples of train become valid, and nothing else.
-      valid: the share of train that becomes valid, in [0, 1); 0 gives none.
+      valid: fraction of train that becomes valid, in [0, 1); 0 gives none.
       size: scale and crop every image around its center to this width and height.
-      resize: instead of `size`, the fields of an `examples.Resize`: as an image processor of transformers does it.
+      resize: fields of an `examples.Resize`, used instead of `size`, to resize like an image processor of transformers.
 
     Returns:
-      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:` and `tfds:` a picklable sequence
-      of {"image": uint8 [h, w, c], "label": int32 []}; None for a split that the data lacks.
+      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:` and `tfds:` a picklable sequence of
+      {"image": uint8 [h, w, c], "label": int32 []}; None for a split that the data lacks.
 
     Raises:
-      ConfigError: if an argument is none of the above.
-      DataError: if the data is absent and cannot be fetched, or is corrupt.
+      ConfigError: an argument has another value.
+      DataError: the data is absent and cannot be downloaded, is corrupt, or has no train split.
     """
     _check_arguments(split, seed, valid, size)
     read, _ = _source(name, folder)
@@ -69,24 +69,24 @@ def images(
             f"{name} has no train split, from which the sizes of the model and the classes follow: a folder of pictures"
             " has train/CLASS/ beside test/CLASS/"
         )
-    return _fitted(data, Resize(*resize) if resize else size)
+    return _resize(data, Resize(*resize) if resize else size)
 
 
 def class_names(name: str, *, folder: str | None = None) -> tuple[str, ...]:
-    """The names of the classes of a data set, in the order of their labels.
+    """Return the names of a data set's classes in the order of their labels.
 
     Raises:
-      ConfigError: if there is no data set of that name.
-      DataError: if the names lie with the data and that is absent.
+      ConfigError: there is no data set of that name.
+      DataError: the data holds the names and is absent.
     """
     return _source(name, folder)[1]()
 
 
 def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
-    """The sorted rows of train or valid when `count` examples are parted by `seed`.
+    """Return the sorted rows of train or valid when `seed` splits `count` examples.
 
-    The raw stream of a bit generator never changes between versions of numpy, while that of
-    `Generator.permutation` may (NEP 19), and then a resumed run would train on its own valid examples.
+    The raw stream of a bit generator never changes between numpy versions. The stream of `Generator.permutation` may
+    (NEP 19), and a resumed run would then train on its own valid examples.
     """
     order = np.argsort(np.random.Philox(seed).random_raw(count), kind="stable")
     held = min(round(count * valid), count - 1)
@@ -94,7 +94,7 @@ def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
 
 
 def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None], Callable[[], tuple[str, ...]]]:
-    """How to read a split of the named data set, and how to list its classes."""
+    """Return functions that read a split of the named data set and list its classes."""
     root = data_folder(folder)
     kind, _, rest = str(name).partition(":")
     if name == "mnist":
@@ -114,7 +114,7 @@ def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None]
 
 
 def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None:
-    """The share of train that `split` gets."""
+    """Return the fraction of train that `split` gets."""
     if data is None:
         return None
     count = len(data) if isinstance(data, Examples) else len(data["label"])
@@ -124,7 +124,7 @@ def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None
     return data.take(rows) if isinstance(data, Examples) else {key: value[rows] for key, value in data.items()}
 
 
-def _fitted(data: Data | None, size: int | Resize | None) -> Data | None:
+def _resize(data: Data | None, size: int | Resize | None) -> Data | None:
     if data is None or size is None:
         return data
     if isinstance(data, Examples):
@@ -144,7 +144,7 @@ def _check_arguments(split: str, seed: int, valid: float, size: int | None) -> N
 
 
 def _nearest(word: str, choices: Iterable[str]) -> str:
-    """The end of a message about an unknown word: all the right ones, and the nearest of them."""
+    """Format the end of a message about an unknown word: the choices, and the nearest one."""
     kinds = {choice.partition(":")[0]: choice for choice in choices}
     near = difflib.get_close_matches(word.partition(":")[0], kinds, n=1, cutoff=0.5)
     hint = f", did you mean {kinds[near[0]]!r}?" if near else ""

@@ -10,7 +10,7 @@ from jtasks.data import files
 from jtasks.errors import DataError
 
 CLASSES = tuple("0123456789")
-LIMIT = 1 << 28  # bytes; the largest of the official files has 47 million
+LIMIT = 1 << 28  # bytes; the largest official file has 47 million
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -24,12 +24,12 @@ HASHES = {
 
 
 def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> dict[str, np.ndarray] | None:
-    """The official train (60,000) or test (10,000) examples: image uint8 [n, 28, 28, 1], label int32 [n].
+    """Read the official train (60,000) or test (10,000) examples: image uint8 [n, 28, 28, 1], label int32 [n].
 
-    Files that lie in `root` are taken whatever their hash, since many people compressed them again.
+    Files in `root` are accepted with any hash, since many people have compressed them again.
 
     Raises:
-      DataError: if a file is absent and cannot be fetched, or is not what its name says.
+      DataError: a file is absent and cannot be downloaded, or is not what its name says.
     """
     if split == "valid":
         return None
@@ -50,22 +50,22 @@ def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> di
 
 
 def locate(root: pathlib.Path, name: str, mirrors: Sequence[str]) -> pathlib.Path:
-    """The path of an IDX file under any of its usual spellings, downloaded if there is none."""
+    """Return the path of an IDX file under any of its usual names, downloaded if absent."""
     dotted = name.replace("-idx", ".idx")
     names = (name, f"{name}.gz", dotted, f"{dotted}.gz")
     folders = (root, root / "mnist", root / "MNIST" / "raw")
-    found = files.find(names, folders)
-    return found or files.fetch(f"{name}.gz", HASHES[name], mirrors, root / "mnist", names, folders)
+    path = files.find(names, folders)
+    return path or files.fetch(f"{name}.gz", HASHES[name], mirrors, root / "mnist", names, folders)
 
 
 def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
-    """The uint8 array of an IDX file (http://yann.lecun.com/exdb/mnist) with that many axes.
+    """Read a uint8 IDX file (http://yann.lecun.com/exdb/mnist) with this number of axes.
 
     Raises:
-      DataError: if the header or the number of bytes is wrong, or the compression is damaged.
+      DataError: the header or the number of bytes is wrong, or the compression is damaged.
     """
     data = files.read(path, LIMIT)
-    if data[:2] == b"\x1f\x8b":  # by content: browsers unpack a .gz and keep its name
+    if data[:2] == b"\x1f\x8b":  # by content: browsers decompress a .gz and keep its name
         data = files.gunzip(data, path, LIMIT)
     magic = bytes([0, 0, 8, axes])
     if data[:4] != magic:
@@ -77,6 +77,6 @@ def read_idx(path: pathlib.Path, axes: int) -> np.ndarray:
     if len(data) != start + math.prod(shape):
         raise DataError(
             f"{path} holds {len(data)} bytes; its header of shape {shape} makes {start + math.prod(shape)} expected; "
-            "delete it and run again to download it anew"
+            "delete it and run again to download it again"
         )
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)

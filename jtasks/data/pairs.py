@@ -1,4 +1,4 @@
-"""Pairs of texts for BERT's pre-training, from tokenized documents of sentences (Devlin et al. 2019, appendix A.2)."""
+"""Pairs of texts for BERT's pre-training from tokenized documents of sentences (Devlin et al. 2019, appendix A.2)."""
 
 import dataclasses
 import pathlib
@@ -9,27 +9,27 @@ import numpy as np
 
 from jtasks.data import store, text, tokenizers, values
 from jtasks.data.shuffle import draws
-from jtasks.data.tokens import batched, smallest
+from jtasks.data.tokens import batched, token_dtype
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SHORT = 0.1  # share of the pairs that aim at a shorter length, so that fine-tuning on short texts is no surprise
-_BATCH = 8192  # sentences that are tokenized in parallel
+SHORT = 0.1  # fraction of pairs with a shorter target length, which prepares for fine-tuning on short texts
+_BATCH = 8192  # number of sentences tokenized in parallel
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs(Sequence[dict[str, Any]]):
-    """[CLS] first [SEP] second [SEP], cut from the stream of tokens when asked for.
+    """Pairs `[CLS] first [SEP] second [SEP]`, cut from the stream of tokens on access.
 
-    An example is `tokens` [t]; `types` uint8 [t], 1 from the second text on; `segments` uint8 [t], 0 for padding;
-    `next` int32, 0 where the second text follows the first, 1 where it is from elsewhere; and with `begins` (of each
-    id) the same of each token, uint8 [t].
+    An example has `tokens` [t]; `types` uint8 [t], 1 from the second text on; `segments` uint8 [t], 0 for padding; and
+    `next` int32, 0 if the second text follows the first, 1 if it is from elsewhere. If `begins` is given for each id,
+    the example also has `begins` uint8 [t] for each token.
     """
 
     stream: np.ndarray  # [n] ids
-    spans: np.ndarray  # [pairs, 4]: bounds of the two texts in the stream
+    spans: np.ndarray  # [pairs, 4]: bounds of both texts in the stream
     labels: np.ndarray  # [pairs]
     length: int
     first: int  # [CLS]
@@ -41,7 +41,7 @@ class Pairs(Sequence[dict[str, Any]]):
 
     def __getitem__(self, index: Any) -> Any:
         a, b, c, d = self.spans[index]
-        left, right = b - a + 2, b - a + d - c + 3  # ends of the first text and of the second
+        left, right = b - a + 2, b - a + d - c + 3  # ends of both texts
         tokens = np.zeros(self.length, self.stream.dtype)
         tokens[0], tokens[left - 1], tokens[right - 1] = self.first, self.separator, self.separator
         tokens[1 : left - 1], tokens[left : right - 1] = self.stream[a:b], self.stream[c:d]
@@ -58,15 +58,18 @@ class Pairs(Sequence[dict[str, Any]]):
 def tokenized(
     paths: Sequence[pathlib.Path], split: str, tokenizer: "Tokenizer", *, seed: int, valid: float, folder: pathlib.Path
 ) -> store.Arrays:
-    """The documents of one part of the text as arrays, tokenized once, in parallel.
+    """Tokenize the documents of one part of the text, once and in parallel.
 
     Returns:
-      `tokens` [n] of all sentences; `sentences` int64 [s + 1], where each begins in `tokens`, and the end; and
-      `documents` int64 [d + 1], where each begins in `sentences`, and the end.
+      `tokens` [n] of all sentences; `sentences` int64 [s + 1], start of each in `tokens`, and the end; and `documents`
+      int64 [d + 1], start of each in `sentences`, and the end.
+
+    Raises:
+      DataError: the text has fewer than 2 documents.
     """
 
     def write(writer: store.Writer) -> None:
-        kind = smallest(tokenizers.size(tokenizer))
+        kind = token_dtype(tokenizers.size(tokenizer))
         tokens = sentences = written = 0
         writer.append("sentences", np.zeros(1, np.int64))
         writer.append("documents", np.zeros(1, np.int64))
@@ -75,9 +78,9 @@ def tokenized(
             ends: dict[str, list[int]] = {"sentences": [], "documents": []}
             encoded = iter(tokenizers.encode(tokenizer, [line for line in batch if line], offsets=False))
             for line in batch:
-                if line and (found := next(encoded).ids):
-                    ids += found
-                    tokens, sentences = tokens + len(found), sentences + 1
+                if line and (new := next(encoded).ids):
+                    ids += new
+                    tokens, sentences = tokens + len(new), sentences + 1
                     ends["sentences"].append(tokens)
                 elif not line and sentences > written:
                     ends["documents"].append(sentences)
@@ -99,19 +102,19 @@ def tokenized(
 def paired(
     sources: store.Arrays, parts: Sequence[object], *, length: int, duplicates: int, seed: int, folder: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    """The pairs of `duplicates` passes over the documents, made once; each pass cuts and draws anew.
+    """Return the pairs of `duplicates` passes over the documents, made once; each pass draws different pairs.
 
-    So an epoch holds every text `duplicates` times in different company, as in the paper's own data, while masks
-    are new each time anyway.
+    An epoch thus holds every text `duplicates` times with different partners, as in the paper's data. Masks are drawn
+    for each epoch anyway.
 
     Args:
-      sources: of `tokenized`.
-      parts: all that `sources` depend on.
-      length: of an example, with its three special tokens.
+      sources: arrays of `tokenized`.
+      parts: everything that `sources` depend on.
+      length: length of an example, including its three special tokens.
 
     Returns:
-      Spans int64 [n, 4] and labels uint8 [n] for `Pairs`; and facts: `padding` (share of all positions),
-      `follows` (share of pairs whose second text follows the first), `pairs`.
+      Spans int64 [n, 4] and labels uint8 [n] for `Pairs`; and facts: `padding` (fraction of all positions), `follows`
+      (fraction of pairs whose second text follows the first), `pairs`.
 
     Raises:
       ConfigError: `length` has no room for two texts.
@@ -121,9 +124,9 @@ def paired(
 
     def write(writer: store.Writer) -> None:
         used = follows = pairs = 0
-        for turn in range(duplicates):
+        for duplicate in range(duplicates):
             for document in range(len(sources["documents"]) - 1):
-                rows = _pairs(sources, document, length - 3, draws(seed, turn, document))
+                rows = _pairs(sources, document, length - 3, draws(seed, duplicate, document))
                 spans = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
                 labels = np.array([row[4] for row in rows], np.uint8)
                 writer.append("spans", spans)
@@ -137,7 +140,7 @@ def paired(
 
 
 def _lines(documents: Iterator[str]) -> Iterator[str]:
-    """The sentences of the documents, and "" behind each document."""
+    """Yield the sentences of the documents, and "" after each document."""
     for document in documents:
         yield from (line for line in document.split("\n") if line.strip(values.BLANKS))
         yield ""
@@ -146,11 +149,11 @@ def _lines(documents: Iterator[str]) -> Iterator[str]:
 def _pairs(
     sources: store.Arrays, document: int, room: int, random: Iterator[int]
 ) -> list[tuple[int, int, int, int, int]]:
-    """One pass over a document: bounds of the two texts of each pair, and its label.
+    """Draw the pairs of one pass over a document: bounds of both texts, and the label.
 
-    Sentences are gathered until they reach the length aimed at, two at least; the first few of them, a random
-    number, are the first text. The second is the others, or in half of the cases sentences from a random place of
-    another document, and then the others are gathered again.
+    At least two sentences are collected until they reach the target length. A random number of them, from the start, is
+    the first text. The second is the rest, or in half of the cases sentences from a random position of another
+    document; the rest is then used again.
     """
     starts, ends = sources["documents"][document : document + 2].tolist()
     bounds = sources["sentences"]
@@ -158,7 +161,7 @@ def _pairs(
     at = starts
     while at < ends:
         aim = 2 + next(random) % (room - 1) if next(random) < SHORT * 2**64 else room
-        reached = int(np.searchsorted(bounds, bounds[at] + aim))  # the sentence that brings the tokens to `aim`
+        reached = int(np.searchsorted(bounds, bounds[at] + aim))  # the sentence that completes `aim` tokens
         stop = min(max(reached, at + 2), ends)
         split = at + 1 if stop - at < 3 else at + 1 + next(random) % (stop - at - 1)
         a, b = int(bounds[at]), int(bounds[split])
@@ -173,7 +176,7 @@ def _pairs(
 
 
 def _elsewhere(sources: store.Arrays, document: int, aim: int, random: Iterator[int]) -> tuple[int, int]:
-    """About `aim` tokens, one sentence at least, from a random sentence on of a random other document."""
+    """Return the bounds of about `aim` tokens, at least one sentence, at a random position of another document."""
     documents, bounds = sources["documents"], sources["sentences"]
     other = next(random) % (len(documents) - 2)
     other += other >= document
@@ -184,7 +187,7 @@ def _elsewhere(sources: store.Arrays, document: int, aim: int, random: Iterator[
 
 
 def _cut(a: int, b: int, c: int, d: int, room: int, random: Iterator[int]) -> tuple[int, int, int, int]:
-    """The bounds of two texts shortened to `room` tokens together: always the longer one, at either end by chance."""
+    """Shorten two texts to `room` tokens together: always the longer text, at a random end for each token."""
     first, second = b - a, d - c
     while first + second > room:
         surplus = first + second - room
@@ -201,5 +204,5 @@ def _cut(a: int, b: int, c: int, d: int, room: int, random: Iterator[int]) -> tu
 
 
 def _heads(count: int, random: Iterator[int]) -> int:
-    """How many of `count` coins show heads."""
+    """Count the heads of `count` coin tosses."""
     return sum((next(random) >> max(0, 64 - count + i)).bit_count() for i in range(0, count, 64))

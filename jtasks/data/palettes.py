@@ -1,4 +1,4 @@
-"""Palettes: fitted to the training images by k-means, stored beside the data (Chen et al. 2020, 3.1)."""
+"""Palettes, fitted to the training images by k-means and stored beside the data (Chen et al. 2020, 3.1)."""
 
 import io
 import json
@@ -18,9 +18,16 @@ from jtasks.ops.palette import Palette
 
 
 def fit(images: np.ndarray, colors: int, seed: int = 0, pixels: int = 2_000_000) -> np.ndarray:
-    """A palette [colors, c] float32 with little squared distance to the pixels of images [n, h, w, c], dark to light.
+    """Fit a palette [colors, c] float32, from dark to light, to images [n, h, w, c] by k-means.
 
-    Fitted to a random sample of `pixels`.
+    Args:
+      images: uint8 or float.
+      colors: number of colors.
+      seed: seed of the sample and of k-means.
+      pixels: number of pixels to sample.
+
+    Raises:
+      DataError: the images have fewer distinct colors.
     """
     from sklearn.cluster import KMeans, MiniBatchKMeans
 
@@ -30,7 +37,7 @@ def fit(images: np.ndarray, colors: int, seed: int = 0, pixels: int = 2_000_000)
     distinct, counts = np.unique(flat, axis=0, return_counts=True)
     if len(distinct) < colors:
         raise DataError(f"config.data.num_colors={colors}, but the images hold only {len(distinct)} different colors")
-    if len(distinct) <= 1024:  # gray levels: few enough for exact iterations over all of them
+    if len(distinct) <= 1024:  # gray levels: few enough for exact k-means
         means = KMeans(colors, random_state=seed, n_init=20)
     else:
         means = MiniBatchKMeans(colors, random_state=seed, n_init=3, batch_size=16_384, max_iter=20)
@@ -40,14 +47,14 @@ def fit(images: np.ndarray, colors: int, seed: int = 0, pixels: int = 2_000_000)
 
 
 def levels(images: np.ndarray) -> np.ndarray:
-    """The palette [colors, 1] of gray images taken as they are: all levels from 0 to the highest."""
+    """Return the palette [colors, 1] of all gray levels from 0 to the images' highest."""
     if images.shape[-1] != 1:
         raise DataError("config.data.num_colors=0 takes gray levels as they are, but these images have color")
     return np.arange(int(images.max()) + 1, dtype=np.float32)[:, None]
 
 
 def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
-    """Fit the palette that `options` (config.data) ask for to the images that `read` gives, unless it is there."""
+    """Fit the palette of `options` (config.data) to the images that `read` returns, unless it is stored already."""
     if palette_path(options, seed).exists() or options.palette:
         return
     examples = read()
@@ -61,9 +68,9 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
 
 
 def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
-    """The palette, and what a model's sizes follow from: number of colors, image shape (h, w), positions.
+    """Return the palette and model sizes: number of colors, image shape (h, w), positions.
 
-    `resize`, how images come to that shape, is that of a Hugging Face folder, if the model is from one.
+    `resize`, how images reach that shape, is None; a Hugging Face folder can set it.
     """
     h, w, channels = pipeline.example(examples, 0)["image"].shape
     palette = load(palette_path(options, seed), channels)
@@ -71,7 +78,7 @@ def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
 
 
 def palette_path(options: Any, seed: int) -> pathlib.Path:
-    """The palette file that config.data names, or the place beside the data of a fitted one."""
+    """Return the palette file of config.data, or the place of a fitted one beside the data."""
     if options.palette:
         return pathlib.Path(options.palette)
     paths = _places(options, seed)
@@ -88,8 +95,8 @@ def load(path: pathlib.Path, channels: int) -> Palette:
     """Read a palette [colors, channels] in pixel units from a .npy file or a run's palette.json, as a hashable tuple.
 
     Raises:
-      ConfigError: it is absent.
-      DataError: it is neither of these, or of another shape.
+      ConfigError: the file is absent.
+      DataError: the file is neither of these, or has another shape.
     """
     if not path.exists():
         raise ConfigError(f"no palette at {path}: give another --config.data.palette, or none to fit one to the data")

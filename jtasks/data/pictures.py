@@ -1,4 +1,4 @@
-"""Folders of pictures, one subfolder a class."""
+"""Folders of pictures with one subfolder per class."""
 
 import functools
 import os
@@ -15,35 +15,35 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of these suffixes; Pillow has riskier ones
-PIXELS = 1 << 27  # the largest cameras have 100 million; decoding takes some 12 bytes a pixel
-BITS_PER_SAMPLE, PHOTOMETRIC, MIN_IS_WHITE, ORIENTATION = 258, 262, 0, 274  # tags of TIFF, a value, a tag of EXIF
-SAMPLE_FORMAT, SIGNED = 339, 2  # another tag of TIFF, and a value
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # of these suffixes; other Pillow formats are riskier
+PIXELS = 1 << 27  # the largest cameras have 100 million; decoding takes some 12 bytes per pixel
+BITS_PER_SAMPLE, PHOTOMETRIC, MIN_IS_WHITE, ORIENTATION = 258, 262, 0, 274  # TIFF tags, a value, an EXIF tag
+SAMPLE_FORMAT, SIGNED = 339, 2  # another TIFF tag, and a value
 SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": ("test",)}
 LAYOUT = "expected FOLDER/CLASS/picture.jpg, or FOLDER/{train,valid,test}/CLASS/picture.jpg"
 
 
 def read(path: str, root: pathlib.Path) -> tuple[dict[str, Examples], tuple[str, ...]]:
-    """The splits of a folder of pictures by name, and its classes in the order of their labels.
+    """Return the splits of a folder of pictures by name, and its classes in the order of their labels.
 
-    The order is that of the sorted names of classes and files. A class is any folder with a picture;
-    all splits share one list of classes. Without folders for splits, all pictures are train.
+    Names of classes and files are sorted. A class is any folder with a picture; all splits share one list of classes.
+    Without folders for splits, all pictures are train.
 
     Args:
-      path: the folder; a relative one is looked for in the working directory, then in `root`.
-      root: the folder of data.
+      path: the folder; a relative path is searched for in the working directory, then in `root`.
+      root: data folder.
 
     Raises:
       ConfigError: there is no such folder.
       DataError: a split has no pictures.
     """
     folder = _locate(path, root)
-    found = {split: _pictures(place) for split, place in _split_folders(folder).items()}
-    for split, by_class in found.items():
+    pictures = {split: _pictures(place) for split, place in _split_folders(folder).items()}
+    for split, by_class in pictures.items():
         if not by_class:
             raise DataError(f"no pictures for {split} in {folder}; {LAYOUT}, with the suffixes {sorted(SUFFIXES)}")
-    classes = tuple(sorted({name for by_class in found.values() for name in by_class}))
-    return {split: _examples(f"folder:{path}", by_class, classes) for split, by_class in found.items()}, classes
+    classes = tuple(sorted({name for by_class in pictures.values() for name in by_class}))
+    return {split: _examples(f"folder:{path}", by_class, classes) for split, by_class in pictures.items()}, classes
 
 
 def _locate(path: str, root: pathlib.Path) -> pathlib.Path:
@@ -55,7 +55,7 @@ def _locate(path: str, root: pathlib.Path) -> pathlib.Path:
 
 
 def _split_folders(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Where each split lies: a folder called train that holds no folders is a class."""
+    """Return the folder of each split; a folder `train` without subfolders is a class."""
     choices = {split: [folder / name for name in names] for split, names in SPLITS.items()}
     places = {split: next(filter(_subfolders, paths), None) for split, paths in choices.items()}
     return {split: place for split, place in places.items() if place} or {"train": folder}
@@ -68,10 +68,10 @@ def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
-    """The sorted pictures of every class that has any; hidden files are other programs' notes."""
+    """Return the sorted pictures of every class that has any, without hidden files."""
     by_class = {}
     for place in _subfolders(folder):
-        with os.scandir(place) as entries:  # knows kinds of files without asking for each
+        with os.scandir(place) as entries:  # scandir reports file types without a stat for each file
             pictures = [entry for entry in entries if _is_picture(entry.name)]
         if odd := [entry.path for entry in pictures if not entry.is_file()]:
             raise DataError(f"{min(odd)} is no regular file; expected a picture: delete it or give it another name")
@@ -91,25 +91,24 @@ def _examples(name: str, by_class: dict[str, list[str]], classes: Sequence[str])
 
 
 def _decode(paths: Sequence[str], labels: np.ndarray, index: int) -> tuple[np.ndarray, int]:
-    """One picture and its label."""
+    """Decode one picture; return it with its label."""
     return decode(paths[index]), int(labels[index])
 
 
 def decode(path: str) -> np.ndarray:
-    """A picture file as a person sees it in a viewer: uint8 RGB [h, w, 3].
+    """Decode a picture file as a viewer shows it: uint8 RGB [h, w, 3].
 
-    It is turned as its EXIF orientation says. What is transparent lies on white. Of 16 bits the upper 8 are taken.
-    Gray, palettes, CMYK, YCbCr and Lab become RGB; color profiles are not applied. Of several frames or pages the
-    first is taken.
+    Applies the EXIF orientation. Transparent pixels become white. The upper 8 of 16 bits are kept. Gray, palettes,
+    CMYK, YCbCr and Lab become RGB; color profiles are not applied. Of several frames or pages the first is decoded.
 
     Raises:
-      DataError: it is damaged, of another format than FORMATS, larger than PIXELS, or of numbers without 8-bit meaning
-        (floats, signed integers, those of 32 bits).
+      DataError: the file is damaged, not one of FORMATS, larger than PIXELS, or of numbers without 8-bit meaning
+        (floats, signed integers, 32-bit integers).
     """
     from PIL import Image, ImageOps
 
     try:
-        # Other formats, such as EPS, run other programs. By name, Pillow would map a TIFF before it turns it.
+        # Other formats, such as EPS, run other programs. Given a path, Pillow would map a TIFF before it rotates it.
         with open(path, "rb") as file, Image.open(file, formats=FORMATS) as stored:
             if stored.width * stored.height > PIXELS:
                 raise ValueError(f"{stored.width} x {stored.height} pixels are more than {PIXELS:,}")
@@ -124,7 +123,7 @@ def decode(path: str) -> np.ndarray:
 
 
 def _eight_bits(picture: "Image") -> "Image":
-    """The picture with gray levels of 16 bits scaled to 8; others as they are."""
+    """Scale 16-bit gray levels to 8 bits; other pictures stay as they are."""
     from PIL import Image
 
     tags = getattr(picture, "tag_v2", {})
@@ -135,7 +134,7 @@ def _eight_bits(picture: "Image") -> "Image":
         raise ValueError(f"{'floats' if picture.mode == 'F' else 'integers of 32 bits'} have no meaning in 8 bits")
     if not sixteen:
         return picture
-    picture.load()  # which turns a TIFF, and forgets that it was turned
+    picture.load()  # which rotates a TIFF and drops its orientation
     bits = tags.get(BITS_PER_SAMPLE, (16,))[0]
     levels = np.array(picture).astype(np.int32)
     clear = picture.info.get("transparency")

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step), so the state of the data is the step number alone."""
+"""Batches as a pure function of (seed, step), so the state of the data is only the step number."""
 
 import dataclasses
 import functools
@@ -27,7 +27,7 @@ Collate = Callable[[list[Mapping[str, Any]]], Mapping[str, Any]]
 
 
 def size(examples: Examples) -> int:
-    """Number of examples; DataError for what is neither a sequence nor arrays of equal length."""
+    """Return the number of examples; DataError unless `examples` is a sequence or arrays of equal length."""
     if not isinstance(examples, Mapping):
         try:
             return len(examples)
@@ -44,21 +44,21 @@ def size(examples: Examples) -> int:
 
 
 def example(examples: Examples, index: int) -> Mapping[str, Any]:
-    """One example as a dict, from either kind of dataset."""
+    """Return one example as a dict, from either kind of dataset."""
     if isinstance(examples, Mapping):
         return {name: array[index] for name, array in examples.items()}
     return examples[index]
 
 
 def fetch(examples: Examples, indices: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
-    """The examples at `indices` as one batch of arrays that a device can hold."""
+    """Return the examples at `indices` as one batch of arrays that a device can hold."""
     if isinstance(examples, Mapping) and collate is None:
         return _numeric({name: array[indices] for name, array in examples.items()})
     return stack([read(examples, int(i)) for i in indices], collate)
 
 
 def read(examples: Examples, index: int) -> Mapping[str, Any]:
-    """One example; an error says which."""
+    """Read one example; an error names its index."""
     try:
         row = example(examples, index)
         if isinstance(row, Mapping) and all(isinstance(name, str) for name in row):
@@ -71,7 +71,7 @@ def read(examples: Examples, index: int) -> Mapping[str, Any]:
 
 
 class Tolerant(Sequence[Mapping[str, Any]]):
-    """Examples of which up to `limit` may be unreadable: each of those is replaced by another, always the same."""
+    """Examples that tolerate up to `limit` unreadable ones: each is replaced by another, always the same."""
 
     def __init__(self, examples: Sequence[Mapping[str, Any]], limit: int, report: Callable[[str], None]):
         self.examples, self.limit, self.report = examples, limit, report
@@ -87,7 +87,7 @@ class Tolerant(Sequence[Mapping[str, Any]]):
                 return read(self.examples, tried)
             except DataError as error:
                 self._note(tried, error)
-            attempt += 1  # hashed along, so that two bad examples cannot send each other round in circles
+            attempt += 1  # hashed with the index, so that two bad examples cannot replace each other in circles
             tried = int(example_seeds(0, np.array([attempt]), np.array([index]))[0]) % len(self)
 
     def _note(self, index: int, error: DataError) -> None:
@@ -100,16 +100,16 @@ class Tolerant(Sequence[Mapping[str, Any]]):
 
 
 def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, np.ndarray]:
-    """One batch from example dicts, by `collate` or by stacking each entry."""
+    """Make one batch from example dicts, by `collate` or by stacking each entry."""
     if collate is not None:
-        return _collated(collate(rows), len(rows))
+        return _collate(collate(rows), len(rows))
     try:
         return _numeric({name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]})
     except (ValueError, KeyError) as error:
         raise DataError(f"examples cannot be stacked into a batch ({error}); give the task a collate_fn") from error
 
 
-def _collated(batch: Any, rows: int) -> dict[str, np.ndarray]:
+def _collate(batch: Any, rows: int) -> dict[str, np.ndarray]:
     if not isinstance(batch, Mapping) or not all(isinstance(name, str) for name in batch):
         raise ConfigError(f"collate_fn must return a dict of arrays by name, not a {type(batch).__name__}")
     arrays = _numeric(batch)
@@ -124,18 +124,18 @@ def _collated(batch: Any, rows: int) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class BatchPlan:
-    """Which example stands at each position of an endless stream of rows, `batch_size` of them a step."""
+    """Assignment of examples to the positions of an endless stream of rows, `batch_size` rows per step."""
 
     n: int
     seed: int
     batch_size: int
-    shuffle: bool  # train: a permutation an epoch; else each example once, in order, then padding
+    shuffle: bool  # train: a permutation per epoch; else each example once, in order, then padding
     shares: tuple[int, ...] = dataclasses.field(default=(1,), kw_only=True)  # microbatches of each device
 
     varies: ClassVar[bool] = False  # whether batches differ in their shapes
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Example indices, and the entries that the library adds to a batch: `mask` and `seed`; -1 is padding."""
+        """Return example indices, and the entries `mask` and `seed` that the library adds; position -1 is padding."""
         indices, entries = self._at(np.maximum(positions, 0))
         return indices, entries | {"mask": entries["mask"] * (positions >= 0).astype(np.float32)}
 
@@ -148,52 +148,52 @@ class BatchPlan:
         return indices, {"mask": mask.astype(np.float32), "seed": example_seeds(self.seed, epochs, indices)}
 
     def examples(self, step: int) -> int:
-        """Examples in the batch of `step`, if it is full."""
+        """Return the number of examples in the batch of `step`, if it is full."""
         return self.batch_size
 
     def layout(self, step: int) -> np.ndarray:
-        """Which of the examples of `step` stands in each row, -1 for padding that devices need."""
+        """Return the index of the example in each row of the batch of `step`, -1 for padding that devices need."""
         return layout(self.examples(step), self.shares)
 
     def rows(self, step: int) -> int:
-        """Rows of the batch of `step`, padding included."""
+        """Return the number of rows in the batch of `step`, padding included."""
         return len(self.layout(step))
 
     def positions(self, step: int, rows: Any = slice(None)) -> np.ndarray:
-        """Where the rows of the batch of `step` stand, -1 for padding."""
+        """Return the stream positions of the rows of the batch of `step`, -1 for padding."""
         layout = self.layout(step)[rows]
         return np.where(layout < 0, -1, step * self.batch_size + layout)
 
     def steps(self, epochs: float) -> int:
-        """Steps that pass over the data so many times, rounded up."""
+        """Return the number of steps in `epochs` passes over the data, rounded up."""
         return int(np.ceil(epochs * self.n / self.batch_size))
 
     @property
     def epoch_steps(self) -> float:
-        """Steps that pass over the data once."""
+        """Number of steps in one pass over the data."""
         return self.n / self.batch_size
 
     def amounts(self, steps: range) -> dict[str, int]:
-        """What the log counts in the batches of `steps`."""
+        """Count what the log reports of the batches of `steps`."""
         return {"examples": len(steps) * self.batch_size}
 
     def shapes(self) -> dict[int, float]:
-        """A step of each shape of batch, and the share of the steps that have it."""
+        """Return a step of each batch shape, with the fraction of steps of that shape."""
         return {0: 1.0}
 
     def describe(self) -> str:
-        """The size of the batches, for people."""
+        """Describe the size of the batches."""
         return f"{self.batch_size:,} examples"
 
     def cut(self, batch: dict[str, Any], step: int) -> dict[str, Any]:
-        """The batch of `step` in its own shape."""
+        """Cut the batch of `step` to its own shape."""
         return batch
 
 
 def batch_at(
     examples: Examples, plan: BatchPlan, step: int, collate: Collate | None = None, rows: Any = slice(None)
 ) -> dict[str, np.ndarray]:
-    """The batch of one step, or some `rows` of it alone: arrays [plan.rows(step), ...] with `mask` and `seed`."""
+    """Return the batch of one step, or its `rows` only: arrays [plan.rows(step), ...] with `mask` and `seed`."""
     return plan.cut(_rows(examples, plan, plan.positions(step, rows), collate), step)
 
 
@@ -208,11 +208,11 @@ def batches(
     workers: int = 0,
     poll: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, jax.Array]]:
-    """The batches of `steps` on the devices; each process reads the rows that its devices hold.
+    """Yield the batches of `steps` on the devices; each process reads the rows of its devices.
 
-    The next batches are read and sent while one is in use. Arrays in memory are cut with one fancy
-    index; a sequence is read by `threads`, or by `workers` processes. While a batch is awaited `poll`
-    is called a few times a second; it may raise.
+    The next batches are read and transferred while one is in use. Arrays in memory are indexed once per batch. A
+    sequence is read by `threads`, or by `workers` processes. While waiting for a batch, `poll` is called a few times
+    per second; it may raise.
     """
     local = functools.cache(lambda size: shardings.local_rows(sharding, size))  # rows of this process
     if plan.varies or (isinstance(examples, Mapping) and collate is None):
@@ -231,7 +231,7 @@ def batches(
 
 
 def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = lambda: None) -> Iterator[Any]:
-    """Draw from `batches` in a thread, up to `depth` ahead; errors are raised where they are awaited."""
+    """Draw from `batches` in a thread, up to `depth` ahead; an error is raised at the batch that failed."""
     filled: queue.Queue[tuple[Any, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 
@@ -269,11 +269,11 @@ def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = 
             yield batch
     finally:
         closed.set()
-        thread.join(timeout=1)  # a read that hangs must not hold up the end of the run
+        thread.join(timeout=1)  # a read that hangs must not delay the end of the run
 
 
 class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
-    """The rows that one process reads over some steps, one by one; picklable, for grain's workers."""
+    """Rows that one process reads over some steps, one by one; picklable for grain's workers."""
 
     def __init__(self, examples: Examples, plan: BatchPlan, steps: range, rows: np.ndarray):
         self.examples, self.plan, self.steps, self.rows = examples, plan, steps, rows
@@ -284,7 +284,7 @@ class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
 
     def __getitem__(self, i: Any) -> Any:
         step, row = divmod(int(i), len(self.rows))
-        planned = self.planned  # one read: other threads replace it
+        planned = self.planned  # read once: other threads replace it
         if planned[0] != step:
             self.planned = planned = (step, *self.plan.at(self.plan.positions(self.steps[step], self.rows)))
         _, indices, entries = planned
@@ -299,7 +299,7 @@ def _read_ahead(
 
     def batch(rows: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, np.ndarray]:
         entries = {name: np.stack([added[name] for _, added in rows]) for name in rows[0][1]}
-        return _merged(stack([row for row, _ in rows], collate), entries)
+        return _merge(stack([row for row, _ in rows], collate), entries)
 
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
     dataset = grain.MapDataset.source(stream).to_iter_dataset(options).batch(batch_size, batch_fn=batch)
@@ -307,8 +307,8 @@ def _read_ahead(
         from absl import flags
 
         if not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads absl's flags; a program without them has none to parse
-        # Files that were loaded by their path travel with the data; what they import from beside them is looked up.
+            flags.FLAGS.mark_as_parsed()  # grain reads absl's flags; a program without flags has none to parse
+        # Modules loaded by path travel with the data; a worker needs their folders to import their neighbors.
         files = [sys.modules[name].__file__ for name in cloudpickle.list_registry_pickle_by_value()]
         beside = [str(pathlib.Path(file).parent.parent) for file in files if file]
         init = functools.partial(_begin_worker, os.getpid(), beside)
@@ -317,7 +317,7 @@ def _read_ahead(
 
 
 def _begin_worker(parent: int, folders: list[str], worker: int, workers: int) -> None:
-    """Let a worker process import from `folders`, and end it when the run that started it ends, even by SIGKILL."""
+    """Let a worker process import from `folders`, and end it when its run ends, even by SIGKILL."""
     sys.path[:0] = folders
 
     def watch() -> None:
@@ -329,7 +329,7 @@ def _begin_worker(parent: int, folders: list[str], worker: int, workers: int) ->
 
 
 def _spread(batch: dict[str, np.ndarray], rows: np.ndarray, size: int) -> dict[str, np.ndarray]:
-    """A batch of `size` rows that holds at `rows` those of this one, and padding elsewhere, which need not be read."""
+    """Return a batch of `size` rows with this batch at `rows` and padding elsewhere, which is not read."""
     if len(rows) == size:
         return batch
     source = np.zeros(size, np.int64)
@@ -341,17 +341,17 @@ def _spread(batch: dict[str, np.ndarray], rows: np.ndarray, size: int) -> dict[s
 
 def _rows(examples: Examples, plan: BatchPlan, positions: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
     indices, entries = plan.at(positions)
-    return _merged(fetch(examples, indices, collate), entries)
+    return _merge(fetch(examples, indices, collate), entries)
 
 
-def _merged(batch: dict[str, np.ndarray], entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _merge(batch: dict[str, np.ndarray], entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if taken := set(entries) & set(batch):
         raise ConfigError(f"the dataset's entries {sorted(taken)} have names that the library adds; rename them")
     return batch | entries
 
 
 def _numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What a device can hold, in JAX's types; text stays on the host, for score_fn and show_fn."""
+    """Return the entries that a device can hold, in JAX's types; text stays on the host, for score_fn and show_fn."""
     arrays = {name: np.asarray(value) for name, value in batch.items()}
     return {
         name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)

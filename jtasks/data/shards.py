@@ -1,4 +1,4 @@
-"""HDF5 shards of prepared BERT examples, as HetSeq and NVIDIA's BERT read them."""
+"""HDF5 shards of prepared BERT examples, as read by HetSeq and NVIDIA's BERT."""
 
 import dataclasses
 import pathlib
@@ -11,7 +11,7 @@ from jtasks.data import store, text
 from jtasks.data.images import split_rows
 from jtasks.errors import DataError
 
-# Names in the files, ours, and the type that we keep; masked positions are filled up with zeros.
+# Names in the files, our names, and stored types; masked positions are padded with zeros.
 FIELDS = {
     "input_ids": ("tokens", np.int32),
     "segment_ids": ("types", np.uint8),
@@ -21,14 +21,14 @@ FIELDS = {
     "next_sentence_labels": ("next", np.int32),
 }
 SUFFIXES = (".hdf5", ".h5")
-_ROWS = 8192  # examples that are copied at once
-_CHUNK = 1 << 28  # bytes that one compressed chunk of a file may unfold to
-_RATIO = 1032  # the most that deflate can compress
+_ROWS = 8192  # number of examples copied at once
+_CHUNK = 1 << 28  # maximum uncompressed bytes of one chunk of a file
+_RATIO = 1032  # maximum compression of deflate
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """Some rows of an array that stays mapped, cut out when asked for."""
+    """Rows of a memory-mapped array, read on access."""
 
     array: np.ndarray
     rows: np.ndarray
@@ -44,7 +44,7 @@ class Rows:
 
     @property
     def dtype(self) -> np.dtype:
-        """The type of the numbers."""
+        """Type of the numbers."""
         return self.array.dtype
 
     @property
@@ -56,16 +56,16 @@ class Rows:
 def read(
     paths: Sequence[pathlib.Path], split: str, *, seed: int, valid: float, vocab: int, folder: pathlib.Path
 ) -> dict[str, Any]:
-    """The examples of all shards as arrays mapped into memory, copied once out of the compressed files.
+    """Read the examples of all shards as memory-mapped arrays, copied once from the compressed files.
 
-    The share `valid` of the examples, chosen by `seed`, becomes the valid split; both stay mapped, as `Rows`.
+    The fraction `valid` of the examples, chosen by `seed`, becomes the valid split; both splits are `Rows`.
 
     Returns:
-      tokens, types, segments [n, t]; places, labels [n, m], where place 0 means none; next [n].
+      tokens, types, segments [n, t]; places, labels [n, m], with place 0 for none; next [n].
 
     Raises:
-      DataError: a shard cannot be read, lacks an array, has its data in another file or unfolds to far more than it
-        holds, or differs in shape; or numbers are no integers, or out of range.
+      DataError: a shard cannot be read, lacks an array, has its data in another file, unpacks to far more than its
+        size, or differs in shape; or numbers are not integers or are out of range.
     """
 
     def write(writer: store.Writer) -> None:
@@ -85,7 +85,7 @@ def read(
 
 
 def _shard(path: pathlib.Path, vocab: int) -> Iterator[dict[str, np.ndarray]]:
-    """The arrays of a file, some rows at a time."""
+    """Yield the arrays of a file, several rows at a time."""
     try:
         import h5py
     except ImportError:
@@ -112,7 +112,7 @@ def _shard(path: pathlib.Path, vocab: int) -> Iterator[dict[str, np.ndarray]]:
 
 
 def _check_dataset(file: Any, name: str, path: pathlib.Path) -> None:
-    """Refuse what is no array of integers, lies in another file, or unfolds to far more than is stored."""
+    """Refuse anything but an array of integers in this file that unpacks to a plausible size."""
     import h5py
 
     dataset = file[name]
@@ -132,7 +132,7 @@ def _check_dataset(file: Any, name: str, path: pathlib.Path) -> None:
 
 
 def _check_ranges(rows: dict[str, np.ndarray], path: pathlib.Path, vocab: int, length: int) -> None:
-    """Before anything is cast to a smaller type."""
+    """Check ranges before anything is cast to a smaller type."""
     bounds = {"input_ids": vocab, "masked_lm_ids": vocab, "masked_lm_positions": length}
     for name, array in rows.items():
         bound = bounds.get(name, 2)

@@ -1,4 +1,4 @@
-"""Questions about paragraphs, in SQuAD's JSON of version 1.1 or 2.0, as windows that a model can read."""
+"""Questions about paragraphs, in SQuAD's JSON 1.1 or 2.0, as windows for a model."""
 
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +23,7 @@ OFFICIAL = {
 class Question(NamedTuple):
     """A question about a context.
 
-    `answers` are (first character, text): an empty list if it is unanswerable, None if the file does not tell them.
+    `answers` are (first character, text): empty if the question is unanswerable, None if the file has none.
     """
 
     name: str
@@ -33,15 +33,15 @@ class Question(NamedTuple):
 
 
 def questions(name: str, split: str, *, folder: str | None = None) -> list[Question]:
-    """The questions of a file; an official one that is absent is downloaded. A byte order mark is left out.
+    """Read the questions of a file; an absent official file is downloaded.
 
-    A question that is_impossible has no answers whatever else stands there. One without `answers`, as in a test file,
-    can be predicted for.
+    A byte order mark is skipped. A question that is_impossible has no answers, even if the file lists some. A question
+    without `answers`, as in a test file, can be predicted for.
 
     Raises:
-      ConfigError: it is absent.
-      DataError: it is not in SQuAD's format; a text is empty, an id stands twice, or an answer is not where
-        it says, with the number of the paragraph or the id of the question.
+      ConfigError: the file is absent.
+      DataError: the file is not in SQuAD's format, a text is empty, an id repeats, or an answer is not at its position;
+        names the paragraph or the question's id.
     """
     root = files.data_folder(folder)
     try:
@@ -54,33 +54,33 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
         path = own / name
         path = path if path.exists() else files.fetch(name, OFFICIAL[name], MIRRORS, own, [name], searched)
         text = files.decode(files.read(path), str(path))
-    found: dict[str, Question] = {}
+    by_name: dict[str, Question] = {}
     for question in _questions(values.parse(text, name), name):
-        if question.name in found:
+        if question.name in by_name:
             raise DataError(f"{name}: the id {question.name!r} stands twice; each question needs an id of its own")
-        found[question.name] = question
-    if not found:
+        by_name[question.name] = question
+    if not by_name:
         raise DataError(f"{name} has no questions")
-    return list(found.values())
+    return list(by_name.values())
 
 
 def windows(
     tokenizer: "Tokenizer", given: Sequence[Question], *, length: int, question: int, stride: int
 ) -> dict[str, np.ndarray]:
-    """Questions as arrays [n, length]; a long context is read through overlapping windows (Devlin et al. 2019).
+    """Encode questions as arrays [n, length], a long context as overlapping windows (Devlin et al. 2019).
 
     Args:
-      tokenizer: tells where in the text its tokens stand.
+      tokenizer: must return offsets of its tokens in the text.
       given: the questions.
       length: of `[CLS] question [SEP] part of the context [SEP]`.
-      question: the most tokens of a question; the rest is cut off.
-      stride: from the beginning of a window to that of the next.
+      question: maximum number of tokens of a question; the rest is cut off.
+      stride: tokens from the start of a window to the start of the next.
 
     Returns:
-      `tokens` int32, `types` uint8 and `segments` uint8 as `encoding.pairs`; `start` and `end` int32 [n], places of
-      the first answer, both 0 where the window has not all of it and -1 where the file tells none; `begin` int32 [n],
-      the place of the context's first token; and for the host: `offsets`, of each window's context tokens the first
-      character and that behind the last, int32 [tokens, 2]; `question`, the Question.
+      `tokens` int32, `types` uint8 and `segments` uint8 as in `encoding.pairs`; `start` and `end` int32 [n], positions
+      of the first answer, both 0 if the window does not hold all of it and -1 if the file has no answers; `begin` int32
+      [n], position of the context's first token; and for the host: `offsets`, bounds in characters of each window's
+      context tokens, int32 [tokens, 2]; `question`, the Question.
 
     Raises:
       ConfigError: these lengths leave no room for the context.
@@ -157,7 +157,7 @@ def _answer(given: Any, context: str, where: str) -> tuple[int, str]:
 
 
 def _tokens_of(question: Question, offsets: np.ndarray) -> tuple[int, int] | None:
-    """The first and the last token of the first answer; None without one."""
+    """Return the first and the last token of the first answer; None without an answer."""
     if not question.answers or not len(offsets):
         return None
     start, text = question.answers[0]
@@ -167,7 +167,7 @@ def _tokens_of(question: Question, offsets: np.ndarray) -> tuple[int, int] | Non
 
 
 def _objects(values: Sequence[Any]) -> np.ndarray:
-    found = np.empty(len(values), object)
+    array = np.empty(len(values), object)
     for i, value in enumerate(values):
-        found[i] = value
-    return found
+        array[i] = value
+    return array

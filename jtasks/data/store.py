@@ -1,4 +1,4 @@
-"""Arrays made once from data and stored beside it, to be mapped into memory: whole, or absent."""
+"""Arrays made once from data and stored beside it as memory-mapped files: whole, or absent."""
 
 import hashlib
 import json
@@ -18,15 +18,19 @@ Arrays = dict[str, np.ndarray]
 
 
 class Writer:
-    """Appends to named arrays in a folder; the first axis grows."""
+    """Writer that appends to named arrays in a folder along their first axis."""
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
         self.arrays: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
-        self.facts: dict[str, Any] = {}  # plain JSON data to be stored with the arrays
+        self.facts: dict[str, Any] = {}  # plain JSON data stored with the arrays
 
     def append(self, name: str, rows: np.ndarray) -> None:
-        """Add `rows` [n, ...] to the end of an array; its type and further axes are those of the first rows."""
+        """Append `rows` [n, ...] to an array; the first call sets its type and further axes.
+
+        Raises:
+          ValueError: `rows` have another type or shape.
+        """
         dtype, shape, n = self.arrays.get(name, (rows.dtype, rows.shape[1:], 0))
         if rows.dtype != dtype or rows.shape[1:] != shape:
             was, now = (", ".join(map(str, axes)) for axes in (("n", *shape), rows.shape))
@@ -36,7 +40,7 @@ class Writer:
         self.arrays[name] = (dtype, shape, n + len(rows))
 
     def close(self) -> None:
-        """Write what `load` needs to find the arrays again."""
+        """Write the index of the arrays, which `load` reads."""
         arrays = {name: {"dtype": dtype.str, "shape": [n, *shape]} for name, (dtype, shape, n) in self.arrays.items()}
         (self.folder / "arrays.json").write_text(json.dumps({"arrays": arrays, "facts": self.facts}), encoding="utf-8")
 
@@ -44,18 +48,18 @@ class Writer:
 def stored(
     kind: str, parts: Iterable[object], folder: pathlib.Path, write: Callable[[Writer], None]
 ) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays mapped from disk, and the facts stored with them; `write` makes them where they are absent.
+    """Return memory-mapped arrays and their facts; `write` makes them if absent.
 
-    They lie in `folder`/prepared, or in the user's cache folder where that cannot be written. Processes that
-    make the same at once each rename a whole folder into place, and a failure leaves nothing behind.
+    They are stored in `folder`/prepared, or in the user's cache folder if that is not writable. Processes that make the
+    same arrays at once each rename a whole folder into place, and a failure leaves nothing behind.
 
     Args:
-      kind: names them for people, such as "tokens".
-      parts: everything that they depend on.
-      folder: the folder of data.
+      kind: name of the arrays for people, such as "tokens".
+      parts: everything that the arrays depend on.
+      folder: data folder.
 
     Raises:
-      DataError: they can be stored nowhere.
+      DataError: no folder is writable.
     """
     name = f"{kind}-{hashlib.blake2b(repr(list(parts)).encode(), digest_size=8).hexdigest()}"
     places = files.places(folder, "prepared", name)
@@ -81,10 +85,10 @@ def stored(
 
 
 def load(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
-    """The arrays of a folder, mapped into memory, and its facts.
+    """Map the arrays of a folder into memory; return them and their facts.
 
     Raises:
-      DataError: it is not what `stored` wrote.
+      DataError: the folder is not what `stored` wrote.
     """
     try:
         described: Mapping[str, Any] = json.loads(files.read(path / "arrays.json"))
@@ -101,7 +105,7 @@ def _map(folder: pathlib.Path, name: str, dtype: str, shape: list[int]) -> np.nd
         raise ValueError(f"{name!r} is {dtype!r}; expected numbers under a plain name")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError(f"{path.name} has the shape {shape}")
-    if 0 in shape:  # nothing can be mapped from an empty file
+    if 0 in shape:  # an empty file cannot be mapped
         return np.zeros(shape, dtype)
     expected = math.prod(shape) * np.dtype(dtype).itemsize
     if path.stat().st_size != expected:
@@ -113,5 +117,5 @@ def _rename(partial: pathlib.Path, path: pathlib.Path) -> None:
     try:
         partial.rename(path)
     except OSError:
-        if not (path / "arrays.json").exists():  # another process was first otherwise
+        if not (path / "arrays.json").exists():  # unless another process was first
             raise

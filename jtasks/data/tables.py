@@ -1,4 +1,4 @@
-"""Tables of text: TSV, CSV and JSONL files, and text data sets of TFDS, as rows of named fields."""
+"""Tables of text as rows of named fields: TSV, CSV and JSONL files, and text data sets of TFDS."""
 
 import csv
 import io
@@ -25,34 +25,35 @@ def rows(
     folder: str | None = None,
     source: str = "",
 ) -> list[Row]:
-    """The wanted fields of each row of one split.
+    """Read the wanted fields of each row of one split.
 
-    Empty lines are skipped, a byte order mark is left out, fields may be of any size. Only line ends and the
-    separator part rows and columns: other blanks, such as U+00A0, U+0085 and U+2028, are characters like others.
+    Empty lines and a byte order mark are skipped; fields may have any size. Only line ends and the separator separate
+    rows
+    and columns: other blanks, such as U+00A0, U+0085 and U+2028, are ordinary characters.
 
     Args:
-      name: a file in UTF-8, or `tfds:NAME`, whose own train, validation or test split is read, with `#SPLIT` behind
-        the name for another, such as `tfds:glue/mnli#validation_matched`. The kinds of files:
+      name: a file in UTF-8, or `tfds:NAME`. TFDS's train, validation or test split is read, or another one with
+        `#SPLIT` after the name, such as `tfds:glue/mnli#validation_matched`. The kinds of files:
 
-        - .tsv (suffixes in any case): quotes mean nothing, as in GLUE. LF, CRLF or CR ends a row.
-        - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else behind a closing
+        - .tsv (suffixes in any case): quotes have no meaning, as in GLUE. LF, CRLF or CR ends a row.
+        - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else after a closing
           quote is an error. LF, CRLF or CR ends a row.
-        - .jsonl: one JSON object a line. LF or CRLF ends a line.
+        - .jsonl: one JSON object per line. LF or CRLF ends a line.
 
       split: `train`, `valid` or `test`.
-      fields: names of columns, and the check of each one's values, such as `values.content`. Where all names are
-        numbers, a TSV or CSV file has no header and they count its columns from 0.
-      optional: names of `fields` that a file may lack as a whole; its rows then have no such entries.
+      fields: names of columns, and the check of each column's values, such as `values.content`. If all names are
+        numbers, a TSV or CSV file has no header and the numbers count its columns from 0.
+      optional: names of `fields` that a file may lack entirely; its rows then lack these entries.
       folder: config.data.dir.
-      source: where the file can be had, for the message when it is absent.
+      source: where to get the file, for the message if it is absent.
 
     Returns:
       At least one row, in the file's order.
 
     Raises:
       ConfigError: the file is absent or of unknown kind, or there is no such column.
-      DataError: the file is empty, a row is not as the others, a column or key stands twice, or a value is
-        not what its check expects; with file, line and column.
+      DataError: the file is empty, a row differs from the others in form, a column or key repeats, or a value fails its
+        check; names file, line and column.
     """
     if name.startswith("tfds:"):
         table = _tfds(name.removeprefix("tfds:"), split, folder)
@@ -69,20 +70,20 @@ def rows(
             fields = {field: check for field, check in fields.items() if field in row or field not in optional}
         if late := [field for field in optional if field in row and field not in fields]:
             raise DataError(f"{name}, {where}: there is a column {late[0]!r}, which the first row lacks")
-        picked.append(_picked(row, fields, f"{name}, {where}", first=not picked))
+        picked.append(_pick(row, fields, f"{name}, {where}", first=not picked))
     if not picked:
         raise DataError(f"{name} has no rows: expected some with the columns {', '.join(map(repr, fields))}")
     return picked
 
 
 def read(name: str, field: str, *, folder: str | None = None, source: str = "") -> str:
-    """The text of a file that a config names: as given, in the folder of data, or in a zip archive there.
+    """Read the text of a file that a config names: as given, in the data folder, or in a zip archive there.
 
-    `SST-2/train.tsv` is thus also found in `SST-2.zip`. A byte order mark is left out.
+    `SST-2/train.tsv` is thus also found in `SST-2.zip`. A byte order mark is skipped.
 
     Raises:
-      ConfigError: it is nowhere.
-      DataError: it is no text in UTF-8; or the archive is damaged, encrypted, or holds more than 1 GiB.
+      ConfigError: the file is nowhere.
+      DataError: the file is not UTF-8 text; or the archive is damaged, encrypted, or holds more than 1 GiB.
     """
     root = files.data_folder(folder)
     places = [pathlib.Path(name).expanduser(), root / name]
@@ -102,7 +103,7 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
 def _unzipped(archive: pathlib.Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as members:
-            size = members.getinfo(name).file_size  # and no more than this is unpacked
+            size = members.getinfo(name).file_size  # also the most that `read` unpacks
             if size > files.LIMIT:
                 raise DataError(f"{archive}: {name} unpacks to {size:,} bytes; if you trust it, unpack it by hand")
             return members.read(name)
@@ -113,9 +114,9 @@ def _unzipped(archive: pathlib.Path, name: str) -> bytes:
 
 
 def _delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
-    """Rows of TSV or CSV."""
+    """Yield the rows of TSV or CSV."""
     quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.lower().endswith(".tsv") else {"strict": True}
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process; 131,072 if left alone
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process; 131,072 by default
     lines = csv.reader(io.StringIO(text, newline=""), **quoting)
     header: list[str] | None = None
     try:
@@ -159,13 +160,13 @@ def _tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str, Row]
 
 
 def _plain(value: Any, where: str) -> Any:
-    """TFDS's bytes as text, and its arrays as numbers and lists."""
+    """Convert TFDS's bytes to text, and its arrays to numbers and lists."""
     if isinstance(value, bytes):
         return files.decode(value, where)
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
-def _picked(row: Row, fields: Mapping[str, values.Check], where: str, *, first: bool) -> Row:
+def _pick(row: Row, fields: Mapping[str, values.Check], where: str, *, first: bool) -> Row:
     for field in fields:
         if field not in row:
             hint = did_you_mean(field, row)

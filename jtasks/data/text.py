@@ -1,4 +1,4 @@
-"""Files of plain text: found by name or pattern, cut into documents, and parted into train and valid."""
+"""Files of plain text: found by name or pattern, cut into documents, and split into train and valid."""
 
 import glob
 import hashlib
@@ -15,15 +15,15 @@ from jtasks.ranges import Field
 
 DOCUMENTS = ("file", "blank", "line")
 
-# Fields of config.data that say which text, for a task's `defaults`.
+# Fields of config.data that select text, for a task's `defaults`.
 FIELDS = {
-    "data.files": Field(str, None, ""),  # names or patterns, with commas between them
-    "data.valid_files": Field(str, None, ""),  # "": the share `valid` of the documents is kept aside
+    "data.files": Field(str, None, ""),  # names or patterns, separated by commas
+    "data.valid_files": Field(str, None, ""),  # "": the fraction `valid` of the documents is held out
     "data.test_files": Field(str, None, ""),
     "data.valid": Field(float, "[0, 1)", 0.05),
 }
 
-# Where a file of this name comes from if it is nowhere: other names that it goes by, mirrors and hash.
+# Where to download a file of this name: its other name, mirrors and hash.
 _SOURCES = {
     "tinyshakespeare.txt": (
         "input.txt",
@@ -34,18 +34,18 @@ _SOURCES = {
 
 
 class Source(NamedTuple):
-    """Where a split's text is."""
+    """Location of a split's text."""
 
     paths: list[pathlib.Path]
     part: str  # of these files: "train" or "valid"
-    valid: float  # share of them that is the valid part
+    valid: float  # fraction of the files that is the valid part
 
 
 def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
-    """The text of a split as `options` (config.data) say, None where there is none.
+    """Return the text of a split according to `options` (config.data), or None if there is none.
 
-    They have `files`, `valid_files` and `test_files` as `locate` takes them, and `valid`: without files of its own,
-    the valid split is that share of the train files.
+    `options` has `files`, `valid_files` and `test_files`, patterns for `locate`, and `valid`: without files of its own,
+    the valid split is that fraction of the train files.
     """
     own = {"train": options.files, "valid": options.valid_files, "test": options.test_files}[split]
     if split == "valid" and not own and options.valid:
@@ -58,25 +58,25 @@ def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
 
 
 def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files") -> list[pathlib.Path]:
-    r"""The files that comma-separated names or patterns (`*`, `?`, `[]`, `**`) stand for, sorted, each once.
+    r"""Find the files of comma-separated names or patterns (`*`, `?`, `[]`, `**`), sorted, each once.
 
-    Each is looked for as given, then in `folder` (the folder of data) and in `folder`/text. A name that exists as it
-    stands is no pattern, nor are commas in it separators; in a list of several, `\,` is a comma in a name.
+    Each name is searched for as given, then in `folder` (the data folder) and in `folder`/text. If the whole text names
+    an existing file, it is no pattern and its commas do not separate; in a list, `\,` is a comma in a name.
     `tinyshakespeare.txt` is downloaded if it is nowhere.
 
     Raises:
-      ConfigError: no name is given, or a name or pattern finds no file.
+      ConfigError: no name is given, or a name or pattern matches no file.
     """
-    found: list[pathlib.Path] = []
+    matched: list[pathlib.Path] = []
     whole = any(place.is_file() for place in _places(patterns, folder))
     parts = [patterns] if whole else [p.strip(" ").replace("\\,", ",") for p in re.split(r"(?<!\\),", patterns)]
     for pattern in filter(None, parts):
         for path in _matches(pattern, folder, field):
-            if path not in found:
-                found.append(path)
-    if not found:
+            if path not in matched:
+                matched.append(path)
+    if not matched:
         raise ConfigError(f"{field} is empty: give names of text files, or patterns such as books/*.txt")
-    return found
+    return matched
 
 
 def _places(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -95,10 +95,10 @@ def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Pat
     if pattern in _SOURCES:
         name, mirrors, known_hash = _SOURCES[pattern]
         own = folder / pathlib.Path(pattern).stem
-        found = own / name
-        if not found.exists():
-            found = files.fetch(name, known_hash, mirrors, own, [pattern, name], [folder, own])
-        return [found]
+        path = own / name
+        if not path.exists():
+            path = files.fetch(name, known_hash, mirrors, own, [pattern, name], [folder, own])
+        return [path]
     raise ConfigError(
         f"no file for {pattern!r} of {field}: looked for {', '.join(map(str, places))}\n  what to do: put it there,"
         f" name the files you have by --{field}, or set config.data.dir or $JTASKS_DATA to their folder"
@@ -106,7 +106,7 @@ def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Pat
 
 
 def identity(paths: Sequence[pathlib.Path], *options: object) -> str:
-    """A hash of the files' paths, sizes and times, and of how they are read."""
+    """Hash the files' paths, sizes and times, and how they are read."""
     stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     return hashlib.blake2b(repr((stamps, options)).encode(), digest_size=16).hexdigest()
 
@@ -114,24 +114,25 @@ def identity(paths: Sequence[pathlib.Path], *options: object) -> str:
 def documents(
     paths: Sequence[pathlib.Path], kind: str, split: str = "train", *, seed: int = 0, valid: float = 0.0
 ) -> Iterator[str]:
-    """The documents of one part of the text, in order.
+    """Yield the documents of one part of the text, in order.
 
-    A byte order mark is left out; quotes mean nothing. Whole files keep their line ends. Otherwise LF, CRLF or CR ends
-    a line, and a blank line holds nothing but ASCII blanks; U+0085, U+2028 and others are characters of the text.
+    A byte order mark is skipped; quotes have no meaning. Whole files keep their line ends. Otherwise LF, CRLF or CR
+    ends a line, and a blank line holds nothing but ASCII blanks; U+0085, U+2028 and others are characters of the text.
 
-    Whole files are cut: the last share `valid` of each one's characters is its valid part. Smaller documents go
-    to one part or the other whole, chosen by `seed`.
+    Whole files are cut: the last fraction `valid` of each file's characters is its valid part. Smaller documents stay
+    whole; `seed` selects the valid ones.
 
     Args:
       paths: text files in UTF-8.
-      kind: "file" (each is one document), "blank" (blank lines stand between documents) or "line" (each line is one).
+      kind: "file" (each file is a document), "blank" (blank lines separate documents) or "line" (each line is a
+        document).
       split: "train" or "valid".
       seed: decides which documents become valid, and nothing else.
-      valid: share that becomes valid, in [0, 1); 0: all is train.
+      valid: fraction that becomes valid, in [0, 1); 0: all is train.
 
     Raises:
-      ConfigError: an argument is none of the above.
-      DataError: a file is absent, not UTF-8 or holds a zero byte; with its line.
+      ConfigError: an argument has another value.
+      DataError: a file is absent, not UTF-8 or holds a zero byte; names the line.
     """
     if kind not in DOCUMENTS:
         raise ConfigError(f"config.data.documents={kind!r} must be one of {', '.join(DOCUMENTS)}")
@@ -154,7 +155,7 @@ def documents(
 
 
 def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
-    """Line by line, so that files may be larger than memory."""
+    """Yield documents line by line, since files may be larger than memory."""
     for path in paths:
         lines: list[str] = []
         for line in _lines(path):

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets that were prepared as ArrayRecord, read without TensorFlow: the one door to TFDS."""
+"""TensorFlow Datasets prepared as ArrayRecord, read without TensorFlow; the only module that imports TFDS."""
 
 import functools
 import pathlib
@@ -17,17 +17,17 @@ SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
 def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collection[str] = ("image", "label")) -> Any:
-    """The builder of a prepared data set, such as `mnist` or `oxford_flowers102:2.1.1`.
+    """Return the builder of a prepared data set, such as `mnist` or `oxford_flowers102:2.1.1`.
 
-    Only prepared files are looked at: nothing is generated and the network is not asked.
+    Only prepared files are read: nothing is generated or downloaded.
 
     Args:
       name: as TFDS spells it, with its config and version if they matter.
-      folders: TFDS data folders in the order to search; None is TFDS's own default.
-      features: what its examples must have; images must be uint8.
+      folders: TFDS data folders in the order to search; None is TFDS's default.
+      features: features that the examples must have; images must be uint8.
 
     Raises:
-      DataError: if TFDS cannot be imported, or the data is not there, lacks a feature, or names others' classes.
+      DataError: TFDS cannot be imported, or the data is absent, lacks a feature, or names classes outside TFDS.
     """
     try:
         import tensorflow_datasets
@@ -37,29 +37,29 @@ def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collec
         for place in tensorflow_datasets.core.utils.file_utils.list_data_dirs(given_data_dir=folder):
             _check_names(pathlib.Path(place) / re.split("[/:]", name)[0])
         try:
-            found = tensorflow_datasets.core.read_only_builder.builder_from_files(name, data_dir=folder)
+            builder = tensorflow_datasets.core.read_only_builder.builder_from_files(name, data_dir=folder)
         except ValueError:  # not found
             continue
-        _check_features(found, name, features)
-        return found
+        _check_features(builder, name, features)
+        return builder
     places = ", ".join(str(folder or "~/tensorflow_datasets") for folder in folders)
     raise DataError(f"tfds:{name} is not prepared in {places}; {_ways_out(name, folders[0])}")
 
 
 def read(name: str, builder: Any, split: str) -> Examples | None:
-    """The labeled images of one split, or None if the data set lacks it; raises as `source`."""
-    found = source(name, builder, SPLITS[split])
-    if found is None:
+    """Return the labeled images of one split, or None if the data set lacks it; raises as `source`."""
+    examples = source(name, builder, SPLITS[split])
+    if examples is None:
         return None
     count = len(classes(builder))
-    return Examples(f"tfds:{name}", functools.partial(_record, found, count), np.arange(len(found)))
+    return Examples(f"tfds:{name}", functools.partial(_record, examples, count), np.arange(len(examples)))
 
 
 def source(name: str, builder: Any, split: str) -> Any:
-    """A sequence of the examples of one of TFDS's own splits, or None if the data set lacks it.
+    """Return the examples of one of TFDS's splits as a sequence, or None if the data set lacks it.
 
     Raises:
-      DataError: if the data was prepared in a format without random access.
+      DataError: the data was prepared in a format without random access.
     """
     if split not in builder.info.splits:
         return None
@@ -74,12 +74,12 @@ def source(name: str, builder: Any, split: str) -> Any:
 
 
 def classes(builder: Any) -> tuple[str, ...]:
-    """The names of the labels, in their order."""
+    """Return the names of the labels, in their order."""
     return tuple(builder.info.features["label"].names)
 
 
 def _check_names(folder: pathlib.Path) -> None:
-    """Refuse metadata that names classes other than TFDS's own features, whose modules TFDS would import."""
+    """Refuse metadata that names classes outside TFDS's features, whose modules TFDS would import."""
     for path in sorted(folder.rglob("features.json")):
         for name in _class_names(values.parse(files.decode(files.read(path), str(path)), str(path)), str(path)):
             if "." in name and not name.startswith(OWN):
@@ -87,7 +87,7 @@ def _check_names(folder: pathlib.Path) -> None:
 
 
 def _class_names(tree: Any, where: str) -> Iterator[str]:
-    """The names of classes in a features.json, at any depth, also in JSON that is kept as text."""
+    """Yield the class names in a features.json at any depth, including JSON stored as text."""
     if isinstance(tree, list):
         for item in tree:
             yield from _class_names(item, where)

@@ -1,7 +1,7 @@
-"""Tokenizers in files as people have them: tokenizer.json, BERT's vocab.txt, GPT-2's vocab.json and merges.txt.
+"""Tokenizers in their usual files: tokenizer.json, BERT's vocab.txt, GPT-2's vocab.json and merges.txt.
 
-The files beside them that transformers reads too say more: tokenizer_config.json whether to lower-case and what the
-special tokens are called (as special_tokens_map.json does), added_tokens.json which tokens came later.
+Like transformers, reads the files beside them too: tokenizer_config.json says whether to lower-case and names the
+special tokens (as does special_tokens_map.json), added_tokens.json lists later tokens.
 """
 
 import contextlib
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "tokenizer.json"
-NAMES = (FILE, "vocab.txt", "vocab.json")  # in a folder, the first of them is taken
+NAMES = (FILE, "vocab.txt", "vocab.json")  # in a folder, the first one is read
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 CONFIG, MAP, ADDED, MERGES = BESIDE
 
-LARGEST_FILE = 2**28  # bytes; the largest in use are about 2**25
-MOST_IDS = 2**24  # more ids than any vocabulary has: an embedding of them would not fit into memory
+LARGEST_FILE = 2**28  # bytes; the largest in use have about 2**25
+MOST_IDS = 2**24  # more ids than any vocabulary has; an embedding of them would not fit into memory
 UNSEEN = "a \U0001f9ff"  # text with a character that few vocabularies have
 
 
 def read(path: pathlib.Path, lowercase: bool) -> "Tokenizer":
-    """Read a tokenizer and what lies beside it, without its own truncation and padding.
+    """Read a tokenizer and the files beside it, without its truncation and padding.
 
     Args:
       path: a file of NAMES, or of another name with the same content.
-      lowercase: whether a WordPiece vocabulary drops case and accents, where tokenizer_config.json does not say.
+      lowercase: whether a WordPiece vocabulary drops case and accents, if tokenizer_config.json does not say.
 
     Raises:
       DataError: a file is absent, too large or damaged, or the tokenizer cannot be used.
@@ -48,7 +48,7 @@ def read(path: pathlib.Path, lowercase: bool) -> "Tokenizer":
     tokenizer = _with_added(tokenizer, _added(path.parent, settings), path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    with told(f"{path} cannot be used"):
+    with as_data_error(f"{path} cannot be used"):
         tokenizer.encode(UNSEEN, add_special_tokens=False)
     if not 0 < size(tokenizer) <= MOST_IDS:
         raise DataError(f"{path} has ids up to {size(tokenizer) - 1}: expected 0 to at most {MOST_IDS - 1}")
@@ -56,13 +56,13 @@ def read(path: pathlib.Path, lowercase: bool) -> "Tokenizer":
 
 
 def size(tokenizer: "Tokenizer") -> int:
-    """The number of rows that an embedding of its ids needs: the largest id + 1, as ids may have gaps."""
+    """Return the number of rows of an embedding of the ids: the largest id + 1, as ids may have gaps."""
     return max(tokenizer.get_vocab().values(), default=-1) + 1
 
 
 @contextlib.contextmanager
-def told(what: str) -> Iterator[None]:
-    """Turn whatever the library raises into a DataError; a panic in Rust is no Exception in Python."""
+def as_data_error(what: str) -> Iterator[None]:
+    """Convert any exception of the library to a DataError, including panics in Rust, which are no Exception."""
     try:
         yield
     except BaseException as error:
@@ -72,7 +72,7 @@ def told(what: str) -> Iterator[None]:
 
 
 def wordpiece(vocabulary: dict[str, int], lowercase: bool, settings: Mapping[str, Any] = {}) -> "Tokenizer":
-    """BERT's tokenizer; `settings` may name other special tokens and ways to normalize, as tokenizer_config.json."""
+    """Make BERT's tokenizer; `settings` may set special tokens and normalization, as in tokenizer_config.json."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     names = {token: settings.get(f"{token[1:-1].lower()}_token", token) for token in BERT}
@@ -92,7 +92,7 @@ def wordpiece(vocabulary: dict[str, int], lowercase: bool, settings: Mapping[str
 
 
 def byte_level(model: Any, *, split: bool, prefix: bool = False) -> "Tokenizer":
-    """A tokenizer of bytes; `split` cuts the text into words first, as GPT-2 does, `prefix` puts a blank before it."""
+    """Make a tokenizer of bytes; `split` first cuts the text into words, as GPT-2 does; `prefix` prepends a blank."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
 
     tokenizer = Tokenizer(model)
@@ -102,7 +102,7 @@ def byte_level(model: Any, *, split: bool, prefix: bool = False) -> "Tokenizer":
 
 
 def _text(path: pathlib.Path) -> str:
-    """The file's text without a byte order mark, its lines ended by newlines."""
+    """Read a file's text without a byte order mark, with newlines as line ends."""
     try:
         if (bytes_ := path.stat().st_size) > LARGEST_FILE:
             raise DataError(f"tokenizer {path} has {bytes_:,} bytes: expected at most {LARGEST_FILE:,}")
@@ -112,7 +112,7 @@ def _text(path: pathlib.Path) -> str:
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is no file."""
+    """Read the JSON object in a file; empty if there is no file."""
     if not path.exists():
         return {}
     try:
@@ -125,7 +125,7 @@ def _json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _settings(folder: pathlib.Path) -> dict[str, Any]:
-    """tokenizer_config.json and special_tokens_map.json; the special tokens by their text, null as if absent."""
+    """Merge tokenizer_config.json and special_tokens_map.json; special tokens become text, and null means absent."""
     merged = {**_json(folder / MAP), **_json(folder / CONFIG)}
     settings = {}
     for name, value in merged.items():
@@ -147,7 +147,7 @@ _KINDS = {
 
 
 def _added(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The added tokens with their ids and properties, as tokenizer.json lists them."""
+    """Return the added tokens with their ids and properties, in the form of tokenizer.json."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
     tokens = {content: plain | {"id": i} for content, i in _json(folder / ADDED).items()}
     for i, properties in settings.get("added_tokens_decoder", {}).items():
@@ -164,7 +164,7 @@ def _added(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, dict[
 
 
 def _with_added(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], path: pathlib.Path) -> "Tokenizer":
-    """The tokenizer with the added tokens under their own ids."""
+    """Return the tokenizer with the added tokens under their own ids."""
     from tokenizers import Tokenizer
 
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
@@ -173,10 +173,10 @@ def _with_added(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], pat
         state = json.loads(tokenizer.to_str())
         entries = [*state["added_tokens"], *({"content": text} | token for text, token in missing.items())]
         vocabulary = state["model"].get("vocab")
-        if isinstance(vocabulary, dict):  # the library numbers tokens that are not in there by itself
+        if isinstance(vocabulary, dict):  # the library would number tokens that are absent here
             vocabulary.update({text: token["id"] for text, token in missing.items() if text not in vocabulary})
         state["added_tokens"] = sorted(entries, key=lambda entry: entry["id"])
-        with told(f"the tokens added to {path} cannot be used"):
+        with as_data_error(f"the tokens added to {path} cannot be used"):
             tokenizer = Tokenizer.from_str(json.dumps(state))
     for content, token in added.items():
         if content and tokenizer.token_to_id(content) != token["id"]:
@@ -190,12 +190,12 @@ def _with_added(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], pat
 def _parsed(path: pathlib.Path, text: str) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    with told(f"{path} is no tokenizer, JSON of the tokenizers library"):
+    with as_data_error(f"{path} is no tokenizer, JSON of the tokenizers library"):
         return Tokenizer.from_str(text)
 
 
 def _normalize(tokenizer: "Tokenizer", settings: Mapping[str, Any], lowercase: bool) -> None:
-    """Let tokenizer_config.json decide over the normalizer in a BERT's tokenizer.json, as transformers does."""
+    """Apply tokenizer_config.json to the normalizer in a BERT's tokenizer.json, as transformers does."""
     from tokenizers.normalizers import BertNormalizer
 
     normalizer = tokenizer.normalizer
@@ -212,14 +212,14 @@ def _normalize(tokenizer: "Tokenizer", settings: Mapping[str, Any], lowercase: b
 
 
 def _lowercase(theirs: bool, ours: bool) -> bool:
-    """Whether to lower-case: the tokenizer's files decide over config.data.lowercase, and a contradiction is said."""
+    """Choose whether to lower-case: the tokenizer's files override config.data.lowercase, with a warning."""
     if theirs != ours:
         warn(f"the tokenizer's files say do_lower_case={theirs}: config.data.lowercase={ours} is not used")
     return theirs
 
 
 def _vocabulary(path: pathlib.Path, settings: Mapping[str, Any], lowercase: bool) -> "Tokenizer":
-    """A WordPiece tokenizer from BERT's file of one piece a line; a line without a piece counts and is none."""
+    """Read a WordPiece tokenizer from BERT's file of one piece per line; an empty line takes an id but is no piece."""
     vocabulary: dict[str, int] = {}
     for i, piece in enumerate(_text(path).split("\n")):
         if piece in vocabulary:
@@ -233,7 +233,7 @@ def _vocabulary(path: pathlib.Path, settings: Mapping[str, Any], lowercase: bool
 
 
 def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
-    """GPT-2's tokenizer from its vocabulary and the merges beside it."""
+    """Read GPT-2's tokenizer from its vocabulary and the merges beside it."""
     from tokenizers import models
 
     merges = path.with_name(path.name.replace("vocab.json", MERGES))
@@ -244,7 +244,7 @@ def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
             if len(pair) != 2:
                 raise DataError(f"{merges}, line {number}: {line[:80]!r}; expected two pieces with a blank between")
             pairs.append((pair[0], pair[1]))
-    with told(f"{path} and {merges.name} are no byte-level BPE"):
+    with as_data_error(f"{path} and {merges.name} are no byte-level BPE"):
         tokenizer = byte_level(
             models.BPE(_json(path), pairs), split=True, prefix=settings.get("add_prefix_space", False)
         )

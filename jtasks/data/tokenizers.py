@@ -2,8 +2,8 @@
 
 | spec | tokenizer |
 |---|---|
-| path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased or not: tokenizer_config.json decides |
-| path of a `tokenizer.json`, or of a folder that holds one | what the file says; a run's workdir is such a folder |
+| path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased according to tokenizer_config.json |
+| path of a `tokenizer.json`, or of a folder that holds one | as in the file; a run's workdir is such a folder |
 | path of a `vocab.json` beside a `merges.txt` | GPT-2's byte-level BPE |
 | `bytes` | the 256 bytes of UTF-8 |
 | `characters` | the characters of the text |
@@ -30,7 +30,7 @@ Texts = Callable[[], Iterator[str]]
 
 END = "<|endoftext|>"  # GPT-2's end of a document
 
-_ALPHABET = 1000  # most characters that a trained WordPiece vocabulary holds
+_ALPHABET = 1000  # maximum number of characters in a trained WordPiece vocabulary
 
 
 def load(
@@ -41,20 +41,20 @@ def load(
     identity: str = "",
     folder: pathlib.Path | None = None,
 ) -> "Tokenizer":
-    """The tokenizer that `spec` (config.data.tokenizer) names; the same object again for the same arguments.
+    """Load the tokenizer `spec` (config.data.tokenizer); the same arguments return the same object.
 
-    Trained ones are trained once and stored in `folder`/tokenizers, or in the user's cache folder where that cannot
-    be written, under a name made from everything they depend on. Training gives the same file every time.
+    A tokenizer is trained once and stored in `folder`/tokenizers, or in the user's cache folder if that is not
+    writable, under a name made from everything that it depends on. Training is deterministic.
 
     Args:
       spec: see the module's table.
-      lowercase: whether WordPiece drops case and accents; other kinds keep what the text has.
-      texts: makes an iterator over the text to train on; needed by `characters`, `wordpiece:N` and `bpe:N` alone.
-      identity: tells this text from any other; "" takes a digest of it, which reads it once.
-      folder: the folder of data, where files with a relative path are looked for too.
+      lowercase: whether WordPiece drops case and accents; other kinds keep the text as it is.
+      texts: returns an iterator over the text to train on; only needed by `characters`, `wordpiece:N` and `bpe:N`.
+      identity: distinguishes this text from others; "" uses a digest of the text, which reads it once.
+      folder: data folder, which is also searched for files with a relative path.
 
     Raises:
-      ConfigError: `spec` is none of the above, N is too small, or text to train on is not given.
+      ConfigError: `spec` is not in the table, N is too small, or text to train on is missing.
       DataError: the file is absent or not what its name says, or there is no text.
     """
     kind, _, size = spec.partition(":")
@@ -68,15 +68,15 @@ def load(
 
 
 def special(tokenizer: "Tokenizer", *names: str) -> int:
-    """The id of a special token under the first of `names` that the tokenizer has.
+    """Return the id of a special token under the first of `names` that the tokenizer has.
 
     Raises:
-      DataError: it has none of them.
+      DataError: the tokenizer has none of them.
     """
     for name in names:
-        found = tokenizer.token_to_id(name)
-        if found is not None:
-            return found
+        token_id = tokenizer.token_to_id(name)
+        if token_id is not None:
+            return token_id
     raise DataError(
         f"the tokenizer has no token {' or '.join(names)}, which this task needs: its vocabulary of"
         f" {size(tokenizer)} is made for another use; choose another config.data.tokenizer"
@@ -84,10 +84,10 @@ def special(tokenizer: "Tokenizer", *names: str) -> int:
 
 
 def words(tokenizer: "Tokenizer") -> list[bool]:
-    """Of each id, whether it begins a word: it is no continuation such as WordPiece's `##ing`.
+    """Return for each id whether it begins a word, unlike continuations such as WordPiece's `##ing`.
 
     Raises:
-      DataError: no id is one, so this is not WordPiece.
+      DataError: there are no continuations, so this is not WordPiece.
     """
     continues = {i for token, i in tokenizer.get_vocab().items() if token.startswith("##") and len(token) > 2}
     if not continues:
@@ -96,38 +96,38 @@ def words(tokenizer: "Tokenizer") -> list[bool]:
 
 
 def encode(tokenizer: "Tokenizer", texts: Sequence[Any], *, offsets: bool = True, split: bool = False) -> list[Any]:
-    """The encodings of texts, or with `split` of lists of words, without special tokens; faster without `offsets`.
+    """Encode texts, or lists of words with `split`, without special tokens; faster without `offsets`.
 
     Raises:
-      DataError: the library cannot read a text, as one with half a surrogate pair.
+      DataError: the library cannot read a text, such as one with half a surrogate pair.
     """
     run = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
-    with tokenizer_files.told("the tokenizer cannot read a text of the data"):
+    with tokenizer_files.as_data_error("the tokenizer cannot read a text of the data"):
         return run(list(texts), is_pretokenized=split, add_special_tokens=False)
 
 
 def digest(texts: Iterator[str]) -> str:
-    """A hash of texts that changes with any character of them, and with where one ends."""
-    found = hashlib.blake2b(digest_size=16)
+    """Hash texts; the hash depends on every character and on where each text ends."""
+    hasher = hashlib.blake2b(digest_size=16)
     for text in texts:
-        found.update(text.encode("utf-8", "surrogatepass") + b"\xff")
-    return found.hexdigest()
+        hasher.update(text.encode("utf-8", "surrogatepass") + b"\xff")
+    return hasher.hexdigest()
 
 
 def assets(tokenizer: "Tokenizer") -> dict[str, str]:
-    """What a run stores of its tokenizer, for a task's `assets`: the workdir is then a spec itself."""
+    """Return the file that stores a run's tokenizer, for a task's `assets`; makes the workdir a spec."""
     return {FILE: tokenizer.to_str(pretty=True)}
 
 
 def parsed(text: str) -> "Tokenizer":
-    """The tokenizer that a run has stored as `assets`."""
+    """Parse the tokenizer that a run stored by `assets`."""
     from tokenizers import Tokenizer
 
     return Tokenizer.from_str(text)
 
 
 def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
-    """The tokenizer's file, as given or in the folder of data."""
+    """Find the tokenizer's file, as given or in the data folder."""
     given = pathlib.Path(spec).expanduser()
     places = [given, *([folder / given] if folder else [])]
     names = [place / name for place in places for name in tokenizer_files.NAMES]
@@ -154,28 +154,28 @@ def _read(path: pathlib.Path, lowercase: bool, changed: tuple[int, ...]) -> "Tok
 
 
 def _changed(path: pathlib.Path) -> tuple[int, ...]:
-    """When the tokenizer's file and those beside it were last written; 0 for one that is absent."""
+    """Return when the tokenizer's file and the files beside it were last written; 0 for an absent file."""
     files = [path, *(path.with_name(name) for name in tokenizer_files.BESIDE)]
     return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)
 
 
 @functools.lru_cache(maxsize=1)
 def _bytes() -> "Tokenizer":
-    """Ids 0 to 255 are the bytes themselves, 256 is the end of a document."""
+    """Make the tokenizer with the bytes as ids 0 to 255, and 256 for the end of a document."""
     from tokenizers import models
 
-    vocabulary = {sign: byte for byte, sign in enumerate(byte_signs())}
+    vocabulary = {char: byte for byte, char in enumerate(byte_chars())}
     tokenizer = byte_level(models.BPE(vocabulary, []), split=False)
     tokenizer.add_special_tokens([END])
     return tokenizer
 
 
-def byte_signs() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (Radford et al. 2019).
+def byte_chars() -> list[str]:
+    """Return the character that stands for each byte in a byte-level vocabulary (Radford et al. 2019).
 
-    Printable ones of Latin-1 stand for themselves, the others for those from U+0100 on.
+    Printable characters of Latin-1 stand for themselves, characters from U+0100 on for the other bytes.
 
-    >>> byte_signs()[ord("a")], byte_signs()[ord(" ")]
+    >>> byte_chars()[ord("a")], byte_chars()[ord(" ")]
     ('a', 'Ġ')
     """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -186,7 +186,7 @@ def byte_signs() -> list[str]:
 def _trained(
     spec: str, lowercase: bool, texts: Texts | None, identity: str, folder: pathlib.Path | None
 ) -> pathlib.Path:
-    """The file of a trained tokenizer, made if absent."""
+    """Return the file of a trained tokenizer, which is trained if absent."""
     kind, _, size = spec.partition(":")
     least = {"characters": 0, "wordpiece": len(BERT) + 1, "bpe": 257}[kind]
     if kind != "characters" and (not size.isdecimal() or int(size) < least):
@@ -194,11 +194,11 @@ def _trained(
     if texts is None:
         raise ConfigError(f"the tokenizer {spec!r} is trained on text, and there is none here: give a tokenizer's file")
     lowercase = lowercase and kind == "wordpiece"
-    name = f"1 {spec} {lowercase} {identity or digest(texts())}"  # 1: the way of training; another one, another number
+    name = f"1 {spec} {lowercase} {identity or digest(texts())}"  # 1: version of the training
     file = f"{kind}{size}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json"
     places = files.places(folder, "tokenizers", file)
-    found = next((path for path in places if path.exists()), None)
-    return found or files.store(places, _train(spec, lowercase, texts).to_str().encode(), "tokenizer")
+    stored = next((path for path in places if path.exists()), None)
+    return stored or files.store(places, _train(spec, lowercase, texts).to_str().encode(), "tokenizer")
 
 
 def _train(spec: str, lowercase: bool, texts: Texts) -> "Tokenizer":
@@ -219,7 +219,7 @@ def _train(spec: str, lowercase: bool, texts: Texts) -> "Tokenizer":
 def _characters(texts: Texts) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models
 
-    vocabulary = {sign: i for i, sign in enumerate(["[UNK]", *sorted(set().union(*map(set, texts())))])}
+    vocabulary = {char: i for i, char in enumerate(["[UNK]", *sorted(set().union(*map(set, texts())))])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="[UNK]"))  # BPE without merges: single characters
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["[UNK]", END])
@@ -231,15 +231,17 @@ def _train_bpe(pieces: int, texts: Texts) -> "Tokenizer":
 
     tokenizer = byte_level(models.BPE(), split=True)
     trainer = trainers.BpeTrainer(
-        vocab_size=pieces, special_tokens=[END], initial_alphabet=byte_signs(), show_progress=False
+        vocab_size=pieces, special_tokens=[END], initial_alphabet=byte_chars(), show_progress=False
     )
     tokenizer.train_from_iterator(texts(), trainer)
     return tokenizer
 
 
 def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
-    """The library breaks ties by the ids of the characters, which it gives out in an order that changes from
-    run to run; so all of them get their ids beforehand, as its special tokens.
+    """Train WordPiece with a fixed alphabet.
+
+    The library breaks ties by the ids of the characters, and assigns the ids in an order that changes from run to run.
+    Passing the characters as special tokens fixes their ids.
     """
     from tokenizers import trainers
 
@@ -247,7 +249,7 @@ def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
     alphabet, inside = _alphabet(tokenizer, texts)
     trainer = trainers.WordPieceTrainer(
         vocab_size=pieces,
-        special_tokens=[*BERT, *alphabet, *(f"##{sign}" for sign in inside)],
+        special_tokens=[*BERT, *alphabet, *(f"##{char}" for char in inside)],
         limit_alphabet=0,
         show_progress=False,
     )
@@ -257,16 +259,16 @@ def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
 
 
 def _alphabet(tokenizer: "Tokenizer", texts: Texts) -> tuple[list[str], list[str]]:
-    """The commonest characters in code order, and those of them that occur inside words."""
+    """Return the commonest characters in code order, and those that occur inside words."""
     chunks: collections.Counter[str] = collections.Counter()
     for text in texts():
         chunks.update(tokenizer.normalizer.normalize_str(text).split())
-    signs: collections.Counter[str] = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     inside: set[str] = set()
     for chunk, count in chunks.items():
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(chunk):
             inside.update(word[1:])
-            for sign in word:
-                signs[sign] += count
-    alphabet = sorted(sorted(signs, key=lambda sign: (-signs[sign], sign))[:_ALPHABET])
-    return alphabet, [sign for sign in alphabet if sign in inside]
+            for char in word:
+                counts[char] += count
+    alphabet = sorted(sorted(counts, key=lambda char: (-counts[char], char))[:_ALPHABET])
+    return alphabet, [char for char in alphabet if char in inside]

@@ -1,4 +1,4 @@
-"""Text as one long stream of token ids, mapped into memory, and the windows that a language model reads of it."""
+"""Text as one long memory-mapped stream of token ids, and the windows of it that a language model reads."""
 
 import itertools
 import pathlib
@@ -16,10 +16,10 @@ from jtasks.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-ENDS = (END, "[SEP]", "</s>")  # what ends a document in the common vocabularies
+ENDS = (END, "[SEP]", "</s>")  # end of a document in the common vocabularies
 
-_CHUNK = 1 << 16  # characters that are tokenized at once
-_BATCH = 64  # chunks of which are tokenized in parallel
+_CHUNK = 1 << 16  # number of characters tokenized at once
+_BATCH = 64  # number of chunks tokenized in parallel
 
 
 def stream(
@@ -32,14 +32,17 @@ def stream(
     valid: float,
     folder: pathlib.Path,
 ) -> tuple[np.ndarray, int] | None:
-    """The tokens [n] of one part of the text, and the number of its bytes in UTF-8; tokenized once, in parallel.
+    """Return the tokens [n] of one part of the text, and its size in bytes of UTF-8; tokenized once, in parallel.
 
-    It is None where the share `valid` of few documents is no document. Between documents stands the tokenizer's end of
-    a document, counted as one byte. For the arguments see `text.documents`, `store.stored`.
+    The result is None if the fraction `valid` of few documents is no document. The tokenizer's end of a document stands
+    between documents and counts as one byte. For the arguments see `text.documents` and `store.stored`.
+
+    Raises:
+      DataError: the part is empty.
     """
 
     def write(writer: store.Writer) -> None:
-        separated = _separated(text.documents(paths, kind, split, seed=seed, valid=valid))
+        separated = _separate(text.documents(paths, kind, split, seed=seed, valid=valid))
         size, end = 0, -1
         for batch in batched(separated, _BATCH):
             rows: list[int] = []
@@ -49,7 +52,7 @@ def stream(
                     end = special(tokenizer, *ENDS)
                 rows += next(encoded).ids if part else [end]
                 size += len(part.encode()) if part else 1
-            writer.append("tokens", np.array(rows, smallest(tokenizers.size(tokenizer))))
+            writer.append("tokens", np.array(rows, token_dtype(tokenizers.size(tokenizer))))
         writer.facts["bytes"] = size
 
     parts = [text.identity(paths, kind, split, seed if kind != "file" else 0, valid), tokenizer.to_str()]
@@ -63,15 +66,19 @@ def stream(
 
 
 def windows(tokens: np.ndarray, size: int, length: int, stride: int) -> dict[str, np.ndarray]:
-    """Windows to train on: `length` + 1 tokens from every `stride`-th place; views, not copies.
+    """Return windows to train on: `length` + 1 tokens from every `stride`-th position; views, not copies.
 
     Args:
       tokens: [n].
-      size: the bytes of text that they stand for.
+      size: number of bytes of text in `tokens`.
 
     Returns:
-      tokens [k, length + 1]; `skip` int32 [k], labels at the front that do not count, here 0; and `bytes` float32
-      [k], the text that the labels stand for on average.
+      tokens [k, length + 1]; `skip` int32 [k], number of first labels that do not count, here 0; and `bytes` float32
+      [k], the average bytes of text of the labels.
+
+    Raises:
+      ConfigError: `stride` is below 1.
+      DataError: there are fewer than `length` + 1 tokens.
     """
     if stride < 1:
         raise ConfigError(f"config.data.stride={stride} must be at least 1: tokens from one window to the next")
@@ -86,9 +93,9 @@ def windows(tokens: np.ndarray, size: int, length: int, stride: int) -> dict[str
 
 
 def cover(tokens: np.ndarray, size: int, length: int) -> dict[str, np.ndarray]:
-    """Windows to evaluate on, as above: every token but the first is a label that counts once.
+    """Return windows to evaluate on, as `windows` does: every token but the first is a label that counts once.
 
-    The last window reaches back over labels that counted before, and skips them.
+    The last window overlaps the one before it and skips the labels that counted already.
     """
     _enough(tokens, length)
     labels = len(tokens) - 1
@@ -101,20 +108,20 @@ def cover(tokens: np.ndarray, size: int, length: int) -> dict[str, np.ndarray]:
     }
 
 
-def smallest(vocab: int) -> Any:
-    """The smallest type that holds all ids."""
+def token_dtype(vocab: int) -> Any:
+    """Return the smallest type that holds all ids."""
     return np.uint16 if vocab <= 1 << 16 else np.int32
 
 
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items, the last one shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):
         yield batch
 
 
-def _separated(documents: Iterable[str]) -> Iterator[str]:
-    """Chunks of the documents, and "" between one document and the next."""
+def _separate(documents: Iterable[str]) -> Iterator[str]:
+    """Yield chunks of the documents, with "" between documents."""
     for index, document in enumerate(documents):
         if index:
             yield ""
@@ -122,12 +129,12 @@ def _separated(documents: Iterable[str]) -> Iterator[str]:
 
 
 def chunks(document: str, size: int = _CHUNK) -> Iterator[str]:
-    """Pieces of about `size` characters that end before white space, where tokenizers part words anyway."""
+    """Yield pieces of about `size` characters that end before white space, where tokenizers split words anyway."""
     start = 0
     boundary = re.compile(r"(?<=\S)(?=\s)")
     while start < len(document):
-        found = boundary.search(document, start + size, start + 2 * size)
-        end = found.start() if found else min(start + 2 * size, len(document))
+        match = boundary.search(document, start + size, start + 2 * size)
+        end = match.start() if match else min(start + 2 * size, len(document))
         yield document[start:end]
         start = end
 

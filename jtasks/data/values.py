@@ -1,4 +1,4 @@
-"""Values of data files, checked where they are read: nothing becomes text or a number by guessing."""
+"""Checks of values in data files: nothing becomes text or a number by guessing."""
 
 import json
 import re
@@ -7,17 +7,17 @@ from typing import Any
 
 from jtasks.errors import DataError
 
-Check = Callable[[Any, str], Any]  # a value and where it stands -> the value, or a DataError
+Check = Callable[[Any, str], Any]  # a value and its place in the file -> the value, or a DataError
 
-BLANKS = " \t\r\f\v"  # what an empty line may hold; no-break and ideographic blanks are characters like others
+BLANKS = " \t\r\f\v"  # what an empty line may hold; no-break and ideographic blanks are ordinary characters
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
 
 def parse(content: str, where: str) -> Any:
-    """JSON as the standard has it: without NaN and Infinity, each key of an object once.
+    """Parse standard JSON: no NaN or Infinity, and each key of an object once.
 
     Raises:
-      DataError: it is none, or nested too deeply.
+      DataError: the text is not JSON, or nested too deeply.
     """
     try:
         return json.loads(content, object_pairs_hook=_object, parse_constant=_constant)
@@ -26,7 +26,7 @@ def parse(content: str, where: str) -> Any:
 
 
 def entry(value: Any, key: str, kind: type, where: str) -> Any:
-    """The entry `key` of a JSON object, which must be of the type `kind`; DataError where it is not."""
+    """Return the entry `key` of a JSON object; DataError unless it is of the type `kind`."""
     if not isinstance(value, dict):
         raise DataError(f"{where}: expected an object with {key!r}, not {describe(value)}")
     if key not in value:
@@ -37,7 +37,7 @@ def entry(value: Any, key: str, kind: type, where: str) -> Any:
 
 
 def text(value: Any, where: str) -> str:
-    """`value`, which must be text, perhaps empty, and valid Unicode; DataError where it is not."""
+    """Return `value`; DataError unless it is text, perhaps empty, of valid Unicode."""
     if not isinstance(value, str):
         raise DataError(f"{where}: expected text, not {describe(value)}")
     try:
@@ -48,24 +48,24 @@ def text(value: Any, where: str) -> str:
 
 
 def content(value: Any, where: str) -> str:
-    """`value`, which must be text that holds more than white space; DataError where it is not."""
+    """Return `value`; DataError unless it is text with more than white space."""
     if not text(value, where).strip():
         raise DataError(f"{where} is empty: expected text")
     return value
 
 
 def contents(value: Any, where: str) -> list[str]:
-    """`value`, which must be a list of such texts; DataError where it is not."""
+    """Return `value`; DataError unless it is a list of texts with more than white space."""
     if not isinstance(value, list):
         raise DataError(f"{where}: expected a list of texts, not {describe(value)}")
     return [content(item, f"{where}, item {index}") for index, item in enumerate(value)]
 
 
 def label(value: Any, where: str) -> str:
-    """The name of a class: text without the blanks around it, or a whole number; 1 and 1.0 are one class, "1".
+    """Return the name of a class: text stripped of blanks, or a whole number; 1 and 1.0 are the class "1".
 
     Raises:
-      DataError: it is empty, "nan", or of another kind.
+      DataError: the name is empty, "nan", or of another kind.
     """
     if isinstance(value, int | float) and not isinstance(value, bool):
         name = str(value)
@@ -81,7 +81,7 @@ def label(value: Any, where: str) -> str:
 
 
 def describe(value: Any) -> str:
-    """What a value of JSON is, for messages."""
+    """Describe the kind of a JSON value, for messages."""
     if value is None:
         return "null"
     if isinstance(value, bool):

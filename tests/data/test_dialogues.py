@@ -107,7 +107,7 @@ def test_a_split_is_found_by_its_official_names_and_may_lack(tmp_path):
 
 @pytest.mark.parametrize(("split", "name"), [("train", ""), ("valid", "mine.json")])
 def test_a_file_that_must_be_there_is_named_with_the_ways_out(split, name, tmp_path):
-    with pytest.raises(DataError) as error:
+    with pytest.raises(ConfigError) as error:
         dialogues.locate(split, name, tmp_path)
     for part in (
         name or "train_set4DSTC7-AVSD.json",

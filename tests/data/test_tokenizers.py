@@ -344,7 +344,7 @@ def test_added_tokens_keep_their_ids(form, vocabulary, beside):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_gpt2s_vocabulary_and_merges_are_a_tokenizer(end, tmp_path):
-    pieces = [*tokenizers.byte_signs(), "he", "Ġhe", "<|endoftext|>"]
+    pieces = [*tokenizers.byte_chars(), "he", "Ġhe", "<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps(numbered(pieces)), encoding="utf-8")
     (tmp_path / "merges.txt").write_text(end.join(["#version: 0.2", "h e", "Ġ he", ""]), encoding="utf-8", newline="")
     tokenizer = tokenizers.load(str(tmp_path))
