@@ -120,7 +120,7 @@ def _finite(path: str) -> Iterator[None]:
     try:
         yield
     except RecursionError:
-        raise ConfigError(f"{path} holds a dict or a list that holds itself, or a thousand in one another") from None
+        raise ConfigError(f"{path} holds a dict or a list that holds itself, or is nested too deeply") from None
 
 
 def to_json(config: Config) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     shares.check_form(config["shares"], config["accumulate"])
     if config["best"] and not re.fullmatch(r"-?(valid|test)/.+", config["best"]):
         raise ConfigError(
-            f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - before it if high is good"
+            f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - in front if higher is better"
         )
     if len(table) > len(FIELDS):
         ranges.check_shapes(config)
@@ -331,6 +331,5 @@ def _check_batches(config: Mapping[str, Any]) -> None:
     sizes = list(config["mesh"].values())
     if 0 in sizes or sizes.count(-1) > 1:
         raise ConfigError(
-            f"config.mesh={config['mesh']}: each size must be at least 1, and only one may be -1,"
-            " to take all that is left"
+            f"config.mesh={config['mesh']}: each size must be at least 1, and only one may be -1, for all that remain"
         )

@@ -64,4 +64,4 @@ def check_name(name: Any, where: str, reserved: tuple[str, ...] = ()) -> None:
     if not isinstance(name, str) or name in ("", ".", "..") or "/" in name or "\\" in name or not name.isprintable():
         raise ConfigError(f"{where} returned the name {name!r}; expected a file name without a folder")
     if name in reserved:
-        raise ConfigError(f"{where} returned the name {name!r}, which a file of the run itself has; choose another")
+        raise ConfigError(f"{where} returned the name {name!r}, which is a file of the run itself; choose another")

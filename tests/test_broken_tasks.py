@@ -51,7 +51,7 @@ def run(tmp_path, capfd):
         ("init", "return {'w': jnp.zeros(3), 'name': 'x'}", "in which name is a str"),
         ("init", "return {'a/b': jnp.zeros(3), 'a': {'b': jnp.zeros(2)}}", "init's result has a/b twice"),
         ("init", "raise RuntimeError('RESOURCE_EXHAUSTED: no memory')", "a device's memory is full: a smaller"),
-        ("predict_fn", "return ['a'] * 8", "predict_fn returned something else than arrays"),
+        ("predict_fn", "return ['a'] * 8", "predict_fn returned something other than arrays"),
         ("loss_fn", "batch['label']", "loss_fn raised KeyError: 'label'"),
     ],
 )

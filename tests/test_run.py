@@ -150,7 +150,7 @@ def test_every_mode_refuses_other_data_unless_that_is_allowed(door, mode):
     assert "valid: examples differ (x, y)" in errors
     code, _, errors = door(*arguments, "--config.data.allow_changes=True")
     assert code == 0
-    assert "WARNING: the data is not that of the run" in errors
+    assert "WARNING: the data differs from that of the run" in errors
 
 
 def test_allowed_changes_of_the_data_do_not_reach_to_the_assets_or_further_parts_of_the_run(door):

@@ -57,7 +57,7 @@ def test_rows_are_put_in_order_by_name_and_without_names_stay(there, here, rows,
 
 def test_rows_of_other_classes_start_afresh_and_are_told(capsys):
     assert take(["cat", "dog", "bird"], ["dog", "fish", "cat"]) == [2, 0, 1]
-    assert "1 of 3 classes are none of the classes there" in capsys.readouterr().err
+    assert "1 of 3 classes are not among the classes there" in capsys.readouterr().err
     assert take(["cat", "dog"], ["up", "down"]) == [0, 0]
     assert "2 of 2 classes" in capsys.readouterr().err
 
@@ -99,7 +99,7 @@ def test_a_model_of_another_tokenizer_is_refused_and_of_the_same_taken_in_silenc
     with pytest.raises(ConfigError, match=r"1 of 6 ids stand for other tokens there, 4 for 'sun' and here for 'cat'"):
         transfer._compare_tokens(source, there, other, config)
     transfer._compare_tokens(source, there, longer, config)
-    assert "1 tokens, such as 'new', are none of the tokenizer" in capsys.readouterr().err
+    assert "1 tokens, such as 'new', are not in the tokenizer" in capsys.readouterr().err
 
 
 # Pictures

@@ -176,7 +176,7 @@ def test_a_split_that_grew_or_changed_is_told(make, tmp_path, capsys):
     with pytest.raises(ConfigError, match=r"valid: examples differ \("):
         compare(examples)
     compare(examples, allow=True)
-    assert "WARNING: the data is not that of the run" in capsys.readouterr().err
+    assert "WARNING: the data differs from that of the run" in capsys.readouterr().err
     workdir.record_data({"valid": fingerprint.of(examples)}, tmp_path, fresh=False)
     compare(examples)
     assert set(json.loads((tmp_path / "data.json").read_text())) == {"train", "valid"}

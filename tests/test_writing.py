@@ -45,5 +45,5 @@ def test_a_name_that_is_no_file_of_the_folder_is_refused(name):
 
 def test_a_name_of_the_run_itself_is_refused():
     check_name("labels.json", "assets()", ("config.json",))
-    with pytest.raises(ConfigError, match=r"'config.json', which a file of the run itself has"):
+    with pytest.raises(ConfigError, match=r"'config.json', which is a file of the run itself"):
         check_name("config.json", "assets()", ("config.json",))

@@ -64,7 +64,7 @@ def start(
     host, port = rendezvous.address(cluster.coordinator)
     token = workdir.absolute() / TOKEN
     source = (
-        f"{token}. --workdir must be one folder that all machines share, and {SECRET} the same on all, if it is set"
+        f"{token}. --workdir must be one folder that all machines share, and {SECRET}, if set, must be the same on all"
     )
     if cluster.process == 0:
         _write_token(token, make=make)

@@ -369,7 +369,7 @@ class PeerMonitor:
     def _lost(self, connection: Connection) -> None:
         text = (
             f"process {connection.process} on {connection.host} is gone: it was killed, or its machine cannot be"
-            " reached. All processes of the run end; the same command goes on from the newest checkpoint"
+            " reached. All processes of the run end; run the same command again to resume from the newest checkpoint"
         )
         if self.process == 0 and not self._ending.locked():
             self._send({"lost": text})

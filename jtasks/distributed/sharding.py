@@ -59,7 +59,7 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
         raise ConfigError(f"{field} has the axis {unknown[0]}; expected one of {', '.join(AXES)}")
     free = [axis for axis, size in sizes.items() if size == -1]
     if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
-        raise ConfigError(f"{field}: each size must be at least 1, and only one may be -1, to take all that is left")
+        raise ConfigError(f"{field}: each size must be at least 1, and only one may be -1, for all that remain")
     product = math.prod(size for size in sizes.values() if size != -1)
     if free and devices % product == 0:
         sizes[free[0]] = devices // product
@@ -264,14 +264,14 @@ def check_form(rules: Any) -> None:
     """Raise ConfigError if config.sharding is malformed for any parameters."""
     for rule in rules:
         if not isinstance(rule, Sequence) or isinstance(rule, str) or len(rule) != 2 or not isinstance(rule[0], str):
-            raise ConfigError(f"config.sharding must be a tuple of pairs (regex, spec); {rule!r} is none")
+            raise ConfigError(f"config.sharding must be a tuple of pairs (regex, spec), not {rule!r}")
         regex, spec = rule
         entries = (spec,) if isinstance(spec, str) else spec
         if not isinstance(entries, Sequence):
             raise ConfigError(f"config.sharding: the spec for {regex!r} must be an axis or a tuple, not {spec!r}")
         axes = [a for entry in entries for a in _axes(entry)]
         if unknown := [axis for axis in axes if str(axis).removesuffix("?") not in AXES]:
-            raise ConfigError(f"config.sharding: {unknown[0]!r}, for {regex!r}, is no axis; they are {', '.join(AXES)}")
+            raise ConfigError(f"config.sharding: {unknown[0]!r}, for {regex!r}, is no axis; axes are {', '.join(AXES)}")
         if len(set(plain := [axis.removesuffix("?") for axis in axes])) < len(plain):
             raise ConfigError(f"config.sharding: {spec!r}, for {regex!r}, has an axis twice")
         try:
@@ -290,4 +290,4 @@ def _check(rules: Rules, names: Mapping[str, Any]) -> None:
     for regex, _ in rules:
         if not any(re.search(regex, name) for name in names):
             some = ", ".join(list(names)[:8])
-            raise ConfigError(f"config.sharding: {regex!r} matches no parameter; their paths are such as {some}")
+            raise ConfigError(f"config.sharding: {regex!r} matches no parameter; some paths are {some}")

@@ -37,7 +37,7 @@ def check_form(shares: Any, accumulate: int) -> None:
     elif shares not in (None, "", *WORDS):
         raise ConfigError(f"{field} must be a tuple of whole numbers, {' or '.join(map(repr, WORDS))}")
     elif shares in (AUTO, AGAIN) and accumulate > 1:
-        raise ConfigError(f"{field} finds the microbatches itself: config.accumulate={accumulate} must be 1")
+        raise ConfigError(f"{field} chooses the microbatches itself: config.accumulate={accumulate} must be 1")
 
 
 def checked_shares(config: Any, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:

@@ -205,7 +205,7 @@ def newest(folder: pathlib.Path, warn: Callable[[str], None], before: float = ma
     if steps:
         raise CheckpointError(
             "\n".join(reports) + f"\nno undamaged checkpoint is left in {folder}: restore one from a copy, or"
-            " move the folder away to start afresh"
+            " move the folder away to start over"
         )
     return None
 

@@ -34,7 +34,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     architecture = huggingface.architecture(task.load(config.task))
     if architecture is None:
         raise ConfigError(
-            f"task {config.task} does not say which architecture of Hugging Face its model is: a task that can be"
+            f"task {config.task} does not say which Hugging Face architecture its model has: a task that can be"
             f' exported has a constant such as HF_ARCHITECTURE = "GPT2LMHeadModel"'
         )
     folder = (folder or workdir / "export" / "hf").expanduser()

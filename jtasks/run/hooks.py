@@ -109,7 +109,7 @@ class Hooks:
         self.stop.claim()
         self.log.message(f"{self.stop.requested.name}: saving step {self.step}")
         self._save_and_wait()
-        raise Stopped(f"stopped at step {self.step} of {self.steps}; the same command goes on from there")
+        raise Stopped(f"stopped at step {self.step} of {self.steps}: run the same command again to resume")
 
     def save(self) -> None:
         """Begin to save, and delete expendable checkpoints once the save is complete. Logs a failed save."""
@@ -229,7 +229,7 @@ class Hooks:
 
     def _record_failure(self, error: CheckpointError) -> None:
         self.saved, self.save_error = 0, error
-        self.log.warn(f"{error}; training goes on, and the newest good checkpoint stays")
+        self.log.warn(f"{error}; training goes on, and the newest good checkpoint is kept")
 
     def _expendable_steps(self, steps: list[int]) -> list[int]:
         """Return the saved `steps` that are neither among the newest nor the best by `config.best`."""

@@ -53,7 +53,7 @@ def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) ->
             records[record["step"], record["split"]] = record
         damaged += record is None
     if damaged:
-        warn(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out; what was measured there is lost")
+        warn(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out; their metrics are lost")
     return list(records.values())
 
 

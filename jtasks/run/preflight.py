@@ -152,7 +152,7 @@ def require_no_leak(task: ModuleType, function: str) -> None:
     held = {k: jax.tree.leaves(v) for k, v in vars(task).items() if isinstance(v, kinds) and not k.startswith("__")}
     leaked = [k for k, leaves in held.items() if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)]
     detail = f"{function} stores traced arrays in the module's variable {some(leaked)}"
-    require(not leaked, detail, "return what is to be kept, for example among the metrics: a traced array is no value")
+    require(not leaked, detail, "return the arrays instead, for example among the metrics: a traced array has no value")
 
 
 def kind(value: Any) -> str:
@@ -193,7 +193,7 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
     except TypeError as error:
         if "not a valid JAX type" not in str(error):
             raise
-        raise Fault("predict_fn returned something else than arrays", "return a dict of arrays [b, ...]") from error
+        raise Fault("predict_fn returned something other than arrays", "return a dict of arrays [b, ...]") from error
     rows = len(next(iter(batch.values())))
     wrong = [x.shape for x in jax.tree.leaves(outputs) if x.shape[:1] != (rows,)]
     if wrong or not jax.tree.leaves(outputs):

@@ -83,7 +83,7 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
     def compare() -> None:
         missing = [name for name in ("config.json", workdir.FILES) if not (folder / name).exists()]
         if missing and checkpoint.saved_steps(folder / "checkpoints"):
-            console.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config cannot be told")
+            console.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config is unknown")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
         workdir.compare_assets(task.assets(job.task, job.config), folder)
 

@@ -134,7 +134,7 @@ class Stop:
                         self._rescue()
                     except Exception as error:
                         _end(f"error: the state could not be saved: {error}", 1)
-                    _end("stopped; the same command goes on from the newest checkpoint", EXIT_STOPPED)
+                    _end("stopped; run the same command again to resume from the newest checkpoint", EXIT_STOPPED)
 
 
 def _end(text: str, code: int) -> None:

@@ -78,7 +78,7 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
         warn(f"config.batch_size={job.config.batch_size} is above the {n:,} examples: a step reads some repeatedly")
     processes.on_first_process(lambda: record(job, workdir, splits, start, steps))
     if start > steps:
-        say(f"{workdir} holds step {start}, past config.steps={steps}: nothing is trained")
+        say(f"{workdir} holds step {start}, past config.steps={steps}: there is nothing to train")
         steps = start
     log = Log(workdir, start=start, steps=steps, amounts=plan.amounts, writer=processes.first())
     return Setup(job, workdir, splits, plan, start, steps, log)
@@ -114,7 +114,7 @@ def finished(setup: Setup) -> bool:
 
     if start < steps or not processes.broadcast_from_first(measured):
         return False
-    say(f"finished: {workdir} holds step {start} of {steps}; more config.steps or another workdir go on")
+    say(f"finished: {workdir} holds step {start} of {steps}; to train on, raise config.steps or use another workdir")
     return True
 
 

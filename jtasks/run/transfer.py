@@ -84,7 +84,7 @@ def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], conf
             f" --config.data.tokenizer={folder}, or train without config.init_from"
         )
     if new := sorted(set(ours) - set(theirs)):
-        warn(f"{len(new)} tokens, such as {ours[new[0]]!r}, are none of the tokenizer of config.init_from={source}")
+        warn(f"{len(new)} tokens, such as {ours[new[0]]!r}, are not in the tokenizer of config.init_from={source}")
 
 
 def tokenizer(folder: pathlib.Path, config: Config) -> Any:
@@ -144,8 +144,8 @@ def _by_class(
         return params, report
     if (order < 0).any():
         warn(
-            f"config.init_from: {(order < 0).sum()} of {len(order)} classes are none of the classes there, by name:"
-            f" their rows of {head} start afresh"
+            f"config.init_from: {(order < 0).sum()} of {len(order)} classes are not among the classes there:"
+            f" their rows of {head} start from initialization"
         )
 
     def put(path: tuple[Any, ...], taken: jax.Array, initial: jax.Array) -> jax.Array:

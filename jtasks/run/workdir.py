@@ -61,7 +61,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
                 " wait for it, stop it, or give another folder"
             ) from None
         except OSError as error:
-            warn(f"--workdir={workdir} cannot be locked ({error.strerror}): nothing keeps a second run out of it")
+            warn(f"--workdir={workdir} cannot be locked ({error.strerror}): nothing prevents a second run in it")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}{STARTED}{os.getcwd()}\n")
         file.flush()
@@ -131,8 +131,8 @@ def require_files(workdir: pathlib.Path) -> None:
     ]
     if problems:
         raise ConfigError(
-            "\n".join(problems) + "\nrestore it from a copy: without it nobody knows what the parameters mean; or"
-            f" delete {workdir / FILES} too, and what the config makes is taken for it"
+            "\n".join(problems) + "\nrestore it from a copy: without it the meaning of the parameters is unknown; or"
+            f" delete {workdir / FILES} too, to accept what the config makes"
         )
 
 
@@ -191,10 +191,10 @@ def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] 
         raise ConfigError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nuse another workdir,"
             " or config.init_from to start from its parameters"
-            + ("; config.data.allow_changes=True goes on with other data" if "config.data." in "".join(refused) else "")
+            + ("; config.data.allow_changes=True accepts other data" if "config.data." in "".join(refused) else "")
         )
     if lines:
-        say(f"the config is not that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))
+        say(f"the config differs from that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))
 
 
 def record_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
@@ -234,11 +234,11 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
     lines = [f"{split}: {text}" for split, new in data.items() for text in fingerprint.changes(known.get(split), new)]
     if lines and not allow:
         raise ConfigError(
-            f"the data is not that of the run in {workdir}:\n  " + "\n  ".join(lines) + "\nrestore the data, or use"
-            " another workdir; config.data.allow_changes=True goes on with it"
+            f"the data differs from that of the run in {workdir}:\n  " + "\n  ".join(lines) + "\nrestore the data, or"
+            " use another workdir; config.data.allow_changes=True accepts this data"
         )
     if lines:
-        warn(f"the data is not that of the run in {workdir}:\n  " + "\n  ".join(lines))
+        warn(f"the data differs from that of the run in {workdir}:\n  " + "\n  ".join(lines))
 
 
 def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, fresh: bool) -> None:

@@ -186,7 +186,7 @@ def _init_params(subject: Subject) -> Tree:
         for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
         if leaf.dtype != np.float32
     ]
-    hint = "parameters are float32 arrays; constants and counters belong into the code, other types into the model"
+    hint = "parameters are float32 arrays; constants and counters belong in the code, other types in the model"
     require(not wrong, f"init's parameters: {some(wrong)}", hint)
     few = jax.eval_shape(init, key(config.seed), pick(subject.batch, np.arange(5)))
     paths = [leaf_name(p) for p, leaf in jax.tree_util.tree_leaves_with_path(shapes)]

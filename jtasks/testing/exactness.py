@@ -92,12 +92,10 @@ def counts_are_constant(subject: Subject) -> str:
                 bool(np.array_equal(expected[term], actual[term])),
                 f"the count of {term!r} is {expected[term]:.6g}, but {actual[term]:.6g} with {what}",
                 "count what the batch holds, from its entries and rng alone: the gradient treats counts as constants."
-                " A number of correct or confident predictions belongs into a total",
+                " A number of correct or confident predictions belongs in a total",
             )
     # jit drops unused arguments, so a program with arguments computes part of the model.
-    slow = (
-        "; NOTE: they are computed from params in vain" if "@main(%arg" in count.lower(subject.params).as_text() else ""
-    )
+    slow = "; NOTE: they depend on params needlessly" if "@main(%arg" in count.lower(subject.params).as_text() else ""
     return ", ".join(f"{term}: {n:.6g}" for term, n in expected.items()) + slow
 
 
@@ -281,7 +279,7 @@ def lengths_are_true(subject: Subject) -> str:
             close(value(mean), value(short[metric]), 10) and close(mean.count, short[metric].count),
             f"{metric!r} is {value(mean):.6g}, but {value(short[metric]):.6g} when {list(task.SEQUENCE_KEYS)} are cut"
             f" to {longest}, the most that lengths says of these examples",
-            "what is behind an example's length must be padding that the model does not see, and SEQUENCE_KEYS must"
+            "entries beyond an example's length must be padding that the model does not see, and SEQUENCE_KEYS must"
             " name all entries of that length",
         )
     return f"cut to {longest}: the metrics stay"

@@ -47,7 +47,7 @@ def gradients_reach(subject: Subject) -> str:
         not unreached,
         f"the gradient is zero for {len(unreached)} of {len(names)} parameters on {len(batches)} batches:"
         f" {some(unreached)}",
-        "use them in loss_fn, take away a stop_gradient, argmax, rounding or comparison on their way to the loss, or"
+        "use them in loss_fn, remove a stop_gradient, argmax, rounding or comparison on their way to the loss, or"
         " freeze them by config.optim.freeze (a regex of their names)",
     )
     return f"{len(names) - len(frozen)} parameters" + (f"; frozen: {some(frozen)}" if frozen else "")
@@ -97,9 +97,9 @@ def overfits(subject: Subject) -> str:
     raise Fault(
         f"the loss on 8 examples went from {losses[0]:.4g} to no less than {best[0]:.4g}"
         f" (Adam at {best[1]:g}), which is not half",
-        "can the targets be told from the inputs? Look for labels drawn or shuffled apart from their inputs, a loss of"
+        "can the inputs predict the targets? Look for labels drawn or shuffled apart from their inputs, a loss of"
         " the wrong sign, inputs that are cut off, rounded or constant, a gradient that is stopped; a loss with a high"
-        " floor (soft targets, noise) cannot pass, and this failure may stand",
+        " floor (soft targets, noise) cannot pass, and this failure is then acceptable",
     )
 
 
