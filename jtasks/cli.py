@@ -98,7 +98,7 @@ def run(arguments: Sequence[str]) -> int:
     except BaseException as error:  # also a task's SystemExit, whose exit code is not the run's
         from jtasks.distributed import processes
 
-        if text := _absent_field(error):
+        if text := _absent_field_message(error):
             return _fail(EXIT_USAGE, text)
         processes.await_news()
         text, trace = _explain(error)
@@ -125,7 +125,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
     return f"{faults.explained(error, modules[0], whole=True)}\n-> {kit.hint(error, modules[0])}", ""
 
 
-def _absent_field(error: BaseException) -> str:
+def _absent_field_message(error: BaseException) -> str:
     """Return the message for a task that reads a field that the config lacks; "" for any other error."""
     import ml_collections
 

@@ -50,7 +50,7 @@ FIELDS = {
     "data.threads": Field(int, "[0, 10000]", 16),  # threads that read ahead data not in memory
     "data.workers": Field(int, "[0, 10000]", 0),  # processes instead of threads
     "data.allow_changes": Field(bool, None, False),  # resume although data or data fields differ from the run's
-    "data.skip_bad": Field(int, "[0, inf)", 0),  # most unreadable examples to replace
+    "data.skip_bad": Field(int, "[0, inf)", 0),  # maximum number of unreadable examples to replace
     "data.buckets": Field(tuple, "[1, 2e9]", ()),  # for batch_tokens: lengths that batches are cut to, ascending
     "mesh.data": Field(int, "[-1, 2e9]", -1),  # devices along each axis; -1: all remaining devices
     "mesh.fsdp": Field(int, "[-1, 2e9]", 1),
@@ -76,7 +76,7 @@ def defaults(optimizer: str = "adamw", own: dict[str, Field] | None = None) -> m
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read `FILE.py[:PRESET]`, or a shipped config by name (`igpt_cifar:xxs`), and `freeze` with the overrides.
+    """Read `FILE.py[:PRESET]`, or a shipped config by name (`igpt_cifar:xxs`), and `freeze` it with the overrides.
 
     Raises:
       ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
@@ -102,21 +102,21 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
         tree = copy.deepcopy(ml_collections.ConfigDict(config))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} holds what no config can: {error}") from error
-    with tree.unlocked(), _finite(path):
+    with tree.unlocked(), _refuse_recursion(path):
         own = _own_fields(tree, overrides)
         _merge(tree, defaults(_optimizer(tree, overrides), own), "config", path, frozenset(own))
         overrides_.apply(tree, overrides, FIELDS | own)
         for length, other in (("steps", "epochs"), ("epochs", "steps")):
             if overrides_.given(overrides, f"config.{length}") and not overrides_.given(overrides, f"config.{other}"):
                 overrides_.set_value(tree, other, FIELDS[other].default)  # the command line's replaces the file's
-    with _finite(path):
+    with _refuse_recursion(path):
         fields = plain(tree, "config")
     _check(fields, FIELDS | own)
     return Config(fields)
 
 
 @contextlib.contextmanager
-def _finite(path: str) -> Iterator[None]:
+def _refuse_recursion(path: str) -> Iterator[None]:
     try:
         yield
     except RecursionError:
@@ -145,7 +145,7 @@ def _read(path: str) -> Any:
     if pathlib.Path(file).is_dir():
         raise ConfigError(f"{file} is a folder: give a config file, such as {file}/NAME.py")
     if not pathlib.Path(file).is_file():
-        raise ConfigError(_absent(file))
+        raise ConfigError(_absent_message(file))
     module = task.load_file(file)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
@@ -156,15 +156,15 @@ def _read(path: str) -> Any:
         config = get_config(preset) if preset else get_config()
     except (Exception, SystemExit) as error:
         named = f" for preset {preset!r}" if preset else ""
-        said = f"{file}: get_config failed{named}: {type(error).__name__}: {error}"
-        raise ConfigError(said + (_presets(error) if preset else "")) from error
+        message = f"{file}: get_config failed{named}: {type(error).__name__}: {error}"
+        raise ConfigError(message + (_presets_message(error) if preset else "")) from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
     return config
 
 
-def _absent(file: str) -> str:
-    """Return the message about a config that does not exist."""
+def _absent_message(file: str) -> str:
+    """Return the message for a config that does not exist."""
     path = pathlib.Path(file)
     if file == path.stem:
         return (
@@ -175,7 +175,7 @@ def _absent(file: str) -> str:
     return f"no config file {file}{hint}"
 
 
-def _presets(error: BaseException) -> str:
+def _presets_message(error: BaseException) -> str:
     """Return a list of the PRESETS of the config file that raised the error, for its message; "" if there are none."""
     there = [
         frame.f_globals["PRESETS"]
@@ -239,7 +239,7 @@ def _merge(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] 
 def plain(value: Any, name: str) -> Any:
     """Return a value as JSON data, with tuples for lists and references resolved."""
     if isinstance(value, FieldReference):
-        return plain(_resolved(value, name), name)
+        return plain(_resolve(value, name), name)
     if isinstance(value, Mapping | ml_collections.ConfigDict):
         items = value.items(True) if isinstance(value, ml_collections.ConfigDict) else value.items()
         return {_key(key, name): plain(inner, f"{name}.{key}") for key, inner in items}
@@ -254,14 +254,14 @@ def plain(value: Any, name: str) -> Any:
         return None
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
-            return _printable(kind(value), name)
+            return _check_printable(kind(value), name)
     raise ConfigError(
         f"{name} is a {type(value).__name__} ({ranges.shown(value)}), which JSON does not have:"
         " give numbers, texts, True, False, None, or lists and dicts of these"
     )
 
 
-def _resolved(reference: FieldReference, name: str) -> Any:
+def _resolve(reference: FieldReference, name: str) -> Any:
     try:
         return reference.get()
     except RequiredValueError:
@@ -276,7 +276,7 @@ def _key(key: Any, name: str) -> str:
     return key
 
 
-def _printable(value: Any, name: str) -> Any:
+def _check_printable(value: Any, name: str) -> Any:
     if isinstance(value, str) and CONTROL.search(value):
         raise ConfigError(f"{name}={ranges.shown(value)} has a control character in it")
     if isinstance(value, int) and value.bit_length() > 1024:

@@ -81,7 +81,9 @@ def check(name: str, value: Any, field: Field) -> Any:
         _check_regex(name, value)
     elif isinstance(allowed, tuple):
         if value not in allowed:
-            raise ConfigError(f"{name} must be {_either(allowed)}, not {shown(value)}{did_you_mean(value, allowed)}")
+            raise ConfigError(
+                f"{name} must be {_join_choices(allowed)}, not {shown(value)}{did_you_mean(value, allowed)}"
+            )
     elif allowed is not None:
         for number in value if isinstance(value, tuple) else (value,):
             _check_number(name, number, allowed)
@@ -168,8 +170,8 @@ def _check_number(name: str, value: Any, interval: str) -> None:
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = low < value or (interval[0] == "[" and value == low)
     below = value < high or (interval[-1] == "]" and value == high)
-    if not (above and below and _finite(value)):
-        raise ConfigError(f"{name} must be {_said(interval, value)}, not {shown(value)}")
+    if not (above and below and _is_finite(value)):
+        raise ConfigError(f"{name} must be {_describe_interval(interval, value)}, not {shown(value)}")
 
 
 def _check_regex(name: str, value: Any) -> None:
@@ -179,22 +181,22 @@ def _check_regex(name: str, value: Any) -> None:
         raise ConfigError(f"{name}={value!r} is not a regular expression: {error}") from error
 
 
-def _said(interval: str, value: Any) -> str:
+def _describe_interval(interval: str, value: Any) -> str:
     low, high = interval[1:-1].split(", ")
     if low == "-inf":
         return "a finite number"
     if high not in ("inf", "2e9") or (high == "2e9" and 2e9 < value < math.inf):
         return f"in {interval}"
-    return f"{'' if _finite(value) else 'finite and '}{'at least' if interval[0] == '[' else 'above'} {low}"
+    return f"{'' if _is_finite(value) else 'finite and '}{'at least' if interval[0] == '[' else 'above'} {low}"
 
 
-def _finite(value: float) -> bool:
+def _is_finite(value: float) -> bool:
     try:
         return math.isfinite(value)
     except OverflowError:  # an int that no float can hold
         return False
 
 
-def _either(names: tuple[str, ...]) -> str:
+def _join_choices(names: tuple[str, ...]) -> str:
     *rest, last = (name or "empty" for name in names)
     return f"{', '.join(rest)} or {last}" if rest else last

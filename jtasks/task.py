@@ -164,7 +164,7 @@ def load_file(path: str) -> ModuleType:
     except (Exception, SystemExit) as error:
         cloudpickle.unregister_pickle_by_value(module)
         del sys.modules[name]
-        raise ConfigError(f"{_where(error, file)}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{_error_place(error, file)}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove(parent)
     return module
@@ -186,7 +186,7 @@ def _import(name: str) -> ModuleType:
         raise ConfigError(f"task {name!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def _where(error: BaseException, file: pathlib.Path) -> str:
+def _error_place(error: BaseException, file: pathlib.Path) -> str:
     """Return the file and, if the error has one, the line at fault."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{error.filename}, line {error.lineno}"

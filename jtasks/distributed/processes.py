@@ -97,7 +97,7 @@ def require_same(command: Mapping[str, Any]) -> None:
 
     The fields of `OF_A_MACHINE` and the folder of a task's file may differ.
     """
-    own = {name: _short(name, value) for name, value in command.items() if name not in OF_A_MACHINE}
+    own = {name: _format_value(name, value) for name, value in command.items() if name not in OF_A_MACHINE}
     first_ = broadcast_from_first(lambda: own)
     other = [name for name in {**first_, **own} if first_.get(name) != own.get(name)]
     if other:
@@ -110,7 +110,7 @@ def require_same(command: Mapping[str, Any]) -> None:
     barrier()
 
 
-def _short(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     """Format a value as text, or as a hash if long, because messages between processes must be short."""
     if name == "config.task" and str(value).endswith(".py"):
         value = pathlib.PurePath(value).name
@@ -212,12 +212,12 @@ def broadcast_from_first(decide: Callable[[], T]) -> T:
     if _links:
         return _links[0].hear()  # without a time-out: preparing data may take the first process hours
     text = json.dumps(decide()).encode() if first() else b""
-    size = int(_first(np.array([len(text)], np.int32))[0])
-    agreed: T = json.loads(_first(np.frombuffer(text.ljust(size), np.uint8)).tobytes())
+    size = int(_broadcast(np.array([len(text)], np.int32))[0])
+    agreed: T = json.loads(_broadcast(np.frombuffer(text.ljust(size), np.uint8)).tobytes())
     return agreed
 
 
-def _first(array: np.ndarray) -> np.ndarray:
+def _broadcast(array: np.ndarray) -> np.ndarray:
     """Broadcast the array of the first process by a collective; each process passes an array of the same shape.
 
     JAX's broadcast_one_to_all requires the same number of devices on all processes.

@@ -174,7 +174,7 @@ def join(
             sock.close()
             keyless = keyless or time.monotonic()
             if time.monotonic() - keyless > SEE_SECONDS / 2:
-                raise ConfigError(_other_key([(process, socket.gethostname())], source))
+                raise ConfigError(_other_key_message([(process, socket.gethostname())], source))
         elif answer:
             return _read_answer(connection, answer)
         sock.close()
@@ -204,7 +204,7 @@ def _greet(connection: Connection, process: int, processes: int, key: bytes, dea
                 hello = {"process": process, "processes": processes, "host": host}
                 connection.send({**hello, "proof": _proof(key, challenge, process, processes, host)})
                 continue
-            started = "start" in message and _same(message.get("proof"), _proof(key, "start", connection.challenge))
+            started = "start" in message and _is_same(message.get("proof"), _proof(key, "start", connection.challenge))
             if started or "keyless" in message or isinstance(message.get("refused"), str):
                 return message
     return None
@@ -222,7 +222,7 @@ class _Hall:
         """Return whether all processes are here, after removing those that left again."""
         if len(self.members) < self.processes - 1:
             return False
-        for gone in [process for process, connection in self.members.items() if _closed(connection.sock)]:
+        for gone in [process for process, connection in self.members.items() if _is_closed(connection.sock)]:
             del self.members[gone]
         return len(self.members) == self.processes - 1
 
@@ -231,7 +231,7 @@ class _Hall:
         now = time.monotonic()
         claims = [(i, host) for i, (since, host) in sorted(self.keyless.items()) if i not in self.members]
         if any(now - self.keyless[i][0] >= seconds for i, _ in claims):
-            raise ConfigError(_other_key(claims, self.source))
+            raise ConfigError(_other_key_message(claims, self.source))
 
     def greeted(self, connection: Connection) -> bool:
         """Admit a process that reports; returns False if it left again or is a stranger."""
@@ -239,13 +239,13 @@ class _Hall:
         if messages == []:
             return True
         known = self.members.get(connection.process) is connection
-        if messages is None or known or not _hello(messages[0]):
+        if messages is None or known or not _is_hello(messages[0]):
             if known:
                 del self.members[connection.process]
             return False
         hello = messages[0]
         process, processes, host = hello["process"], hello["processes"], hello["host"]
-        if not _same(hello["proof"], _proof(self.key, connection.challenge, process, processes, host)):
+        if not _is_same(hello["proof"], _proof(self.key, connection.challenge, process, processes, host)):
             if process < self.processes:
                 self.keyless.setdefault(process, (time.monotonic(), printable(host)))
             connection.send({"keyless": True})
@@ -255,7 +255,7 @@ class _Hall:
             text = f"process {process} on {connection.host} was started with {processes} processes, process 0 with"
             self._refuse(connection, f"{text} {self.processes}: give all the same number")
         earlier = self.members.get(process)
-        if earlier and not _closed(earlier.sock):  # closed: the process was restarted
+        if earlier and not _is_closed(earlier.sock):  # closed: the process was restarted
             self._refuse(
                 connection,
                 f"two processes say that they are process {process}, on {earlier.host} and on {connection.host}:"
@@ -331,7 +331,7 @@ class PeerMonitor:
                     if messages is None:
                         waiting.unregister(key.fileobj)
                         if not key.data.done:
-                            self._lost(key.data)
+                            self._report_lost(key.data)
 
     def _take(self, message: Message, sender: Connection) -> None:
         kind = next((name for name in TYPES if name in message), "")
@@ -366,7 +366,7 @@ class PeerMonitor:
             self._send({"all done": True})
             self._all_done.set()
 
-    def _lost(self, connection: Connection) -> None:
+    def _report_lost(self, connection: Connection) -> None:
         text = (
             f"process {connection.process} on {connection.host} is gone: it was killed, or its machine cannot be"
             " reached. All processes of the run end; run the same command again to resume from the newest checkpoint"
@@ -386,7 +386,7 @@ class PeerMonitor:
         if self.process == 0:
             end = time.monotonic() + LEAVE_SECONDS
             for connection in self.connections:
-                while time.monotonic() < end and not _closed(connection.sock):
+                while time.monotonic() < end and not _is_closed(connection.sock):
                     time.sleep(0.02)
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -454,7 +454,7 @@ def interface(host: str) -> str:
     return addresses[0]
 
 
-def _hello(message: Message) -> bool:
+def _is_hello(message: Message) -> bool:
     types = {"process": int, "processes": int, "host": str, "proof": str}
     known = all(type(message.get(name)) is kind for name, kind in types.items())
     return known and len(message["host"]) < 256 and 0 < message["process"] < message["processes"]
@@ -464,11 +464,11 @@ def _proof(key: bytes, *parts: object) -> str:
     return hmac.new(key, json.dumps(parts).encode(), "sha256").hexdigest()
 
 
-def _same(proof: object, expected: str) -> bool:
+def _is_same(proof: object, expected: str) -> bool:
     return isinstance(proof, str) and proof.isascii() and hmac.compare_digest(proof, expected)
 
 
-def _other_key(who: list[tuple[int, str]], source: str) -> str:
+def _other_key_message(who: list[tuple[int, str]], source: str) -> str:
     names = ", ".join(f"process {process} on {host}" for process, host in who)
     return f"{names}: does not see what process 0 wrote there: {source}"
 
@@ -491,7 +491,7 @@ def _list(indices: list[int]) -> str:
     return f"process{'es' if len(indices) > 1 else ''} {joined}"
 
 
-def _closed(sock: socket.socket) -> bool:
+def _is_closed(sock: socket.socket) -> bool:
     try:
         return sock.recv(65536, socket.MSG_DONTWAIT) == b""
     except BlockingIOError:

@@ -76,7 +76,7 @@ class Checkpoints:
             self._checkpointer.save(place / partial.name, args=ocp.args.PyTreeSave(leaves(state)), force=True)
         except (OSError, ValueError) as error:
             self._clear(partial)
-            raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_brief(error)}") from error
+            raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_reason(error)}") from error
         shards = (shard for leaf in leaves(state).values() for shard in leaf.global_shards)
         self._writers = {shard.device.process_index for shard in shards if shard.replica_id == 0}
         self._thread = threading.Thread(
@@ -91,7 +91,7 @@ class Checkpoints:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {_brief(error)}") from error
+            raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {_reason(error)}") from error
 
     def close(self) -> None:
         """Wait for the save in progress, and end Orbax's threads."""
@@ -169,7 +169,7 @@ def _flush_one(path: pathlib.Path) -> None:
         os.close(descriptor)
 
 
-def _brief(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     """Return the reason in an error of Orbax or TensorStore, without the libraries' own source locations."""
     line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return re.sub(r" \[[^]]*\]$", "", line).rpartition('": ')[2]

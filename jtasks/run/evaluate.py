@@ -22,7 +22,7 @@ from jtasks.task import eval_fn
 
 Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
 
-# Most batches whose sums wait on the device; bounds the work dispatched ahead.
+# Maximum number of batches whose sums wait on the device; bounds the work dispatched ahead.
 AHEAD = 16
 
 

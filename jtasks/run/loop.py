@@ -11,7 +11,7 @@ from jtasks.run.start import Setup, Step, begin, finished, set_up
 from jtasks.run.step import State, StepOutput
 from jtasks.run.workdir import cleared_on_error, locked
 
-AHEAD = 16  # most steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
+AHEAD = 16  # maximum steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
 
 def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:

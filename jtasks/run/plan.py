@@ -162,14 +162,14 @@ def collectives(text: str, devices: int) -> list[Collective]:
     counts: collections.Counter[tuple[str, int, int, int]] = collections.Counter()
     for name, lines in computations.items():
         for line in (line for line in lines if re.fullmatch(_KINDS, line[2]) and times[name]):
-            n = _group(line[3], devices)
+            n = _group_size(line[3], devices)
             for index, size in enumerate(_sizes(line[1])):
                 kind, whole = line[2], size * n if line[2] == "reduce-scatter" else size
                 results = _elements(users[name], line, index)
                 if (
                     kind == "all-reduce"
                     and results
-                    and all(_cut(users, computations, name, r, size / n) for r in results)
+                    and all(_is_cut(users, computations, name, r, size / n) for r in results)
                 ):
                     kind = "reduce-scatter"
                 if n > 1:
@@ -260,20 +260,20 @@ def _elements(users: Users, line: Line, index: int) -> list[str]:
     return [user[0] for user in users[line[0]] if re.search(rf"index={index}\b", user[3])]
 
 
-def _cut(users: dict[str, Users], computations: Computations, computation: str, name: str, size: float) -> bool:
+def _is_cut(users: dict[str, Users], computations: Computations, computation: str, name: str, size: float) -> bool:
     """Return whether every user of a value, also inside fusions, first cuts the value down to `size` bytes."""
 
     def cuts(user: Line) -> bool:
         if user[2] == "dynamic-slice":
             return sum(_sizes(user[1])) == size
         if user[2] in ("bitcast", "copy", "transpose"):
-            return _cut(users, computations, computation, user[0], size)
+            return _is_cut(users, computations, computation, user[0], size)
         called = _CALLED.findall(user[3])
         if user[2] != "fusion" or not called:
             return False
         place = f"{_operands(user).index(name)})"
         (inner,) = [line[0] for line in computations[called[0]] if line[2] == "parameter" and line[3].startswith(place)]
-        return _cut(users, computations, called[0], inner, size)
+        return _is_cut(users, computations, called[0], inner, size)
 
     return bool(users[computation][name]) and all(map(cuts, users[computation][name]))
 
@@ -289,7 +289,7 @@ def _itemsize(kind: str) -> float:
     return _BYTES.get(kind) or int(re.sub(r"\D.*", "", kind.lstrip("abcdefghijklmnopqrstuvwxyz"))) / 8
 
 
-def _group(rest: str, devices: int) -> int:
+def _group_size(rest: str, devices: int) -> int:
     """Return the number of devices in each group, given as lists, `[groups,size]<=[...]`, or axes of a mesh."""
     if mesh := re.search(r"replica_groups=\S*mesh\[([^\]]*)\].*?\{([^}]*)\}", rest):
         axes = dict(re.findall(r"'([\w.]+)'=(\d+)", mesh[1]))

@@ -97,14 +97,14 @@ def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
     if which.isdigit():
         return checkpoint.require(checkpoints, int(which))
     if which == "best":
-        return checkpoint.require(checkpoints, _best(config.best, folder))
+        return checkpoint.require(checkpoints, _best_step(config.best, folder))
     step = checkpoint.newest(checkpoints, console.warn)
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints}: train first, with the same --config and --workdir")
     return step
 
 
-def _best(metric: str, folder: pathlib.Path) -> int:
+def _best_step(metric: str, folder: pathlib.Path) -> int:
     split, _, name = metric.removeprefix("-").partition("/")
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")

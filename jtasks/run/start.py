@@ -132,7 +132,7 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
         preflight.check(job, setup.splits, batch, program.shapes.params)
     state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     announce(setup, program, state, batch)
-    compiled = Compiled(program.step, _compiling(setup.log))
+    compiled = Compiled(program.step, _compile_context(setup.log))
     compiled.program(state, batch)
     return setup, state, compiled
 
@@ -164,7 +164,7 @@ def step_flops(setup: Setup, program: Programs, state: State, batch: Batch) -> f
     return operations * sum(shares) / len(shares) if shares else operations
 
 
-def _compiling(log: Log) -> Callable[[], contextlib.AbstractContextManager[None]]:
+def _compile_context(log: Log) -> Callable[[], contextlib.AbstractContextManager[None]]:
     """Return a context for compiling the step, which pauses the step timer and logs the time."""
 
     @contextlib.contextmanager

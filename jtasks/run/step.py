@@ -88,11 +88,11 @@ def make_train_step(
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(term.total) for term in terms(metrics).values()]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-        params = _if_real(optax.apply_updates(state.params, updates), state.params)
+        params = _select_float(optax.apply_updates(state.params, updates), state.params)
         finite &= _stays_finite(state.params, params, updates)
         ema_params = None
         if state.ema_params is not None:
-            ema_params = _if_real(optax.incremental_update(params, state.ema_params, 1 - config.ema), params)
+            ema_params = _select_float(optax.incremental_update(params, state.ema_params, 1 - config.ema), params)
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
         new = State(state.step + 1, params, opt_state, ema_params, nonfinite_steps)
         old = state._replace(step=new.step, nonfinite_steps=nonfinite_steps)
@@ -141,7 +141,7 @@ def exact_gradient(
     if microbatches == 1:
         _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params, has_aux=True)
         (gradient,) = pullback(_cotangents(metrics))
-        return _if_real(gradient, jax.tree.map(jnp.zeros_like, params)), metrics
+        return _select_float(gradient, jax.tree.map(jnp.zeros_like, params)), metrics
     parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
     return _sum_microbatches(
         loss_fn, params, parts, rng, jnp.arange(microbatches), microbatches, lambda sums: sums, after
@@ -223,7 +223,7 @@ def _sum_microbatches(
     def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
         (gradient,) = pullback(cotangents)
-        return jax.tree.map(jnp.add, sums, (_if_real(gradient, gradients), metrics))
+        return jax.tree.map(jnp.add, sums, (_select_float(gradient, gradients), metrics))
 
     return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
 
@@ -245,7 +245,7 @@ def non_finite(
     return [leaf_name(path) for path, good in leaves if not good]
 
 
-def _if_real(tree: Params, other: Params) -> Params:
+def _select_float(tree: Params, other: Params) -> Params:
     """Return the leaves of `tree`; but integer and bool leaves, which are never trained, from `other`."""
     return jax.tree.map(lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, tree, other)
 

@@ -107,7 +107,8 @@ def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
         here = model.get(name)
         if there is not None and here is not None and not huggingface.alike(here, there):
             raise ConfigError(
-                f"config.model.{name} is not that of config.init_from={source}: {_short(here)}, there {_short(there)}; "
+                f"config.model.{name} is not that of config.init_from={source}: {_format_value(here)}, there"
+                f" {_format_value(there)}; "
                 + (f"set --config.data.palette={folder / assets.PALETTE}" if name == "palette" else "set it as there")
             )
 
@@ -151,16 +152,16 @@ def _by_class(
     def put(path: tuple[Any, ...], taken: jax.Array, initial: jax.Array) -> jax.Array:
         if leaf_name(path) not in names:
             return taken
-        return jax.jit(functools.partial(_rows, order), out_shardings=taken.sharding)(taken, initial)
+        return jax.jit(functools.partial(_reorder_rows, order), out_shardings=taken.sharding)(taken, initial)
 
     return jax.tree_util.tree_map_with_path(put, params, fresh), report
 
 
-def _rows(order: np.ndarray, taken: jax.Array, initial: jax.Array) -> jax.Array:
+def _reorder_rows(order: np.ndarray, taken: jax.Array, initial: jax.Array) -> jax.Array:
     known = np.broadcast_to(order >= 0, taken.shape)
     return jnp.where(known, taken[..., np.maximum(order, 0)], initial)
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = str(value)
     return text if len(text) < 60 else text[:57] + "..."

@@ -185,8 +185,10 @@ def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] 
     if _is_own(now.get("config.data.tokenizer"), workdir):
         free = (*free, "config.data.tokenizer")
     fields = [k for k in {**before, **now} if k not in free and not _alike(k, before.get(k, usual.get(k)), now.get(k))]
-    lines = {k: f"{k}: {_short(before.get(k))} -> {_short(now.get(k))}" for k in fields}
-    refused = [line for k, line in lines.items() if k.startswith(FIXED) and k not in FREE and not _allowed(k, config)]
+    lines = {k: f"{k}: {_format_value(before.get(k))} -> {_format_value(now.get(k))}" for k in fields}
+    refused = [
+        line for k, line in lines.items() if k.startswith(FIXED) and k not in FREE and not _is_allowed(k, config)
+    ]
     if refused:
         raise ConfigError(
             f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nuse another workdir,"
@@ -221,7 +223,7 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
     """Refuse examples other than those that the run has seen, by the sizes and samples of its splits.
 
     Args:
-      data: the `fingerprint.of` each open split.
+      data: `fingerprint.of` each split that is open.
       workdir: the run's folder.
       allow: warn of changes instead of refusing them.
 
@@ -262,10 +264,10 @@ def _alike(name: str, old: Any, new: Any) -> bool:
     return old == new or (old != old and new != new)  # nan
 
 
-def _allowed(name: str, config: Config) -> bool:
+def _is_allowed(name: str, config: Config) -> bool:
     return config.data.allow_changes and name.startswith("config.data.")
 
 
-def _short(value: Any) -> str:
+def _format_value(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) < 60 else text[:57] + "..."

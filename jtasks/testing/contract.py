@@ -240,7 +240,7 @@ def _check_other_splits(subject: Subject, splits: dict[str, pipeline.Examples]) 
         differences = [f"{k!r} is {b or 'absent'}, in train {a or 'absent'}" for k, (a, b) in pairs.items() if a != b]
         hint = "give every split the entries, types and shapes of train"
         retyped = [k for k, (a, b) in pairs.items() if a and b and (a[0], len(a[1])) != (b[0], len(b[1]))]
-        if retyped and _steady(subject):
+        if retyped and _has_steady_types(subject):
             raise Fault(f"dataset({split!r}, config): {some(differences)}", hint)
         evaluate, predict = tasks.eval_fn(subject.task), getattr(subject.task, "predict_fn", None)
         for function, rest in ((evaluate, (subject.config,)), (predict, (key(0), subject.config))):
@@ -256,7 +256,7 @@ def _check_other_splits(subject: Subject, splits: dict[str, pipeline.Examples]) 
                 ) from error
 
 
-def _steady(subject: Subject) -> bool:
+def _has_steady_types(subject: Subject) -> bool:
     """Return whether train's own first batches have equal types; another check reports if not."""
     batches = [subject.job.batch_at(subject.examples, subject.plan, index) for index in range(4)]
     return all({k: _entry(x) for k, x in b.items()} == {k: _entry(x) for k, x in batches[0].items()} for b in batches)

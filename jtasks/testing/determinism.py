@@ -26,13 +26,13 @@ CONSTANT_KEY = re.compile(r"random\.(?:key|PRNGKey)\(\s*\d+\s*\)")
 
 def same_seed(subject: Subject) -> str:
     """Check that every function gives equal results when called, and traced, a second time."""
-    _same_data(subject)
-    _same_params(subject)
-    _same_function(subject, "loss_fn", subject.measurement(subject.config), subject.measure, key(0))
-    _same_function(subject, "eval_fn", subject.evaluation(), subject.evaluate)
+    _check_data(subject)
+    _check_params(subject)
+    _check_function(subject, "loss_fn", subject.measurement(subject.config), subject.measure, key(0))
+    _check_function(subject, "eval_fn", subject.evaluation(), subject.evaluate)
     again = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
     _compare(subject, "loss_fn", subject.first, again, "than at the very first call")
-    _dropout_draws(subject)
+    _check_dropout(subject)
     return "data, parameters, loss_fn and eval_fn, each twice"
 
 
@@ -66,7 +66,7 @@ def predictions(subject: Subject) -> str:
     )
 
 
-def _dropout_draws(subject: Subject) -> None:
+def _check_dropout(subject: Subject) -> None:
     """Check that active dropout changes with rng."""
     fields = [field for field in subject.dropout if "dropout" in field.rpartition(".")[2]]
     if not fields or subject.random:
@@ -122,7 +122,7 @@ def _is_number(value: Any) -> bool:
     return array.ndim == 0 and array.dtype.kind in "biuf" and bool(np.isfinite(array))
 
 
-def _same_data(subject: Subject) -> None:
+def _check_data(subject: Subject) -> None:
     reloaded = subject.job.required("train")
     counts = pipeline.size(subject.examples), pipeline.size(reloaded)
     hint = "make dataset(split, config) a pure function; draw with np.random.default_rng(config.seed)" + _suspects(
@@ -149,7 +149,7 @@ def _same_data(subject: Subject) -> None:
         )
 
 
-def _same_params(subject: Subject) -> None:
+def _check_params(subject: Subject) -> None:
     task, config = subject.task, subject.config
 
     def initialized(seed: int) -> Any:
@@ -163,7 +163,7 @@ def _same_params(subject: Subject) -> None:
         raise Fault(f"init ignores rng: {some(varied)} are the same for every seed", hint)
 
 
-def _same_function(subject: Subject, function: str, retraced: Any, known: Any, *rng: jax.Array) -> None:
+def _check_function(subject: Subject, function: str, retraced: Any, known: Any, *rng: jax.Array) -> None:
     arguments = (subject.params, subject.batch, *rng)
     expected = jax.device_get(known(*arguments))
     _compare(

@@ -109,7 +109,7 @@ def padding_is_nothing(subject: Subject) -> str:
         measured = jax.device_get(subject.measure(subject.params, batch, key(0)))
         if reference is None:
             reference = measured
-        elif what != "zeros" or _finite(measured):  # zeros may be no valid example
+        elif what != "zeros" or _is_finite(measured):  # zeros may be no valid example
             _compare_padding(reference, measured, f"when padding rows hold {what} instead of copies of a real row")
     assert reference is not None
     nothing = jax.device_get(subject.measure(subject.params, keep(subject.batch, np.zeros(b)), key(0)))[1]
@@ -167,11 +167,11 @@ def meshes_agree(subject: Subject) -> str:
         detail = f"{metric!r} is {value(mean):.6g} on one device, {value(many[1][metric]):.6g} on {len(devices)}"
         require(close(value(mean), value(many[1][metric])), detail, hint)
     require(not difference, f"the gradient of {path} differs by {difference:.2g} on {len(devices)} devices", hint)
-    _counts_no_devices(subject, one, hint)
+    _check_device_counts(subject, one, hint)
     return f"1 and {len(devices)} devices"
 
 
-def _counts_no_devices(subject: Subject, expected: Measured, hint: str) -> None:
+def _check_device_counts(subject: Subject, expected: Measured, hint: str) -> None:
     """Check that loss_fn and eval_fn give equal numbers when traced while JAX lists only one device."""
     arguments = (subject.params, subject.batch)
     evaluated = jax.device_get(subject.evaluate(*arguments))
@@ -238,7 +238,7 @@ def _paddings(batch: Batch, real: np.ndarray) -> dict[str, Batch]:
     return {what: keep(kind, real) for what, kind in (kinds | {"other rows": shuffled}).items()}
 
 
-def _finite(measured: Measured) -> bool:
+def _is_finite(measured: Measured) -> bool:
     return all(bool(np.isfinite(x).all()) for x in jax.tree.leaves(measured))
 
 

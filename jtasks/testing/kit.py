@@ -47,8 +47,8 @@ def check(task: ModuleType | str, config: Any) -> list[Result]:
 
     Args:
       task: the module, or a name or path as in `config.task`.
-      config: from `jtasks.config.load`, or a ConfigDict made by hand without the fields that all configs have.
-        The checks always use small batches, float32 and no accumulation.
+      config: from `jtasks.config.load`, or a ConfigDict made by hand, which may lack the common fields. The checks
+        always use small batches, float32 and no accumulation.
 
     Returns:
       One result per check, always in the same order; `table` formats them. If the functions do not have the

@@ -282,7 +282,7 @@ def gradient_difference(a: Tree, b: Tree) -> tuple[float, str]:
 
 
 def _finite_parts(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return float64 arrays without values that are not finite in both; one in only one array differs vastly."""
+    """Return float64 arrays with 0 where both are not finite; where only one is not finite, they differ vastly."""
     good = np.isfinite(x), np.isfinite(y)
     x, y = np.where(good[0], x, 0).astype(np.float64), np.where(good[1], y, 0).astype(np.float64)
     return x, np.where(good[0] == good[1], y, 1e30)

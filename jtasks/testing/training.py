@@ -38,7 +38,7 @@ def gradients_reach(subject: Subject) -> str:
         for params in (subject.params, subject.perturbed)[: 2 if index < 2 else 1]:
             gradient, metrics = jax.device_get(subject.measure(params, batch, key(index)))
             if params is subject.params:
-                _finite(subject, gradient, metrics, batch, index)
+                _check_finite(subject, gradient, metrics, batch, index)
             reached |= [bool(np.any(np.nan_to_num(leaf) != 0)) for leaf in jax.tree.leaves(gradient)]
     train = [bool(np.any(leaf)) for leaf in jax.tree.leaves(subject.trainable)]
     unreached = [n for n, hit, wanted in zip(names, reached, train, strict=True) if wanted and not hit]
@@ -163,7 +163,7 @@ def _run(subject: Subject, state: steps.State, step: Any, start: int, stop: int)
     return state
 
 
-def _finite(subject: Subject, gradient: Tree, metrics: Any, batch: Batch, index: int) -> None:
+def _check_finite(subject: Subject, gradient: Tree, metrics: Any, batch: Batch, index: int) -> None:
     wrong = [f"metric {k}" for k, m in metrics.items() if not np.isfinite([float(m.total), float(m.count)]).all()]
     leaves = jax.tree_util.tree_leaves_with_path(gradient)
     wrong += [f"gradient of {leaf_name(path)}" for path, leaf in leaves if not np.isfinite(leaf).all()]
