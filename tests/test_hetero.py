@@ -334,7 +334,7 @@ def test_measured_shares_are_told_recorded_used_again_and_measured_again_on_requ
     assert len(calls) == 1
     assert cli.run([*linear, "--config.shares=auto!", "--config.steps=6"]) == 0
     assert len(calls) == 2
-    assert cli.run([*linear, "--config.steps=6", f"--workdir={tmp_path / 'equal'}"]) == 0
+    assert cli.run([linear[0], "--config.steps=6", f"--workdir={tmp_path / 'equal'}"]) == 0
     ends = [checkpoint.arrays(tmp_path / name / "checkpoints" / "6")["params/w"] for name in ("run", "equal")]
     np.testing.assert_allclose(ends[0], ends[1], rtol=1e-5)
 
