@@ -23,20 +23,20 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e
 
 
 class ConfigError(ValueError):
-    """The command, the config or the task module is wrong: exit code 2."""
+    """A wrong command, config or task module: exit code 2."""
 
 
 class DataError(RuntimeError):
-    """Data is corrupt, empty or cannot be fetched: exit code 1. (A missing path in the config is a ConfigError.)"""
+    """Corrupt, empty or unavailable data: exit code 1. (A missing path in the config is a ConfigError.)"""
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is absent, damaged or does not fit: exit code 1."""
+    """An absent, damaged or unfitting checkpoint: exit code 1."""
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on, for example after too many non-finite steps: exit code 1."""
+    """Training that cannot continue, for example after too many non-finite steps: exit code 1."""
 
 
 class CheckError(RuntimeError):
-    """A task does not keep the contract: exit code 1."""
+    """A task that breaks the contract: exit code 1."""

@@ -18,7 +18,7 @@ GRACE_SECONDS = 5.0
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and the same command goes on
-    """The run was asked to stop and has saved its state."""
+    """The end of a run that was asked to stop and has saved its state."""
 
 
 class Stop:

@@ -246,7 +246,7 @@ def non_finite(
 
 
 def _select_float(tree: Params, other: Params) -> Params:
-    """Return the leaves of `tree`; but integer and bool leaves, which are never trained, from `other`."""
+    """Return the leaves of `tree`, with integer and bool leaves, which are never trained, from `other`."""
     return jax.tree.map(lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, tree, other)
 
 

@@ -145,7 +145,7 @@ def _sums(path: pathlib.Path) -> list[str]:
 
 
 def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
-    """Return the config with the run's stored tokenizer, if it may go on with other text and would learn another."""
+    """Return the config with the run's stored tokenizer, if other text is allowed and would make another tokenizer."""
     learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
     if not (learned and config.data.allow_changes and (workdir / "tokenizer.json").is_file()):
         return config
