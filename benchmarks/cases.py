@@ -9,7 +9,7 @@ from common import sizes
 
 
 def get_config(preset: str) -> ml_collections.ConfigDict:
-    """The config of a case with all placeholders filled, since no data is read."""
+    """Return the config of a case with all placeholders filled, because no data is read."""
     case, name = preset.split("/")
     size = sizes(case, name)[1]
     config = ml_collections.ConfigDict()

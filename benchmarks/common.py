@@ -1,4 +1,4 @@
-"""What the benchmarks share: sizes of the cases, and two programs that take turns, each in a process of its own.
+"""Shared parts of the benchmarks: sizes of the cases, and two programs that take turns, each in a process of its own.
 
 The programs are `ours.py` and `torch_peers.py`. Each gets its orders as one JSON argument, sets itself up, compiles and
 warms up, prints a line of facts, and then runs a block of work for every line it reads. While one works the other
@@ -57,11 +57,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 
 
 class NoAnswerError(Exception):
-    """A program ended before it answered; it has said why on stderr."""
+    """A program that ended before it answered; its reason is on stderr."""
 
 
 class Program:
-    """A program that works when told to."""
+    """A program that works on request."""
 
     def __init__(self, command: Iterable[str], environment: dict[str, str]):
         begun = time.perf_counter()
@@ -76,13 +76,13 @@ class Program:
         self.facts["ready_s"] = time.perf_counter() - begun
 
     def run(self, count: int) -> dict[str, float]:
-        """Do `count` units of work: `seconds` a unit, and `peak_bytes` of memory meanwhile."""
+        """Do `count` units of work; returns `seconds` per unit, and `peak_bytes` of memory."""
         assert self.process.stdin is not None
         print(count, file=self.process.stdin, flush=True)
         return self._answer()
 
     def close(self) -> None:
-        """End it."""
+        """End the program."""
         self.process.stdin.close()
         self.process.stdout.close()
         self.process.wait()
@@ -95,22 +95,24 @@ class Program:
 
 
 def parser(description: str | None, cases: Collection[str], **defaults: Any) -> argparse.ArgumentParser:
-    """The arguments that all programs of comparison take; `defaults` are of `rounds`."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("cases", nargs="*", choices=[*cases, []], help=f"of {', '.join(cases)}; all by default")
-    found.add_argument("--preset", help="size of the cases; `smoke` is tiny")
-    found.add_argument("--rounds", type=int, default=defaults.get("rounds", 5), help="turns of each side")
-    found.add_argument("--count", type=int, default=0, help="units of work in a turn; 0: what fits the case")
-    found.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    found.add_argument("--bf16", action="store_true", help="compute in bfloat16")
-    found.add_argument("--compile", action="store_true", help="torch.compile for the peer")
-    found.add_argument("--peer-python", default=sys.executable, metavar="PATH", help="an interpreter that has PyTorch")
-    found.add_argument("--peer-plain-pages", action="store_true", help="no huge pages for the peer")
-    return found
+    """Make a parser of the arguments that all comparisons take; `defaults` may have `rounds`."""
+    arguments = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("cases", nargs="*", choices=[*cases, []], help=f"of {', '.join(cases)}; all by default")
+    arguments.add_argument("--preset", help="size of the cases; `smoke` is tiny")
+    arguments.add_argument("--rounds", type=int, default=defaults.get("rounds", 5), help="turns of each side")
+    arguments.add_argument("--count", type=int, default=0, help="units of work in a turn; 0: what fits the case")
+    arguments.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    arguments.add_argument("--bf16", action="store_true", help="compute in bfloat16")
+    arguments.add_argument("--compile", action="store_true", help="torch.compile for the peer")
+    arguments.add_argument(
+        "--peer-python", default=sys.executable, metavar="PATH", help="an interpreter that has PyTorch"
+    )
+    arguments.add_argument("--peer-plain-pages", action="store_true", help="no huge pages for the peer")
+    return arguments
 
 
 def sizes(case: str, preset: str | None) -> tuple[str, dict[str, Any]]:
-    """The preset's name and sizes."""
+    """Return the preset's name and sizes."""
     name = preset or next(iter(PRESETS[case]))
     if name not in PRESETS[case]:
         raise SystemExit(f"{case} has no preset {name}; it has {', '.join(PRESETS[case])}")
@@ -118,13 +120,13 @@ def sizes(case: str, preset: str | None) -> tuple[str, dict[str, Any]]:
 
 
 def start_ours(case: str, flags: argparse.Namespace, overrides: Iterable[str] = ()) -> Program:
-    """Our side of a case."""
+    """Start our side of a case."""
     environment = {**os.environ, "JAX_PLATFORMS": flags.device, "TF_CPP_MIN_LOG_LEVEL": "2"}
     return Program([sys.executable, str(HERE / "ours.py"), _orders(case, flags), *overrides], _huge_pages(environment))
 
 
 def start_peer(case: str, flags: argparse.Namespace) -> Program | None:
-    """The peer's side, None if it cannot run; it says why on stderr."""
+    """Start the peer's side; None if the peer cannot run, with the reason on stderr."""
     environment = dict(os.environ) if flags.peer_plain_pages else _huge_pages(dict(os.environ))
     try:
         return Program([flags.peer_python, str(HERE / "torch_peers.py"), _orders(case, flags)], environment)
@@ -134,20 +136,20 @@ def start_peer(case: str, flags: argparse.Namespace) -> Program | None:
 
 
 def use_huge_pages() -> None:
-    """Start this process anew with what the command line sets for itself (jtasks/cli.py)."""
+    """Restart this process with the environment that the command sets for itself (jtasks/cli.py)."""
     environment = _huge_pages(dict(os.environ))
     if environment != dict(os.environ):
         os.execve(sys.executable, sys.orig_argv, environment)
 
 
 def _orders(case: str, flags: argparse.Namespace) -> str:
-    name, found = sizes(case, flags.preset)
-    orders = dict(case=case, preset=name, sizes=found, device=flags.device, bf16=flags.bf16, compile=flags.compile)
+    name, size = sizes(case, flags.preset)
+    orders = dict(case=case, preset=name, sizes=size, device=flags.device, bf16=flags.bf16, compile=flags.compile)
     return json.dumps(orders)
 
 
 def _huge_pages(environment: dict[str, str]) -> dict[str, str]:
-    """The environment in which glibc asks for huge pages."""
+    """Return the environment in which glibc asks for huge pages."""
     if "glibc.malloc.hugetlb" in environment.get("GLIBC_TUNABLES", ""):
         return environment
     tunables = [environment.get("GLIBC_TUNABLES", ""), "glibc.malloc.hugetlb=1"]
@@ -155,10 +157,10 @@ def _huge_pages(environment: dict[str, str]) -> dict[str, str]:
 
 
 def in_turn(ours: Program, peer: Program | None, rounds: int, count: int, warm: int = 0) -> dict[str, Any]:
-    """Blocks of work of both sides, A B A B ...: medians of seconds a unit, and their ratio.
+    """Alternate blocks of work of both sides, A B A B ...; returns medians of seconds per unit, and their ratio.
 
     Before each block the side does `warm` units that are not timed: a system may take pages away from a program that
-    waits, and nobody waits in a training loop.
+    waits, and a training loop never waits.
     """
     mine, theirs = [], []
     for _ in range(rounds):
@@ -167,21 +169,23 @@ def in_turn(ours: Program, peer: Program | None, rounds: int, count: int, warm: 
                 program.run(warm)
             if program:
                 seconds.append(program.run(count)["seconds"])
-    found = {"jtasks_s": round(statistics.median(mine), 6), "peer_s": None, "ratio": None}
+    result = {"jtasks_s": round(statistics.median(mine), 6), "peer_s": None, "ratio": None}
     if theirs:
         ratio = statistics.median(mine) / statistics.median(theirs)
-        found |= {"peer_s": round(statistics.median(theirs), 6), "ratio": round(ratio, 4)}
+        result |= {"peer_s": round(statistics.median(theirs), 6), "ratio": round(ratio, 4)}
     spread = {"jtasks_all": mine, "peer_all": theirs}
-    return found | {"rounds": rounds} | {name: [round(s, 5) for s in seconds] for name, seconds in spread.items()}
+    return result | {"rounds": rounds} | {name: [round(s, 5) for s in seconds] for name, seconds in spread.items()}
 
 
 def serve(
     setup: Callable[[dict[str, Any]], tuple[Callable[[int], None], dict[str, Any]]],
     device_peak: Callable[[], int | None],
 ) -> None:
-    """Be a program: `setup(orders)` gives the work as a function of how many units, warmed up, and facts to tell.
+    """Run as a program: work on request, and print the seconds.
 
-    `device_peak` is the accelerator's peak of memory so far, None on a CPU.
+    Args:
+      setup: maps orders to the work, a function of a number of units, warmed up, and to facts to print.
+      device_peak: returns the accelerator's peak of memory so far, None on a CPU.
     """
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not come between the answers
@@ -197,7 +201,7 @@ def serve(
 
 
 def write_data(folder: pathlib.Path) -> None:
-    """Random images in the files of MNIST and CIFAR-10, of their full size."""
+    """Write random images as the files of MNIST and CIFAR-10, in full size."""
     import numpy as np
 
     random = np.random.default_rng(0)
@@ -217,7 +221,7 @@ def write_data(folder: pathlib.Path) -> None:
 
 
 def peak_bytes() -> int:
-    """The largest resident memory of this process since the last reset (Linux), else since its start."""
+    """Return the largest resident memory of this process since the last reset (Linux), else since its start."""
     try:
         status = pathlib.Path("/proc/self/status").read_text()
         return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
@@ -228,7 +232,7 @@ def peak_bytes() -> int:
 
 
 def reset_peak() -> None:
-    """Let the peak start from what is resident now, where the system can."""
+    """Reset the peak to the memory that is resident now, if the system can."""
     try:
         pathlib.Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -25,19 +25,19 @@ def main() -> None:
     for case in flags.cases or NEEDS:
         preset, size = sizes(case, flags.preset)
         ours, peer = start_ours(case, flags), start_peer(case, flags)
-        found = in_turn(ours, peer, flags.rounds, flags.count or COUNTS[case])
+        result = in_turn(ours, peer, flags.rounds, flags.count or COUNTS[case])
         for program in filter(None, (ours, peer)):
             program.close()
-        rates = {f"{side}_per_s": round(size["batch"] / found[f"{side}_s"], 1) for side in ("jtasks", "peer")
-                 if found[f"{side}_s"]}  # fmt: skip
+        rates = {f"{side}_per_s": round(size["batch"] / result[f"{side}_s"], 1) for side in ("jtasks", "peer")
+                 if result[f"{side}_s"]}  # fmt: skip
         if NEEDS[case] not in needed:
             needed[NEEDS[case]] = eaten(NEEDS[case], flags)
         need = {"needed_per_s": round(needed[NEEDS[case]], 1), "needed_by": NEEDS[case]}
-        print(json.dumps({"case": f"data {case}", "preset": preset, **found, **rates, **need}), flush=True)
+        print(json.dumps({"case": f"data {case}", "preset": preset, **result, **rates, **need}), flush=True)
 
 
 def eaten(case, flags):
-    """Examples that our step uses in a second."""
+    """Return the examples that our step uses in a second."""
     _, size = sizes(case, flags.preset)
     program = start_ours(case, flags)
     seconds = program.run(1)["seconds"]

@@ -16,12 +16,12 @@ def main() -> None:
     flags = parser(__doc__, ["beam"]).parse_args()
     preset, size = sizes("beam", flags.preset)
     ours, peer = start_ours("beam", flags), start_peer("beam", flags)
-    found = in_turn(ours, peer, flags.rounds, flags.count or 3, warm=1)
+    result = in_turn(ours, peer, flags.rounds, flags.count or 3, warm=1)
     for program in filter(None, (ours, peer)):
         program.close()
     facts = {"compile_s": round(ours.facts["compile_s"], 2), "device": ours.facts["device"], "bf16": flags.bf16}
-    rate = {"sequences_per_s": round(size["batch"] / found["jtasks_s"], 2)}
-    print(json.dumps({"case": "beam", "preset": preset, **found, **facts, **rate}), flush=True)
+    rate = {"sequences_per_s": round(size["batch"] / result["jtasks_s"], 2)}
+    print(json.dumps({"case": "beam", "preset": preset, **result, **facts, **rate}), flush=True)
 
 
 if __name__ == "__main__":

@@ -46,15 +46,15 @@ def main() -> int:
     survived = tried = 0
     for name, kills in zip(names, shares, strict=True):
         with tempfile.TemporaryDirectory() as folder:
-            found = case(CASES[name], kills, random.Random(f"{flags.seed} {name}"), pathlib.Path(folder))
-        print(json.dumps({"case": name, **found}), flush=True)
-        survived, tried = survived + found["survived"], tried + found["kills"]
+            result = case(CASES[name], kills, random.Random(f"{flags.seed} {name}"), pathlib.Path(folder))
+        print(json.dumps({"case": name, **result}), flush=True)
+        survived, tried = survived + result["survived"], tried + result["kills"]
     print(json.dumps({"survived": survived, "tried": tried}))
     return 0 if survived == tried else 1
 
 
 def case(arguments: list[str], kills: int, chance: random.Random, folder: pathlib.Path) -> dict:
-    """Run once undisturbed, then with kills, as many runs as it takes; a run that differs loses all its kills."""
+    """Run once undisturbed, then with kills in as many runs as needed; a run that differs loses all its kills."""
     environment = dict(os.environ, JTASKS_DATA=str(folder / "data"), XDG_CACHE_HOME=str(folder / "cache"))
     command = [sys.executable, "main.py", *arguments, *LENGTH, *SAVING]
     start(command, folder / "warm", environment).communicate()  # fills the compilation cache
@@ -102,21 +102,21 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def outcome(command: list[str], workdir: pathlib.Path, environment: dict) -> dict[str, bytes]:
-    """All that has to be equal: the last checkpoint's arrays, the recorded metrics, the predictions."""
+    """Return all that must be equal: the last checkpoint's arrays, the recorded metrics, the predictions."""
     from jtasks.run import checkpoint
 
     finish(start([*command, "--mode=predict", "--split=test"], workdir, environment))
     folder = workdir / "checkpoints"
-    found = {
+    result = {
         name: np.asarray(array).tobytes()
         for name, array in checkpoint.arrays(folder / str(max(checkpoint.saved_steps(folder)))).items()
     }
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timed = ("wall", "examples_per_second", "seconds_per_step")
     kept = [{name: value for name, value in record.items() if name not in timed} for record in records]
-    found["metrics.jsonl"] = json.dumps(sorted(kept, key=lambda r: (r["step"], r["split"]))).encode()
-    found["predictions"] = (workdir / "predictions-test.jsonl").read_bytes()
-    return found
+    result["metrics.jsonl"] = json.dumps(sorted(kept, key=lambda r: (r["step"], r["split"]))).encode()
+    result["predictions"] = (workdir / "predictions-test.jsonl").read_bytes()
+    return result
 
 
 def differing(whole: dict[str, bytes], other: dict[str, bytes]) -> list[str]:

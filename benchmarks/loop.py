@@ -84,7 +84,7 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
 
 
 def bare_step(config):
-    """A function of a number of steps to their seconds a step, on batches already on the device."""
+    """Return a function of a number of steps that returns the seconds per step, on batches already on the device."""
     from jtasks import optim
     from jtasks.run import job as jobs
     from jtasks.run import step

@@ -13,7 +13,7 @@ from common import HERE, serve
 
 
 def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The work of a case, warmed up, and what there is to tell about it."""
+    """Return the work of a case, warmed up, and facts about it."""
     case, size = orders["case"], orders["sizes"]
     if case in ("arrays", "sequence", "pictures", "windows"):
         import sources
@@ -58,7 +58,7 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
-    """The compiled step as the loop runs it, its state, and its floating point operations."""
+    """Return the compiled step as the loop runs it, its state, and its floating point operations."""
     from jtasks import optim
     from jtasks.distributed import sharding
     from jtasks.run import flops, step
@@ -79,7 +79,7 @@ def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
 
 
 def transformer_flops(case: str, size: dict[str, Any]) -> float:
-    """Of the model in a step: recomputation is no work, and causal attention is half (PaLM, appendix B, stricter)."""
+    """Count the model's operations in a step, without recomputation; causal attention is half (PaLM, appendix B)."""
     if case == "mnist":
         return 0.0
     length = (size["size"] // size["patch"]) ** 2 if case == "vit" else size["length"]
@@ -90,7 +90,7 @@ def transformer_flops(case: str, size: dict[str, Any]) -> float:
 
 
 def device(precision: str) -> dict[str, Any]:
-    """What the step runs on, and its peak in FLOP/s if known."""
+    """Return the device's name, and its peak in FLOP/s if known."""
     from jtasks.run import flops
 
     first = jax.devices()[0]
@@ -98,13 +98,13 @@ def device(precision: str) -> dict[str, Any]:
 
 
 def device_peak() -> int | None:
-    """Bytes of the device's memory, None on a CPU."""
+    """Return the peak bytes of the device's memory, None on a CPU."""
     statistics = jax.local_devices()[0].memory_stats()
     return statistics["peak_bytes_in_use"] if statistics else None
 
 
 def igpt(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Pictures, whose nearest colors are the tokens."""
+    """Make pictures, whose nearest colors are the tokens."""
     n, side = 8 * size["batch"], math.isqrt(size["length"])
     return {"image": random.integers(0, 256, (n, side, side, 3), np.uint8), "label": np.zeros(n, np.int32)}
 
@@ -116,7 +116,7 @@ def lm(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarra
 
 
 def bert(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
-    """Two texts each, and a tenth of padding."""
+    """Make pairs of texts, with a tenth of padding."""
     n, length = 8 * size["batch"], size["length"]
     tokens = random.integers(4, size["vocab"], (n, length), np.int32)
     tokens[:, 0], tokens[:, length // 2] = 1, 2
@@ -140,7 +140,7 @@ def vit(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarr
 
 
 def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Beam search from random prompts with a GPT-2 of random weights, compiled whole."""
+    """Return a beam search from random prompts with a GPT-2 of random weights, compiled as one program."""
     from jtasks import models
     from jtasks.ops import decode
 
@@ -175,8 +175,8 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, A
 
     def work(count: int) -> None:
         for _ in range(count):
-            found = run(variables, prompts)
-        jax.block_until_ready(found)
+            outputs = run(variables, prompts)
+        jax.block_until_ready(outputs)
 
     work(2)
     return work, {"compile_s": compiled, **device("float32")}

@@ -77,7 +77,7 @@ def write_pictures(size: dict[str, Any], folder: pathlib.Path) -> None:
 
 
 def ours(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Batches on the device, as the loop draws them."""
+    """Return a function that draws batches on the device as the loop does, and facts about it."""
     import jax
 
     from jtasks import data
@@ -108,7 +108,7 @@ def ours(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def theirs(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The same from a DataLoader with a worker a core, or none where the data is in memory."""
+    """Return a function that draws batches from a DataLoader, with a worker per core unless the data is in memory."""
     import torch
 
     folder = tempfile.TemporaryDirectory()
@@ -142,6 +142,6 @@ FOLDERS: list[tempfile.TemporaryDirectory] = []
 
 
 def hold(folder: tempfile.TemporaryDirectory) -> str:
-    """Keep the folder until the process ends."""
+    """Keep a temporary folder until the process ends."""
     FOLDERS.append(folder)
     return folder.name

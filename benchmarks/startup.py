@@ -57,7 +57,7 @@ def show(case: str, ours: list[float], theirs: list[float | None], more: dict[st
 
 
 def imported(python: str, module: str) -> float | None:
-    """Seconds to start an interpreter and import a module; None if that fails."""
+    """Return the seconds to start an interpreter and import a module; None if that fails."""
     begun = time.perf_counter()
     try:
         subprocess.run([python, "-c", f"import {module}"], cwd=ROOT, capture_output=True, check=True)
@@ -67,7 +67,7 @@ def imported(python: str, module: str) -> float | None:
 
 
 def first_step(flags: argparse.Namespace, data: pathlib.Path) -> float:
-    """Seconds until the first step of a run is recorded; the run is ended then. The cache is kept with the data."""
+    """Return the seconds until a run records its first step, which ends the run. The cache is beside the data."""
     _, size = sizes("igpt", flags.preset)
     model = {"width": size["width"], "depth": size["layers"], "heads": size["heads"]}
     fields = {"batch_size": size["batch"], "log_every": 1, "eval_every": 0, "save_every": 0, "show_count": 0}
@@ -98,7 +98,7 @@ def stepped(workdir: pathlib.Path) -> bool:
 
 
 def first_step_of_peer(flags: argparse.Namespace) -> float | None:
-    """Until two steps are done, of which the first takes most."""
+    """Return the seconds of two steps, mostly of the first one."""
     program = start_peer("igpt", flags)
     if program is None:
         return None

@@ -29,17 +29,17 @@ def main() -> None:
         ours = start_ours(case, flags, overrides)
         peer = start_peer(case, flags)
         warm = 0 if case == "mnist" else 1  # an epoch is long enough
-        found = in_turn(ours, peer, flags.rounds, flags.count or COUNTS[flags.device][case], warm)
+        result = in_turn(ours, peer, flags.rounds, flags.count or COUNTS[flags.device][case], warm)
         for program in filter(None, (ours, peer)):
             program.close()
         facts = ours.facts
-        rates = {f"{side}_gflops": facts["flops"] / found[f"{side}_s"] / 1e9 for side in ("jtasks", "peer")
-                 if found[f"{side}_s"]}  # fmt: skip
+        rates = {f"{side}_gflops": facts["flops"] / result[f"{side}_s"] / 1e9 for side in ("jtasks", "peer")
+                 if result[f"{side}_s"]}  # fmt: skip
         peak = facts["peak_flops"]
         mfu = {side.replace("gflops", "mfu"): round(rate * 1e9 / peak, 4) if peak else None
                for side, rate in rates.items()}  # fmt: skip
         settings = {"device": facts["device"], "bf16": flags.bf16, "compile": flags.compile}
-        record = {"case": case, "preset": preset, **found, **settings, "parameters": facts["parameters"]}
+        record = {"case": case, "preset": preset, **result, **settings, "parameters": facts["parameters"]}
         print(json.dumps(record | {name: round(rate, 1) for name, rate in rates.items()} | mfu), flush=True)
 
 

@@ -23,7 +23,7 @@ Work = Callable[[int], None]
 
 
 def setup(orders: dict[str, Any]) -> tuple[Work, dict[str, Any]]:
-    """The work of a case, warmed up."""
+    """Return the work of a case, warmed up."""
     torch.manual_seed(0)
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.set_float32_matmul_precision("high")  # on a GPU JAX's float32 products are TensorFloat-32 too
@@ -93,7 +93,7 @@ class VisionModel(nn.Module):
 
 
 def trainer(model: nn.Module, batches: Iterator[tuple[torch.Tensor, ...]], loss: Any, orders: dict[str, Any]) -> Work:
-    """Steps of AdamW on the loss of a batch."""
+    """Return a function that runs steps of AdamW on the loss of a batch."""
     device = orders["device"]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
     forward = torch.compile(loss) if orders["compile"] else loss
@@ -102,8 +102,8 @@ def trainer(model: nn.Module, batches: Iterator[tuple[torch.Tensor, ...]], loss:
         for _ in range(count):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device, torch.bfloat16, enabled=orders["bf16"]):
-                found = forward(*next(batches))
-            found.backward()
+                value = forward(*next(batches))
+            value.backward()
             optimizer.step()
         wait(device)
 
@@ -111,18 +111,18 @@ def trainer(model: nn.Module, batches: Iterator[tuple[torch.Tensor, ...]], loss:
 
 
 def wait(device: str) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device == "cuda":
         torch.cuda.synchronize()
 
 
 def device_peak() -> int | None:
-    """Bytes of the GPU's memory, None on a CPU."""
+    """Return the peak bytes of the GPU's memory, None on a CPU."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else None
 
 
 def eight(made: Callable[[], tuple[torch.Tensor, ...]], device: str) -> Iterator[tuple[torch.Tensor, ...]]:
-    """Eight batches on the device, over and over."""
+    """Cycle over eight batches on the device."""
     return itertools.cycle([tuple(x.to(device) for x in made()) for _ in range(8)])
 
 

@@ -45,13 +45,13 @@ def main() -> None:
         return
     seconds: dict[str, list[float]] = {"equal": [], "auto": []}
     for _ in range(flags.rounds):  # the two take turns: the machine drifts
-        for shares, found in seconds.items():
+        for shares, runs in seconds.items():
             with tempfile.TemporaryDirectory() as folder:
                 train(pathlib.Path(folder), shares, flags.steps, flags.slower)
-                found.append(seconds_a_step(pathlib.Path(folder)))
+                runs.append(seconds_a_step(pathlib.Path(folder)))
                 if shares == "auto":
                     record = json.loads((pathlib.Path(folder) / "shares.json").read_text())
-    equal, auto = (statistics.median(found) for found in seconds.values())
+    equal, auto = (statistics.median(runs) for runs in seconds.values())
     fast, slow = (a + 64 * b for a, b in zip(record["seconds_to_start"], record["seconds_an_example"], strict=True))
     measured = {"equal_s": round(equal, 4), "auto_s": round(auto, 4), "ratio": round(auto / equal, 4)}
     print(json.dumps({"case": "unlike", "slower": round(slow / fast, 2), "shares": record["shares"]} | measured))
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def train(workdir: pathlib.Path, shares: str, steps: int, slower: float) -> None:
-    """A run of two processes, the second slowed down."""
+    """Train in two processes, the second slowed down."""
     joint = [*TASK, f"--workdir={workdir}", f"--config.shares={shares}", f"--config.steps={steps}"]
     joint += [f"--coordinator={address()}", "--processes=2"]
     with both(lambda i: ["main.py", *joint, f"--process={i}"]) as running, slowed(running[1], slower):
@@ -69,14 +69,14 @@ def train(workdir: pathlib.Path, shares: str, steps: int, slower: float) -> None
 
 
 def seconds_a_step(workdir: pathlib.Path) -> float:
-    """The median over the spans between two lines of the log, but for the first, which warms up."""
+    """Return the median seconds per step over the lines of the log, except for the first, which warms up."""
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     return statistics.median([r["seconds_per_step"] for r in records if "seconds_per_step" in r][1:])
 
 
 @contextlib.contextmanager
 def both(arguments):
-    """Two processes, each on a core of its own and with one device."""
+    """Start two processes, each on a core of its own and with one device."""
     cores = sorted(os.sched_getaffinity(0))
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     running = [
@@ -100,7 +100,7 @@ def both(arguments):
 
 @contextlib.contextmanager
 def slowed(process, times):
-    """Let a process run for one part in `times` of each period."""
+    """Slow a process down: let it run for one part in `times` of each period."""
     done = threading.Event()
 
     def stop_and_go():
@@ -123,7 +123,7 @@ def slowed(process, times):
 
 
 def scaling(compute: float) -> dict:
-    """The model's speed-ups, fed with what this machine does."""
+    """Return the speed-ups by the model of `jtasks.run.plan`, from measurements of this machine."""
     from jtasks.run import plan
 
     where = address()
@@ -139,7 +139,7 @@ def scaling(compute: float) -> dict:
 
 
 def sums(where: str, process: str) -> None:
-    """Seconds of a sum over two processes of as many bytes as the gradient of the task has."""
+    """Print the seconds of a sum over two processes of as many bytes as the task's gradient."""
     import jax
     import jax.numpy as jnp
     from jax.sharding import PartitionSpec
@@ -160,18 +160,18 @@ def sums(where: str, process: str) -> None:
             lambda x: jax.lax.psum(x, "data"), mesh=made.mesh, in_specs=PartitionSpec("data"), out_specs=PartitionSpec()
         )
     )
-    found = []
+    seconds = []
     for _ in range(20):
         begun = time.perf_counter()
         jax.block_until_ready(add(ones))
-        found.append(time.perf_counter() - begun)
-    print(json.dumps([4 * count, statistics.median(found)]))
+        seconds.append(time.perf_counter() - begun)
+    print(json.dumps([4 * count, statistics.median(seconds)]))
 
 
 def address() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{server.getsockname()[1]}"
 
 
 if __name__ == "__main__":
