@@ -1,9 +1,9 @@
-"""Answers in dialogues about videos, AVSD, by GPT-2 and beam search (Le and Hoi 2020, arXiv:2006.15319).
+"""Answers in dialogues about videos (AVSD) by GPT-2 and beam search (Le and Hoi 2020, arXiv:2006.15319).
 
   python main.py --config=configs/avsd.py[:PRESET] --workdir=runs/avsd
 
-Needed in config.data.dir: AVSD's files of dialogues, and for each of config.data.features a folder with VIDEO.npy
-[time, width]; for the default preset, in the working directory, a folder `gpt2` as Hugging Face has it (config.json,
+config.data.dir must hold AVSD's files of dialogues, and for each of config.data.features a folder with VIDEO.npy
+[time, width]. The default preset also needs a Hugging Face folder `gpt2` in the working directory (config.json,
 model.safetensors, tokenizer.json).
 
 The default is LAVIS's dialogue_avsd_ft.yaml, field by field:
@@ -26,8 +26,8 @@ The default is LAVIS's dialogue_avsd_ft.yaml, field by field:
 | seed | 42 | config.seed |
 | train_splits, valid_splits | train, val | config.data.train, .valid, .test: files; "": those of the challenges |
 
-LAVIS keeps num_beams, max_len and min_len and never decodes. Training examples are all turns of all dialogues in both;
-outside training it takes the last turn of each, which here is config.data.turns = "last".
+LAVIS sets num_beams, max_len and min_len but never decodes. Both train on all turns of all dialogues. LAVIS evaluates
+the last turn of each dialogue, which here is config.data.turns = "last".
 
 | preset | model | from |
 |---|---|---|
@@ -36,9 +36,9 @@ outside training it takes the last turn of each, which here is config.data.turns
 
 Measured, on two busy CPU cores (some 55 examples/s), 2,373 dialogues with 22,281 turns and text alone: `:small` has a
 perplexity of 39.0, 29.4 and 25.1 on the answers of 477 other dialogues after 1,000, 2,000 and 3,000 of its 6,963 steps.
-After 3,500 steps its answers to the 886 of those turns that have six references (`--mode=eval
---config.data.turns=asked`) score CIDEr 0.508, BLEU-4 0.228 and ROUGE-L 0.421, where always giving the commonest answer
-scores 0.249, 0.139 and 0.322. The whole run has not been measured, and neither has the default preset.
+After 3,500 steps, its answers to the 886 of those turns that have six references (`--mode=eval
+--config.data.turns=asked`) score CIDEr 0.508, BLEU-4 0.228 and ROUGE-L 0.421. Always giving the commonest answer scores
+0.249, 0.139 and 0.322. The whole run and the default preset have not been measured.
 """
 
 import ml_collections

@@ -2,24 +2,24 @@ r"""BERT pre-training on raw text: masked words and next sentences (Devlin et al
 
   python main.py --config=configs/bert.py[:PRESET] --workdir=runs/bert --config.data.files='books/*.txt'
 
-One sentence a line, blank lines between documents. The second phase reads longer texts and goes on from the first:
+The text has one sentence per line and blank lines between documents. The second phase continues on longer texts:
 
   python main.py --config=configs/bert.py:PRESET_phase2 --workdir=runs/bert2 --config.init_from=runs/bert \
     --config.data.files='books/*.txt' --config.data.tokenizer=runs/bert
 
-| preset | width | layers | heads | optimizer | batch, steps | then in phase 2 |
+| preset | width | layers | heads | optimizer | batch, steps | phase 2 |
 |---|---|---|---|---|---|---|
 | `tiny` (default) | 128 | 4 | 4 | AdamW | 32, 1,500 | 8, 300 |
 | `base` | 768 | 12 | 12 | AdamW, as in the paper | 256, 900,000 | 256, 100,000 |
 | `large` | 1024 | 24 | 16 | LAMB (You et al. 2020) | 65,536, 7,038 | 32,768, 1,563 |
 
-Measured: `tiny` as it stands on `bert_wiki.txt` and `bert_gutenberg.txt` (1.7 million pieces, of which 71,044 in 5 % of
-the documents are kept aside), on two CPU cores, 0.27 s a step where they have nothing else to do. Of the training pairs
-3.5 % is padding, and in 49.5 % of them the second text follows the first. On the pairs kept aside (692; chance is 50 %
-with a standard error of 1.9), where the training text's frequencies alone give 6.625 nats a piece (their entropy is
-6.579):
+Measured: `tiny` unchanged on `bert_wiki.txt` and `bert_gutenberg.txt` (1.7 million pieces, of which 71,044 in 5 % of
+the documents are held out), on two otherwise idle CPU cores at 0.27 s per step. In the training pairs 3.5 % of the
+tokens is padding, and in 49.5 % the second text follows the first. The table shows the 692 held-out pairs. Chance is
+50 % for next sentences, with a standard error of 1.9. The training text's frequencies alone give 6.625 nats per piece
+(their entropy is 6.579):
 
-| step | nats of hidden pieces | of them right | next sentences right |
+| step | nats of hidden pieces | hidden pieces right | next sentences right |
 |---|---|---|---|
 | 250 | 6.420 | 9.8 % | 52.2 % |
 | 500 | 6.210 | 12.2 % | 48.1 % |
@@ -32,7 +32,7 @@ with a standard error of 1.9), where the training text's frequencies alone give 
 import ml_collections
 
 SIZES = {"tiny": (128, 4, 4), "base": (768, 12, 12), "large": (1024, 24, 16)}
-# steps, batch size, optimizer, learning rate, warm-up, power of its decay
+# steps, batch size, optimizer, learning rate, warm-up, power of the decay
 PRESETS = {
     "tiny": (1500, 32, "adamw", 3e-3, 0.1, 1.0),
     "tiny_phase2": (300, 8, "adamw", 1e-3, 0.1, 1.0),

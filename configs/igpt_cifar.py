@@ -4,18 +4,18 @@
 
 | preset | width | layers | heads | colors | parameters | from |
 |---|---|---|---|---|---|---|
-| `xxs` | 16 | 8 | 2 | 16 | 43 thousand | the default of Lightning-Transformers |
-| `xs` (default) | 256 | 8 | 8 | 512 | 6.8 million | here: the default |
+| `xxs` | 16 | 8 | 2 | 16 | 43 thousand | Lightning-Transformers' default |
+| `xs` (default) | 256 | 8 | 8 | 512 | 6.8 million | our default |
 | `s` | 512 | 24 | 8 | 512 | 77 million | the paper |
 | `m` | 1024 | 36 | 8 | 512 | 456 million | the paper |
 | `l` | 1536 | 48 | 16 | 512 | 1.4 billion | the paper |
 
 Measured, on two CPU cores and CIFAR-10 rebuilt from JPEG: `:xxs --config.steps=300` takes 12 to 20 minutes
-(some 25 images/s) and reaches 1.270 nats a pixel on the test images, where 16 equally likely colors have
-2.773. The other presets want an accelerator; none has been measured yet.
+(some 25 images/s) and reaches 1.270 nats per pixel on the test images; 16 equally likely colors have 2.773. The other
+presets need an accelerator and have not been measured yet.
 
-The preset `hf` takes the model from `--config.init_from=hf:FOLDER`, an ImageGPT of transformers, and its palette too
-where FOLDER/preprocessor_config.json has the clusters (else --config.data.palette).
+The preset `hf` takes the model from `--config.init_from=hf:FOLDER`, an ImageGPT of transformers. Its palette comes from
+the clusters in FOLDER/preprocessor_config.json, or else from --config.data.palette.
 """
 
 import ml_collections
@@ -43,7 +43,7 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config.data = dict(name="cifar10", num_colors=colors, crop=4, flip=True)
     config.model = dict(width=width, depth=depth, heads=heads, remat=depth > 8)
     if preset == "hf":
-        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.0125, b2=0.95)
     config.optim.update(weight_decay=0.01, decay="kernel$")
     return config

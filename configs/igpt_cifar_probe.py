@@ -1,8 +1,8 @@
-"""Linear probe on a pre-trained iGPT: its features of one layer classify CIFAR-10, the backbone frozen.
+"""Linear probe of a pre-trained iGPT: features of one frozen layer classify CIFAR-10.
 
   python main.py --config=configs/igpt_cifar_probe.py[:PRESET] --workdir=runs/probe --config.init_from=runs/igpt_cifar
 
-Features from the middle of the network are the best (Chen et al. 2020, figure 2): try --config.model.layer=N.
+Features from the middle of the network are best (Chen et al. 2020, figure 2): try --config.model.layer=N.
 """
 
 import ml_collections

@@ -1,4 +1,4 @@
-"""iGPT on scikit-learn's bundled 8x8 digits: 17 gray levels taken as they are, nothing to download.
+"""iGPT on scikit-learn's bundled 8x8 digits in their 17 gray levels, with nothing to download.
 
 python main.py --config=configs/igpt_digits.py --workdir=runs/digits
 """
@@ -12,7 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.steps, config.batch_size = 300, 64
     config.eval_every, config.log_every = 100, 25
-    config.data = dict(name="digits", num_colors=0)  # gray levels as they are
+    config.data = dict(name="digits", num_colors=0)  # the images' own gray levels
     config.model = dict(width=96, depth=4, heads=4)
     config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.08, b2=0.95)
     config.optim.update(weight_decay=0.01, decay="kernel$")

@@ -2,7 +2,7 @@
 
   python main.py --config=configs/igpt_mnist.py[:PRESET] --workdir=runs/igpt_mnist
 
-Presets: `xs` (the default: width 128, 6 layers, 4 heads) and `xxs` (width 16, 8 layers, 2 heads: 40,000 parameters).
+Presets: `xs` (default: width 128, 6 layers, 4 heads) and `xxs` (width 16, 8 layers, 2 heads: 40,000 parameters).
 """
 
 import ml_collections

@@ -1,12 +1,12 @@
-"""A GPT-2 on text of one's own, documents packed into windows without seeing each other.
+"""A GPT-2 on your own text, with documents packed into windows without attending to each other.
 
   python main.py --config=configs/lm_text.py[:PRESET] --workdir=runs/lm --config.data.files='books/*.txt'
 
-Blank lines stand between documents. Presets:
+Blank lines separate documents. Presets:
 
-- `bpe` (the default): width 384, 6 layers, a vocabulary of 8,000 learned from the text.
-- `bytes`: the same on bytes, with windows four times as long.
-- `gpt2`: a pre-trained GPT-2 goes on, of any size:
+- `bpe` (default): width 384, 6 layers, a vocabulary of 8,000 learned from the text.
+- `bytes`: the `bpe` model on bytes, with windows four times as long.
+- `gpt2`: continue training a pre-trained GPT-2 of any size:
   --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER (which holds tokenizer.json).
 """
 
@@ -26,16 +26,16 @@ def get_config(preset: str = "bpe") -> ml_collections.ConfigDict:
     config.eval_every, config.save_every, config.log_every = 500, 500, 50
     config.show_count = 4
     config.data = dict(
-        files="tinyshakespeare.txt",  # names or patterns, with commas between them
+        files="tinyshakespeare.txt",  # names or patterns, separated by commas
         documents="blank",
         tokenizer=tokenizer,
         length=length,
-        stride=length,  # so that an epoch reads each token once
+        stride=length,  # an epoch reads each token once
         packed=True,
     )
     config.model = dict(width=384, depth=6, heads=6, tied=True, dropout=0.1, attention_dropout=0.1)
     if preset == "gpt2":
-        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.02, end_lr=lr / 10, b2=0.95)
     config.optim.update(weight_decay=0.1, decay="kernel$|embedding$", clip=1.0)
     config.sample = dict(temperature=0.8, top_p=0.95)

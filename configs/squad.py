@@ -2,15 +2,15 @@
 
   python main.py --config=configs/squad.py[:PRESET] --workdir=runs/squad
 
-The official files are downloaded, or found in $JTASKS_DATA or --config.data.dir. Presets:
+The official files are read from $JTASKS_DATA or --config.data.dir, or downloaded. Presets:
 
-- `base` (the default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes. With
-  the published BERT base, Devlin et al. 2019 report an F1 of 88.5 on version 1.1; here it has not been measured yet.
-- `v2`, `hf-v2`: the same on version 2.0, with questions that have no answer.
-- `small`: a small encoder that may start from nothing.
+- `base` (default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
+- `hf`: a BERT of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
+  Devlin et al. 2019 report an F1 of 88.5 on version 1.1 with the published BERT base; not measured here yet.
+- `v2`, `hf-v2`: `base` and `hf` on version 2.0, which has questions without an answer.
+- `small`: a small encoder that can train from scratch.
 
-Measured, `small` from nothing on the 1,190 English questions of XQuAD (Artetxe et al. 2020), two CPU cores: after 6
+Measured, `small` from scratch on the 1,190 English questions of XQuAD (Artetxe et al. 2020), two CPU cores: after 6
 epochs (240 steps) on 40 of its 48 articles, F1 18.2 (exact 10.7) on these and 7.8 (0.6) on the other eight.
 """
 
@@ -41,7 +41,7 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
     config.model.classifier_dropout = 0.0
     if preset.startswith("hf"):
-        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     return config

@@ -1,16 +1,16 @@
-"""SST-2: is a phrase from a film review positive or negative? (Socher et al. 2013; a task of GLUE)
+"""SST-2: classify a phrase from a film review as positive or negative (Socher et al. 2013; a task of GLUE).
 
   python main.py --config=configs/sst2.py[:PRESET] --workdir=runs/sst2
 
-The data is GLUE's SST-2.zip or what is in it, in $JTASKS_DATA or --config.data.dir. Presets:
+The data is GLUE's SST-2.zip or its contents, in $JTASKS_DATA or --config.data.dir. Presets:
 
-- `scratch` (the default): a small encoder and a vocabulary, both learned from the training phrases alone.
+- `scratch` (default): a small encoder and a vocabulary, both learned from the training phrases alone.
 - `base`: BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes.
+- `hf`: a BERT of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
 
 Measured, `scratch` on two CPU cores shared with other work: accuracy 90.05 % (F1 91.07, Matthews 0.798) on 6,735
-phrases kept aside from GLUE's 67,349, after 3 epochs of the other 60,614 (1,707 steps) in 17 minutes. Batches by
-length hold 30 % padding, where one length of 64 would have 79 %. GLUE's own dev set, 872 whole sentences, is harder.
+phrases held out from GLUE's 67,349, after 3 epochs of the other 60,614 (1,707 steps) in 17 minutes. Batches by length
+hold 30 % padding; with a single length of 64 it would be 79 %. GLUE's own dev set, 872 whole sentences, is harder.
 """
 
 import ml_collections
@@ -38,7 +38,7 @@ def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
     config.data.source = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
     config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
     if preset == "hf":
-        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     return config

@@ -1,14 +1,14 @@
-"""SWAG: which sentence goes on with what happens? (Zellers et al. 2018), and RACE: exams (Lai et al. 2017).
+"""SWAG: choose how a scene continues (Zellers et al. 2018); RACE: answer exam questions (Lai et al. 2017).
 
   python main.py --config=configs/swag.py[:PRESET] --workdir=runs/swag
 
 The data is SWAG's train.csv and val.csv, or JSONL with the same fields, in $JTASKS_DATA or --config.data.dir. Presets:
 
-- `base` (the default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes. With
-  the published BERT base, Devlin et al. 2019 report 81.6 % on SWAG's dev set; here it has not been measured yet.
-- `race`: as `base`, on RACE as JSONL with the fields article, question, options and answer.
-- `small`: a small encoder that may start from nothing.
+- `base` (default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
+- `hf`: a BERT of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
+  Devlin et al. 2019 report 81.6 % on SWAG's dev set with the published BERT base; not measured here yet.
+- `race`: `base` on RACE as JSONL with the fields article, question, options and answer.
+- `small`: a small encoder that can train from scratch.
 """
 
 import ml_collections
@@ -40,7 +40,7 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     config.data.update(tokenizer=tokenizer, length=length)
     config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
     if preset == "hf":
-        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     config.optim.freeze = "^classifier/bias$"  # added to each choice alike, which changes nothing

@@ -1,4 +1,4 @@
-r"""A vision transformer on CIFAR-10, or on any images: --config.data.name=folder:PATH (Dosovitskiy et al. 2021).
+r"""A vision transformer on CIFAR-10, or on any images with --config.data.name=folder:PATH (Dosovitskiy et al. 2021).
 
   python main.py --config=configs/vit_cifar.py[:PRESET] --workdir=runs/vit
 
@@ -6,10 +6,10 @@ r"""A vision transformer on CIFAR-10, or on any images: --config.data.name=folde
 |---|---|---|---|---|---|---|
 | `tiny` (default) | 32 | 4 | 192 | 6 | 3 | 2.7 million |
 | `base` | 224 | 16 | 768 | 12 | 12 | 86 million |
-| `hf` | as --config.init_from=hf:FOLDER, a ViT of transformers, has it |
+| `hf` | as in --config.init_from=hf:FOLDER, a ViT of transformers |
 
-`--config.data.augment=igpt` pads and crops by `data.crop` pixels and mirrors; `imagenet` scales a random part of at
-least `data.area` of the image up and mirrors. No preset has been measured yet; configs/vit_digits.py has.
+`--config.data.augment=igpt` pads, crops by `data.crop` pixels and mirrors. `imagenet` mirrors and scales up a random
+part, at least the fraction `data.area` of the image. No preset has been measured yet; configs/vit_digits.py has.
 """
 
 import ml_collections

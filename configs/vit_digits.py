@@ -1,4 +1,4 @@
-"""A small vision transformer on scikit-learn's bundled 8x8 digits, nothing to download.
+"""A small vision transformer on scikit-learn's bundled 8x8 digits, with nothing to download.
 
 python main.py --config=configs/vit_digits.py --workdir=runs/vit_digits
 

@@ -1,16 +1,16 @@
-"""WNUT-17: rare and emerging entities in noisy text (Derczynski et al. 2017), by tagging words.
+"""WNUT-17: tag rare and emerging entities in noisy text (Derczynski et al. 2017).
 
   python main.py --config=configs/wnut17.py[:PRESET] --workdir=runs/wnut17
 
 The data is wnut17train.conll, emerging.dev.conll and emerging.test.annotated of the shared task, in $JTASKS_DATA or
 --config.data.dir. Presets:
 
-- `scratch` (the default): a small encoder and a vocabulary, both learned from the training text alone.
+- `scratch` (default): a small encoder and a vocabulary, both learned from the training text alone.
 - `base`: BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: a BERT of transformers, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, whose sizes it takes.
+- `hf`: a BERT of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
 
-Measured, `scratch` on two CPU cores: F1 12.4 (precision 18.9, recall 9.2) on the 836 entities of the dev set, after
-10 epochs (800 steps). What it has not read before it does not find: this data wants a pre-trained body.
+Measured, `scratch` on two CPU cores: F1 12.4 (precision 18.9, recall 9.2) on the 836 entities of the dev set, after 10
+epochs (800 steps). The model does not find entities that it has not read before: this data needs a pre-trained body.
 """
 
 import ml_collections
@@ -36,7 +36,7 @@ def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
     config.data.source = "https://github.com/leondz/emerging_entities_17"
     config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
     if preset == "hf":
-        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: as the folder says
+        config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
     return config

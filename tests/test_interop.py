@@ -265,16 +265,16 @@ def test_query_key_and_value_of_each_head_come_together(heads, width, rows):
     )
     named = (three * 1000 + head * 100 + place * 10 + row).astype(np.float32)  # [3, heads, width, rows]
     joined = np.moveaxis(named, 3, 0).reshape(rows, -1)
-    ours = layouts.joined(heads).read([joined])
+    ours = layouts.fused_qkv(heads).read([joined])
     np.testing.assert_array_equal(ours.reshape(rows, heads, 3, width), np.moveaxis(named, (3, 1), (0, 1)))
-    np.testing.assert_array_equal(layouts.joined(heads).write(ours)[0], joined)
+    np.testing.assert_array_equal(layouts.fused_qkv(heads).write(ours)[0], joined)
     apart = [matrix.reshape(-1, rows) for matrix in named]  # torch's [out, in]
-    np.testing.assert_array_equal(layouts.apart(heads).read(apart), ours)
-    for one, other in zip(layouts.apart(heads).write(ours), apart, strict=True):
+    np.testing.assert_array_equal(layouts.split_qkv(heads).read(apart), ours)
+    for one, other in zip(layouts.split_qkv(heads).write(ours), apart, strict=True):
         np.testing.assert_array_equal(one, other)
     biases = [matrix[:, 0] for matrix in apart]
-    np.testing.assert_array_equal(layouts.apart(heads).read(biases), ours[0])
-    for one, other in zip(layouts.apart(heads).write(ours[0]), biases, strict=True):
+    np.testing.assert_array_equal(layouts.split_qkv(heads).read(biases), ours[0])
+    for one, other in zip(layouts.split_qkv(heads).write(ours[0]), biases, strict=True):
         np.testing.assert_array_equal(one, other)
 
 

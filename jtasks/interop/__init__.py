@@ -1,1 +1,1 @@
-"""Models of other libraries: Hugging Face weights in and out (`huggingface`), read and written without torch."""
+"""Models of other libraries: Hugging Face weights are imported and exported (`huggingface`) without torch."""

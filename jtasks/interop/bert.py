@@ -1,17 +1,17 @@
-"""BERT (Devlin et al. 2019) as transformers has it, with its pre-training and fine-tuning heads, and `models.BERT`."""
+"""BERT (Devlin et al. 2019) of transformers, with its pre-training and fine-tuning heads, as `models.BERT`."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from jtasks.interop import settings
-from jtasks.interop.layouts import SAME, TRANSPOSED, Entry, apart, linear, norm
+from jtasks.interop.layouts import IDENTITY, TRANSPOSED, Entry, linear, norm, split_qkv
 
 PREFIX = "bert."
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
 ANSWERS = "BertForQuestionAnswering"
 ARCHITECTURES = ("BertForPreTraining", *CLASSIFIERS, ANSWERS)
 TIED = (("cls.predictions.decoder.weight", f"{PREFIX}embeddings.word_embeddings.weight"),)
-ALIASES = (("cls.predictions.decoder.bias", "cls.predictions.bias"),)  # the first is the one that transformers adds
+ALIASES = (("cls.predictions.decoder.bias", "cls.predictions.bias"),)  # transformers added the first
 
 DEFAULTS: Mapping[str, Any] = {
     "hidden_act": "gelu",
@@ -25,7 +25,7 @@ FIXED = {"position_embedding_type": "absolute", "is_decoder": False, "add_cross_
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `models.BERT` that say the same as config.json."""
+    """Return the arguments of `models.BERT` for config.json."""
     config = {**DEFAULTS, **config}
     settings.refuse(config, FIXED)
     dropout = config["classifier_dropout"]
@@ -46,17 +46,17 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """Where each parameter is; all heads are optional, and tasks have one kind of classifier each."""
+    """Return the tensors of each parameter; all heads are optional, and each task has one kind of classifier."""
     layer, embeddings = f"{PREFIX}encoder.layer.{{}}", f"{PREFIX}embeddings"
     attention, three = f"{layer}.attention.self", ("query", "key", "value")
     heads = config["num_attention_heads"]
     body = [
-        Entry("tokens/embedding", (f"{embeddings}.word_embeddings.weight",), SAME),
-        Entry("position/embedding", (f"{embeddings}.position_embeddings.weight",), SAME),
-        Entry("type/embedding", (f"{embeddings}.token_type_embeddings.weight",), SAME),
+        Entry("tokens/embedding", (f"{embeddings}.word_embeddings.weight",), IDENTITY),
+        Entry("position/embedding", (f"{embeddings}.position_embeddings.weight",), IDENTITY),
+        Entry("type/embedding", (f"{embeddings}.token_type_embeddings.weight",), IDENTITY),
         *norm("norm", f"{embeddings}.LayerNorm"),
         *(
-            Entry(f"blocks/attention/query_key_value/{ours}", names, apart(heads))
+            Entry(f"blocks/attention/query_key_value/{ours}", names, split_qkv(heads))
             for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
             for names in [tuple(f"{attention}.{name}.{theirs}" for name in three)]
         ),
@@ -76,16 +76,17 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
     pretraining = [
         *linear("masked_dense", f"{transform}.dense", head=True),
         *norm("masked_norm", f"{transform}.LayerNorm", head=True),
-        Entry("masked_out/bias", ("cls.predictions.bias",), SAME, head=True),
+        Entry("masked_out/bias", ("cls.predictions.bias",), IDENTITY, head=True),
         *linear("next_sentence", "cls.seq_relationship", head=True),
     ]
-    if not config.get("tie_word_embeddings", True):  # no place in our model, and so an error where that head is wanted
+    # Our model has no untied output matrix: an error if the head is wanted.
+    if not config.get("tie_word_embeddings", True):
         pretraining.append(Entry("masked_out/kernel", ("cls.predictions.decoder.weight",), TRANSPOSED, head=True))
     return [*body, *pretraining]
 
 
-def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
-    """config.json of a BERT's parameters."""
+def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
+    """Return config.json of a BERT's parameters."""
     vocab, width = params["tokens"]["embedding"].shape
     config = {
         "architectures": [architecture],

@@ -1,6 +1,6 @@
-"""What an exported folder holds beside the weights: class names, special ids, how to generate and to tokenize.
+"""Files beside the weights in an exported folder: class names, special ids, generation and tokenizer settings.
 
-The fields of a Hugging Face folder that a run began with, and that say nothing of the weights, are kept.
+Fields of the Hugging Face folder that a run began with are kept if they do not describe the weights.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 from jtasks.data import assets, tokenizer_files, tokenizers
 from jtasks.interop import settings
 
-# The special tokens by their names in transformers, and what tokenizers call them; the first of a vocabulary counts.
+# Special tokens by their names in transformers; the first one in a vocabulary counts.
 ROLES = {
     "unk_token": ("[UNK]", "<unk>"),
     "pad_token": ("[PAD]", "<pad>"),
@@ -21,20 +21,20 @@ ROLES = {
     "eos_token": ("</s>", tokenizers.END),
 }
 GENERATES = ("GPT2LMHeadModel", "ImageGPTForCausalImageModeling")
-# Of the folder that a run began with: what the export says anew, or what is of that folder's files alone.
+# Fields of the first folder that the export writes itself, or that describe that folder's files.
 DROPPED = ("id2label", "label2id", "dtype", "torch_dtype", "quantization_config", "auto_map", "_name_or_path")
 
 
 def config(
     written: Mapping[str, Any], first: Mapping[str, Any], files: Mapping[str, str], first_vocabulary: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The whole config.json.
+    """Return the whole config.json.
 
     Args:
-      written: the fields that describe the weights, as `huggingface.to_hf` gives them.
-      first: config.json of the folder that the run began with; {} for none.
+      written: fields that describe the weights, from `huggingface.to_hf`.
+      first: config.json of the folder that the run began with; {} without one.
       files: the task's assets.
-      first_vocabulary: of that folder's tokenizer; {} where it has none.
+      first_vocabulary: vocabulary of that folder's tokenizer; {} without one.
     """
     kept = {name: value for name, value in first.items() if name not in DROPPED}
     whole = kept | {name: value for name, value in written.items() if value is not None or name not in kept}
@@ -51,11 +51,11 @@ def config(
 def more(
     whole: Mapping[str, Any], generation: Mapping[str, Any], files: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
-    """Further files by name, each a JSON object.
+    """Return further files by name, each a JSON object.
 
     Args:
-      whole: what `config` gives.
-      generation: generation_config.json of the folder that the run began with; {} for none.
+      whole: result of `config`.
+      generation: generation_config.json of the folder that the run began with; {} without one.
       files: the task's assets.
     """
     architecture, written = whole["architectures"][0], {}
@@ -66,9 +66,9 @@ def more(
     if vocabulary := _vocabulary(files):
         inputs = ["input_ids", "attention_mask"]
         if whole["model_type"] == "bert":
-            inputs.insert(1, "token_type_ids")  # GPT-2 would add an embedding of them
+            inputs.insert(1, "token_type_ids")  # GPT-2 would add an embedding for them
         written["tokenizer_config.json"] = {
-            "tokenizer_class": "PreTrainedTokenizerFast",  # any other one is built anew, with other ids
+            "tokenizer_class": "PreTrainedTokenizerFast",  # transformers rebuilds any other class, with other ids
             "model_input_names": inputs,
             "model_max_length": whole.get("max_position_embeddings", whole.get("n_positions")),
             "clean_up_tokenization_spaces": False,

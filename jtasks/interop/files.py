@@ -1,4 +1,4 @@
-"""Folders as `save_pretrained` of transformers writes them: config.json and safetensors, whole or in shards."""
+"""Folders in the format of transformers' `save_pretrained`: config.json and safetensors, whole or in shards."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ LAYOUT = f"expected a folder with {CONFIG} and {WEIGHTS}, as save_pretrained of 
 
 
 def read_config(folder: pathlib.Path) -> dict[str, Any]:
-    """The folder's config.json.
+    """Read the folder's config.json.
 
     Raises:
       ConfigError: the folder is absent.
@@ -29,10 +29,10 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The file of each tensor by its name.
+    """Return the file of each tensor by name.
 
     Raises:
-      CheckpointError: there are no safetensors, a shard is absent, or one is damaged.
+      CheckpointError: there are no safetensors, a shard is absent, or a file is damaged.
     """
     if (folder / INDEX).exists():
         names = read_json(folder / INDEX).get("weight_map")
@@ -41,8 +41,8 @@ def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         files = {name: folder / file for name, file in names.items()}
         if missing := sorted({file.name for file in files.values() if not file.exists()}):
             raise CheckpointError(f"{folder / INDEX} names {', '.join(missing)}, which the folder does not have")
-        found = {name for file in set(files.values()) for name in _names(file)}
-        if absent := sorted(set(files) - found):
+        present = {name for file in set(files.values()) for name in _names(file)}
+        if absent := sorted(set(files) - present):
             raise CheckpointError(f"{folder / INDEX} names {absent[0]}, which is not in {files[absent[0]].name}")
         return files
     if not (folder / WEIGHTS).exists():
@@ -54,8 +54,8 @@ def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def read(file: pathlib.Path, name: str) -> np.ndarray:
-    """One tensor as float32."""
-    with _opened(file) as tensors:
+    """Read one tensor as float32."""
+    with _open(file) as tensors:
         return np.asarray(tensors.get_tensor(name)).astype(np.float32)
 
 
@@ -65,19 +65,19 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str,
 
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{WEIGHTS}.tmp"
-    # It would write the memory of an array that is not contiguous as it lies, without a word.
+    # safetensors would silently write the memory of a non-contiguous array in its storage order.
     save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, partial, metadata={"format": "pt"})
     partial.replace(folder / WEIGHTS)
     write_json(folder / CONFIG, config)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """The same for a file of JSON."""
+    """Write a JSON file; it appears whole or not at all."""
     write_file(path, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A file that holds a JSON object; CheckpointError where it does not."""
+    """Read a JSON object; CheckpointError if the file holds anything else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
@@ -88,14 +88,14 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _names(file: pathlib.Path) -> list[str]:
-    with _opened(file) as tensors:
+    with _open(file) as tensors:
         return list(tensors.keys())
 
 
-def _opened(file: pathlib.Path) -> Any:
+def _open(file: pathlib.Path) -> Any:
     from safetensors import SafetensorError, safe_open
 
     try:
         return safe_open(file, framework="numpy")
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read ({error}): copy it anew") from error
+        raise CheckpointError(f"{file} cannot be read ({error}): copy it again") from error

@@ -1,4 +1,4 @@
-"""GPT-2 (Radford et al. 2019) and ImageGPT (Chen et al. 2020) as transformers has them, and `models.GPT`.
+"""GPT-2 (Radford et al. 2019) and ImageGPT (Chen et al. 2020) of transformers, as `models.GPT`.
 
 ImageGPT is GPT-2 with root-mean-square norms, another activation, and a head without the start token.
 """
@@ -10,13 +10,13 @@ import numpy as np
 
 from jtasks.errors import CheckpointError
 from jtasks.interop import settings
-from jtasks.interop.layouts import SAME, TRANSPOSED, Entry, joined, linear, norm
+from jtasks.interop.layouts import IDENTITY, TRANSPOSED, Entry, fused_qkv, linear, norm
 
 PREFIX = "transformer."
 IMAGE = "ImageGPTForCausalImageModeling"
 TEXT = "GPT2LMHeadModel"
 ARCHITECTURES = (TEXT, IMAGE)
-TIED = (("lm_head.weight", f"{PREFIX}wte.weight"),)  # the one is the other, unless config.json says not
+TIED = (("lm_head.weight", f"{PREFIX}wte.weight"),)  # tied unless config.json says otherwise
 ALIASES = ()
 
 DEFAULTS: Mapping[str, Any] = {
@@ -26,18 +26,18 @@ DEFAULTS: Mapping[str, Any] = {
     "attn_pdrop": 0.1,
     "layer_norm_epsilon": 1e-5,
 }
-# What our model always does; a folder that says otherwise is another model.
+# Fixed properties of our model; a folder that differs holds another model.
 FIXED = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 
 START_LOGIT = -1000.0
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `models.GPT` that say the same as config.json, and for ImageGPT its number of colors."""
+    """Return the arguments of `models.GPT` for config.json, and for an ImageGPT its number of colors."""
     config = {**DEFAULTS, **config}
     settings.refuse(config, FIXED)
     image, vocab = config["model_type"] == "imagegpt", config["vocab_size"]
-    found = {
+    arguments = {
         "vocab": vocab,
         "outputs": vocab - 1 if image else vocab,
         "positions": config["n_positions"],
@@ -52,23 +52,23 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "dropout": config["resid_pdrop"],
         "attention_dropout": config["attn_pdrop"],
     }
-    return {**found, "num_colors": vocab - 1} if image else found
+    return {**arguments, "num_colors": vocab - 1} if image else arguments
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """Where each parameter is; the head is needed just of a model that is said to have it."""
+    """Return the tensors of each parameter; the LM head is required only if the named architecture has one."""
     layer, biased = f"{PREFIX}h.{{}}", config["model_type"] != "imagegpt"
-    attention, fused = f"{layer}.attn.c_attn", joined(config["n_head"])
+    attention, fused = f"{layer}.attn.c_attn", fused_qkv(config["n_head"])
     body = [
-        Entry("tokens/embedding", (f"{PREFIX}wte.weight",), SAME),
-        Entry("position/embedding", (f"{PREFIX}wpe.weight",), SAME),
+        Entry("tokens/embedding", (f"{PREFIX}wte.weight",), IDENTITY),
+        Entry("position/embedding", (f"{PREFIX}wpe.weight",), IDENTITY),
         *norm("blocks/norm1", f"{layer}.ln_1", bias=biased),
         Entry("blocks/attention/query_key_value/kernel", (f"{attention}.weight",), fused),
         Entry("blocks/attention/query_key_value/bias", (f"{attention}.bias",), fused),
-        *linear("blocks/attention/output", f"{layer}.attn.c_proj", SAME),
+        *linear("blocks/attention/output", f"{layer}.attn.c_proj", IDENTITY),
         *norm("blocks/norm2", f"{layer}.ln_2", bias=biased),
-        *linear("blocks/up", f"{layer}.mlp.c_fc", SAME),
-        *linear("blocks/down", f"{layer}.mlp.c_proj", SAME),
+        *linear("blocks/up", f"{layer}.mlp.c_fc", IDENTITY),
+        *linear("blocks/down", f"{layer}.mlp.c_proj", IDENTITY),
         *norm("norm", f"{PREFIX}ln_f", bias=biased),
     ]
     if _tied(config):
@@ -77,10 +77,10 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
     return [*body, Entry("head/kernel", ("lm_head.weight",), TRANSPOSED, head=not needed)]
 
 
-def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
-    """config.json of a GPT's parameters, and the parameters as that architecture needs them.
+def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
+    """Return config.json of a GPT's parameters, and the parameters in the form of `architecture`.
 
-    ImageGPT has no layer norms: an ImageGPT with those becomes a GPT-2.
+    ImageGPT has no layer norms: an ImageGPT with layer norms becomes a GPT-2.
     """
     vocab, width = params["tokens"]["embedding"].shape
     rms, outputs = "bias" not in params["norm"], vocab
@@ -118,18 +118,18 @@ def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str)
 
 
 def with_start_token(params: dict[str, Any]) -> dict[str, Any]:
-    """The same model with one more output, for the start token, whose logit is always START_LOGIT.
+    """Return an equivalent model with an additional output for the start token, whose logit is always START_LOGIT.
 
-    Where a layer norm scales by s and adds b, its output h always has sum(h / s) = sum(b / s) = B: any multiple of
-    1 / s is a row of the head with a constant logit. So that B is far from 0, s (or -s) is added to b first, and
-    what that adds to the other logits is taken off again in the same way.
+    With a layer norm's scale s and bias b, its output h satisfies sum(h / s) = sum(b / s) = B, so any multiple of 1 / s
+    is a row of the head with a constant logit. To keep B far from 0, s (or -s) is first added to b; its effect on the
+    other logits is subtracted in the same way.
     """
     scale, bias = (np.asarray(params["norm"][name], np.float64) for name in ("scale", "bias"))
     if not scale.all():
         raise CheckpointError("a scale of the last norm is exactly 0: this model has no form in Hugging Face's GPT-2")
     sign = 1.0 if (bias / scale).sum() >= 0 else -1.0
     shifted = bias + sign * scale
-    constant = 1 / scale / (shifted / scale).sum()  # times h: always 1
+    constant = 1 / scale / (shifted / scale).sum()  # its product with h is always 1
     head = np.asarray(params["head"]["kernel"], np.float64)
     head = head - np.outer(constant, sign * scale @ head)
     head = np.concatenate([head, START_LOGIT * constant[:, None]], axis=1)

@@ -1,12 +1,12 @@
-"""Hugging Face weights in and out: GPT-2, ImageGPT, BERT and ViT, as folders that transformers reads and writes.
+"""Import and export of Hugging Face weights, GPT-2, ImageGPT, BERT and ViT, as folders of transformers.
 
 | architecture | our model |
 |---|---|
 | GPT2LMHeadModel | `models.GPT` with layer norms |
 | ImageGPTForCausalImageModeling | `models.GPT` with `norm="rms"`, whose outputs lack the start token |
 | BertForPreTraining | `models.BERT`, initialized for `pretrain` |
-| BertForSequenceClassification, BertForMultipleChoice | the same for `classify` |
-| BertForTokenClassification, BertForQuestionAnswering | the same for `tag` |
+| BertForSequenceClassification, BertForMultipleChoice | `models.BERT`, initialized for `classify` |
+| BertForTokenClassification, BertForQuestionAnswering | `models.BERT`, initialized for `tag` |
 | ViTForImageClassification | `models.ViT` with `pool="token"` |
 """
 
@@ -28,93 +28,94 @@ from jtasks.tree import by_name, leaf_name
 PREFIX = "hf:"  # of config.init_from
 GPT = "ImageGPTImageProcessor"
 
-# Fields of config.model that follow the task and not the weights; the rest must agree.
+# Fields of config.model that depend on the task, not on the weights; all others must agree.
 FREE = ("dropout", "attention_dropout", "classifier_dropout")
 SIZES = ("vocab", "outputs", "positions", "width", "depth", "heads", "hidden", "types", "patch")
-# Fields that no shape of a parameter shows.
+# Hyperparameters that cannot be inferred from parameter shapes.
 UNSEEN = ("heads", "activation", "norm", "epsilon")
 
 
 def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
-    """The fields of config.model that make our model the folder's, from its config.json.
+    """Return the fields of config.model that describe the folder's model, from its config.json.
 
-    They are the arguments of the model, and what a task derives from its data: `colors` and `palette` of an
-    ImageGPT (whose folder holds its color clusters), `shape` of a ViT's images.
+    Includes the fields that a task derives from its data: `num_colors` and `palette` of an ImageGPT (if its folder
+      holds
+    color clusters), `shape` of a ViT's images.
 
     Raises:
       CheckpointError: there is no such folder, or its model is none of ours.
     """
     folder = pathlib.Path(folder).expanduser()
-    config, found = _read(folder)
+    config, fields = _read(folder)
     clusters = folder / "preprocessor_config.json"
     if config["model_type"] == "imagegpt" and clusters.exists():
         processor = files.read_json(clusters)
         levels = np.asarray(processor.get("clusters", ()), np.float64)
-        if levels.shape == (found["num_colors"], 3):
-            found["palette"] = tuple(tuple(float(x) for x in color) for color in (levels + 1) * 127.5)
+        if levels.shape == (fields["num_colors"], 3):
+            fields["palette"] = tuple(tuple(float(x) for x in color) for color in (levels + 1) * 127.5)
             if "size" in processor:
-                found["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
+                fields["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
     if config["model_type"] == "vit" and clusters.exists():
         processor = files.read_json(clusters)
-        found |= vit.normalization(processor, config.get("num_channels", 3), clusters)
-        height, width = found["shape"]
+        fields |= vit.normalization(processor, config.get("num_channels", 3), clusters)
+        height, width = fields["shape"]
         own = {
             "size": {"height": height, "width": width}
-        } | processor  # a file without sizes leaves them to config.json
-        found["resize"] = tuple(resizing.read(own, clusters))
-    return found
+        } | processor  # without sizes in the file, config.json has them
+        fields["resize"] = tuple(resizing.read(own, clusters))
+    return fields
 
 
 def class_names(folder: pathlib.Path) -> list[str] | None:
-    """The names of a folder's classes in the order of the classifier's rows; None where config.json has none."""
+    """Return a folder's class names in the order of the classifier's rows; None if config.json has none."""
     return settings.class_names(files.read_config(folder))
 
 
 def image_size(folder: str) -> int | None:
-    """The width and height of the images that a folder's ViT reads; None where they differ, or it is no ViT."""
+    """Return the width and height of the images of a folder's ViT; None if they differ, or for another model."""
     config = files.read_config(pathlib.Path(folder).expanduser())
     height, width = vit.fields(config)["shape"] if config.get("model_type") == "vit" else (0, 1)
     return height if height == width else None
 
 
 def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    """Values for the placeholders (None) of config.model: the folder's, and else `values`, which the data gave.
+    """Return values for the placeholders (None) of config.model: the folder's, else `values` from the data.
 
-    The folder's model may have more ids and positions than the data needs. The images' shape is the data's, and so
-    is the number of colors where the folder has no palette.
+    The folder's model may have more ids and positions than the data needs. The data sets the images' shape, and without
+    a palette in the folder the number of colors.
 
     Raises:
-      ConfigError: the data needs more ids or positions than the folder's model has.
+      ConfigError: the data needs more ids or positions than the folder's model has, or pictures have another size.
     """
     asked = {name for name in {*model, *values} if model.get(name) is None}
     if not asked:
         return dict(values)
-    found = model_fields(folder)
-    for name in sorted({"vocab", "positions"} & asked & set(values) & set(found)):
-        if values[name] > found[name]:
+    theirs = model_fields(folder)
+    for name in sorted({"vocab", "positions"} & asked & set(values) & set(theirs)):
+        if values[name] > theirs[name]:
             raise ConfigError(
-                f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {found[name]}"
+                f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {theirs[name]}"
             )
     shape = model.get("shape") or values.get("shape")
     if (
         shape
-        and "resize" in asked & set(found)
-        and resizing.Resize(*found["resize"]).shape not in ((0, 0), tuple(shape))
+        and "resize" in asked & set(theirs)
+        and resizing.Resize(*theirs["resize"]).shape not in ((0, 0), tuple(shape))
     ):
-        made = "x".join(map(str, resizing.Resize(*found["resize"]).shape))
+        made = "x".join(map(str, resizing.Resize(*theirs["resize"]).shape))
         raise ConfigError(
             f"{folder}/{assets.PROCESSOR} makes pictures of {made}, config.model.shape is {tuple(shape)}: set"
             " config.data.size, or size and crop_size of that file"
         )
-    of_the_data = {"shape"} if "palette" in found else {"shape", "num_colors"}
-    return {**values, **{name: value for name, value in found.items() if name in asked - of_the_data}}
+    of_the_data = {"shape"} if "palette" in theirs else {"shape", "num_colors"}
+    return {**values, **{name: value for name, value in theirs.items() if name in asked - of_the_data}}
 
 
 def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
-    """The folder's parameters, float32 in host memory, as our model of the same fields has them.
+    """Read the folder's parameters, float32 in host memory, in the structure of our model of the same fields.
 
     Returns:
-      The nested params, with all heads that the folder has, and the names of tensors that are none of them.
+      The nested params, with all heads in the folder, and the names of unused tensors.
 
     Raises:
       CheckpointError: there is no such folder, a tensor is absent or damaged, or the model is none of ours.
@@ -126,7 +127,7 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
     flat: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for entry in table:
-        wanted = _expanded(entry, fields["depth"])
+        wanted = _tensor_names(entry, fields["depth"])
         absent = [name for layer in wanted for name in layer if name not in names]
         if absent and entry.head and len(absent) == sum(map(len, wanted)):
             continue
@@ -139,7 +140,7 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
         try:
             layers = [entry.layout.read(tensors) for tensors in theirs]
             flat[entry.path] = np.stack(layers) if "{}" in entry.names[0] else layers[0]
-        except ValueError as error:  # shapes that config.json does not go with
+        except ValueError as error:  # config.json disagrees with the shapes
             shapes = [list(tensor.shape) for tensor in theirs[0]]
             raise CheckpointError(f"{folder}: {wanted[0][0]} has the shape {shapes[0]} ({error})") from error
         used |= {name for layer in wanted for name in layer}
@@ -149,21 +150,21 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
 def import_params(
     folder: str, params: Any, model: Mapping[str, Any], architecture: str | None, warn: Callable[[str], None]
 ) -> tuple[Any, dict[str, list[str]]]:
-    """Take a folder's weights for `params`, which keep their structure and sharding.
+    """Replace `params` with a folder's weights; structure and sharding stay.
 
     Args:
-      folder: as `save_pretrained` writes it.
-      params: the parameters as initialized; heads that the folder does not have stay as they are.
+      folder: in the format of `save_pretrained`.
+      params: initialized parameters; heads that the folder lacks keep their values.
       model: config.model, which must describe the folder's model.
-      architecture: of the task's model; a classifier of another one is not taken. None: whatever fits.
-      warn: told what can be wrong and cannot be checked.
+      architecture: of the task's model; classifiers of other architectures are not taken. None: take what fits.
+      warn: called with what may be wrong and cannot be checked.
 
     Returns:
       The parameters, and the names that were `taken`, `left` as initialized, and the tensors `unused`.
 
     Raises:
-      ConfigError: config.model describes another model; all differences are listed.
-      CheckpointError: the folder is damaged, or a parameter outside the heads is absent or of another shape.
+      ConfigError: config.model describes another model; lists all differences.
+      CheckpointError: the folder is damaged, or a parameter outside the heads is absent or has another shape.
     """
     config, fields = _read(pathlib.Path(folder).expanduser())[0], model_fields(folder)
     _agree(fields, model, folder, warn)
@@ -171,8 +172,8 @@ def import_params(
     tree, unused = from_hf(folder)
     there, wanted = _flat(tree), _flat(params)
     other = architecture in (*bert.CLASSIFIERS, bert.ANSWERS) and architecture != settings.architecture(config)
-    found = {name: array for name, array in there.items() if not (other and name.startswith("classifier/"))}
-    problems, left = _differences(found, wanted, {entry.path for entry in table if entry.head}, fields)
+    usable = {name: array for name, array in there.items() if not (other and name.startswith("classifier/"))}
+    problems, left = _differences(usable, wanted, {entry.path for entry in table if entry.head}, fields)
     if problems:
         raise CheckpointError(f"the weights in {folder} do not fit this model:\n  " + "\n  ".join(problems))
     taken = [name for name in wanted if name not in left]
@@ -182,30 +183,30 @@ def import_params(
     def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
         if leaf_name(path) in left:
             return leaf
-        array = found[leaf_name(path)].astype(leaf.dtype)
+        array = usable[leaf_name(path)].astype(leaf.dtype)
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(put, params), report
 
 
 def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Tensors by name and config.json of a model's parameters, as transformers has that architecture.
+    """Convert a model's parameters to tensors by name and config.json for an architecture of transformers.
 
     Args:
       params: nested, in host memory.
-      model: config.model, for what the parameters do not tell: `heads`, `activation`, `epsilon`, ...
-      architecture: one of the table above.
+      model: config.model, for what the parameters do not reveal: `heads`, `activation`, `epsilon`, ...
+      architecture: one of the module's table.
 
     Raises:
-      ConfigError: an unknown architecture, or a field that config.model lacks.
-      CheckpointError: that architecture cannot express the model.
+      ConfigError: the architecture is unknown, or config.model lacks a field.
+      CheckpointError: the architecture cannot express the model.
     """
     families = [family for family in (gpt2, bert, vit) if architecture in family.ARCHITECTURES]
     if not families:
         known = ", ".join((*gpt2.ARCHITECTURES, *bert.ARCHITECTURES, *vit.ARCHITECTURES))
         raise ConfigError(f"no export to {architecture!r}: expected one of {known}")
     try:
-        config, params = families[0].outward(jax.tree.map(np.asarray, params), model, architecture)
+        config, params = families[0].to_hf(jax.tree.map(np.asarray, params), model, architecture)
     except KeyError as error:
         raise CheckpointError(f"the model has no {error} parameters, which a {architecture} must have") from error
     flat, tensors = _flat(params), {}
@@ -225,7 +226,7 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
 
 
 def architecture(task: ModuleType) -> str | None:
-    """The architecture that a task's model is, from the task's constant HF_ARCHITECTURE; None where it has none."""
+    """Return the architecture of a task's model, its constant HF_ARCHITECTURE; None without one."""
     return getattr(task, "HF_ARCHITECTURE", None)
 
 
@@ -238,12 +239,12 @@ def _family(config: Mapping[str, Any]) -> ModuleType:
 
 
 def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """config.json and the fields of our model.
+    """Read config.json and the fields of our model.
 
-    As transformers does, weights that config.json ties stay apart where both are in the files and differ.
+    As in transformers, weights that config.json ties stay separate if the files hold both and they differ.
 
     Raises:
-      CheckpointError: config.json lacks a field, has an odd one, or tells of more weights than the files hold.
+      CheckpointError: config.json lacks a field, has an odd one, or describes more weights than the files hold.
     """
     config = files.read_config(folder)
     family = _family(config)
@@ -281,27 +282,27 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _canonical(names: Mapping[str, Any], table: list[Entry], family: ModuleType, depth: int) -> dict[str, str]:
-    """The names of the file by those of the table.
+    """Map the table's names of tensors to names in the files.
 
-    The prefix of a bare body and BERT's old norm names are mended, and of two tied tensors either one will do.
+    Handles the missing prefix of a bare body and BERT's old norm names. Of two tied tensors one is enough.
     """
-    known = {name for entry in table for layer in _expanded(entry, depth) for name in layer}
-    found = {}
+    known = {name for entry in table for layer in _tensor_names(entry, depth) for name in layer}
+    canonical = {}
     for name in names:
-        mended = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-        prefixed = family.PREFIX + mended
-        found[prefixed if mended not in known and prefixed in known else mended] = name
+        renamed = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
+        prefixed = family.PREFIX + renamed
+        canonical[prefixed if renamed not in known and prefixed in known else renamed] = name
     for name, source in family.TIED:
-        if name in found and name not in known and source not in found:
-            found[source] = found.pop(name)
+        if name in canonical and name not in known and source not in canonical:
+            canonical[source] = canonical.pop(name)
     for name, source in family.ALIASES:
-        if name in found:
-            found[source] = found.pop(name)
-    return found
+        if name in canonical:
+            canonical[source] = canonical.pop(name)
+    return canonical
 
 
-def _expanded(entry: Entry, depth: int) -> list[list[str]]:
-    """The names of its tensors, a list a layer."""
+def _tensor_names(entry: Entry, depth: int) -> list[list[str]]:
+    """Return the names of an entry's tensors, a list per layer."""
     layers = range(depth) if "{}" in entry.names[0] else [0]
     return [[name.format(layer) for name in entry.names] for layer in layers]
 
@@ -333,7 +334,7 @@ def _equal(one: Any, other: Any) -> bool:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether numbers, or nested lists of them, are the same but for rounding."""
+    """Return whether numbers, or nested lists of numbers, are equal except for rounding."""
     try:
         first, second = np.asarray(one, np.float64), np.asarray(other, np.float64)
     except (ValueError, TypeError):
@@ -342,18 +343,18 @@ def alike(one: Any, other: Any) -> bool:
 
 
 def _differences(
-    found: Mapping[str, np.ndarray], wanted: Mapping[str, Any], heads: set[str], fields: Mapping[str, Any]
+    theirs: Mapping[str, np.ndarray], wanted: Mapping[str, Any], heads: set[str], fields: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, str]]:
-    """What must not differ and does; and parameters to leave as they are, by name, with the reason."""
+    """Return differences that are errors, and parameters to leave as initialized, by name with the reason."""
     problems, left = [], {}
     for name, leaf in wanted.items():
         ours = f"{name} {list(leaf.shape)}"
-        if name not in found:
+        if name not in theirs:
             left[name] = f"{ours}: not there"
             if name == "head/kernel" and fields.get("tied"):
                 problems.append(f"{ours}: there the head is the input embedding; set config.model.tied=True")
-        elif found[name].shape != leaf.shape:
-            left[name] = f"{ours}: there it is {list(found[name].shape)}"
+        elif theirs[name].shape != leaf.shape:
+            left[name] = f"{ours}: there it is {list(theirs[name].shape)}"
             if name not in heads:
                 problems.append(left[name])
     # A kernel without its bias is half a head.
@@ -362,15 +363,15 @@ def _differences(
         if name not in left and name in heads and name.rpartition("/")[0] in halves:
             left[name] = f"{name} {list(wanted[name].shape)}: its other part does not fit"
     modules = {name.rpartition("/")[0] for name in wanted if name not in left}
-    for name in found:
+    for name in theirs:
         if name not in wanted and (name not in heads or name.rpartition("/")[0] in modules):
-            problems.append(f"{name} {list(found[name].shape)} is there, and this model has no place for it")
-    missing = [text for name, text in left.items() if name not in found and name.rpartition("/")[0] in modules]
+            problems.append(f"{name} {list(theirs[name].shape)} is there, and this model has no place for it")
+    missing = [text for name, text in left.items() if name not in theirs and name.rpartition("/")[0] in modules]
     return problems + missing, left
 
 
 def _by_layer(names: list[str]) -> list[str]:
-    """The names with those that differ in the layer alone as one."""
+    """Merge names that differ only in the number of the layer."""
     counts: dict[str, int] = {}
     for name in names:
         general = re.sub(r"\.\d+\.", ".*.", name)

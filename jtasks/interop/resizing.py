@@ -1,4 +1,4 @@
-"""How an image processor of transformers brings pictures to the model's size, from its preprocessor_config.json."""
+"""Image sizes of transformers' image processors, from preprocessor_config.json."""
 
 import pathlib
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from typing import Any
 from jtasks.data.examples import Resize
 from jtasks.errors import CheckpointError
 
-# What a file that leaves fields out means, by the class that reads it; the first is that of a file without a class.
+# Defaults of each class for absent fields; a file without a class has the first.
 USUAL: dict[str, dict[str, Any]] = {
     "ViT": {"size": 224, "resample": 2},
     "DeiT": {"size": 256, "resample": 3, "do_center_crop": True, "crop_size": 224},
@@ -16,11 +16,11 @@ USUAL: dict[str, dict[str, Any]] = {
 }
 KINDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
 FILTERS = range(6)  # PIL's numbers
-UNKNOWN = ("do_pad", "do_flip_channel_order", "crop_pct")  # what these classes do not do, and others would
+UNKNOWN = ("do_pad", "do_flip_channel_order", "crop_pct")  # fields that these classes ignore and others use
 
 
 def read(processor: Mapping[str, Any], path: pathlib.Path) -> Resize:
-    """Return what the file at `path`, a JSON object, says of sizes; CheckpointError names a value that is not kept."""
+    """Return the sizes in the JSON object of the file at `path`; CheckpointError names an unsupported value."""
     named = processor.get("image_processor_type") or processor.get("feature_extractor_type") or "ViTImageProcessor"
     usual = next((fields for name, fields in USUAL.items() if named in [name + kind for kind in KINDS]), None)
     if usual is None:

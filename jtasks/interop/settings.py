@@ -1,11 +1,11 @@
-"""What the model families share in reading and writing config.json."""
+"""Fields of config.json that the model families share."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jtasks.errors import CheckpointError, ConfigError
 
-# Hugging Face's names of each of ours; the first is written.
+# Hugging Face's names of each of our activations; exports write the first.
 ACTIVATIONS = {
     "gelu": ("gelu", "gelu_python"),
     "gelu_tanh": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"),
@@ -17,7 +17,7 @@ ACTIVATIONS = {
 
 
 def activation(theirs: str) -> str:
-    """Our name of an activation function."""
+    """Return our name of an activation function; CheckpointError if it is unknown."""
     for ours, names in ACTIVATIONS.items():
         if theirs in names:
             return ours
@@ -26,32 +26,32 @@ def activation(theirs: str) -> str:
 
 
 def activation_out(ours: str) -> str:
-    """Their name of an activation function."""
+    """Return Hugging Face's name of an activation function."""
     return ACTIVATIONS[ours][0]
 
 
 def architecture(config: Mapping[str, Any]) -> str:
-    """The class that wrote the folder; "" where it does not say."""
+    """Return the class that wrote the folder; "" if config.json does not say."""
     names = config.get("architectures")
     return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
 
 
 def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """CheckpointError where config.json asks for something that our model does not do."""
+    """Raise CheckpointError if config.json requires something that our model lacks."""
     for name, value in fixed.items():
         if config.get(name, value) != value:
             raise CheckpointError(f"config.json says {name}={config[name]!r}; our model has {value!r} only")
 
 
 def needed(model: Mapping[str, Any], name: str) -> Any:
-    """A field of config.model that the parameters do not tell."""
+    """Return a field of config.model that the parameters do not reveal; ConfigError if it is missing."""
     if model.get(name) is None:
         raise ConfigError(f"the export needs config.model.{name}, which this config does not have: give it there")
     return model[name]
 
 
 def class_names(config: Mapping[str, Any]) -> list[str] | None:
-    """The names of the classes in the order of their numbers, from id2label; None where there are none.
+    """Return the class names in the order of their numbers, from id2label; None without id2label.
 
     Raises:
       CheckpointError: id2label does not number its classes from 0.
@@ -65,11 +65,11 @@ def class_names(config: Mapping[str, Any]) -> list[str] | None:
 
 
 def labels(names: Sequence[str]) -> dict[str, Any]:
-    """The entries that name the classes."""
+    """Return the fields that name the classes."""
     numbers = {name: i for i, name in enumerate(names)}
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": numbers}
 
 
 def unnamed(count: int) -> list[str]:
-    """The names of classes that have none."""
+    """Return names for unnamed classes."""
     return [f"LABEL_{i}" for i in range(count)]

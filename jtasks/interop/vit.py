@@ -1,4 +1,4 @@
-"""ViT (Dosovitskiy et al. 2021) as transformers has it, and `models.ViT` with `pool="token"`."""
+"""ViT (Dosovitskiy et al. 2021) of transformers, as `models.ViT` with `pool="token"`."""
 
 import math
 import pathlib
@@ -7,7 +7,7 @@ from typing import Any
 
 from jtasks.errors import CheckpointError
 from jtasks.interop import settings
-from jtasks.interop.layouts import Entry, apart, linear, norm, patches, under_ones
+from jtasks.interop.layouts import Entry, leading_ones, linear, norm, patches, split_qkv
 
 PREFIX = "vit."
 ARCHITECTURES = ("ViTForImageClassification",)
@@ -24,7 +24,7 @@ DEFAULTS: Mapping[str, Any] = {
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of `models.ViT` that say the same as config.json, and `shape`, the images' height and width."""
+    """Return the arguments of `models.ViT` for config.json, and `shape`, the images' height and width."""
     config = {**DEFAULTS, **config}
     return {
         "shape": _pair(config["image_size"]),
@@ -42,14 +42,14 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
-    """Where each parameter is; the classifier is optional."""
+    """Return the tensors of each parameter; the classifier is optional."""
     layer, embeddings, three = f"{PREFIX}encoder.layer.{{}}", f"{PREFIX}embeddings", ("query", "key", "value")
     weights, biases = (tuple(f"{layer}.attention.attention.{x}.{kind}" for x in three) for kind in ("weight", "bias"))
-    embed, three_layout = f"{embeddings}.patch_embeddings.projection", apart(config["num_attention_heads"])
+    embed, three_layout = f"{embeddings}.patch_embeddings.projection", split_qkv(config["num_attention_heads"])
     return [
         *linear("embed", embed, patches(_patch({**DEFAULTS, **config}))),
-        Entry("token", (f"{embeddings}.cls_token",), under_ones(2)),
-        Entry("position", (f"{embeddings}.position_embeddings",), under_ones(1)),
+        Entry("token", (f"{embeddings}.cls_token",), leading_ones(2)),
+        Entry("position", (f"{embeddings}.position_embeddings",), leading_ones(1)),
         *norm("blocks/norm1", f"{layer}.layernorm_before"),
         Entry("blocks/attention/query_key_value/kernel", weights, three_layout),
         Entry("blocks/attention/query_key_value/bias", biases, three_layout, zeros=not config.get("qkv_bias", True)),
@@ -62,8 +62,8 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
     ]
 
 
-def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
-    """config.json of a ViT's parameters; `model.shape` tells the images' height and width, else they are square."""
+def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
+    """Return config.json of a ViT's parameters; images without `model.shape` (height, width) are square."""
     if "token" not in params:
         raise CheckpointError(
             f"{architecture} of Hugging Face classifies a class token, this model the mean over patches: only models"
@@ -92,10 +92,10 @@ def outward(params: dict[str, Any], model: Mapping[str, Any], architecture: str)
 
 
 def normalization(processor: Mapping[str, Any], channels: int, path: pathlib.Path) -> dict[str, Any]:
-    """config.model's `mean`, `std` and `rescale` of a preprocessor_config.json, with transformers' defaults.
+    """Return config.model's `mean`, `std` and `rescale` of a preprocessor_config.json, with transformers' defaults.
 
     Raises:
-      CheckpointError: a value is none, or there is not one for each of the image's channels.
+      CheckpointError: a value is invalid, or their number is not that of the image's channels.
     """
 
     def numbers(name: str, usual: float, *, count: int, used: bool, otherwise: float) -> tuple[float, ...]:
