@@ -7,9 +7,10 @@ import json
 import os
 import pathlib
 import secrets
+import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -17,7 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtasks.distributed import clusters, rendezvous
 from jtasks.distributed.clusters import Cluster
-from jtasks.errors import ConfigError
+from jtasks.errors import ConfigError, printable
 
 T = TypeVar("T")
 
@@ -166,6 +167,20 @@ def failed(code: int, text: str) -> None:
     """End this process with `code`, and send the reason to the others; does nothing if the process is alone."""
     if _links:
         _links[0].fail(code, text)
+
+
+def end(text: str, code: int) -> NoReturn:
+    """Print `text` and end this process with `code`, from any thread; the other processes of the run end too."""
+    with contextlib.suppress(OSError, ValueError):
+        print(printable(text), file=sys.stderr, flush=True)
+    failed(code, text.removeprefix("error: "))
+    os._exit(code)
+
+
+def before_abort(clear: Callable[[], None]) -> None:
+    """Make the first process call `clear` before it ends for a failure, its own or another process's."""
+    if _links and first():
+        _links[0].clear = clear
 
 
 def ask(number: int) -> None:

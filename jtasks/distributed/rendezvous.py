@@ -274,6 +274,7 @@ class PeerMonitor:
 
     def __init__(self, process: int, connections: list[Connection]):
         self.process, self.connections = process, connections
+        self.clear: Callable[[], None] = lambda: None  # called before the first process ends for a failure
         self._asked, self._act = 0, lambda number: None
         self._values: queue.Queue[Any] = queue.Queue()
         self._left = threading.Event()  # this process has sent its last message
@@ -388,6 +389,8 @@ class PeerMonitor:
             for connection in self.connections:
                 while time.monotonic() < end and not _is_closed(connection.sock):
                     time.sleep(0.02)
+            with contextlib.suppress(Exception):
+                self.clear()
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 stream.flush()

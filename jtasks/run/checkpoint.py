@@ -45,9 +45,10 @@ class Checkpoints:
         handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **_multiprocessing())
         self._checkpointer = ocp.AsyncCheckpointer(handler, **_multiprocessing())
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: CheckpointError | None = None
         self._writers: set[int] = set()  # the processes that must have written a part
         self._place = contextlib.ExitStack()  # what `plain` holds open during a save
+        processes.before_abort(lambda: clear_unfinished(self.folder))
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -91,7 +92,7 @@ class Checkpoints:
             self._thread = None
         if self._error is not None:
             error, self._error = self._error, None
-            raise CheckpointError(f"a checkpoint in {self.folder} was not saved: {_reason(error)}") from error
+            raise error
 
     def close(self) -> None:
         """Wait for the save in progress, and end Orbax's threads."""
@@ -119,9 +120,13 @@ class Checkpoints:
                 partial.rename(self.folder / str(step))
                 _flush_one(self.folder)
             self.delete(expendable)
-        except BaseException as error:  # raised in the loop, by wait()
-            self._error = error
+        except BaseException as error:
             self._clear(partial)
+            text = f"step {step} was not saved in {self.folder}: {_reason(error)}"
+            if not processes.alone():  # Orbax keeps the other processes waiting for this one
+                processes.end(f"error: {text}", 1)
+            self._error = CheckpointError(text)  # raised in the loop, by wait()
+            self._error.__cause__ = error
 
     def _require_parts(self, partial: pathlib.Path) -> None:
         """Raise CheckpointError if a process's part is missing: its folder of this name may be another one."""
@@ -182,8 +187,9 @@ def saved_steps(folder: pathlib.Path) -> list[int]:
 
 def clear_unfinished(folder: pathlib.Path) -> None:
     """Delete what a killed process left half-written."""
-    for path in folder.glob("saving-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in sorted(folder.glob("saving-*"), reverse=True):
+        with contextlib.suppress(OSError):  # renamed first: a save that is in progress fails, rather than lack files
+            shutil.rmtree(path.rename(f"{path}~"), ignore_errors=True)
 
 
 def newest(folder: pathlib.Path, warn: Callable[[str], None], before: float = math.inf) -> int | None:

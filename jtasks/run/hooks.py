@@ -229,7 +229,10 @@ class Hooks:
 
     def _record_failure(self, error: CheckpointError) -> None:
         self.saved, self.save_error = 0, error
-        self.log.warn(f"{error}; training goes on, and the newest good checkpoint is kept")
+        if not processes.alone():  # the other processes may not know, and would wait for this one
+            raise error
+        if not self.stop.requested:
+            self.log.warn(f"{error}; training goes on, and the newest good checkpoint is kept")
 
     def _expendable_steps(self, steps: list[int]) -> list[int]:
         """Return the saved `steps` that are neither among the newest nor the best by `config.best`."""

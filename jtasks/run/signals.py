@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from jtasks.distributed import processes
-from jtasks.errors import EXIT_STOPPED, printable
+from jtasks.errors import EXIT_STOPPED
 
 GRACE_SECONDS = 5.0
 
@@ -116,7 +115,7 @@ class Stop:
                     continue
                 count += 1
                 if count > 1:
-                    _end(f"second {signal.Signals(data[0]).name}: ending at once", 128 + data[0])
+                    processes.end(f"second {signal.Signals(data[0]).name}: ending at once", 128 + data[0])
                 if processes.first():
                     self._ask(data[0])
                 else:
@@ -133,12 +132,5 @@ class Stop:
                     try:
                         self._rescue()
                     except Exception as error:
-                        _end(f"error: the state could not be saved: {error}", 1)
-                    _end("stopped; run the same command again to resume from the newest checkpoint", EXIT_STOPPED)
-
-
-def _end(text: str, code: int) -> None:
-    with contextlib.suppress(OSError, ValueError):
-        print(printable(text), file=sys.stderr, flush=True)
-    processes.failed(code, text)  # the other processes end too
-    os._exit(code)
+                        processes.end(f"error: the state could not be saved: {error}", 1)
+                    processes.end("stopped; run the same command again to resume from the newest checkpoint", EXIT_STOPPED)
