@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import errno
 import math
 import os
 import pathlib
@@ -118,6 +119,8 @@ def _explain(error: BaseException) -> tuple[str, str]:
     modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if set(task.REQUIRED) <= scope.keys()]
     if "RESOURCE_EXHAUSTED" in str(error):
         return f"{str(error).splitlines()[0]}\n-> {SMALLER}", ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{error}: free some space, and run the same command again", ""
     if not any(modules):
         return f"{type(error).__name__}: {error}", traceback.format_exc()
     from jtasks.testing import kit

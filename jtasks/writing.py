@@ -30,7 +30,9 @@ def writer(path: pathlib.Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError):
+            error.filename = error.filename or str(path)  # which a full disk does not name
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise

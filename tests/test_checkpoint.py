@@ -1,6 +1,7 @@
 """Checkpoints come back bit for bit, or not at all."""
 
 import json
+import os
 import pathlib
 import shutil
 
@@ -197,6 +198,26 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_old_checkpoint_stays(fo
     with pytest.raises(CheckpointError, match="step 7 cannot be saved"), checkpoint.Checkpoints(blocked) as checkpoints:
         checkpoints.save(state(2, 7), 7)
     assert checkpoint.newest(folder, pytest.fail) == 5
+
+
+def test_a_save_that_is_cleared_meanwhile_fails_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "flush", lambda partial: checkpoint.clear_unfinished(partial.parent))
+    with pytest.raises(CheckpointError, match="step 7 was not saved"):
+        save(tmp_path, state(2, 7))
+    assert not list(tmp_path.iterdir())
+
+
+def test_in_a_run_of_several_processes_a_failed_save_ends_this_one_at_once(tmp_path, monkeypatch):
+    ends = []
+    monkeypatch.setattr(checkpoint.processes, "end", lambda *end: ends.append(end))
+    monkeypatch.setattr(checkpoint.processes, "alone", lambda: False)
+    monkeypatch.setattr(checkpoint, "flush", lambda partial: os.listdir(partial / "absent"))
+    with pytest.raises(CheckpointError):  # reached only because `end` is replaced
+        save(tmp_path, state(2, 7))
+    ((text, code),) = ends
+    assert code == 1
+    assert text.startswith(f"error: step 7 was not saved in {tmp_path}: [Errno 2] No such file or directory")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_checksums_cover_every_file(folder):

@@ -42,6 +42,29 @@ def dataset(split, config):
 """
 
 
+# A task whose process FAIL cannot write its part of a checkpoint.
+FAILS = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from data_tasks.linear import *
+from data_tasks import linear
+
+def get_config():
+    config = linear.get_config()
+    config.task = __file__
+    return config
+
+def dataset(split, config):
+    from orbax.checkpoint._src.handlers.base_pytree_checkpoint_handler import BasePyTreeCheckpointHandler as Handler
+    if os.environ["FAIL"] == str(jax.process_index()):
+        Handler.async_save = full
+    return linear.dataset(split, config)
+
+def full(*args, **kwargs):
+    raise OSError(28, "the disk is full")
+"""
+
+
 # A task that scores its predictions, and leaves a mark where; with OTHERS as if jtasks had not started the processes.
 SCORES = """
 import os, pathlib, time
@@ -163,6 +186,42 @@ def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_go
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert f"resumed from step {saved}" in ends[0][2]
     assert len({(record["step"], record["split"]) for record in records(tmp_path)}) == len(records(tmp_path))
+
+
+@pytest.mark.slow  # eight starts of a process
+def test_a_save_that_fails_in_one_of_two_ends_both_and_the_same_command_goes_on(tmp_path):
+    task = tmp_path / "task.py"
+    task.write_text(FAILS.format(tests=str(pathlib.Path(__file__).parent)))
+    arguments = [f"--config={task}", f"--workdir={tmp_path / 'run'}", "--config.steps=40", "--config.save_every=20"]
+    assert [code for code, _, _ in finish(slurm_pair(*arguments[:2], "--config.steps=20", FAIL=""))] == [0, 0]
+    for victim in (1, 0):
+        ends = finish(slurm_pair(*arguments, FAIL=str(victim)))
+        assert [code for code, _, _ in ends] == [1, 1], ends
+        assert "error: step 40 cannot be saved" in ends[victim][2]
+        assert f"error: process {victim} failed: step 40 cannot be saved" in ends[1 - victim][2]
+        assert all(errors.endswith("the disk is full\n") and "Traceback" not in errors for _, _, errors in ends), ends
+        assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["20"]
+    ends = finish(slurm_pair(*arguments, FAIL=""))
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert "resumed from step 20" in ends[0][2]
+
+
+def test_a_folder_that_cannot_be_written_ends_both_at_once_with_a_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    for code, output, errors in finish(pair(tmp_path / "file" / "run", "--mode=eval")):
+        assert (code, output) == (2, "")
+        assert "cannot be written to (Not a directory): the processes of a run meet there" in errors
+        assert "Traceback" not in errors
+
+
+def test_in_a_folder_without_a_token_the_config_takes_its_place(tmp_path):
+    token = tmp_path / processes.TOKEN
+    keys = [processes._key(token)]
+    for path, content in ((tmp_path / "config.json", "a"), (tmp_path / "config.json", "b"), (token, "a")):
+        path.write_text(content)
+        keys.append(processes._key(token))
+    assert len(set(keys)) == 3
+    assert keys[1] == keys[3]
 
 
 def test_the_first_prepares_while_the_others_wait_and_its_failure_ends_them(tmp_path):

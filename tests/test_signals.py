@@ -185,7 +185,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_ends_non_zero(tmp_path):
     run(*arguments, "--config.steps=2")
     found = limited(20_000, *arguments, "--config.steps=6")
     assert found.returncode == 1, found.stderr
-    assert "WARNING: a checkpoint in" in found.stderr
+    assert "WARNING: step 4 was not saved in" in found.stderr
     assert "step 6/6" in found.stderr
     assert checkpoint.newest(tmp_path / "checkpoints", pytest.fail) == 2
     result, errors = run(*arguments, "--config.steps=6")

@@ -63,13 +63,13 @@ def start(
     if timeout <= 0:
         raise ConfigError(f"--timeout={timeout:g} must be more than 0 seconds")
     host, port = rendezvous.address(cluster.coordinator)
-    token = workdir.absolute() / TOKEN
+    token, unwritable = workdir.absolute() / TOKEN, ""
     source = (
         f"{token}. --workdir must be one folder that all machines share, and {SECRET}, if set, must be the same on all"
     )
     if cluster.process == 0:
-        _write_token(token, make=make)
         try:
+            unwritable = _write_token(token, make=make)
             connections = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, _key(token), source)
         finally:
             with contextlib.suppress(OSError):
@@ -80,6 +80,8 @@ def start(
     local = rendezvous.interface(host)
     jax.config.update("jax_enable_preemption_service", False)  # the service would take over SIGTERM
     _links[:] = [rendezvous.PeerMonitor(cluster.process, connections)]  # detects crashes from here on
+    if unwritable and (make or not os.environ.get(SECRET)):
+        raise ConfigError(unwritable)  # only now can the other processes be told
     jax.distributed.initialize(
         cluster.coordinator,
         cluster.processes,
@@ -119,7 +121,8 @@ def _format_value(name: str, value: Any) -> str:
     return text if len(text) < 60 else hashlib.sha256(text.encode()).hexdigest()
 
 
-def _write_token(path: pathlib.Path, *, make: bool) -> None:
+def _write_token(path: pathlib.Path, *, make: bool) -> str:
+    """Write a new token; returns why that is not possible, "" otherwise."""
     try:
         if make:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,18 +131,26 @@ def _write_token(path: pathlib.Path, *, make: bool) -> None:
             file.write(secrets.token_hex(32))
             file.flush()
             os.fsync(file.fileno())
+        return ""
     except OSError as error:
-        raise ConfigError(
-            f"--workdir={path.parent} cannot be written to ({error.strerror}): the processes of a run meet there"
-        ) from None
+        with contextlib.suppress(OSError):
+            path.unlink()
+        hint = "" if make else f"; where all set the same {SECRET}, it may be read-only"
+        return (
+            f"--workdir={path.parent} cannot be written to ({error.strerror}): the processes of a run meet there{hint}"
+        )
 
 
 def _key(path: pathlib.Path) -> bytes:
-    """Return a hash of what only members know: the token in the shared folder, and the environment's secret, if any."""
-    try:
-        token = path.read_bytes()[:1024]
-    except OSError:
-        token = b""  # not there yet: the greeting is refused and repeated
+    """Return a hash of what only members know: the token in the shared folder, and the environment's secret, if any.
+
+    In a read-only folder the run's config takes the token's place.
+    """
+    token = b""  # not there yet: the greeting is refused and repeated
+    for file in (path, path.with_name("config.json")):
+        with contextlib.suppress(OSError):
+            token = file.read_bytes()[: 2**20]
+            break
     return hashlib.sha256(os.environ.get(SECRET, "").encode() + b"\0" + token).digest()
 
 

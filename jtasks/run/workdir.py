@@ -62,9 +62,10 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             warn(f"--workdir={workdir} cannot be locked ({error.strerror}): nothing prevents a second run in it")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}{STARTED}{os.getcwd()}\n")
-        file.flush()
+        with contextlib.suppress(OSError):  # a full disk is reported when the config is written
+            file.truncate(0)
+            holder = f"process {os.getpid()} on {socket.gethostname()}{STARTED}{os.getcwd()}\n"
+            os.write(file.fileno(), os.fsencode(holder))
         yield
 
 
