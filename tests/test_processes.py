@@ -175,7 +175,7 @@ def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_go
     saved = 0
     for victim in (1, 0):  # 0 is the coordinator
         running = pair(tmp_path, "--config.steps=100000", "--config.eval_every=0", PACE="0.002")
-        wait_for(tmp_path, saved + 25, running[0])
+        wait_for(tmp_path, saved + 45, running[0])  # the save of step 40 has waited for that of step 20
         running[victim].kill()
         ends = finish(running)
         code, _, errors = ends[1 - victim]

@@ -133,4 +133,5 @@ class Stop:
                         self._rescue()
                     except Exception as error:
                         processes.end(f"error: the state could not be saved: {error}", 1)
-                    processes.end("stopped; run the same command again to resume from the newest checkpoint", EXIT_STOPPED)
+                    text = "stopped; run the same command again to resume from the newest checkpoint"
+                    processes.end(text, EXIT_STOPPED)
