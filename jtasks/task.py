@@ -9,10 +9,13 @@ Required:
 Optional:
 
     eval_fn(params, batch, config)         metrics; by default those of loss_fn with rng None
-    prepare(config)                        downloads, palettes, tokenizers: runs once, on one process
+    texts(config)                          the training texts, an iterator of str: the library trains a tokenizer on
+                                           them if config.data.tokenizer asks for it, stores it and fills
+                                           config.model.vocab; `data.tokenizers.of(config, texts)` returns it
+    prepare(config)                        downloads, palettes: runs once, on one process
     defaults()                             {"group.field": default or ranges.Field}: the task's own fields of a config
     model_args(config)                     values for the fields of config.model that are None
-    assets(config)                         {file name: text} that give the parameters their meaning: the tokenizer
+    assets(config)                         {file name: text} that give the parameters their meaning: class names
     collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
     lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default
                                            the non-zero "segments" [n, t], if SEQUENCE_KEYS has them
@@ -53,6 +56,7 @@ REQUIRED = {
 }
 OPTIONAL = {
     "eval_fn": ("params", "batch", "config"),
+    "texts": ("config",),
     "prepare": ("config",),
     "defaults": (),
     "model_args": ("config",),
@@ -65,6 +69,11 @@ OPTIONAL = {
     "lengths": ("examples", "config"),
 }
 
+# The fields of a task that has `texts`.
+TOKENIZER = {
+    "data.tokenizer": Field(str, None, "bpe:8000"),  # bytes, characters, a file, a folder, or what to train
+    "data.lowercase": Field(bool, None, True),  # of a WordPiece tokenizer that is trained, or made from a vocabulary
+}
 
 FORMER = {
     "LOSSES": f"a term of the loss is {TERM}, among the metrics",
@@ -91,6 +100,7 @@ class Task(Protocol):
 def fields(task: Any) -> dict[str, Field]:
     """Return the config fields that a task declares in `defaults`, by dotted name."""
     declared = task.defaults() if hasattr(task, "defaults") else {}
+    declared = (TOKENIZER if hasattr(task, "texts") else {}) | declared
     return {name: value if isinstance(value, Field) else _field(value) for name, value in declared.items()}
 
 
@@ -117,11 +127,6 @@ def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
         return task.loss_fn(params, batch, None, config)[1]
 
     return getattr(task, "eval_fn", None) or evaluate
-
-
-def assets(task: ModuleType, config: Any) -> dict[str, str]:
-    """Return the task's assets, {} if there are none; raise ConfigError if they are malformed."""
-    return checked_texts(task.assets(config) if hasattr(task, "assets") else {}, f"assets of {config.task}")
 
 
 def checked_texts(texts: Any, function: str) -> dict[str, str]:

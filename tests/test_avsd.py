@@ -12,7 +12,7 @@ from front_door import QUICK, ROOT, run
 
 from jtasks import config as configs
 from jtasks import optim
-from jtasks.data import pipeline
+from jtasks.data import pipeline, tokenizers
 from jtasks.distributed import sharding
 from jtasks.errors import DataError
 from jtasks.interop import huggingface
@@ -181,7 +181,7 @@ def test_the_model_learns_to_use_the_features(folder):
 
 
 def outputs_of(made, texts):
-    tokenizer, end = avsd._tokenizer(made.config), made.config.model.end
+    tokenizer, end = tokenizers.of(made.config, avsd.texts), made.config.model.end
     ids = [[*tokenizer.encode(text).ids, end] for text in texts]
     return [{"tokens": np.array((row + [end] * 8)[:8]), "score": np.float32(-1)} for row in ids]
 

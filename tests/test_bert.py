@@ -163,7 +163,7 @@ def test_shards_of_prepared_examples_give_the_metrics_of_the_text_they_were_made
     config = filled(folder)
     rows = batch(config)
     write_shard(tmp_path / "0.hdf5", rows, map(np.asarray, inputs(rows, config=config)))
-    (tmp_path / "tokenizer.json").write_text(bert.assets(config)["tokenizer.json"])
+    (tmp_path / "tokenizer.json").write_text(job.Job(bert, config, None).assets()["tokenizer.json"])
     changes = {"data__files": f"{tmp_path}/0.hdf5", "data__tokenizer": tmp_path, "data__valid": 0.0}
     shards = filled(folder, **changes)
     assert shards.model == config.model

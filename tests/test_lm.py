@@ -257,7 +257,7 @@ def test_a_run_has_its_tokenizer_which_serves_another_run(trained, folder):
     assert json.loads((trained / "tokenizer.json").read_text())["model"]["type"] == "BPE"
     config = filled(folder, data__tokenizer=trained)
     assert config.model.vocab == 265
-    assert lm.assets(config) == {"tokenizer.json": tokenizers.load(str(trained)).to_str(pretty=True)}
+    assert job.Job(lm, config, None).assets() == {"tokenizer.json": tokenizers.load(str(trained)).to_str(pretty=True)}
 
 
 def test_resuming_with_another_text_behind_a_trained_tokenizer_is_refused(trained, folder, tmp_path):

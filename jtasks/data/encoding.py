@@ -5,8 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jtasks.config import Config
-from jtasks.data import files, tokenizers
+from jtasks.data import tokenizers
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
 
@@ -21,7 +20,6 @@ FIELDS = {
     "data.test": Field(str, None, ""),
     "data.source": Field(str, None, ""),  # where to get these files, for messages
     "data.tokenizer": Field(str, None, "wordpiece:8000"),  # a file, a folder, or the kind to train
-    "data.lowercase": Field(bool, None, True),  # if the tokenizer is trained, or made from a vocabulary
     "data.length": Field(int, "[3, 2e9]", 128),  # tokens of an example
 }
 
@@ -32,12 +30,6 @@ class Marks(NamedTuple):
     start: int
     separator: int
     padding: int
-
-
-def tokenizer(config: Config, texts: tokenizers.Texts) -> "Tokenizer":
-    """Return the tokenizer of `config.data`; `texts` iterates over the text to train it on."""
-    folder = files.data_folder(config.data.dir)
-    return tokenizers.load(config.data.tokenizer, lowercase=config.data.lowercase, texts=texts, folder=folder)
 
 
 def marks(tokenizer: "Tokenizer") -> Marks:

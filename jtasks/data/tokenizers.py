@@ -12,25 +12,48 @@
 """
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jtasks.config import Config
 from jtasks.data import files, tokenizer_files
 from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
 from jtasks.errors import ConfigError, DataError
+from jtasks.ranges import shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Texts = Callable[[], Iterator[str]]
+Texts = Callable[[], Iterable[str] | None]
 
 END = "<|endoftext|>"  # GPT-2's end of a document
 
 _ALPHABET = 1000  # maximum number of characters in a trained WordPiece vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Texts that can be read again and again; `identity` distinguishes them from any others."""
+
+    read: Callable[[], Any]
+    identity: str
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.read())
+
+
+def of(config: Config, texts: Callable[[Config], Iterable[str] | None]) -> "Tokenizer":
+    """Return the tokenizer that config.data names; if it is to be trained, it is trained on a task's `texts`.
+
+    The texts are read once in each call for their identity, unless `texts` returns a `Corpus`, which has one.
+    """
+    data, own = config.data, functools.partial(texts, config)
+    return load(data.tokenizer, lowercase=data.lowercase, texts=own, folder=files.data_folder(data.dir))
 
 
 def load(
@@ -38,7 +61,6 @@ def load(
     *,
     lowercase: bool = True,
     texts: Texts | None = None,
-    identity: str = "",
     folder: pathlib.Path | None = None,
 ) -> "Tokenizer":
     """Load the tokenizer `spec` (config.data.tokenizer); the same arguments return the same object.
@@ -49,8 +71,7 @@ def load(
     Args:
       spec: see the module's table.
       lowercase: whether WordPiece drops case and accents; other kinds keep the text as it is.
-      texts: returns an iterator over the text to train on; only needed by `characters`, `wordpiece:N` and `bpe:N`.
-      identity: distinguishes this text from others; "" uses a digest of the text, which reads it once.
+      texts: returns the texts to train on, the same each time; only needed by `characters`, `wordpiece:N` and `bpe:N`.
       folder: data folder, which is also searched for files with a relative path.
 
     Raises:
@@ -61,7 +82,7 @@ def load(
     if spec == "bytes":
         return _bytes()
     if spec == "characters" or (kind in ("wordpiece", "bpe") and size):
-        path = _trained(spec, lowercase, texts, identity, folder)
+        path = _trained(spec, lowercase, texts, folder)
     else:
         path = _locate(spec, folder)
     return _read(path, lowercase, _changed(path))
@@ -106,10 +127,18 @@ def encode(tokenizer: "Tokenizer", texts: Sequence[Any], *, offsets: bool = True
         return run(list(texts), is_pretokenized=split, add_special_tokens=False)
 
 
-def digest(texts: Iterator[str]) -> str:
-    """Hash texts; the hash depends on every character and on where each text ends."""
+def digest(texts: Iterable[str]) -> str:
+    """Hash texts; the hash depends on every character and on where each text ends.
+
+    Raises:
+      ConfigError: the texts are not an iterable of str.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise ConfigError(f"the texts to train a tokenizer on are {shown(texts)}: give an iterator of texts")
     hasher = hashlib.blake2b(digest_size=16)
     for text in texts:
+        if not isinstance(text, str):
+            raise ConfigError(f"one of the texts to train a tokenizer on is {shown(text)}: give texts (str) alone")
         hasher.update(text.encode("utf-8", "surrogatepass") + b"\xff")
     return hasher.hexdigest()
 
@@ -183,31 +212,31 @@ def byte_chars() -> list[str]:
     return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
-def _trained(
-    spec: str, lowercase: bool, texts: Texts | None, identity: str, folder: pathlib.Path | None
-) -> pathlib.Path:
+def _trained(spec: str, lowercase: bool, texts: Texts | None, folder: pathlib.Path | None) -> pathlib.Path:
     """Return the file of a trained tokenizer, which is trained if absent."""
     kind, _, size = spec.partition(":")
     least = {"characters": 0, "wordpiece": len(BERT) + 1, "bpe": 257}[kind]
     if kind != "characters" and (not size.isdecimal() or int(size) < least):
         raise ConfigError(f"the tokenizer {spec!r} should be {kind}:N with a whole number N of at least {least}")
-    if texts is None:
+    given = texts() if texts else None
+    if texts is None or given is None:
         raise ConfigError(f"the tokenizer {spec!r} is trained on text, and there is none here: give a tokenizer's file")
+    corpus = given if isinstance(given, Corpus) else Corpus(texts, digest(given))
     lowercase = lowercase and kind == "wordpiece"
-    name = f"1 {spec} {lowercase} {identity or digest(texts())}"  # 1: version of the training
+    name = f"1 {spec} {lowercase} {corpus.identity}"  # 1: version of the training
     file = f"{kind}{size}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json"
     places = files.places(folder, "tokenizers", file)
     stored = next((path for path in places if path.exists()), None)
-    return stored or files.store(places, _train(spec, lowercase, texts).to_str().encode(), "tokenizer")
+    return stored or files.store(places, _train(spec, lowercase, corpus).to_str().encode(), "tokenizer")
 
 
-def _train(spec: str, lowercase: bool, texts: Texts) -> "Tokenizer":
-    if not any(text.strip() for text in texts()):
+def _train(spec: str, lowercase: bool, corpus: Corpus) -> "Tokenizer":
+    if not any(text.strip() for text in corpus):
         raise DataError("there is no text to train the tokenizer on: the files are empty")
     kind, _, size = spec.partition(":")
     if kind == "characters":
-        return _characters(texts)
-    tokenizer = _train_bpe(int(size), texts) if kind == "bpe" else _train_wordpiece(int(size), lowercase, texts)
+        return _characters(corpus)
+    tokenizer = _train_bpe(int(size), corpus) if kind == "bpe" else _train_wordpiece(int(size), lowercase, corpus)
     if tokenizer.get_vocab_size() > int(size):
         raise ConfigError(
             f"the tokenizer {spec!r} is too small: the characters of this text alone take"
@@ -216,28 +245,28 @@ def _train(spec: str, lowercase: bool, texts: Texts) -> "Tokenizer":
     return tokenizer
 
 
-def _characters(texts: Texts) -> "Tokenizer":
+def _characters(corpus: Corpus) -> "Tokenizer":
     from tokenizers import Tokenizer, decoders, models
 
-    vocabulary = {char: i for i, char in enumerate(["[UNK]", *sorted(set().union(*map(set, texts())))])}
+    vocabulary = {char: i for i, char in enumerate(["[UNK]", *sorted(set().union(*map(set, corpus)))])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="[UNK]"))  # BPE without merges: single characters
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(["[UNK]", END])
     return tokenizer
 
 
-def _train_bpe(pieces: int, texts: Texts) -> "Tokenizer":
+def _train_bpe(pieces: int, corpus: Corpus) -> "Tokenizer":
     from tokenizers import models, trainers
 
     tokenizer = byte_level(models.BPE(), split=True)
     trainer = trainers.BpeTrainer(
         vocab_size=pieces, special_tokens=[END], initial_alphabet=byte_chars(), show_progress=False
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(iter(corpus), trainer)
     return tokenizer
 
 
-def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
+def _train_wordpiece(pieces: int, lowercase: bool, corpus: Corpus) -> "Tokenizer":
     """Train WordPiece with a fixed alphabet.
 
     The library breaks ties by the ids of the characters, and assigns the ids in an order that changes from run to run.
@@ -246,22 +275,22 @@ def _train_wordpiece(pieces: int, lowercase: bool, texts: Texts) -> "Tokenizer":
     from tokenizers import trainers
 
     tokenizer = wordpiece({"[UNK]": 0}, lowercase)
-    alphabet, inside = _alphabet(tokenizer, texts)
+    alphabet, inside = _alphabet(tokenizer, corpus)
     trainer = trainers.WordPieceTrainer(
         vocab_size=pieces,
         special_tokens=[*BERT, *alphabet, *(f"##{char}" for char in inside)],
         limit_alphabet=0,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
+    tokenizer.train_from_iterator(iter(corpus), trainer)
     model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]["vocab"]
     return wordpiece(model, lowercase)
 
 
-def _alphabet(tokenizer: "Tokenizer", texts: Texts) -> tuple[list[str], list[str]]:
+def _alphabet(tokenizer: "Tokenizer", corpus: Corpus) -> tuple[list[str], list[str]]:
     """Return the commonest characters in code order, and those that occur inside words."""
     chunks: collections.Counter[str] = collections.Counter()
-    for text in texts():
+    for text in corpus:
         chunks.update(tokenizer.normalizer.normalize_str(text).split())
     counts: collections.Counter[str] = collections.Counter()
     inside: set[str] = set()

@@ -46,7 +46,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     if examples is None:
         raise DataError(f"task {config.task} has no examples to initialize its model with")
     tensors, theirs = huggingface.to_hf(_fetch(run.params(examples)), job.config.model, architecture)
-    assets = task.assets(job.task, job.config)
+    assets = job.assets()
     first, generation, vocabulary = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
     others = beside.more(theirs, generation, assets)

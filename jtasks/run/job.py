@@ -12,7 +12,7 @@ from jtasks import config as configs
 from jtasks import ranges, task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import buckets, pipeline
+from jtasks.data import buckets, pipeline, tokenizers
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import checked_shares
 from jtasks.errors import ConfigError, DataError
@@ -89,6 +89,17 @@ class Job(NamedTuple):
         segments = examples.get("segments") if "segments" in getattr(self.task, "SEQUENCE_KEYS", ()) else None
         return np.count_nonzero(segments, axis=1) if segments is not None and segments.ndim == 2 else None
 
+    def assets(self) -> dict[str, str]:
+        """Return the texts {file name: text} that the run is not understood without: tokenizer and the task's assets.
+
+        Raises:
+          ConfigError: the task's `assets` returns something else.
+        """
+        own = self.task.assets(self.config) if hasattr(self.task, "assets") else {}
+        texts = getattr(self.task, "texts", None)
+        tokenizer = tokenizers.assets(tokenizers.of(self.config, texts)) if texts else {}
+        return tokenizer | task.checked_texts(own, f"assets of {self.config.task}")
+
     def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.BatchPlan:
         config = self.config
         lengths = self.lengths(examples)
@@ -143,9 +154,16 @@ def prepare(config: Config) -> Job:
     config = configs.freeze(config)
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh)
-    if hasattr(module, "prepare"):
-        processes.on_first_process(lambda: module.prepare(config))
+    processes.on_first_process(lambda: make_files(config, module))
     return Job(module, fill(config, module), mesh)
+
+
+def make_files(config: Config, module: ModuleType) -> None:
+    """Train the task's tokenizer and call its `prepare`, where it has them; what they make is stored for the others."""
+    if hasattr(module, "texts"):
+        tokenizers.of(config, module.texts)
+    if hasattr(module, "prepare"):
+        module.prepare(config)
 
 
 def fill(config: Config, module: ModuleType) -> Config:
@@ -162,6 +180,8 @@ def fill(config: Config, module: ModuleType) -> Config:
         raise ConfigError(
             f"model_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
         )
+    if hasattr(module, "texts"):
+        values = {"vocab": tokenizers.size(tokenizers.of(config, module.texts)), **values}
     values = configs.plain(values, "config.model")
     if fields:
         ranges.check_against_data(config.model, values)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import console, task
+from jtasks import console
 from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
@@ -85,7 +85,7 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
         if missing and checkpoint.saved_steps(folder / "checkpoints"):
             console.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config is unknown")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
-        workdir.compare_assets(task.assets(job.task, job.config), folder)
+        workdir.compare_assets(job.assets(), folder)
 
     processes.on_first_process(compare)
     return job

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import task
 from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import buckets, fingerprint, pipeline
@@ -89,7 +88,7 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
 
     Does not read a split that the run has not used yet: the first evaluation records that split.
     """
-    assets = task.assets(job.task, job.config)
+    assets = job.assets()
     used = {"train", *(recorded_splits(workdir) if start else ())}
     data = {split: fingerprint.of(splits[split]) for split in SPLITS if split in used and splits[split] is not None}
     if start:

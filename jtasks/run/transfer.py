@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import task
 from jtasks.config import Config
 from jtasks.console import warn
 from jtasks.data import assets, tokenizer_files, tokenizers
@@ -33,7 +32,7 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
       CheckpointError: there is no checkpoint, or no parameter fits.
     """
     source, config = job.config.init_from, job.config
-    own = task.assets(job.task, config)
+    own = job.assets()
     if source.startswith(huggingface.PREFIX):
         folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
         classes, architecture = huggingface.class_names(folder), huggingface.architecture(job.task)

@@ -9,6 +9,7 @@ the answer, and the mean squared error of each feature vector predicted from tho
 import functools
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -40,7 +41,6 @@ def defaults() -> dict[str, Any]:
             str, ("all", "last", "asked"), "all"
         ),  # outside training; asked: undisclosed, or with references
         "data.tokenizer": Field(str, None, "bpe:2000"),  # a file, a folder, or what to train
-        "data.lowercase": Field(bool, None, True),  # of wordpiece:N
         "data.features": Field(tuple, None, ()),  # folders of a video's features; (): text alone
         "data.features_dir": Field(str),  # None: the folder of data, or avsd in it
         "data.frames": Field(int, "[1, 2e9]", 40),  # most feature vectors of a video
@@ -55,14 +55,9 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def prepare(config: Config) -> None:
-    """Train the tokenizer if need be, once; it is stored beside the data."""
-    _tokenizer(config)
-
-
-def assets(config: Config) -> dict[str, str]:
-    """The tokenizer."""
-    return tokenizers.assets(_tokenizer(config))
+def texts(config: Config) -> Iterator[str]:
+    """All that is said in the dialogues of the train split and about their videos."""
+    yield from dialogues.texts(_train(config))
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
@@ -83,7 +78,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         found = [turn for turn in found if dialogues.references(turn)]
     if data.features:
         _features(config).require(dialogue["image_id"] for dialogue, _ in found)
-    tokenizer, mark = _tokenizer(config), _mark(config)
+    tokenizer, mark = tokenizers.of(config, texts), _mark(config)
     encode = functools.lru_cache(None)(lambda text: tokenizers.encode(tokenizer, [text])[0].ids)
     options = {"max_turns": data.max_turns, "use_caption": data.use_caption}
     contexts = [dialogues.context(turn, encode, mark, size=data.context, **options) for turn in found]
@@ -116,17 +111,14 @@ def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of ids, positions that video, context and answer take, and the features' width."""
+    """Number of positions that video, context and answer take, the features' width, and the id that ends an answer."""
     data, frames, width = config.data, 0, 0
     if data.features:
-        path = dialogues.locate("train", data.train, _folder(config))
-        assert path is not None  # or an error has said so
-        videos = [dialogue["image_id"] for dialogue in _read(path)]
+        videos = [dialogue["image_id"] for dialogue in _train(config)]
         _features(config).require(videos)
         frames, width = data.frames, _features(config).width(videos[0])
     positions = frames + data.context + max(data.answer, config.beam.max_len)
-    vocab = tokenizers.size(_tokenizer(config))
-    return {"vocab": vocab, "positions": positions, "features": width, "end": _mark(config)}
+    return {"positions": positions, "features": width, "end": _mark(config)}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -218,8 +210,8 @@ def answers(outputs: Any, config: Config) -> list[str]:
     """The text of predicted answers."""
     rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
     end = _mark(config)
-    texts = _tokenizer(config).decode_batch([row[: row.index(end)] if end in row else row for row in rows])
-    return [text.strip() for text in texts]
+    rows = [row[: row.index(end)] if end in row else row for row in rows]
+    return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
 
 
 def _turn(example: Any) -> dialogues.Turn:
@@ -254,18 +246,12 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
     return _parsed(path, path.stat().st_mtime_ns)
 
 
-def _tokenizer(config: Config) -> Any:
-    """The tokenizer; a trained one from the dialogues of the train split."""
-    folder, data = _folder(config), config.data
-
-    def texts() -> Any:
-        path = dialogues.locate("train", data.train, folder)
-        assert path is not None  # or an error has said so
-        yield from dialogues.texts(_read(path))
-
-    return tokenizers.load(data.tokenizer, lowercase=data.lowercase, texts=texts, folder=folder)
+def _train(config: Config) -> list[dict[str, Any]]:
+    path = dialogues.locate("train", config.data.train, _folder(config))
+    assert path is not None  # or an error has said so
+    return _read(path)
 
 
 def _mark(config: Config) -> int:
     """The id that begins each piece of a context, and ends an answer."""
-    return tokenizers.special(_tokenizer(config), tokenizers.END, "[SEP]")
+    return tokenizers.special(tokenizers.of(config, texts), tokenizers.END, "[SEP]")

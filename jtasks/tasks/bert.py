@@ -5,6 +5,7 @@ drawn on the device from each example's seed, new ones each epoch. Or from HDF5 
 are taken as they stand.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -36,7 +37,6 @@ def defaults() -> dict[str, Any]:
         **{f"model.{name}": Field(int) for name in IDS},
         **text.FIELDS,
         "data.tokenizer": Field(str, None, "wordpiece:30522"),  # a file, a folder, or what to train
-        "data.lowercase": Field(bool, None, True),  # of a tokenizer that is trained
         "data.length": Field(int, "[5, 2e9]", 128),  # tokens of a pair
         "data.duplicates": Field(int, "[1, 2e9]", 5),  # passes over the text, each with other pairs
         "data.masked": Field(float, "(0, 1]", 0.15),  # share of the tokens to predict
@@ -45,8 +45,17 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def texts(config: Config) -> tokenizers.Corpus | None:
+    """The documents of the train split; None of shards, which have no text."""
+    source = _source("train", config)
+    if source is None or _sharded(source):
+        return None
+    read = functools.partial(text.documents, source.paths, "blank", seed=config.seed, valid=source.valid)
+    return tokenizers.Corpus(read, text.identity(source.paths, config.seed, source.valid))
+
+
 def prepare(config: Config) -> None:
-    """Train the tokenizer if need be, tokenize the text and make the pairs, once; they are stored beside the data."""
+    """Tokenize the text and make the pairs, once; they are stored beside the data."""
     for split in ("train", "valid", "test"):
         source = _source(split, config)
         if source is None or _sharded(source):
@@ -58,14 +67,9 @@ def prepare(config: Config) -> None:
         )
 
 
-def assets(config: Config) -> dict[str, str]:
-    """The tokenizer."""
-    return tokenizers.assets(_tokenizer(config))
-
-
 def dataset(split: str, config: Config) -> Any:
     """Examples as `pairs.Pairs` or `shards.read` have them."""
-    source, tokenizer = _source(split, config), _tokenizer(config)
+    source, tokenizer = _source(split, config), tokenizers.of(config, texts)
     if source is None:
         return None
     if _sharded(source):
@@ -84,13 +88,10 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of ids, those that masking needs to know, and positions."""
-    tokenizer = _tokenizer(config)
-    return {
-        "vocab": tokenizers.size(tokenizer),
-        "positions": config.data.length,
-        **{field: tokenizers.special(tokenizer, name) for field, name in IDS.items()},
-    }
+    """Number of positions, and the ids that masking needs to know."""
+    tokenizer = tokenizers.of(config, texts)
+    ids = {field: tokenizers.special(tokenizer, name) for field, name in IDS.items()}
+    return {"positions": config.data.length, **ids}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -139,23 +140,9 @@ def _sharded(source: text.Source) -> bool:
     return kinds == {True}
 
 
-def _tokenizer(config: Config) -> Any:
-    """The tokenizer; a trained one from the text of the train split."""
-    source = _source("train", config)
-    assert source is not None
-    paths, valid = source.paths, source.valid
-    return tokenizers.load(
-        config.data.tokenizer,
-        lowercase=config.data.lowercase,
-        texts=None if _sharded(source) else lambda: text.documents(paths, "blank", seed=config.seed, valid=valid),
-        identity=text.identity(paths, config.seed, valid),
-        folder=_folder(config),
-    )
-
-
 def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
     """The tokenized documents of a split, and `pairs.paired` of them."""
-    tokenizer, folder = _tokenizer(config), _folder(config)
+    tokenizer, folder = tokenizers.of(config, texts), _folder(config)
     sources = pairs.tokenized(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)
     return sources, *pairs.paired(
         sources,

@@ -48,6 +48,13 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def texts(config: Config) -> Iterator[str]:
+    """The contexts and the choices of the train split."""
+    for context, choices, _ in _read("train", config) or []:
+        yield context
+        yield from choices
+
+
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Token arrays [n, choices, length] as `encoding.pairs` makes them, `label` [n], and the texts.
 
@@ -62,14 +69,14 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     contexts, choices, labels = (list(column) for column in zip(*found, strict=True))
     untold = split != "train" and set(labels) == {None}
     count = len(choices[0])
-    for i, (texts, label) in enumerate(zip(choices, labels, strict=True)):
-        if len(texts) != count:
-            raise DataError(f"{config.data[split]}: example {i} has {len(texts)} choices, the first has {count}")
+    for i, (own, label) in enumerate(zip(choices, labels, strict=True)):
+        if len(own) != count:
+            raise DataError(f"{config.data[split]}: example {i} has {len(own)} choices, the first has {count}")
         if not untold and not 0 <= (-1 if label is None else label) < count:
             raise DataError(f"{config.data[split]}: the answer of example {i} is none of its {count} choices")
     first = [context for context in contexts for _ in range(count)]
-    second = [text for texts in choices for text in texts]
-    arrays = encoding.pairs(_tokenizer(config), first, second, config.data.length)
+    second = [text for own in choices for text in own]
+    arrays = encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length)
     return {
         **{name: array.reshape(-1, count, config.data.length) for name, array in arrays.items()},
         **({} if untold else {"label": np.array(labels, np.int32)}),
@@ -78,19 +85,9 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     }
 
 
-def prepare(config: Config) -> None:
-    """Train the tokenizer, if it is to be trained."""
-    _tokenizer(config)
-
-
 def model_args(config: Config) -> dict[str, Any]:
-    """The sizes of vocabulary, positions and head."""
-    return {"vocab": tokenizers.size(_tokenizer(config)), "positions": config.data.length, "labels": 1}
-
-
-def assets(config: Config) -> dict[str, str]:
-    """The tokenizer."""
-    return tokenizers.assets(_tokenizer(config))
+    """Number of positions, and of logits of a choice."""
+    return {"positions": config.data.length, "labels": 1}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -179,12 +176,3 @@ def _number(answer: str) -> int | None:
     if answer == "-1":
         return None
     return int(answer) if answer.isdecimal() else "ABCDEFGHIJ".find(answer) if len(answer) == 1 else -1
-
-
-def _tokenizer(config: Config) -> Any:
-    def texts() -> Iterator[str]:
-        for context, choices, _ in _read("train", config) or []:
-            yield context
-            yield from choices
-
-    return encoding.tokenizer(config, texts)

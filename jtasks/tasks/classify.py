@@ -38,6 +38,12 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def texts(config: Config) -> Iterator[str]:
+    """The texts of the train split."""
+    for row in _rows("train", config) or []:
+        yield from (row[field] for field in (config.data.first, config.data.second) if field)
+
+
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Token arrays [n, length] as `encoding.pairs` makes them, `label` [n], and the texts; None without a file.
 
@@ -60,28 +66,22 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         labels = []
     if unknown := sorted(set(labels) - set(numbers)):
         raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
-    texts = {"first": first} | ({} if second is None else {"second": second})
+    columns = {"first": first} | ({} if second is None else {"second": second})
     return {
-        **encoding.pairs(_tokenizer(config), first, second, config.data.length),
+        **encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length),
         **({"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}),
-        **{name: np.array(values, object) for name, values in texts.items()},
+        **{name: np.array(values, object) for name, values in columns.items()},
     }
 
 
-def prepare(config: Config) -> None:
-    """Train the tokenizer, if it is to be trained."""
-    _tokenizer(config)
-
-
 def model_args(config: Config) -> dict[str, Any]:
-    """The sizes of vocabulary, positions and head."""
-    vocabulary = tokenizers.size(_tokenizer(config))
-    return {"vocab": vocabulary, "positions": config.data.length, "labels": len(_classes(config))}
+    """Number of positions and of classes."""
+    return {"positions": config.data.length, "labels": len(_classes(config))}
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The tokenizer and the names of the classes."""
-    return tokenizers.assets(_tokenizer(config)) | labels(_classes(config))
+    """The names of the classes."""
+    return labels(_classes(config))
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -161,14 +161,6 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
     fields = {data.first: check, **({data.second: check} if data.second else {}), data.label: values.label}
     optional = () if split == "train" else (data.label,)
     return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
-
-
-def _tokenizer(config: Config) -> Any:
-    def texts() -> Iterator[str]:
-        for row in _rows("train", config) or []:
-            yield from (row[field] for field in (config.data.first, config.data.second) if field)
-
-    return encoding.tokenizer(config, texts)
 
 
 def _classes(config: Config) -> tuple[str, ...]:

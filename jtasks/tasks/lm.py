@@ -1,6 +1,6 @@
 """Next-token language models over text: bytes, characters, BPE or any tokenizer's tokens (Radford et al. 2019).
 
-`prepare` trains the tokenizer if need be and tokenizes the text into one stream, mapped into memory. Training reads
+`prepare` tokenizes the text into one stream, mapped into memory. Training reads
 windows of it that begin at every `config.data.stride`-th token, so 1 means anywhere; evaluation reads every token once.
 With `config.data.packed` attention stays inside documents and positions count from the start of each.
 """
@@ -43,15 +43,22 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def texts(config: Config) -> tokenizers.Corpus:
+    """The documents of the train split, in pieces."""
+    source, kind = text.source("train", config.data, _folder(config)), config.data.documents
+    assert source is not None  # or an error has said so
+
+    def read() -> Iterator[str]:
+        for document in text.documents(source.paths, kind, seed=config.seed, valid=source.valid):
+            yield from tokens.chunks(document)
+
+    return tokenizers.Corpus(read, text.identity(source.paths, kind, config.seed, source.valid))
+
+
 def prepare(config: Config) -> None:
-    """Train the tokenizer and tokenize the text, once; they are stored beside the data."""
+    """Tokenize the text, once; the tokens are stored beside the data."""
     for split in ("train", "valid", "test"):
         _stream(split, config)
-
-
-def assets(config: Config) -> dict[str, str]:
-    """The tokenizer."""
-    return tokenizers.assets(_tokenizer(config))
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -66,10 +73,9 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of ids, positions, and for packed documents the id that ends one."""
-    tokenizer = _tokenizer(config)
-    end = tokenizers.special(tokenizer, *tokens.ENDS) if config.data.packed else -1
-    return {"vocab": tokenizers.size(tokenizer), "positions": config.data.length, "end": end}
+    """Number of positions, and for packed documents the id that ends one."""
+    end = tokenizers.special(tokenizers.of(config, texts), *tokens.ENDS) if config.data.packed else -1
+    return {"positions": config.data.length, "end": end}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """The given text of each example, and how the model goes on."""
-    tokenizer = _tokenizer(config)
+    tokenizer = tokenizers.of(config, texts)
     parts = []
     for output in outputs:
         ids = np.asarray(output["tokens"]).tolist()
@@ -140,24 +146,6 @@ def _folder(config: Config) -> pathlib.Path:
     return data_folder(config.data.dir)
 
 
-def _tokenizer(config: Config) -> Any:
-    """The tokenizer; a trained one from the text of the train split."""
-    source = text.source("train", config.data, _folder(config))
-    assert source is not None
-
-    def texts() -> Iterator[str]:
-        for document in text.documents(source.paths, config.data.documents, seed=config.seed, valid=source.valid):
-            yield from tokens.chunks(document)
-
-    return tokenizers.load(
-        config.data.tokenizer,
-        lowercase=config.data.lowercase,
-        texts=texts,
-        identity=text.identity(source.paths, config.data.documents, config.seed, source.valid),
-        folder=_folder(config),
-    )
-
-
 def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
     """Tokens of a split and its bytes, None where there is none."""
     source = text.source(split, config.data, _folder(config))
@@ -165,7 +153,7 @@ def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
         source.paths,
         config.data.documents,
         source.part,
-        _tokenizer(config),
+        tokenizers.of(config, texts),
         seed=config.seed,
         valid=source.valid,
         folder=_folder(config),

@@ -53,6 +53,13 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def texts(config: Config) -> Iterator[str]:
+    """The contexts and the questions of the train split."""
+    questions = _questions("train", config) or []
+    yield from dict.fromkeys(question.context for question in questions)
+    yield from (question.text for question in questions)
+
+
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Windows as `squad.windows` makes them; None without a file.
 
@@ -68,22 +75,12 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     if not data.unanswerable and any(question.answers == [] for question in questions):
         raise DataError(f"{data[split]} has questions without answers: set config.data.unanswerable=True")
     sizes = {"length": data.length, "question": data.question, "stride": data.stride}
-    return squad.windows(_tokenizer(config), questions, **sizes)
-
-
-def prepare(config: Config) -> None:
-    """Train the tokenizer, if it is to be trained."""
-    _tokenizer(config)
+    return squad.windows(tokenizers.of(config, texts), questions, **sizes)
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """The sizes of vocabulary, positions and head."""
-    return {"vocab": tokenizers.size(_tokenizer(config)), "positions": config.data.length, "labels": 2}
-
-
-def assets(config: Config) -> dict[str, str]:
-    """The tokenizer."""
-    return tokenizers.assets(_tokenizer(config))
+    """Number of positions and of logits."""
+    return {"positions": config.data.length, "labels": 2}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -216,12 +213,3 @@ def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 def _questions(split: str, config: Config) -> list[squad.Question] | None:
     name = config.data[split]
     return squad.questions(name, split, folder=config.data.dir) if name else None
-
-
-def _tokenizer(config: Config) -> Any:
-    def texts() -> Iterator[str]:
-        questions = _questions("train", config) or []
-        yield from dict.fromkeys(question.context for question in questions)
-        yield from (question.text for question in questions)
-
-    return encoding.tokenizer(config, texts)

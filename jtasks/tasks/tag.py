@@ -36,6 +36,12 @@ def defaults() -> dict[str, Any]:
     }
 
 
+def texts(config: Config) -> Iterator[str]:
+    """The sentences of the train split."""
+    for sentence in _sentences("train", config) or []:
+        yield " ".join(sentence.words)
+
+
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Windows as `conll.windows` makes them; None without a file. One of words without tags can be predicted for.
 
@@ -49,23 +55,17 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         raise DataError(f"{config.data.train} has words without tags, which training needs")
     if unknown := sorted({tag for sentence in sentences for tag in sentence.tags} - set(tags)):
         raise DataError(f"the {split} split has the tags {unknown}, which train lacks; name all in config.data.labels")
-    return conll.windows(_tokenizer(config), sentences, tags, config.data.length)
-
-
-def prepare(config: Config) -> None:
-    """Train the tokenizer, if it is to be trained."""
-    _tokenizer(config)
+    return conll.windows(tokenizers.of(config, texts), sentences, tags, config.data.length)
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """The sizes of vocabulary, positions and head."""
-    vocabulary = tokenizers.size(_tokenizer(config))
-    return {"vocab": vocabulary, "positions": config.data.length, "labels": 1 + 2 * len(_types(config))}
+    """Number of positions and of tags."""
+    return {"positions": config.data.length, "labels": 1 + 2 * len(_types(config))}
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The tokenizer and the names of the classes."""
-    return tokenizers.assets(_tokenizer(config)) | labels(conll.classes(_types(config)))
+    """The names of the classes."""
+    return labels(conll.classes(_types(config)))
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -157,14 +157,6 @@ def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:
         return None
     text = tables.read(data[split], f"config.data.{split}", folder=data.dir, source=data.source)
     return conll.sentences(text, data[split], word=data.word, tag=data.tag)
-
-
-def _tokenizer(config: Config) -> Any:
-    def texts() -> Iterator[str]:
-        for sentence in _sentences("train", config) or []:
-            yield " ".join(sentence.words)
-
-    return encoding.tokenizer(config, texts)
 
 
 def _types(config: Config) -> tuple[str, ...]:

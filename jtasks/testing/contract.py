@@ -4,7 +4,8 @@ import contextlib
 import difflib
 import inspect
 import io
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
 from jtasks.faults import CONTRACT, Fault, explained, require, some
-from jtasks.run.job import SPLITS, Job, fill
+from jtasks.run.job import SPLITS, Job, fill, make_files
 from jtasks.run.preflight import check_loss, check_metrics, kind, require_arrays, require_no_leak, require_unchanged
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, small, unequal, variables
 from jtasks.tree import leaf_name
@@ -88,8 +89,8 @@ def _misspellings(module: ModuleType) -> list[str]:
 
 
 def _prepare(module: ModuleType, config: Config) -> Job:
-    if hasattr(module, "prepare"):
-        module.prepare(config)
+    _texts(module, config)
+    make_files(config, module)
     if hasattr(module, "model_args"):
         values = module.model_args(config)
         require(
@@ -101,6 +102,26 @@ def _prepare(module: ModuleType, config: Config) -> Job:
             hint = "configs are static arguments of jit: return numbers, strings or (nested) tuples of them"
             require(_hashable(value), f"model_args returned {field!r} as {kind(value)}, which cannot be hashed", hint)
     return Job(module, fill(config, module), mesh_of(jax.local_devices()[:1]))
+
+
+def _texts(module: ModuleType, config: Config) -> None:
+    """The training texts are texts, and the same ones each time."""
+    if not hasattr(module, "texts"):
+        return
+    hint = "return an iterator of the texts of the train split (str), or None if there are none to train a tokenizer on"
+    reads: list[list[Any]] = []
+    for _ in range(2):
+        given = module.texts(config)
+        if given is None:
+            return
+        listed = isinstance(given, Iterable) and not isinstance(given, str)
+        require(listed, f"texts(config) returned {kind(given)}", hint)
+        reads.append(list(itertools.islice(given, 100)))
+    first, again = reads
+    wrong = [f"number {i} is {kind(text)}" for i, text in enumerate(first) if not isinstance(text, str)]
+    require(not wrong, f"texts(config): {some(wrong)}", hint)
+    require(bool(first), "texts(config) gives no text", hint)
+    require(first == again, "texts(config) gives other texts the second time", "draw nothing, or from config.seed")
 
 
 def _hashable(value: Any) -> bool:

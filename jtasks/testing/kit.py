@@ -97,7 +97,7 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
         return Result(name, False, explained(error, task), hint(error, task))
 
 
-HOST = ("dataset", "prepare", "model_args", "collate_fn", "assets", "lengths")
+HOST = ("dataset", "texts", "prepare", "model_args", "collate_fn", "assets", "lengths")
 
 
 def hint(error: BaseException, task: ModuleType | None) -> str:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jtasks.data import tokenizers
+from jtasks.data.tokenizers import Corpus
 from jtasks.errors import ConfigError, DataError
 
 LINES = [
@@ -105,6 +106,7 @@ def test_words_begin_where_no_continuation_stands(folder):
 TRAIN = """
 import pathlib, sys
 from jtasks.data import tokenizers
+from jtasks.data.tokenizers import Corpus
 lines = open(sys.argv[2], encoding="utf-8").read().split("\\n")
 for spec in ("characters", "wordpiece:160", "bpe:350"):
     tokenizers.load(spec, texts=lambda: iter(lines), folder=pathlib.Path(sys.argv[1]))
@@ -123,9 +125,9 @@ def test_training_gives_the_same_files_in_every_process(tmp_path):
 
 
 def test_a_tokenizer_is_trained_once_and_again_for_other_text(tmp_path):
-    first = tokenizers.load("bpe:300", texts=lines, identity="one", folder=tmp_path)
-    assert tokenizers.load("bpe:300", texts=never, identity="one", folder=tmp_path) is first
-    tokenizers.load("bpe:300", texts=lambda: iter(LINES[:1]), identity="two", folder=tmp_path)
+    first = tokenizers.load("bpe:300", texts=lambda: Corpus(lines, "one"), folder=tmp_path)
+    assert tokenizers.load("bpe:300", texts=lambda: Corpus(never, "one"), folder=tmp_path) is first
+    tokenizers.load("bpe:300", texts=lambda: Corpus(lambda: LINES[:1], "two"), folder=tmp_path)
     tokenizers.load("bpe:300", texts=lambda: iter(LINES[1:]), folder=tmp_path)
     assert len(list((tmp_path / "tokenizers").glob("bpe300-*.json"))) == len(list((tmp_path / "tokenizers").iterdir()))
     assert len(list((tmp_path / "tokenizers").iterdir())) == 3
@@ -134,8 +136,8 @@ def test_a_tokenizer_is_trained_once_and_again_for_other_text(tmp_path):
 def test_where_the_folder_of_data_cannot_be_written_the_cache_serves(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "data").write_text("a file, so that nothing can be made in it")
-    tokenizer = tokenizers.load("bpe:300", texts=lines, identity="x", folder=tmp_path / "data")
-    assert tokenizers.load("bpe:300", texts=never, identity="x", folder=tmp_path / "data") is tokenizer
+    tokenizer = tokenizers.load("bpe:300", texts=lambda: Corpus(lines, "x"), folder=tmp_path / "data")
+    assert tokenizers.load("bpe:300", texts=lambda: Corpus(never, "x"), folder=tmp_path / "data") is tokenizer
     assert len(list((tmp_path / "cache" / "jtasks" / "tokenizers").iterdir())) == 1
 
 
