@@ -41,7 +41,7 @@ def test_the_best_spans_of_a_window_are_found(tmp_path, monkeypatch, answer, bes
         np.testing.assert_allclose(found["score"][row, :n], [s for s, _, _ in expected], rtol=1e-6)
         got = list(zip(found["start"][row, :n].tolist(), found["end"][row, :n].tolist(), strict=True))
         assert got == [(i, j) for _, i, j in expected]
-        assert (found["score"][row, n:] <= QA.NEVER).all()
+        assert (found["score"][row, n:] <= squad.NO_SPAN).all()
         np.testing.assert_allclose(found["none"][row], logits[row, 0].sum(), rtol=1e-6)
 
 
@@ -71,9 +71,8 @@ OUTPUTS = [
 ]
 
 
-def test_windows_of_a_question_are_merged(tmp_path):
-    made = prepared("squad.py:small", tmp_path)
-    one, two = QA._found(EXAMPLES, OUTPUTS, made.config)
+def test_windows_of_a_question_are_merged():
+    one, two = squad.predictions(EXAMPLES, OUTPUTS, 20)
     assert [text for text, _ in one.best] == ["or", "Rome", "Paris", "in Rome"]
     assert [score for _, score in one.best] == pytest.approx([4.5, 4.0, 3.5, 3.0])
     assert one.odds == pytest.approx(1.0 - 4.5)  # the worst of no answer against the best of all
@@ -110,11 +109,10 @@ def test_the_report_is_the_official_file(tmp_path):
     ]
 
 
-def test_a_context_without_tokens_has_no_answer(tmp_path):
-    made = prepared("squad.py:small", tmp_path)
+def test_a_context_without_tokens_has_no_answer():
     empty = window("1", "", [], np.zeros((0, 2)))
-    (found,) = QA._found([empty], [said(0.0, (-1e30, 0, 0))], made.config)
-    assert found.best == [] and found.answer(np.inf) == ""
+    (predicted,) = squad.predictions([empty], [said(0.0, (-1e30, 0, 0))], 20)
+    assert predicted.best == [] and predicted.answer() == ""
 
 
 def test_questions_without_an_answer_must_be_expected(tmp_path):
@@ -131,7 +129,7 @@ def test_the_loss_is_the_mean_of_start_and_end_and_right_logits_score_full_marks
 
     def logits(params, batch, rng, config):
         ends = jnp.stack([jax.nn.one_hot(batch[name], batch["tokens"].shape[1]) for name in ("start", "end")], -1)
-        return jnp.where(batch["segments"][:, :, None] > 0, 50.0 * ends, QA.NEVER)
+        return jnp.where(batch["segments"][:, :, None] > 0, 50.0 * ends, squad.NO_SPAN)
 
     monkeypatch.setattr(QA, "_logits", logits)
     metrics = QA.eval_fn({}, batch, made.config)

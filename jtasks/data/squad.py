@@ -1,6 +1,8 @@
 """Questions about paragraphs, in SQuAD's JSON 1.1 or 2.0, as windows for a model."""
 
-from collections.abc import Iterator, Sequence
+import collections
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -10,6 +12,8 @@ from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+NO_SPAN = -1e30  # score where there is no span; JSON has no infinity
 
 MIRRORS = ("https://rajpurkar.github.io/SQuAD-explorer/dataset/",)
 OFFICIAL = {
@@ -30,6 +34,18 @@ class Question(NamedTuple):
     text: str
     context: str
     answers: list[tuple[int, str]] | None
+
+
+class Prediction(NamedTuple):
+    """What the windows of a question predict together."""
+
+    question: Question
+    best: list[tuple[str, float]]  # texts and their scores, best first
+    odds: float  # score of no answer minus that of the best text
+
+    def answer(self, threshold: float = np.inf) -> str:
+        """Return the best text, or "" if the odds against an answer exceed the threshold."""
+        return self.best[0][0] if self.best and self.odds <= threshold else ""
 
 
 def questions(name: str, split: str, *, folder: str | None = None) -> list[Question]:
@@ -125,6 +141,49 @@ def windows(
         "offsets": _objects([offsets for offsets, _ in places]),
         "question": _objects([entry for _, entry in places]),
     }
+
+
+def predictions(
+    examples: Iterable[Mapping[str, Any]], outputs: Iterable[Mapping[str, Any]], most: int
+) -> list[Prediction]:
+    """Merge the predictions of each question's windows: each text at its best score, no answer at its worst.
+
+    Args:
+      examples: as `windows` makes them.
+      outputs: of each window `start`, `end` and `score` [n] of its best spans, and the score `none` of no answer.
+      most: maximum number of texts of a question.
+    """
+    questions: dict[str, Question] = {}
+    texts: dict[str, dict[str, float]] = collections.defaultdict(dict)
+    none: dict[str, float] = {}
+    for example, output in zip(examples, outputs, strict=True):
+        question, offsets, begin = example["question"], example["offsets"], int(example["begin"])
+        name = question.name
+        questions[name] = question
+        none[name] = min(none.get(name, np.inf), float(output["none"]))
+        for start, end, score in zip(output["start"], output["end"], output["score"], strict=True):
+            if score > NO_SPAN:
+                text = question.context[offsets[start - begin][0] : offsets[end - begin][1]]
+                texts[name][text] = max(texts[name].get(text, -np.inf), float(score))
+    merged = []
+    for name, question in questions.items():
+        best = sorted(texts[name].items(), key=lambda item: -item[1])[:most]
+        merged.append(Prediction(question, best, none[name] - (best[0][1] if best else NO_SPAN)))
+    return merged
+
+
+def prediction_files(predicted: Sequence[Prediction], threshold: float | None) -> dict[str, str]:
+    """Return the official file of answers {id: text}, the best texts of each question, and the odds against an answer.
+
+    Args:
+      predicted: of each question.
+      threshold: odds above which a question has no answer; None: every question has one.
+    """
+    limit = np.inf if threshold is None else threshold
+    best = {p.question.name: [{"text": text, "score": score} for text, score in p.best] for p in predicted}
+    contents = {"answers.json": {p.question.name: p.answer(limit) for p in predicted}, "best.json": best}
+    odds = {} if threshold is None else {"odds.json": {p.question.name: p.odds for p in predicted}}
+    return {name: json.dumps(x, ensure_ascii=False, indent=1) + "\n" for name, x in {**contents, **odds}.items()}
 
 
 def _questions(content: Any, name: str) -> Iterator[Question]:

@@ -85,6 +85,19 @@ def scores_with_unanswerable(
     return result
 
 
+def scores_at(
+    threshold: float, best: Mapping[str, str], answers: Answers, odds: Mapping[str, float]
+) -> dict[str, float]:
+    """Compute the metrics of SQuAD 2.0 with "" in place of the best answers whose odds exceed the threshold.
+
+    Args and Returns: as `scores_with_unanswerable` with odds, `best` being the best answer to each question.
+    """
+    predicted = {name: text if odds[name] <= threshold else "" for name, text in best.items()}
+    searched = scores_with_unanswerable(best, answers, odds)
+    kept = {name: value for name, value in searched.items() if name.startswith("best")}
+    return scores_with_unanswerable(predicted, answers) | kept
+
+
 def best_threshold(
     each: Mapping[str, float], predicted: Mapping[str, str], answers: Answers, odds: Mapping[str, float]
 ) -> tuple[float, float]:

@@ -3,10 +3,8 @@
 With `config.init_from` the body is that of another run, such as one of `bert`, and the head is fresh.
 """
 
-import collections
-import json
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +22,6 @@ Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForQuestionAnswering"
 SEQUENCE_KEYS = ("tokens", "types", "segments")
-NEVER = -1e30  # the score of what is no span; JSON has no infinity
-
-
-class Found(NamedTuple):
-    """What the windows of a question say: texts with their scores, the best first, and what speaks for no answer."""
-
-    question: squad.Question
-    best: list[tuple[str, float]]
-    odds: float  # the score of no answer less that of the best
-
-    def answer(self, threshold: float) -> str:
-        """The best text, or "" where the odds against one are above the threshold."""
-        return self.best[0][0] if self.best and self.odds <= threshold else ""
 
 
 def defaults() -> dict[str, Any]:
@@ -125,9 +110,9 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     context = (batch["types"] > 0) & real & follows
     width = min(config.data.answer, t)
     padding = ((0, 0), (0, width))
-    ends = jnp.pad(jnp.where(context, end, NEVER), padding, constant_values=NEVER)
+    ends = jnp.pad(jnp.where(context, end, squad.NO_SPAN), padding, constant_values=squad.NO_SPAN)
     scores = jnp.stack([start + ends[:, more : more + t] for more in range(width)], axis=-1)  # [b, t, width]
-    scores = jnp.maximum(jnp.where(context[:, :, None], scores, NEVER), NEVER)
+    scores = jnp.maximum(jnp.where(context[:, :, None], scores, squad.NO_SPAN), squad.NO_SPAN)
     best, places = jax.lax.top_k(scores.reshape(b, -1), min(config.data.best, t * width))
     first = places // width
     return {"start": first, "end": first + places % width, "score": best, "none": start[:, 0] + end[:, 0]}
@@ -135,65 +120,38 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Exact match and F1 of the official scripts; with unanswerable questions, those of version 2.0."""
-    found = list(_found(examples, outputs, config))
-    if untold := [f.question.name for f in found if f.question.answers is None]:
+    predictions = squad.predictions(examples, outputs, config.data.best)
+    if untold := [p.question.name for p in predictions if p.question.answers is None]:
         raise DataError(
             f"question {untold[0]!r} has no 'answers' to compare with: leave such a file out of training and give it to"
             " --mode=predict, with --config.data.allow_changes=True"
         )
-    answers = {f.question.name: [text for _, text in f.question.answers or ()] for f in found}
+    answers = {p.question.name: [text for _, text in p.question.answers or ()] for p in predictions}
+    best = {p.question.name: p.answer() for p in predictions}
     if not config.data.unanswerable:
-        return spans.scores({f.question.name: f.answer(np.inf) for f in found}, answers)
-    said = {f.question.name: f.answer(config.data.threshold) for f in found}
-    best = {f.question.name: f.answer(np.inf) for f in found}
-    odds = {f.question.name: f.odds for f in found}
-    sought = spans.scores_with_unanswerable(best, answers, odds)
-    kept = {name: value for name, value in sought.items() if name.startswith("best")}
-    return spans.scores_with_unanswerable(said, answers) | kept
+        return spans.scores(best, answers)
+    return spans.scores_at(config.data.threshold, best, answers, {p.question.name: p.odds for p in predictions})
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Questions, the answers that the model finds, and the true ones."""
     lines = []
-    for found in _found(examples, outputs, config):
-        true = " | ".join(dict.fromkeys(text for _, text in found.question.answers or ()))
-        true = "(not told)" if found.question.answers is None else true or "(no answer)"
-        said = found.answer(_threshold(config)) or "(no answer)"
-        lines.append(f"{found.question.text.strip()}\n  found: {said}\n  truly: {true}")
+    for predicted in squad.predictions(examples, outputs, config.data.best):
+        question, threshold = predicted.question, _threshold(config)
+        true = " | ".join(dict.fromkeys(text for _, text in question.answers or ()))
+        true = "(not told)" if question.answers is None else true or "(no answer)"
+        said = predicted.answer(np.inf if threshold is None else threshold) or "(no answer)"
+        lines.append(f"{question.text.strip()}\n  found: {said}\n  truly: {true}")
     return {"answers": "\n".join(lines)}
 
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """The official file of predictions, {id: text}; the best spans of each question; the odds against an answer."""
-    found = list(_found(examples, outputs, config))
-    best = {f.question.name: [{"text": text, "score": score} for text, score in f.best] for f in found}
-    odds = {"odds.json": {f.question.name: f.odds for f in found}} if config.data.unanswerable else {}
-    answers = {f.question.name: f.answer(_threshold(config)) for f in found}
-    files = {"answers.json": answers, "best.json": best, **odds}
-    return {name: json.dumps(content, ensure_ascii=False, indent=1) + "\n" for name, content in files.items()}
+    return squad.prediction_files(squad.predictions(examples, outputs, config.data.best), _threshold(config))
 
 
-def _found(examples: Any, outputs: Any, config: Config) -> Iterator[Found]:
-    """What each question's windows say together: every text at its best score, no answer at its worst."""
-    questions: dict[str, squad.Question] = {}
-    texts: dict[str, dict[str, float]] = collections.defaultdict(dict)
-    none: dict[str, float] = {}
-    for example, output in zip(examples, outputs, strict=True):
-        question, offsets, begin = example["question"], example["offsets"], int(example["begin"])
-        name = question.name
-        questions[name] = question
-        none[name] = min(none.get(name, np.inf), float(output["none"]))
-        for start, end, score in zip(output["start"], output["end"], output["score"], strict=True):
-            if score > NEVER:
-                text = question.context[offsets[start - begin][0] : offsets[end - begin][1]]
-                texts[name][text] = max(texts[name].get(text, -np.inf), float(score))
-    for name, question in questions.items():
-        best = sorted(texts[name].items(), key=lambda item: -item[1])[: config.data.best]
-        yield Found(question, best, none[name] - (best[0][1] if best else NEVER))
-
-
-def _threshold(config: Config) -> float:
-    return config.data.threshold if config.data.unanswerable else np.inf
+def _threshold(config: Config) -> float | None:
+    return config.data.threshold if config.data.unanswerable else None
 
 
 def _model(config: Config) -> Any:
@@ -207,7 +165,7 @@ def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
     """Logits [b, t, 2] of the first and the last token; padding has none to speak of."""
     logits = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="tag")
-    return jnp.where(batch["segments"][:, :, None] > 0, logits, NEVER)
+    return jnp.where(batch["segments"][:, :, None] > 0, logits, squad.NO_SPAN)
 
 
 def _questions(split: str, config: Config) -> list[squad.Question] | None:
