@@ -41,7 +41,7 @@ def run(tmp_path, capfd):
     ("part", "text", "message"),
     [
         ("dataset", "return 3", "dataset returned a int without a length"),
-        ("dataset", "return {'x': [[1.0] * 3] * 8}", "dataset returned 'x', which is no array [n, ...]"),
+        ("dataset", "return {'x': [[1.0] * 3] * 8}", "dataset returned 'x', which is not an array [n, ...]"),
         ("dataset", "raise KeyError('x')", "dataset raised KeyError: 'x'\nat "),
         ("dataset", "raise KeyError('x')", "dataset runs on the host, before training"),
         ("example", "return x", "of the dataset is a ndarray: give a dict of arrays by name"),

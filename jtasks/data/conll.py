@@ -58,7 +58,7 @@ def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sen
                 raise DataError(f"{where}: the word in column {word} is empty")
             tags += [] if untagged else [columns[tag]]
             if tags and not _is_tag(tags[-1]):
-                raise DataError(f"{where}: {tags[-1]!r} is no tag such as B-person, I-person or O")
+                raise DataError(f"{where}: {tags[-1]!r} is not a tag such as B-person, I-person or O")
             if parsed and bool(tags) != bool(parsed[0].tags):
                 raise DataError(f"{where} has {len(columns)} columns: either all words have tags or none")
     if not parsed:

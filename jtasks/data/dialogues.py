@@ -232,7 +232,7 @@ def _check(dialogue: Any, where: str) -> None:
         raise DataError(f"{where} has no image_id; expected an object with image_id, caption, summary and dialog")
     video = values.text(dialogue["image_id"], f"{where}, 'image_id'")
     if not files.is_plain(video):
-        raise DataError(f"{where}: the image_id {video!r} is no name of a file, as features need it")
+        raise DataError(f"{where}: the image_id {video!r} is not a file name, which features need")
     where += f" ({video})"
     for key in ("caption", "summary"):
         if dialogue.get(key) is not None:

@@ -140,7 +140,7 @@ def read(path: pathlib.Path, limit: int | None = None) -> bytes:
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait forever
-            raise DataError(f"{path} is no regular file; put the file itself there")
+            raise DataError(f"{path} is not a regular file; put the file itself there")
         if limit is not None and status.st_size > limit:
             raise DataError(f"{path} holds {status.st_size:,} bytes; expected at most {limit:,}: get the official file")
         return path.read_bytes()
@@ -156,7 +156,7 @@ def array(path: pathlib.Path) -> np.ndarray:
     """
     try:
         if not path.is_file():
-            raise ValueError("no regular file")
+            raise ValueError("not a regular file")
         values = np.lib.format.open_memmap(path, "r")
     except Exception as error:  # headers are parsed as Python, so anything can be wrong with them
         raise DataError(
@@ -194,7 +194,7 @@ def decode(data: bytes, where: str, line: int = 1) -> str:
         text = data.decode()
         wrong, reason = data.find(0), "a zero byte"
     except UnicodeDecodeError as error:
-        wrong, reason = error.start, f"byte {error.start} is no UTF-8, {error.reason}"
+        wrong, reason = error.start, f"byte {error.start} is not UTF-8, {error.reason}"
     if wrong >= 0:
         place = f"{where}, line {line + data.count(10, 0, wrong)}"
         raise DataError(f"{place}: {reason}; expected text in UTF-8: convert the file or get it again")

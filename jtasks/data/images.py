@@ -138,7 +138,7 @@ def _check_arguments(split: str, seed: int, valid: float, size: int | None) -> N
     if not 0 <= valid < 1:
         raise ConfigError(f"the share of train that becomes valid is {valid}; expected at least 0 and less than 1")
     if seed < 0:
-        raise ConfigError(f"the seed that parts train and valid is {seed}; expected 0 or more")
+        raise ConfigError(f"the seed that splits train and valid is {seed}; expected 0 or more")
     if size is not None and size < 1:
         raise ConfigError(f"the size of images is {size}; expected 1 or more, or None to leave them as they are")
 

@@ -41,7 +41,7 @@ def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> di
         raise DataError(f"{image_path} holds images of {image.shape[1]} x {image.shape[2]}; expected 28 x 28")
     if len(image) != len(label):
         raise DataError(
-            f"{image_path} holds {len(image)} images but {label_path} {len(label)} labels; expected as many"
+            f"{image_path} holds {len(image)} images but {label_path} {len(label)} labels; expected equal numbers"
         )
     if label.max(initial=0) > 9:
         index = int(np.argmax(label > 9))

@@ -74,7 +74,7 @@ def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
         with os.scandir(place) as entries:  # scandir reports file types without a stat for each file
             pictures = [entry for entry in entries if _is_picture(entry.name)]
         if odd := [entry.path for entry in pictures if not entry.is_file()]:
-            raise DataError(f"{min(odd)} is no regular file; expected a picture: delete it or give it another name")
+            raise DataError(f"{min(odd)} is not a regular file; expected a picture: delete it or give it another name")
         if pictures:
             by_class[place.name] = sorted(entry.path for entry in pictures)
     return by_class

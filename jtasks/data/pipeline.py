@@ -36,7 +36,7 @@ def size(examples: Examples) -> int:
                 f"dataset returned a {type(examples).__name__} without a length ({error}): {KINDS}"
             ) from None
     if wrong := [name for name, array in examples.items() if not getattr(array, "shape", ())]:
-        raise DataError(f"dataset returned {wrong[0]!r}, which is no array [n, ...]: {KINDS}")
+        raise DataError(f"dataset returned {wrong[0]!r}, which is not an array [n, ...]: {KINDS}")
     lengths = {name: len(array) for name, array in examples.items()}
     if not lengths or len(set(lengths.values())) > 1:
         raise DataError(f"dataset() returned arrays of unequal lengths: {lengths}; all need the same [n, ...]")

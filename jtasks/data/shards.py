@@ -108,7 +108,7 @@ def _shard(path: pathlib.Path, vocab: int) -> Iterator[dict[str, np.ndarray]]:
     except (OSError, RuntimeError, KeyError) as error:  # what h5py raises for damage
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path} is no HDF5 file, or damaged ({error})") from None
+        raise DataError(f"{path} is not an HDF5 file, or is damaged ({error})") from None
 
 
 def _check_dataset(file: Any, name: str, path: pathlib.Path) -> None:

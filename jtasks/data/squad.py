@@ -73,7 +73,7 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
     by_name: dict[str, Question] = {}
     for question in _questions(values.parse(text, name), name):
         if question.name in by_name:
-            raise DataError(f"{name}: the id {question.name!r} stands twice; each question needs an id of its own")
+            raise DataError(f"{name}: the id {question.name!r} occurs twice; each question needs an id of its own")
         by_name[question.name] = question
     if not by_name:
         raise DataError(f"{name} has no questions")

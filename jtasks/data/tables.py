@@ -56,10 +56,10 @@ def rows(
         check; names file, line and column.
     """
     if name.startswith("tfds:"):
-        table = _tfds(name.removeprefix("tfds:"), split, folder)
+        table = _read_tfds(name.removeprefix("tfds:"), split, folder)
     else:
         kind = pathlib.PurePath(name).suffix.lower()
-        readers = {".jsonl": _json_lines, ".tsv": _delimited, ".csv": _delimited}
+        readers = {".jsonl": _read_json_lines, ".tsv": _read_delimited, ".csv": _read_delimited}
         if kind not in readers:
             raise ConfigError(f"config.data.{split}={name!r} must be a .tsv, .csv or .jsonl file, or tfds:NAME")
         text = read(name, f"config.data.{split}", folder=folder, source=source)
@@ -92,7 +92,7 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
     if path is not None:
         return files.decode(files.read(path), str(path))
     if archive.is_file():
-        return files.decode(_unzipped(archive, name), f"{archive}: {name}")
+        return files.decode(_unzip(archive, name), f"{archive}: {name}")
     raise ConfigError(
         f"no file {name!r} ({field})\n  looked for: {', '.join(map(str, [*places, archive]))}\n"
         f"  what to do: {f'get it from {source}, ' if source else ''}put it there, or set config.data.dir or"
@@ -100,7 +100,7 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
     )
 
 
-def _unzipped(archive: pathlib.Path, name: str) -> bytes:
+def _unzip(archive: pathlib.Path, name: str) -> bytes:
     try:
         with zipfile.ZipFile(archive) as members:
             size = members.getinfo(name).file_size  # also the most that `read` unpacks
@@ -113,7 +113,7 @@ def _unzipped(archive: pathlib.Path, name: str) -> bytes:
         raise DataError(f"{archive}: cannot read {name} ({error}); get the archive again or unpack it") from error
 
 
-def _delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
+def _read_delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
     """Yield the rows of TSV or CSV."""
     quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.lower().endswith(".tsv") else {"strict": True}
     csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process; 131,072 by default
@@ -126,7 +126,7 @@ def _delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
             if header is None:
                 header = [str(i) for i in range(len(columns))] if bare else columns
                 if doubled := [column for column in header if column and header.count(column) > 1]:
-                    raise DataError(f"{name}, line {lines.line_num}: the column {doubled[0]!r} stands twice")
+                    raise DataError(f"{name}, line {lines.line_num}: the column {doubled[0]!r} occurs twice")
                 if not bare:
                     continue
             if len(columns) != len(header):
@@ -137,7 +137,7 @@ def _delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
         raise DataError(f"{name}, line {lines.line_num}: {error}; expected quotes around whole fields") from error
 
 
-def _json_lines(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
+def _read_json_lines(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip(values.BLANKS):
             continue
@@ -147,7 +147,7 @@ def _json_lines(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
         yield f"line {number}", row
 
 
-def _tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str, Row]]:
+def _read_tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str, Row]]:
     name, _, other = name.partition("#")
     root = files.data_folder(folder)
     builder = tfds.prepared(name, [root] if folder else [root, None], features=())

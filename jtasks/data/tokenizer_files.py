@@ -41,11 +41,11 @@ def read(path: pathlib.Path, lowercase: bool) -> "Tokenizer":
     if path.name.endswith("vocab.json"):
         tokenizer = _byte_pairs(path, settings)
     elif path.suffix == ".json":
-        tokenizer = _parsed(path, _text(path))
+        tokenizer = _parse(path, _text(path))
         _normalize(tokenizer, settings, lowercase)
     else:
         tokenizer = _vocabulary(path, settings, lowercase)
-    tokenizer = _with_added(tokenizer, _added(path.parent, settings), path)
+    tokenizer = _add_tokens(tokenizer, _added_tokens(path.parent, settings), path)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     with as_data_error(f"{path} cannot be used"):
@@ -146,7 +146,7 @@ _KINDS = {
 }
 
 
-def _added(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def _added_tokens(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the added tokens with their ids and properties, in the form of tokenizer.json."""
     plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False) | {"normalized": True}
     tokens = {content: plain | {"id": i} for content, i in _json(folder / ADDED).items()}
@@ -163,7 +163,7 @@ def _added(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, dict[
     return tokens
 
 
-def _with_added(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], path: pathlib.Path) -> "Tokenizer":
+def _add_tokens(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], path: pathlib.Path) -> "Tokenizer":
     """Return the tokenizer with the added tokens under their own ids."""
     from tokenizers import Tokenizer
 
@@ -187,10 +187,10 @@ def _with_added(tokenizer: "Tokenizer", added: Mapping[str, dict[str, Any]], pat
     return tokenizer
 
 
-def _parsed(path: pathlib.Path, text: str) -> "Tokenizer":
+def _parse(path: pathlib.Path, text: str) -> "Tokenizer":
     from tokenizers import Tokenizer
 
-    with as_data_error(f"{path} is no tokenizer, JSON of the tokenizers library"):
+    with as_data_error(f"{path} is not a tokenizer in JSON of the tokenizers library"):
         return Tokenizer.from_str(text)
 
 
@@ -244,7 +244,7 @@ def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
             if len(pair) != 2:
                 raise DataError(f"{merges}, line {number}: {line[:80]!r}; expected two pieces with a blank between")
             pairs.append((pair[0], pair[1]))
-    with as_data_error(f"{path} and {merges.name} are no byte-level BPE"):
+    with as_data_error(f"{path} and {merges.name} are not byte-level BPE"):
         tokenizer = byte_level(
             models.BPE(_json(path), pairs), split=True, prefix=settings.get("add_prefix_space", False)
         )

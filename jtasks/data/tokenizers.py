@@ -85,7 +85,7 @@ def load(
         path = _trained(spec, lowercase, texts, folder)
     else:
         path = _locate(spec, folder)
-    return _read(path, lowercase, _changed(path))
+    return _read(path, lowercase, _modification_times(path))
 
 
 def special(tokenizer: "Tokenizer", *names: str) -> int:
@@ -112,7 +112,7 @@ def words(tokenizer: "Tokenizer") -> list[bool]:
     """
     continues = {i for token, i in tokenizer.get_vocab().items() if token.startswith("##") and len(token) > 2}
     if not continues:
-        raise DataError("the tokenizer has no pieces that go on a word, such as ##ing: whole words need WordPiece")
+        raise DataError("the tokenizer has no pieces that continue a word, such as ##ing: whole words need WordPiece")
     return [i not in continues for i in range(size(tokenizer))]
 
 
@@ -182,7 +182,7 @@ def _read(path: pathlib.Path, lowercase: bool, changed: tuple[int, ...]) -> "Tok
     return tokenizer_files.read(path, lowercase)
 
 
-def _changed(path: pathlib.Path) -> tuple[int, ...]:
+def _modification_times(path: pathlib.Path) -> tuple[int, ...]:
     """Return when the tokenizer's file and the files beside it were last written; 0 for an absent file."""
     files = [path, *(path.with_name(name) for name in tokenizer_files.BESIDE)]
     return tuple(file.stat().st_mtime_ns if file.exists() else 0 for file in files)

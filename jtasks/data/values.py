@@ -22,7 +22,7 @@ def parse(content: str, where: str) -> Any:
     try:
         return json.loads(content, object_pairs_hook=_object, parse_constant=_constant)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is no JSON: {error}") from error
+        raise DataError(f"{where} is not JSON: {error}") from error
 
 
 def entry(value: Any, key: str, kind: type, where: str) -> Any:
@@ -43,7 +43,7 @@ def text(value: Any, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where} holds half a surrogate pair, which is no character: {value!r:.80}") from None
+        raise DataError(f"{where} holds half a surrogate pair, which is not a character: {value!r:.80}") from None
     return value
 
 
@@ -95,9 +95,9 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     entries = dict(pairs)
     if len(entries) < len(pairs):
         keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} stands twice in one object")
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one object")
     return entries
 
 
 def _constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")

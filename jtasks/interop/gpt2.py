@@ -45,7 +45,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "depth": config["n_layer"],
         "heads": config["n_head"],
         "hidden": config["n_inner"] or 4 * config["n_embd"],
-        "tied": _tied(config),
+        "tied": _is_tied(config),
         "activation": settings.activation(config["activation_function"]),
         "norm": "rms" if image else "layer",
         "epsilon": config["layer_norm_epsilon"],
@@ -71,7 +71,7 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
         *linear("blocks/down", f"{layer}.mlp.c_proj", IDENTITY),
         *norm("norm", f"{PREFIX}ln_f", bias=biased),
     ]
-    if _tied(config):
+    if _is_tied(config):
         return body
     needed = settings.architecture(config) in (*ARCHITECTURES, "GPT2DoubleHeadsModel")
     return [*body, Entry("head/kernel", ("lm_head.weight",), TRANSPOSED, head=not needed)]
@@ -140,5 +140,5 @@ def with_start_token(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _tied(config: Mapping[str, Any]) -> bool:
+def _is_tied(config: Mapping[str, Any]) -> bool:
     return bool(config.get("tie_word_embeddings", config["model_type"] == "gpt2"))

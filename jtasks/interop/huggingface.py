@@ -144,7 +144,7 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
             shapes = [list(tensor.shape) for tensor in theirs[0]]
             raise CheckpointError(f"{folder}: {wanted[0][0]} has the shape {shapes[0]} ({error})") from error
         used |= {name for layer in wanted for name in layer}
-    return _nested(flat), sorted(name for canonical, name in names.items() if canonical not in used)
+    return _nest(flat), sorted(name for canonical, name in names.items() if canonical not in used)
 
 
 def import_params(
@@ -383,7 +383,7 @@ def _flat(tree: Any) -> dict[str, Any]:
     return by_name(tree)
 
 
-def _nested(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def _nest(flat: Mapping[str, np.ndarray]) -> dict[str, Any]:
     tree: dict[str, Any] = {}
     for path, array in flat.items():
         *parents, last = path.split("/")

@@ -20,7 +20,7 @@ def dstc7_results(dialogues: Mapping[str, Any], answers: Mapping[tuple[str, int]
     filled, left = copy.deepcopy(dict(dialogues)), dict(answers)
     names = [dialogue["image_id"] for dialogue in filled["dialogs"]]
     if len(set(names)) < len(names):
-        raise DataError(f"a video comes twice in the file: {max(names, key=names.count)}; expected one dialogue each")
+        raise DataError(f"a video occurs twice in the file: {max(names, key=names.count)}; expected one dialogue each")
     for dialogue in filled["dialogs"]:
         for turn, exchange in enumerate(dialogue["dialog"]):
             place = (dialogue["image_id"], turn)

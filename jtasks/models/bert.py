@@ -119,21 +119,21 @@ class BERT(nn.Module):
           Nats [b, m] of the labels, whether each label is the likeliest id [b, m], and next-sentence logits [b, 2].
         """
         x = self(tokens, types, segments, deterministic)
-        masked = self._masked(jnp.take_along_axis(x, places[:, :, None], axis=1))
+        masked = self._transform_masked(jnp.take_along_axis(x, places[:, :, None], axis=1))
         nats, correct = vocabulary_loss(masked, self.tokens.embedding, labels, self.masked_out())
-        return nats, correct, self.next_sentence(self._pooled(x))
+        return nats, correct, self.next_sentence(self._pool(x))
 
     def masked_logits(self, tokens: jax.Array, types: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return logits [b, t, vocab] at every position, and next-sentence logits [b, 2], without dropout."""
         x = self(tokens, types, segments)
-        logits = vocabulary_logits(self._masked(x), self.tokens.embedding, self.masked_out())
-        return logits, self.next_sentence(self._pooled(x))
+        logits = vocabulary_logits(self._transform_masked(x), self.tokens.embedding, self.masked_out())
+        return logits, self.next_sentence(self._pool(x))
 
     def classify(
         self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Return logits [b, labels] from the pooled first token; with one label, a score per text (multiple choice)."""
-        pooled = self._pooled(self(tokens, types, segments, deterministic))
+        pooled = self._pool(self(tokens, types, segments, deterministic))
         return self.classifier(self.dropout_out(pooled, deterministic))
 
     def tag(self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -141,8 +141,8 @@ class BERT(nn.Module):
         x = self(tokens, types, segments, deterministic)
         return self.classifier(self.dropout_out(x, deterministic))
 
-    def _pooled(self, x: jax.Array) -> jax.Array:
+    def _pool(self, x: jax.Array) -> jax.Array:
         return jnp.tanh(self.pooler(x[:, 0]))
 
-    def _masked(self, x: jax.Array) -> jax.Array:
+    def _transform_masked(self, x: jax.Array) -> jax.Array:
         return self.masked_norm(ACTIVATIONS[self.activation](self.masked_dense(x)))

@@ -48,14 +48,14 @@ def convolve(images: jax.Array, kernel: jax.Array, pool: bool = False, plain: bo
     if plain or jax.default_backend() != "cpu":
         output = _plain(images, kernel, ((0, 0), (0, 0)))
         return _largest(output)[0] if pool else output
-    grouped = functools.partial(_grouped, pool=pool)
+    grouped = functools.partial(_convolve_groups, pool=pool)
     if axes := kernels.batch_axes(images.shape[0]):
         specs = (PartitionSpec(axes), PartitionSpec())
         grouped = jax.shard_map(grouped, in_specs=specs, out_specs=PartitionSpec(axes), check_vma=False)
-    return grouped(*_alike(images, kernel))
+    return grouped(*_vary_alike(images, kernel))
 
 
-def _alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
+def _vary_alike(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Cast arrays to vary over the same axes of a surrounding `shard_map`, as `shard_map` requires."""
     varying = [jax.typeof(x).manual_axis_type.varying for x in arrays]
     missing = [tuple(frozenset[str]().union(*varying) - axes) for axes in varying]
@@ -67,7 +67,7 @@ def _plain(images: jax.Array, kernel: jax.Array, padding: tuple[tuple[int, int],
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _grouped(images: jax.Array, kernel: jax.Array, pool: bool) -> jax.Array:
+def _convolve_groups(images: jax.Array, kernel: jax.Array, pool: bool) -> jax.Array:
     return _forward(images, kernel, pool)[0]
 
 
@@ -96,12 +96,12 @@ def _backward(pool: bool, residuals: tuple[Any, ...], cotangent: jax.Array) -> t
         product = jnp.einsum("np,no->po", *flat, preferred_element_type=wide(images))
         return total + product, _plain(cotangent, turned, ((kh - 1, kh - 1), (kw - 1, kw - 1)))
 
-    zeros, _ = _alike(jnp.zeros((math.prod(kernel.shape[:-1]), outputs), wide(images)), images)
+    zeros, _ = _vary_alike(jnp.zeros((math.prod(kernel.shape[:-1]), outputs), wide(images)), images)
     d_kernel, d_images = jax.lax.scan(add, zeros, (_split(images, count), _split(cotangent, count), places))
     return d_images.reshape(images.shape), d_kernel.reshape(kernel.shape).astype(kernel.dtype)
 
 
-_grouped.defvjp(_forward, _backward)
+_convolve_groups.defvjp(_forward, _backward)
 
 
 def _largest(images: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -152,7 +152,7 @@ def sample(
     """
     _check(length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if temperature != 0 and keys is None:
-        raise ConfigError("to draw at a temperature above 0 takes a random key for each sequence; keys is None")
+        raise ConfigError("sampling at a temperature above 0 needs a random key for each sequence; keys is None")
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     if not length:
         return jnp.zeros((*shape, 0), jnp.int32)

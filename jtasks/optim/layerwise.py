@@ -58,13 +58,11 @@ def one_by_one(transformation: optax.GradientTransformation, params: Any) -> opt
     arXiv:1904.00962). Their state is stacked like the parameters, one row per layer; counts of updates stay scalars.
     """
     depths = jax.tree.map_with_path(lambda keys, leaf: depth(leaf_name(keys), leaf), params)
-    kinds = {
-        layers: _mapped(transformation, layers) if layers else transformation for layers in jax.tree.leaves(depths)
-    }
+    kinds = {layers: _vmap(transformation, layers) if layers else transformation for layers in jax.tree.leaves(depths)}
     return optax.partition(kinds, depths) if any(kinds) else transformation
 
 
-def _mapped(transformation: optax.GradientTransformation, layers: int) -> optax.GradientTransformation:
+def _vmap(transformation: optax.GradientTransformation, layers: int) -> optax.GradientTransformation:
     """Return `jax.vmap` of a transformation over the leading axis [layers, ...] of all leaves except counts."""
 
     def axes(state: Any) -> Any:

@@ -170,7 +170,7 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
      [-0.5 -0.5]] [0. 0.]
     """
     fields, rate, train = checked(optim), schedule(optim, steps), trainable(optim, params)
-    transformation = _unfrozen(fields, rate, params, train)
+    transformation = _named_optimizer(fields, rate, params, train)
     if fields["name"] in PER_LEAF or (fields["name"] == "muon" and fields.get("adaptive")):
         transformation = layerwise.one_by_one(transformation, params)
     if fields["clip"]:
@@ -183,7 +183,7 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
         slower = layerwise.rates(fields["layer_decay"], fields["embeddings"], params)
         factors = jax.tree.map(lambda leaf, factor: leaf * factor, factors, slower)
     if any(np.ndim(factor) or factor != 1 for factor in jax.tree.leaves(factors)):
-        transformation = optax.chain(transformation, _scaled(factors))
+        transformation = optax.chain(transformation, _scale_updates(factors))
     return transformation, rate
 
 
@@ -219,7 +219,7 @@ def trainable(optim: Any, params: Any) -> Any:
     regex = checked(optim)["freeze"]
     if not regex:
         return jax.tree.map(_real, params)
-    train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _matching("freeze", regex, params))
+    train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _mask("freeze", regex, params))
     train = jax.tree.map(lambda leaf, param: leaf if _real(param) else False, train, params)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(train)):
         raise ConfigError(f"config.optim.freeze={regex!r} matches every parameter: nothing is left to train")
@@ -230,7 +230,7 @@ def _real(param: Any) -> bool:
     return jnp.issubdtype(getattr(param, "dtype", jnp.float32), jnp.inexact)
 
 
-def _matching(field: str, regex: str, params: Any) -> Any:
+def _mask(field: str, regex: str, params: Any) -> Any:
     try:
         mask = (layerwise.matching if field == "freeze" else matching)(regex, params)
     except re.error as error:
@@ -286,7 +286,7 @@ def checked(optim: Any) -> dict[str, Any]:
     return fields
 
 
-def _scaled(factors: Any) -> optax.GradientTransformation:
+def _scale_updates(factors: Any) -> optax.GradientTransformation:
     """Multiply the updates; parameters with a factor of 0 stay exactly the same."""
 
     def scale(updates: Any, params: Any) -> Any:
@@ -302,14 +302,16 @@ def _spans(fields: dict[str, Any], steps: int) -> tuple[int, int]:
     return warmup, total
 
 
-def _unfrozen(fields: dict[str, Any], rate: optax.Schedule, params: Any, train: Any) -> optax.GradientTransformation:
+def _named_optimizer(
+    fields: dict[str, Any], rate: optax.Schedule, params: Any, train: Any
+) -> optax.GradientTransformation:
     """Return the named optimizer with its weight decay, before clipping and freezing."""
     name, decay = fields["name"], fields["weight_decay"]
     factory = factories()[name]
     given = {field: fields[field] for field in arguments(name) if field in fields}
     if name == "rmsprop" and "b2" in given:
         given["decay"] = given.pop("b2")
-    mask = _matching("decay", fields["decay"], params)
+    mask = _mask("decay", fields["decay"], params)
     if name == "muon":
         return _muon(rate, fields, given, mask, params)
     accepted = inspect.signature(factory).parameters

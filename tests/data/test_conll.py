@@ -56,15 +56,15 @@ def test_other_blanks_are_parts_of_words_and_end_no_sentence(between, end):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Rome LOC", "line 1: 'LOC' is no tag"),
-        ("Rome O\nParis B-", "line 2: 'B-' is no tag"),
+        ("Rome LOC", "line 1: 'LOC' is not a tag"),
+        ("Rome O\nParis B-", "line 2: 'B-' is not a tag"),
         ("\n\n", "holds no sentence"),
         ("Rome O\n\u3000\n", "line 2 has 1 columns, the line before has 2"),
         ("Rome O\n\n\u3000\n", "line 3 has 1 columns: either all words have tags or none"),
         ("Rome\n\nParis O\n", "line 3 has 2 columns: either all words have tags or none"),
         ("Rome O\nNew York B-loc", "line 2 has 3 columns, the line before has 2"),
         ("Rome\tO\n\tO", "line 2: the word in column 0 is empty"),
-        ("Rome\tO \n", "line 1: 'O ' is no tag"),
+        ("Rome\tO \n", "line 1: 'O ' is not a tag"),
         ("Rome O\rParis O", "line 1 has a CR inside"),
     ],
 )

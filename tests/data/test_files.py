@@ -219,7 +219,7 @@ def test_a_download_has_a_bound(server, tmp_path, monkeypatch):
 def test_a_pipe_is_no_file_and_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "x")
     for read in (files.read, files.array):
-        with pytest.raises(DataError, match=r"x.*no regular file"):
+        with pytest.raises(DataError, match=r"x.*not a regular file"):
             read(tmp_path / "x")
 
 

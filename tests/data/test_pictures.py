@@ -156,5 +156,5 @@ def test_a_picture_that_is_cut_short_is_refused(tmp_path, name):
 def test_a_pipe_among_pictures_is_refused_and_waits_for_nobody(tmp_path):
     (tmp_path / "a").mkdir()
     os.mkfifo(tmp_path / "a" / "x.png")
-    with pytest.raises(DataError, match=r"x\.png is no regular file"):
+    with pytest.raises(DataError, match=r"x\.png is not a regular file"):
         images(f"folder:{tmp_path}", "train")

@@ -75,7 +75,7 @@ def test_a_damaged_file_says_what_is_wrong(tmp_path, change, message):
 
 def test_questions_have_ids_of_their_own(tmp_path):
     entry = question("1", "in Rome", "where?", "Rome")
-    with pytest.raises(DataError, match="the id '1' stands twice"):
+    with pytest.raises(DataError, match="the id '1' occurs twice"):
         squad.questions(write(tmp_path, {"context": "in Rome", "qas": [entry] * 2}), "train", folder=str(tmp_path))
 
 
@@ -89,8 +89,8 @@ def test_questions_have_ids_of_their_own(tmp_path):
             '{"data": [{"paragraphs": [{"context": null, "qas": []}]}]}',
             "paragraph 0, 'context': expected text, not null",
         ),
-        ("[" * 100_000, "is no JSON"),
-        ('{"data": [], "data": []}', "the key 'data' stands twice"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"data": [], "data": []}', "the key 'data' occurs twice"),
     ],
 )
 def test_another_file_is_refused(tmp_path, content, message):

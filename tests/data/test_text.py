@@ -161,7 +161,7 @@ def test_a_file_gives_its_end_away(tmp_path):
 def test_wrong_ways_of_reading_text_are_told(tmp_path):
     path = tmp_path / "x.txt"
     for content, message in (
-        (b"a\n\ncaf\xe9", ", line 3: byte [0-9]+ is no UTF-8"),
+        (b"a\n\ncaf\xe9", ", line 3: byte [0-9]+ is not UTF-8"),
         (b"a\nb\0", ", line 2: a zero byte"),
         ("a".encode("utf-16"), " is in UTF-16"),
     ):
@@ -480,7 +480,7 @@ def test_shards_hold_their_own_data(tmp_path, kind):
 
 def test_shards_that_are_none_or_do_not_fit_together_are_told(tmp_path):
     (tmp_path / "0.hdf5").write_text("no HDF5")
-    with pytest.raises(DataError, match=r"0.hdf5 is no HDF5 file, or damaged"):
+    with pytest.raises(DataError, match=r"0.hdf5 is not an HDF5 file, or is damaged"):
         read_shards([tmp_path / "0.hdf5"], tmp_path)
     shard(tmp_path / "1.hdf5", 5)
     shard(tmp_path / "2.hdf5", 5, t=32)

@@ -99,7 +99,7 @@ def test_words_begin_where_no_continuation_stands(folder):
     encoded = tokenizer.encode("unbelievably runs", add_special_tokens=False)
     assert sum(begins[i] for i in encoded.ids) == 2 < len(encoded.ids)
     assert [begins[i] for i in encoded.ids] == [not token.startswith("##") for token in encoded.tokens]
-    with pytest.raises(DataError, match="no pieces that go on a word"):
+    with pytest.raises(DataError, match="no pieces that continue a word"):
         tokenizers.words(tokenizers.load("bytes"))
 
 
@@ -211,8 +211,8 @@ def test_training_without_text_is_told(tmp_path):
         ("vocab.txt", b"[UNK]\nhello\nhello\n", "has 'hello' twice"),
         ("vocab.txt", b"hello\nworld\n", r"has no line \[UNK\]"),
         ("vocab.txt", b"\xff\xfe", "expected a text file in UTF-8"),
-        ("tokenizer.json", b'{"model": ', "is no tokenizer"),
-        ("tokenizer.json", json.dumps({"width": 3}).encode(), "is no tokenizer"),
+        ("tokenizer.json", b'{"model": ', "is not a tokenizer"),
+        ("tokenizer.json", json.dumps({"width": 3}).encode(), "is not a tokenizer"),
     ],
 )
 def test_a_file_that_is_no_tokenizer_is_told(name, content, message, tmp_path):
@@ -281,7 +281,7 @@ def test_ids_without_bound_are_refused(tmp_path):
 def test_a_panic_in_rust_is_an_error_like_others(tmp_path):
     damaged = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     file = wordpiece_json(tmp_path / "t.json", numbered(VOCABULARY), normalizer=damaged)
-    with pytest.raises(DataError, match=r"t\.json is no tokenizer.*precompiled_charsmap"):
+    with pytest.raises(DataError, match=r"t\.json is not a tokenizer.*precompiled_charsmap"):
         tokenizers.load(file)
     with pytest.raises(DataError, match="cannot read a text of the data"):
         tokenizers.encode(tokenizers.load("bytes"), ["half of a pair: \ud800"])

@@ -50,7 +50,7 @@ def test_errors_name_the_turn():
         dstc7_results(FILE, {("A1", 1): "in a room"})
     with pytest.raises(DataError, match=r"1 answers belong to no turn of the file, such as \('B2', 5\)"):
         dstc7_results(FILE, ANSWERS | {("B2", 5): "what"})
-    with pytest.raises(DataError, match="a video comes twice in the file: A1"):
+    with pytest.raises(DataError, match="a video occurs twice in the file: A1"):
         dstc7_results({"dialogs": [FILE["dialogs"][0]] * 2}, ANSWERS)
 
 
