@@ -18,6 +18,7 @@ from jtasks.models import attention
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
+RNG = jax.random.key(0)
 B, T = 4, 6
 SIZES = {"width": 8, "depth": 1, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
 BERT = {"vocab": 11, "positions": T, "classifier_dropout": 0.0} | SIZES
@@ -69,14 +70,14 @@ def batch(name):
 
 
 def loss_of(name, **model):
-    module = task.load(f"jtasks.tasks.{name}")
+    module = task.load(f"jtasks.tasks.{tiny.module(name)}")
     return lambda params, rows: module.loss_fn(params, rows, jax.random.key(0), config(name, **model))[0]
 
 
 @functools.cache
 def parameters(name):
     """Random float64 parameters and a direction."""
-    module = task.load(f"jtasks.tasks.{name}")
+    module = task.load(f"jtasks.tasks.{tiny.module(name)}")
     shapes = jax.eval_shape(lambda rows: module.init(jax.random.key(0), rows, config(name)), batch(name))
     random = np.random.default_rng(1)
     return tuple(
@@ -129,7 +130,7 @@ def test_gradients_go_through_a_shard_map_that_checks_its_types(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_without_mask_is_one_whose_examples_are_all_real(name):
     params, _ = jax.tree.map(np.float32, parameters(name))
-    evaluate = jax.jit(lambda rows: task.load(f"jtasks.tasks.{name}").eval_fn(params, rows, config(name)))
+    evaluate = jax.jit(lambda rows: task.load(f"jtasks.tasks.{tiny.module(name)}").eval_fn(params, rows, config(name)))
     bare = batch(name)
     found, expected = evaluate(bare), evaluate(bare | {"mask": np.ones(B, np.float32)})
     jax.tree.map(np.testing.assert_array_equal, found, expected)
@@ -141,14 +142,14 @@ def test_random_numbers_without_a_seed_are_refused_by_name():
     with pytest.raises(ConfigError, match="entry `seed`"):
         loss_of("bert")(params, rows)
     with pytest.raises(ConfigError, match="entry `seed`"):
-        task.load("jtasks.tasks.igpt").loss_fn({}, batch("igpt"), None, tiny.config("igpt", data__flip=True))
+        task.load("jtasks.tasks.igpt").loss_fn({}, batch("igpt"), RNG, tiny.config("igpt", data__flip=True))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_under_bfloat16_the_loss_is_float32(name):
     half = configs.Config(ml_collections.ConfigDict(config(name).to_dict() | {"precision": "bfloat16"}))
     params, _ = jax.tree.map(np.float32, parameters(name))
-    module = task.load(f"jtasks.tasks.{name}")
+    module = task.load(f"jtasks.tasks.{tiny.module(name)}")
     loss = jax.eval_shape(lambda p: module.loss_fn(p, batch(name), jax.random.key(0), half)[0], params)
     assert loss.dtype == jnp.float32
 

@@ -291,7 +291,7 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(door, tmp_path, mode):
         (["--workdir=gs://bucket/run"], "is a URL: give a local folder"),
         (["--workdir=s3://bucket/run", "--mode=eval"], "is a URL: give a local folder"),
         (["--mode=eval"], "needs --workdir=DIR"),
-        (["--mode=check"], "--config=CONFIG is missing: "),
+        (["--mode=check"], "--config=CONFIG[:PRESET] is missing: "),
         (["--workdir=nowhere", "--mode=eval"], "as nowhere holds no config.json"),
         (["--workdir=nowhere", "--checkpoint=best"], "--checkpoint is for --mode=eval, predict, show, export"),
     ],
@@ -305,6 +305,7 @@ def test_a_task_that_moved_is_told_and_can_be_named(door):
     record = json.loads((door.workdir / "config.json").read_text())
     here = record["task"]
     (door.workdir / "config.json").write_text(json.dumps(record | {"task": "/gone/line.py"}))
+    (door.workdir / "files.json").unlink()  # whose digest tells that the file was changed by hand
     code, _, errors = door("--mode=eval", "--split=valid")
     assert code == 2
     assert "names the task /gone/line.py, which is not there: give --config.task=FILE.py" in errors

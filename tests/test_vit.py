@@ -106,8 +106,7 @@ def test_sizes_come_from_the_data_and_a_wrong_augmentation_is_told():
 
 def test_the_presets_are_the_published_sizes_or_a_folders(monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
-    base = configs.load("configs/vit_cifar.py:base").model
-    model = models.ViT(**{**{name: base[name] for name in base if name != "shape"}, "classes": 1000})
+    model = models.build(models.ViT, configs.load("configs/vit_cifar.py:base"), classes=1000)
     shapes = jax.eval_shape(model.init, RNG, jnp.zeros((1, 224, 224, 3)))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 86_567_656  # ViT-B/16 for ImageNet
     with pytest.raises(
