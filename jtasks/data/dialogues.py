@@ -1,12 +1,11 @@
-"""Dialogues about videos: the files of AVSD (Alamri et al. 2019, arXiv:1901.09107) and the videos' features.
+"""Dialogues about videos: the files of AVSD (Alamri et al. 2019, arXiv:1901.09107).
 
 A file is `{"dialogs": [{"image_id", "caption", "summary", "dialog": [{"question", "answer"}, ...]}, ...]}`. The model
-answers turns whose answer is `__UNDISCLOSED__`. A turn may have `references`, several answers to compare with. Features
-are arrays `KIND/VIDEO.npy` [time, width], one folder per kind.
+answers turns whose answer is `__UNDISCLOSED__`. A turn may have `references`, several answers to compare with.
 """
 
-import concurrent.futures
-import dataclasses
+import functools
+import json
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 
 from jtasks.data import files, values
 from jtasks.errors import ConfigError, DataError
+from jtasks.metrics import submissions
 
 UNDISCLOSED = "__UNDISCLOSED__"
 CAPTION, QUESTIONER, ANSWERER = 1, 2, 3  # kinds of tokens in a context, 0 for padding
@@ -49,6 +49,16 @@ def locate(split: str, name: str, folder: pathlib.Path) -> pathlib.Path | None:
             f" its folder or config.data.{split} to its name"
         )
     return path
+
+
+def read_cached(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Read the dialogues of a file, or return those read before if the file has not changed since."""
+    return _read_cached(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4)
+def _read_cached(path: pathlib.Path, changed: int) -> list[dict[str, Any]]:
+    return read(path)
 
 
 def read(path: pathlib.Path) -> list[dict[str, Any]]:
@@ -155,76 +165,68 @@ def answer(turn: Turn, encode: Encode, mark: int, *, size: int) -> tuple[np.ndar
     return ids, len(spoken)
 
 
-@dataclasses.dataclass(frozen=True)
-class Features:
-    """Features of videos in a folder, `KIND/VIDEO.npy`, read on demand.
+def arrays(
+    turns: Sequence[Turn],
+    encode: Encode,
+    mark: int,
+    *,
+    context_size: int,
+    answer_size: int,
+    max_turns: int,
+    use_caption: bool,
+) -> dict[str, np.ndarray]:
+    """Encode turns as arrays: `context` and `kinds` [n, context_size], `answer` [n, answer_size + 1], `answered` [n].
 
-    Attributes:
-      frames: maximum number of feature vectors of a video.
-      threads: number of threads that read the videos of a batch.
+    `dialogue` [n] and `turn` [n] say what they are of.
     """
-
-    folder: pathlib.Path
-    kinds: tuple[str, ...]
-    frames: int
-    threads: int = 1
-
-    def path(self, kind: str, video: str) -> pathlib.Path:
-        """Return the path of one video's features of one kind."""
-        return self.folder / kind / f"{video}.npy"
-
-    def require(self, videos: Iterable[str]) -> None:
-        """Raise a DataError that names missing files, or a ConfigError if the folder is missing."""
-        wanted = [self.path(kind, video) for kind in self.kinds for video in dict.fromkeys(videos)]
-        missing = [path for path in wanted if not path.is_file()]
-        if missing:
-            some = "".join(f"\n  {path}" for path in missing[:5])
-            raise (DataError if self.folder.is_dir() else ConfigError)(
-                f"{len(missing)} of {len(wanted)} files of features are missing, such as:{some}\n"
-                "  what to do: put them there, set config.data.features_dir to the folder that holds"
-                f" {', '.join(self.kinds)}, or train on text alone with --config.data.features='()'"
-            )
-
-    def width(self, video: str) -> int:
-        """Return the number of features of a frame, all kinds together."""
-        return sum(self._read(kind, video).shape[1] for kind in self.kinds)
-
-    def batch(self, videos: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Read features float32 [b, frames, width], zero after the last frame, and the number of frames [b]."""
-        with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            arrays = list(pool.map(self.aligned, videos))
-        widths = {array.shape[1] for array in arrays}
-        if len(widths) > 1:
-            raise DataError(f"features of different widths, {sorted(widths)}, among the videos {', '.join(videos[:5])}")
-        batch = np.zeros((len(arrays), self.frames, widths.pop()), np.float32)
-        for row, array in zip(batch, arrays, strict=True):
-            row[: len(array)] = array
-        return batch, np.array([len(array) for array in arrays], np.int32)
-
-    def aligned(self, video: str) -> np.ndarray:
-        """Read features [time, width] of all kinds side by side, with at most `frames` frames.
-
-        Kinds differ in frame rate. All are linearly interpolated at evenly spaced times, as many as the shortest kind
-        has, at most `frames`; the first and the last frame of each are kept.
-        """
-        arrays = [self._read(kind, video) for kind in self.kinds]
-        length = min(self.frames, *(len(array) for array in arrays))
-        return np.concatenate([_resample(array, length) for array in arrays], axis=1)
-
-    def _read(self, kind: str, video: str) -> np.ndarray:
-        path = self.path(kind, video)
-        array = files.array(path)  # maps the file, so only the needed parts are read
-        if array.ndim != 2 or not array.size or array.dtype.kind != "f":
-            raise DataError(f"{path} holds {array.dtype} {list(array.shape)}; expected floats [time, width]")
-        return array
+    encode = functools.lru_cache(None)(encode)
+    contexts = [
+        context(turn, encode, mark, size=context_size, max_turns=max_turns, use_caption=use_caption) for turn in turns
+    ]
+    answers = [answer(turn, encode, mark, size=answer_size) for turn in turns]
+    whole = np.empty(len(turns), object)
+    whole[:] = [dialogue for dialogue, _ in turns]
+    return {
+        "context": np.array([ids for ids, _ in contexts], np.int32),
+        "kinds": np.array([kinds for _, kinds in contexts], np.int32),
+        "answer": np.array([ids for ids, _ in answers], np.int32),
+        "answered": np.array([count for _, count in answers], np.int32),
+        "turn": np.array([turn for _, turn in turns], np.int32),
+        "dialogue": whole,
+    }
 
 
-def _resample(array: np.ndarray, length: int) -> np.ndarray:
-    times = np.linspace(0, len(array) - 1, length)
-    before = np.floor(times).astype(int)
-    after = np.minimum(before + 1, len(array) - 1)
-    weight = (times - before)[:, None].astype(np.float32)
-    return array[before].astype(np.float32) * (1 - weight) + array[after].astype(np.float32) * weight
+def page(turn: Turn, generated: str) -> str:
+    """Format a turn for people: caption, the turns before, and the generated answer beside the references."""
+    dialogue, index = turn
+    lines = [f"=== {dialogue['image_id']}, turn {index + 1}"]
+    lines += [f"{name:9} {dialogue[name]}" for name in ("caption", "summary") if dialogue.get(name)]
+    for exchange in dialogue["dialog"][:index]:
+        lines += [f"Q         {exchange['question']}", f"A         {exchange['answer']}"]
+    lines += [f"question  {dialogue['dialog'][index]['question']}", f"generated {generated}"]
+    lines += [f"reference {text}" for text in references(turn)]
+    return "\n".join(lines) + "\n"
+
+
+def answer_files(turns: Sequence[Turn], generated: Sequence[str]) -> dict[str, str]:
+    """Return answers in the official formats: `dstc7.json`, the file of dialogues with answers, and `coco.json`.
+
+    If the dialogues have undisclosed answers, only these are filled in. If a video repeats, there is no `dstc7.json`.
+    """
+    whole = list({id(dialogue): dialogue for dialogue, _ in turns}.values())
+    by_place = {(dialogue["image_id"], turn): text for (dialogue, turn), text in zip(turns, generated, strict=True)}
+    hidden = [
+        (dialogue["image_id"], turn)
+        for dialogue in whole
+        for turn, exchange in enumerate(dialogue["dialog"])
+        if exchange["answer"] == UNDISCLOSED
+    ]
+    by_place = {place: by_place[place] for place in hidden} if hidden else by_place
+    names = [f"{video}_{turn}" for video, turn in by_place]
+    contents: dict[str, Any] = {"coco": submissions.coco_results(names, list(by_place.values()))}
+    if len({dialogue["image_id"] for dialogue in whole}) == len(whole):
+        contents["dstc7"] = submissions.dstc7_results({"dialogs": whole}, by_place)
+    return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in contents.items()}
 
 
 def _check(dialogue: Any, where: str) -> None:

@@ -6,8 +6,6 @@ the answer, and the mean squared error of each feature vector predicted from tho
 (`__UNDISCLOSED__`) count for neither and are only predicted, by beam search.
 """
 
-import functools
-import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -19,8 +17,9 @@ import numpy as np
 from jtasks import models
 from jtasks.config import Config
 from jtasks.data import dialogues, tokenizers
+from jtasks.data.features import Features
 from jtasks.data.files import data_folder
-from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, submissions, total
+from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, total
 from jtasks.ops import decode
 from jtasks.ranges import Field
 
@@ -73,26 +72,21 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     path = dialogues.locate(split, data[split], _folder(config))
     if path is None:
         return None
-    found = dialogues.turns(_read(path), "all" if split == "train" else data.turns)
+    turns = dialogues.turns(dialogues.read_cached(path), "all" if split == "train" else data.turns)
     if split == "train":
-        found = [turn for turn in found if dialogues.references(turn)]
+        turns = [turn for turn in turns if dialogues.references(turn)]
     if data.features:
-        _features(config).require(dialogue["image_id"] for dialogue, _ in found)
-    tokenizer, mark = tokenizers.of(config, texts), _mark(config)
-    encode = functools.lru_cache(None)(lambda text: tokenizers.encode(tokenizer, [text])[0].ids)
-    options = {"max_turns": data.max_turns, "use_caption": data.use_caption}
-    contexts = [dialogues.context(turn, encode, mark, size=data.context, **options) for turn in found]
-    answers = [dialogues.answer(turn, encode, mark, size=data.answer) for turn in found]
-    whole = np.empty(len(found), object)
-    whole[:] = [dialogue for dialogue, _ in found]
-    return {
-        "context": np.array([ids for ids, _ in contexts], np.int32),
-        "kinds": np.array([kinds for _, kinds in contexts], np.int32),
-        "answer": np.array([ids for ids, _ in answers], np.int32),
-        "answered": np.array([count for _, count in answers], np.int32),
-        "turn": np.array([turn for _, turn in found], np.int32),
-        "dialogue": whole,
-    }
+        _features(config).require(dialogue["image_id"] for dialogue, _ in turns)
+    tokenizer = tokenizers.of(config, texts)
+    return dialogues.arrays(
+        turns,
+        lambda text: tokenizers.encode(tokenizer, [text])[0].ids,
+        _mark(config),
+        context_size=data.context,
+        answer_size=data.answer,
+        max_turns=data.max_turns,
+        use_caption=data.use_caption,
+    )
 
 
 def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
@@ -169,17 +163,8 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """A page of dialogues: caption, the turns before, and the answer beside the references."""
-    pages = []
-    for example, answer in zip(examples, answers(outputs, config), strict=True):
-        dialogue, turn = _turn(example)
-        lines = [f"=== {dialogue['image_id']}, turn {turn + 1}"]
-        lines += [f"{name:9} {dialogue[name]}" for name in ("caption", "summary") if dialogue.get(name)]
-        for exchange in dialogue["dialog"][:turn]:
-            lines += [f"Q         {exchange['question']}", f"A         {exchange['answer']}"]
-        lines += [f"question  {dialogue['dialog'][turn]['question']}", f"generated {answer}"]
-        lines += [f"reference {text}" for text in dialogues.references((dialogue, turn))]
-        pages.append("\n".join(lines) + "\n")
-    return {"dialogues": "\n".join(pages)}
+    generated = zip(examples, answers(outputs, config), strict=True)
+    return {"dialogues": "\n".join(dialogues.page(_turn(example), answer) for example, answer in generated)}
 
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
@@ -187,23 +172,7 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
     In a file with undisclosed answers those alone are filled in. One in which a video comes twice has no `dstc7.json`.
     """
-    said = {
-        (example["dialogue"]["image_id"], int(example["turn"])): answer
-        for example, answer in zip(examples, answers(outputs, config), strict=True)
-    }
-    whole = list({id(example["dialogue"]): example["dialogue"] for example in examples}.values())
-    hidden = [
-        (dialogue["image_id"], turn)
-        for dialogue in whole
-        for turn, exchange in enumerate(dialogue["dialog"])
-        if exchange["answer"] == dialogues.UNDISCLOSED
-    ]
-    said = {place: said[place] for place in hidden} if hidden else said
-    names = [f"{video}_{turn}" for video, turn in said]
-    files: dict[str, Any] = {"coco": submissions.coco_results(names, list(said.values()))}
-    if len({dialogue["image_id"] for dialogue in whole}) == len(whole):
-        files |= {"dstc7": submissions.dstc7_results({"dialogs": whole}, said)}
-    return {f"{name}.json": json.dumps(content, indent=1) + "\n" for name, content in files.items()}
+    return dialogues.answer_files([_turn(example) for example in examples], answers(outputs, config))
 
 
 def answers(outputs: Any, config: Config) -> list[str]:
@@ -230,26 +199,17 @@ def _folder(config: Config) -> pathlib.Path:
     return data_folder(config.data.dir)
 
 
-def _features(config: Config) -> dialogues.Features:
+def _features(config: Config) -> Features:
     folder, data = _folder(config), config.data
     places = [pathlib.Path(data.features_dir).expanduser()] if data.features_dir else [folder, folder / "avsd"]
     found = next((place for place in places if (place / data.features[0]).is_dir()), places[0])
-    return dialogues.Features(found, tuple(data.features), data.frames, max(data.threads, 1))
-
-
-@functools.lru_cache(maxsize=4)
-def _parsed(path: pathlib.Path, changed: int) -> list[dict[str, Any]]:
-    return dialogues.read(path)
-
-
-def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    return _parsed(path, path.stat().st_mtime_ns)
+    return Features(found, tuple(data.features), data.frames, max(data.threads, 1))
 
 
 def _train(config: Config) -> list[dict[str, Any]]:
     path = dialogues.locate("train", config.data.train, _folder(config))
     assert path is not None  # or an error has said so
-    return _read(path)
+    return dialogues.read_cached(path)
 
 
 def _mark(config: Config) -> int:

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jtasks.data import dialogues
+from jtasks.data.features import Features
 from jtasks.errors import ConfigError, DataError
 
 MARK = 99
@@ -163,7 +164,7 @@ def stored(folder, **arrays):
     for kind, array in arrays.items():
         (folder / kind).mkdir()
         np.save(folder / kind / "A.npy", array)
-    return dialogues.Features(folder, tuple(arrays), frames=4)
+    return Features(folder, tuple(arrays), frames=4)
 
 
 @settings(max_examples=30, deadline=None)
@@ -171,7 +172,7 @@ def stored(folder, **arrays):
 def test_kinds_are_aligned_to_the_shortest(tmp_path_factory, lengths, frames):
     ramps = [np.linspace(0, 1, length)[:, None].astype(np.float32) for length in lengths]
     features = stored(tmp_path_factory.mktemp("features"), one=ramps[0], two=2 * ramps[1] + 3)
-    found = dialogues.Features(features.folder, features.kinds, frames).aligned("A")
+    found = Features(features.folder, features.kinds, frames).aligned("A")
     length = min(*lengths, frames)
     assert found.shape == (length, 2) and found.dtype == np.float32
     expected = np.linspace(0, 1, length)  # a straight line stays one, from its first to its last value
