@@ -69,7 +69,7 @@ def full(*args, **kwargs):
 SCORES = """
 import os, pathlib, time
 import jax, jax.numpy as jnp, ml_collections, numpy as np
-from jtasks import processes
+from jtasks.distributed import processes
 from jtasks.metrics import Mean
 
 TRACED = []
