@@ -32,7 +32,7 @@ def writer(path: pathlib.Path) -> Iterator[IO[bytes]]:
         partial.replace(path)
     except BaseException as error:
         if isinstance(error, OSError):
-            error.filename = error.filename or str(path)  # which a full disk does not name
+            error.filename = error.filename or str(path)  # the error of a full disk has no file name
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise

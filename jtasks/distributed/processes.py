@@ -81,7 +81,7 @@ def start(
     jax.config.update("jax_enable_preemption_service", False)  # the service would take over SIGTERM
     _links[:] = [rendezvous.PeerMonitor(cluster.process, connections)]  # detects crashes from here on
     if unwritable and (make or not os.environ.get(SECRET)):
-        raise ConfigError(unwritable)  # only now can the other processes be told
+        raise ConfigError(unwritable)  # the other processes get the error only once they are connected
     jax.distributed.initialize(
         cluster.coordinator,
         cluster.processes,
@@ -122,7 +122,7 @@ def _format_value(name: str, value: Any) -> str:
 
 
 def _write_token(path: pathlib.Path, *, make: bool) -> str:
-    """Write a new token; returns why that is not possible, "" otherwise."""
+    """Write a new token; returns the reason if that fails, else ""."""
     try:
         if make:
             path.parent.mkdir(parents=True, exist_ok=True)

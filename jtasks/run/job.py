@@ -90,7 +90,7 @@ class Job(NamedTuple):
         return np.count_nonzero(segments, axis=1) if segments is not None and segments.ndim == 2 else None
 
     def assets(self) -> dict[str, str]:
-        """Return the texts {file name: text} that the run is not understood without: tokenizer and the task's assets.
+        """Return {file name: text} of the files that give the parameters meaning: tokenizer and the task's assets.
 
         Raises:
           ConfigError: the task's `assets` returns something else.
@@ -159,7 +159,7 @@ def prepare(config: Config) -> Job:
 
 
 def make_files(config: Config, module: ModuleType) -> None:
-    """Train the task's tokenizer and call its `prepare`, where it has them; what they make is stored for the others."""
+    """Train the task's tokenizer and call its `prepare`, if it has them, which store their results for all processes."""
     if hasattr(module, "texts"):
         tokenizers.of(config, module.texts)
     if hasattr(module, "prepare"):

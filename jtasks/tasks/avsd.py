@@ -29,7 +29,7 @@ SEQUENCE_KEYS = ("context", "kinds")  # what config.batch_tokens may cut
 
 
 def defaults() -> dict[str, Any]:
-    """The GPT's fields, which dialogues and videos, the weight of the video's term, and how answers are found."""
+    """Return the fields of the GPT, the dialogues and videos, the weight of the video's term, and the beam search."""
     return {
         **models.fields(models.VideoGPT, omit=["outputs"], filled=["vocab", "positions", "features"]),
         "model.end": Field(int),  # the id that ends an answer, filled from the tokenizer
@@ -55,12 +55,12 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """All that is said in the dialogues of the train split and about their videos."""
+    """Return the texts of the train split: dialogues, and captions and summaries of their videos."""
     yield from dialogues.texts(_train(config))
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """A turn an example: ids and kinds of its context [n, t], and of its answer [n, a + 1].
+    """Return one example per turn: ids and kinds of its context [n, t], and of its answer [n, a + 1].
 
     `answered` [n] counts the answer's ids after the first, 0 for one that is undisclosed; those are left out of
     train. The dialogue itself and the number of the turn in it go along for the host.
@@ -95,7 +95,7 @@ def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
 
 
 def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
-    """A batch with its videos' features: `video` [b, frames, width] and how many frames each has, `frames` [b]."""
+    """Return a batch with the features of its videos, `video` [b, frames, width], and their lengths, `frames` [b]."""
     batch = {name: np.stack([row[name] for row in examples]) for name in examples[0] if name != "dialogue"}
     if config.data.features:
         video, frames = _features(config).batch([row["dialogue"]["image_id"] for row in examples])
@@ -105,7 +105,7 @@ def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions that video, context and answer take, the features' width, and the id that ends an answer."""
+    """Return the positions for video, context and answer, the features' width, and the id that ends an answer."""
     data, frames, width = config.data, 0, 0
     if data.features:
         videos = [dialogue["image_id"] for dialogue in _train(config)]
@@ -145,7 +145,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The best answer of a beam search: `tokens` [b, max_len], with the end mark behind it, and its `score` [b]."""
+    """Search the best answer: `tokens` [b, max_len], followed by the end mark, and its `score` [b]."""
     inputs, end = (*_context(batch), batch["answer"][:, 0]), config.model.end
     beams = models.search(_model(config), params, inputs, config.beam, method="read", eos=end, pad=end)
     return {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
@@ -162,13 +162,13 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
-    """A page of dialogues: caption, the turns before, and the answer beside the references."""
+    """Format a page of dialogues: caption, the turns before, and the answer beside the references."""
     generated = zip(examples, answers(outputs, config), strict=True)
     return {"dialogues": "\n".join(dialogues.page(_turn(example), answer) for example, answer in generated)}
 
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """The answers in the official formats: `dstc7.json` (the file of dialogues, filled) and `coco.json` (results).
+    """Format the answers officially: `dstc7.json` (the file of dialogues, filled) and `coco.json` (results).
 
     In a file with undisclosed answers those alone are filled in. One in which a video comes twice has no `dstc7.json`.
     """
@@ -176,7 +176,7 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def answers(outputs: Any, config: Config) -> list[str]:
-    """The text of predicted answers."""
+    """Decode predicted answers to texts."""
     rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
     end = _mark(config)
     rows = [row[: row.index(end)] if end in row else row for row in rows]
@@ -213,5 +213,5 @@ def _train(config: Config) -> list[dict[str, Any]]:
 
 
 def _mark(config: Config) -> int:
-    """The id that begins each piece of a context, and ends an answer."""
+    """Return the id that begins each piece of a context, and ends an answer."""
     return tokenizers.special(tokenizers.of(config, texts), tokenizers.END, "[SEP]")

@@ -31,7 +31,7 @@ Batch = dict[str, jax.Array]
 
 
 def defaults() -> dict[str, Any]:
-    """The BERT's fields, which text, and what is hidden of it."""
+    """Return the fields of the BERT, the text, and the masking."""
     return {
         **models.fields(models.BERT, omit=["labels", "classifier_dropout"], filled=["vocab", "positions"]),
         **{f"model.{name}": Field(int) for name in IDS},
@@ -46,7 +46,7 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> tokenizers.Corpus | None:
-    """The documents of the train split; None of shards, which have no text."""
+    """Return the documents of the train split; None for shards, which have no text."""
     source = _source("train", config)
     if source is None or _sharded(source):
         return None
@@ -88,7 +88,7 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions, and the ids that masking needs to know."""
+    """Return the number of positions, and the ids that masking needs."""
     tokenizer = tokenizers.of(config, texts)
     ids = {field: tokenizers.special(tokenizer, name) for field, name in IDS.items()}
     return {"positions": config.data.length, **ids}
@@ -141,7 +141,7 @@ def _sharded(source: text.Source) -> bool:
 
 
 def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
-    """The tokenized documents of a split, and `pairs.paired` of them."""
+    """Return the tokenized documents of a split, and their `pairs.paired`."""
     tokenizer, folder = tokenizers.of(config, texts), _folder(config)
     sources = pairs.tokenized(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)
     return sources, *pairs.paired(

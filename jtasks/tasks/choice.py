@@ -40,7 +40,7 @@ FIELDS: dict[str, dict[str, values.Check]] = {
 
 
 def defaults() -> dict[str, Any]:
-    """The BERT's fields, the files of the splits, and their form of the files."""
+    """Return the fields of the BERT, the files of the splits, and their format."""
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
@@ -49,7 +49,7 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """The contexts and the choices of the train split."""
+    """Return the contexts and the choices of the train split."""
     for context, choices, _ in _read("train", config) or []:
         yield context
         yield from choices
@@ -86,7 +86,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions, and of logits of a choice."""
+    """Return the number of positions, and of logits per choice."""
     return {"positions": config.data.length, "labels": 1}
 
 
@@ -111,13 +111,13 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The likeliest choice [b] and the probability of each [b, choices]."""
+    """Predict the likeliest choice [b], and the probability of each [b, choices]."""
     probabilities = jax.nn.softmax(_scores(params, batch, None, config))
     return {"label": probabilities.argmax(-1), "probabilities": probabilities}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """The contexts and their choices; > is before the model's, * before the right one."""
+    """Format the contexts and their choices, with > before the model's choice and * before the right one."""
     lines = []
     for example, output in zip(examples, outputs, strict=True):
         lines.append(example["context"])

@@ -27,7 +27,7 @@ SEQUENCE_KEYS = ("tokens", "types", "segments")
 
 
 def defaults() -> dict[str, Any]:
-    """The BERT's fields, the files of the splits, and their columns of the texts and the class."""
+    """Return the fields of the BERT, the files of the splits, and their columns of the texts and the class."""
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
@@ -39,7 +39,7 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """The texts of the train split."""
+    """Return the texts of the train split."""
     for row in _rows("train", config) or []:
         yield from (row[field] for field in (config.data.first, config.data.second) if field)
 
@@ -75,12 +75,12 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions and of classes."""
+    """Return the number of positions and of classes."""
     return {"positions": config.data.length, "labels": len(_classes(config))}
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The names of the classes."""
+    """Return the names of the classes."""
     return labels(_classes(config))
 
 
@@ -105,7 +105,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The likeliest class [b] and its probability [b]."""
+    """Predict the likeliest class [b] and its probability [b]."""
     probabilities = jax.nn.softmax(_logits(params, batch, None, config))
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
@@ -123,7 +123,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """The texts, and what the model takes them for."""
+    """Format the texts, with the predicted classes."""
     names = _classes(config)
     lines = []
     for example, output in zip(examples, outputs, strict=True):
@@ -135,7 +135,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def _matthews(table: np.ndarray) -> float:
-    """The correlation in a table of counts [true, found] (Gorodkin 2004); 0 where either knows one class alone."""
+    """Return the correlation in a table of counts [true, predicted] (Gorodkin 2004); 0 if either has only one class."""
     total, right, true, found = table.sum(), np.trace(table), table.sum(1), table.sum(0)
     spread = np.sqrt((total**2 - found @ found) * (total**2 - true @ true))
     return float((right * total - true @ found) / spread) if spread else 0.0
@@ -164,7 +164,7 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
 
 
 def _classes(config: Config) -> tuple[str, ...]:
-    """The names of the classes in the order of their numbers: as configured, or those of train, sorted."""
+    """Return the names of the classes in the order of their numbers: as configured, or those of train, sorted."""
     if config.data.labels:
         return tuple(values.label(name, "config.data.labels") for name in config.data.labels)
     found = {row[config.data.label] for row in _rows("train", config) or []}

@@ -30,7 +30,7 @@ HF_ARCHITECTURE = "ImageGPTForCausalImageModeling"
 
 
 def defaults() -> dict[str, Any]:
-    """The GPT's fields, the palette, which images, and how completions are sampled."""
+    """Return the fields of the GPT, the palette, the images, and the sampling of completions."""
     return {
         **models.fields(models.GPT, omit=["vocab", "outputs"], filled=["positions"]),
         "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data as these three
@@ -62,13 +62,13 @@ def prepare(config: Config) -> None:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """The palette, and what the model's sizes follow from: colors, image shape, positions, classes."""
+    """Return the palette, and the sizes of the model: colors, image shape, positions, classes."""
     classes = {} if config.model.classes == 0 else {"classes": len(_names(config))}
     return classes | palettes.model_args(dataset("train", config), config.data, config.seed)
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The palette, and of a classifier the names of the classes."""
+    """Return the palette, and for a classifier the names of the classes."""
     return palette_files(config.model) | (labels(_names(config)) if config.model.classes else {})
 
 
@@ -126,7 +126,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
-    """A grid with a row an image: the given half, samples, and the original; or images and their classes."""
+    """Draw a grid with a row per image: the given half, samples, and the original; or images and their classes."""
     levels, shape = config.model.palette, config.model.shape
     tokens = [np.asarray(palette.nearest(example["image"][None], levels))[0] for example in examples]
     originals = [palette.pictures(row, levels, shape) for row in tokens]
@@ -141,7 +141,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
 
 
 def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) -> jax.Array:
-    """Sampled completions of the first rows of images [b, h * w]."""
+    """Sample completions of the first rows of images [b, h * w]."""
     sampling, (b, length) = config.sample, tokens.shape
     rows, columns = config.model.shape
     given = round(rows * sampling.given) * columns

@@ -27,7 +27,7 @@ HF_ARCHITECTURE = "GPT2LMHeadModel"
 
 
 def defaults() -> dict[str, Any]:
-    """The GPT's fields, which text, and how it is sampled."""
+    """Return the fields of the GPT, the text, and the sampling."""
     return {
         **models.fields(models.GPT, omit=["outputs"], filled=["vocab", "positions"]),
         "model.end": Field(int),  # of packed documents the id that ends one, filled from the tokenizer
@@ -44,7 +44,7 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> tokenizers.Corpus:
-    """The documents of the train split, in pieces."""
+    """Return the documents of the train split, in pieces."""
     source, kind = text.source("train", config.data, _folder(config)), config.data.documents
     assert source is not None  # or an error has said so
 
@@ -73,7 +73,7 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions, and for packed documents the id that ends one."""
+    """Return the number of positions, and for packed documents the id that ends a document."""
     end = tokenizers.special(tokenizers.of(config, texts), *tokens.ENDS) if config.data.packed else -1
     return {"positions": config.data.length, "end": end}
 
@@ -131,7 +131,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
-    """The given text of each example, and how the model goes on."""
+    """Format the given text of each example, and the model's continuation."""
     tokenizer = tokenizers.of(config, texts)
     parts = []
     for output in outputs:

@@ -17,7 +17,7 @@ Batch = dict[str, jax.Array]
 
 
 def defaults() -> dict[str, Any]:
-    """The network's fields, and the name of the images."""
+    """Return the fields of the network, and the name of the images."""
     return models.fields(models.ConvNet, filled=["classes"]) | {"data.name": Field(str, None, "mnist")}
 
 
@@ -27,12 +27,12 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """The number of classes."""
+    """Return the number of classes."""
     return {"classes": len(data.class_names(config.data.name, folder=config.data.dir))}
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The names of the classes, and how pixels are normalized."""
+    """Return the names of the classes, and the normalization of pixels."""
     return labels(data.class_names(config.data.name, folder=config.data.dir)) | image_processor([0.5], [0.5], 1 / 255)
 
 
@@ -56,13 +56,13 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The likeliest class [b] and its probability [b]."""
+    """Predict the likeliest class [b] and its probability [b]."""
     probabilities = jax.nn.softmax(_logits(params, batch, None, config))
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
-    """The pictures, and what the network takes them for."""
+    """Show the pictures and the predicted classes."""
     names = data.class_names(config.data.name, folder=config.data.dir)
     images = grid.grid([[example["image"] for example in examples]])
     return {"images": images, "labels": grid.labeled(examples, outputs, names)}

@@ -25,7 +25,7 @@ SEQUENCE_KEYS = ("tokens", "types", "segments")
 
 
 def defaults() -> dict[str, Any]:
-    """The BERT's fields, the files of the splits, and their lengths and the number of spans."""
+    """Return the fields of the BERT, the files of the splits, their lengths, and the number of spans."""
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
@@ -39,7 +39,7 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """The contexts and the questions of the train split."""
+    """Return the contexts and the questions of the train split."""
     questions = _questions("train", config) or []
     yield from dict.fromkeys(question.context for question in questions)
     yield from (question.text for question in questions)
@@ -64,7 +64,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions and of logits."""
+    """Return the number of positions and of logits."""
     return {"positions": config.data.length, "labels": 2}
 
 
@@ -96,7 +96,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The best spans of each window.
+    """Predict the best spans of each window.
 
     Returns:
       `start` and `end` [b, n], the first and the last token of the `config.data.best` best spans of the context with at
@@ -146,7 +146,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """The official file of predictions, {id: text}; the best spans of each question; the odds against an answer."""
+    """Format the official predictions, {id: text}, the best spans of each question, and the odds of no answer."""
     return squad.prediction_files(squad.predictions(examples, outputs, config.data.best), _threshold(config))
 
 

@@ -26,7 +26,7 @@ SEQUENCE_KEYS = ("tokens", "segments", "labels", "starts")
 
 
 def defaults() -> dict[str, Any]:
-    """The BERT's fields, the files of the splits, and their columns of words and tags."""
+    """Return the fields of the BERT, the files of the splits, and their columns of words and tags."""
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
@@ -37,7 +37,7 @@ def defaults() -> dict[str, Any]:
 
 
 def texts(config: Config) -> Iterator[str]:
-    """The sentences of the train split."""
+    """Return the sentences of the train split."""
     for sentence in _sentences("train", config) or []:
         yield " ".join(sentence.words)
 
@@ -59,12 +59,12 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Number of positions and of tags."""
+    """Return the number of positions and of tags."""
     return {"positions": config.data.length, "labels": 1 + 2 * len(_types(config))}
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The names of the classes."""
+    """Return the names of the classes."""
     return labels(conll.classes(_types(config)))
 
 
@@ -88,7 +88,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The likeliest tag of each token, [b, t]; that of a word's first piece is the word's."""
+    """Predict the likeliest tag of each token, [b, t]; the tag of a word's first piece is the word's."""
     return {"tag": _logits(params, batch, None, config).argmax(-1)}
 
 
@@ -99,7 +99,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """The sentences with the entities that the model finds, and what truly is in them."""
+    """Format the sentences with the predicted entities and the true ones."""
     lines = []
     for words, tags, guess in _tagged(examples, outputs, config):
         said, true = (
@@ -160,7 +160,7 @@ def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:
 
 
 def _types(config: Config) -> tuple[str, ...]:
-    """The types of entities: as configured, or those of train, sorted."""
+    """Return the types of entities: as configured, or those of train, sorted."""
     if config.data.labels:
         return tuple(config.data.labels)
     sentences = _sentences("train", config) or []

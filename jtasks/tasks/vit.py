@@ -21,7 +21,7 @@ HF_ARCHITECTURE = "ViTForImageClassification"
 
 
 def defaults() -> dict[str, Any]:
-    """The ViT's fields, how pixels are normalized, which images, and how they are augmented."""
+    """Return the fields of the ViT, the normalization of pixels, the images, and their augmentation."""
     return {
         **models.fields(models.ViT, filled=["classes"]),
         "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data as all of these
@@ -45,7 +45,7 @@ def dataset(split: str, config: Config) -> Any:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """The number of classes, the images' shape (h, w), and how pixels are normalized.
+    """Return the number of classes, the images' shape (h, w), and the normalization of pixels.
 
     `resize`, how they come to that shape, is that of a Hugging Face folder, if the model is from one.
     """
@@ -57,7 +57,7 @@ def model_args(config: Config) -> dict[str, Any]:
 
 
 def assets(config: Config) -> dict[str, str]:
-    """The names of the classes, and how pixels are normalized."""
+    """Return the names of the classes, and the normalization of pixels."""
     names = data.class_names(config.data.name, folder=config.data.dir)
     return labels(names) | image_processor(*_normalization(config), config.model.shape, config.model.get("resize"))
 
@@ -89,13 +89,13 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """The likeliest class [b] and its probability [b]."""
+    """Predict the likeliest class [b] and its probability [b]."""
     probabilities = jax.nn.softmax(_logits(params, batch["image"], None, config))
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
-    """The pictures, and what the model takes them for."""
+    """Show the pictures and the predicted classes."""
     names = data.class_names(config.data.name, folder=config.data.dir)
     images = grid.grid([[example["image"] for example in examples]])
     return {"images": images, "labels": grid.labeled(examples, outputs, names)}

@@ -89,7 +89,7 @@ def _misspellings(module: ModuleType) -> list[str]:
 
 
 def _prepare(module: ModuleType, config: Config) -> Job:
-    _texts(module, config)
+    _check_texts(module, config)
     make_files(config, module)
     if hasattr(module, "model_args"):
         values = module.model_args(config)
@@ -104,19 +104,19 @@ def _prepare(module: ModuleType, config: Config) -> Job:
     return Job(module, fill(config, module), mesh_of(jax.local_devices()[:1]))
 
 
-def _texts(module: ModuleType, config: Config) -> None:
-    """The training texts are texts, and the same ones each time."""
+def _check_texts(module: ModuleType, config: Config) -> None:
+    """Check that the training texts are texts, and equal when read again."""
     if not hasattr(module, "texts"):
         return
     hint = "return an iterator of the texts of the train split (str), or None if there are none to train a tokenizer on"
     reads: list[list[Any]] = []
     for _ in range(2):
-        given = module.texts(config)
-        if given is None:
+        texts = module.texts(config)
+        if texts is None:
             return
-        listed = isinstance(given, Iterable) and not isinstance(given, str)
-        require(listed, f"texts(config) returned {kind(given)}", hint)
-        reads.append(list(itertools.islice(given, 100)))
+        listed = isinstance(texts, Iterable) and not isinstance(texts, str)
+        require(listed, f"texts(config) returned {kind(texts)}", hint)
+        reads.append(list(itertools.islice(texts, 100)))
     first, again = reads
     wrong = [f"number {i} is {kind(text)}" for i, text in enumerate(first) if not isinstance(text, str)]
     require(not wrong, f"texts(config): {some(wrong)}", hint)
