@@ -159,7 +159,7 @@ def prepare(config: Config) -> Job:
 
 
 def make_files(config: Config, module: ModuleType) -> None:
-    """Train the task's tokenizer and call its `prepare`, if it has them, which store their results for all processes."""
+    """Train the tokenizer and call `prepare`, if the task has them; they store their results for all processes."""
     if hasattr(module, "texts"):
         tokenizers.of(config, module.texts)
     if hasattr(module, "prepare"):
