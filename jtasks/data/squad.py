@@ -37,7 +37,7 @@ class Question(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the windows of a question predict together."""
+    """Prediction for a question, merged from its windows."""
 
     question: Question
     best: list[tuple[str, float]]  # texts and their scores, best first

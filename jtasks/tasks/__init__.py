@@ -1,1 +1,1 @@
-"""The shipped tasks, one a file; no task imports another."""
+"""The shipped tasks, one per file; no task imports another."""

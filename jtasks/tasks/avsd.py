@@ -1,9 +1,9 @@
-"""Answer questions in a dialogue about a video (AVSD): [video | caption, summary | turns | question | answer].
+"""Answers to questions in a dialogue about a video (AVSD): [video | caption, summary | turns | question | answer].
 
-The model is that of Le and Hoi (2020, arXiv:2006.15319): features of the video are projected into a GPT, and each
-position has an embedding of its kind: video, caption, questioner or answerer. The loss has two terms: nats a token of
-the answer, and the mean squared error of each feature vector predicted from those before. Answers that the data hides
-(`__UNDISCLOSED__`) count for neither and are only predicted, by beam search.
+The model follows Le and Hoi (2020, arXiv:2006.15319): features of the video are projected into a GPT, and each
+position has an embedding of its kind: video, caption, questioner or answerer. The loss has two terms: nats per token of
+the answer, and the mean squared error of each feature vector, predicted from the earlier ones. Hidden answers
+(`__UNDISCLOSED__`) are not trained on and only predicted, by beam search.
 """
 
 import pathlib
@@ -32,21 +32,21 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the GPT, the dialogues and videos, the weight of the video's term, and the beam search."""
     return {
         **models.fields(models.VideoGPT, omit=["outputs"], filled=["vocab", "positions", "features"]),
-        "model.end": Field(int),  # the id that ends an answer, filled from the tokenizer
-        "data.train": Field(str, None, ""),  # a file of dialogues; "": the first of the challenges' names that is there
+        "model.end": Field(int),  # id that ends an answer, filled from the tokenizer
+        "data.train": Field(str, None, ""),  # a file of dialogues; "": the first existing official name
         "data.valid": Field(str, None, ""),
         "data.test": Field(str, None, ""),
         "data.turns": Field(
             str, ("all", "last", "asked"), "all"
-        ),  # outside training; asked: undisclosed, or with references
-        "data.tokenizer": Field(str, None, "bpe:2000"),  # a file, a folder, or what to train
+        ),  # outside training; asked: undisclosed or with references
+        "data.tokenizer": Field(str, None, "bpe:2000"),  # a file, a folder, or the kind to train
         "data.features": Field(tuple, None, ()),  # folders of a video's features; (): text alone
-        "data.features_dir": Field(str),  # None: the folder of data, or avsd in it
-        "data.frames": Field(int, "[1, 2e9]", 40),  # most feature vectors of a video
-        "data.max_turns": Field(int, "[0, 2e9]", 3),  # before the one to answer
+        "data.features_dir": Field(str),  # None: the data folder, or avsd in it
+        "data.frames": Field(int, "[1, 2e9]", 40),  # maximum number of feature vectors of a video
+        "data.max_turns": Field(int, "[0, 2e9]", 3),  # before the turn to answer
         "data.use_caption": Field(bool, None, True),
-        "data.context": Field(int, "[1, 2e9]", 256),  # most tokens before the answer
-        "data.answer": Field(int, "[1, 2e9]", 48),  # most tokens of an answer that is trained on
+        "data.context": Field(int, "[1, 2e9]", 256),  # maximum number of tokens before the answer
+        "data.answer": Field(int, "[1, 2e9]", 48),  # maximum number of tokens of a training answer
         "video_loss": Field(float, "[0, inf)", 1.0),  # weight of the squared error of predicted features
         **decode.BEAM,
         "score.protocol": Field(str, None, "plain"),
@@ -90,7 +90,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 
 def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
-    """Ids of each context, int [n]."""
+    """Return the number of ids of each context, int [n]."""
     return np.sum(examples["kinds"] > 0, axis=1)
 
 
@@ -116,13 +116,13 @@ def model_args(config: Config) -> dict[str, Any]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the GPT, of the kinds' embeddings, and for a video of its projections in and out."""
+    """Initialize the GPT, the embeddings of kinds, and with video the projections of its features."""
     answer = batch["answer"][:, :2]
     return _model(config).init(rng, *_context(batch), answer, method="losses")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the two terms; the perplexity of the answers' tokens, and how often the likeliest was the right one."""
+    """Return both loss terms, and the perplexity and accuracy of the answers' tokens."""
     nats, correct, error = models.apply(
         _model(config), params, *_context(batch), batch["answer"], rng=rng, method="losses"
     )
@@ -140,7 +140,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -152,7 +152,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
-    """Scores of the answers against the references of their turns, one or several; {} if no turn has any."""
+    """Score the answers against the references of their turns; {} if no turn has any."""
     references = [dialogues.references(_turn(example)) for example in examples]
     pairs = [pair for pair in zip(answers(outputs, config), references, strict=True) if pair[1]]
     if not pairs:
@@ -208,7 +208,7 @@ def _features(config: Config) -> Features:
 
 def _train(config: Config) -> list[dict[str, Any]]:
     path = dialogues.locate("train", config.data.train, _folder(config))
-    assert path is not None  # or an error has said so
+    assert path is not None  # checked above
     return dialogues.read_cached(path)
 
 

@@ -1,8 +1,7 @@
 """Pre-training of BERT: masked language modeling and next-sentence prediction (Devlin et al. 2019).
 
-From raw text (one sentence a line, a blank line between documents), which `prepare` tokenizes and pairs; masks are
-drawn on the device from each example's seed, new ones each epoch. Or from HDF5 shards of prepared examples, whose masks
-are taken as they stand.
+`prepare` tokenizes and pairs raw text, with one sentence per line and blank lines between documents. Masks are drawn on
+the device from each example's seed, different ones each epoch. HDF5 shards of prepared examples keep their own masks.
 """
 
 import functools
@@ -25,7 +24,7 @@ from jtasks.ops import augment, masking
 from jtasks.ranges import Field
 
 HF_ARCHITECTURE = "BertForPreTraining"
-IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # what masking knows, in config.model
+IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # ids that masking needs, in config.model
 
 Batch = dict[str, jax.Array]
 
@@ -36,11 +35,11 @@ def defaults() -> dict[str, Any]:
         **models.fields(models.BERT, omit=["labels", "classifier_dropout"], filled=["vocab", "positions"]),
         **{f"model.{name}": Field(int) for name in IDS},
         **text.FIELDS,
-        "data.tokenizer": Field(str, None, "wordpiece:30522"),  # a file, a folder, or what to train
-        "data.length": Field(int, "[5, 2e9]", 128),  # tokens of a pair
-        "data.duplicates": Field(int, "[1, 2e9]", 5),  # passes over the text, each with other pairs
-        "data.masked": Field(float, "(0, 1]", 0.15),  # share of the tokens to predict
-        "data.predictions": Field(int, "[1, 2e9]", 20),  # most of them in an example
+        "data.tokenizer": Field(str, None, "wordpiece:30522"),  # a file, a folder, or the kind to train
+        "data.length": Field(int, "[5, 2e9]", 128),  # number of tokens of a pair
+        "data.duplicates": Field(int, "[1, 2e9]", 5),  # passes over the text, each with different pairs
+        "data.masked": Field(float, "(0, 1]", 0.15),  # fraction of the tokens to predict
+        "data.predictions": Field(int, "[1, 2e9]", 20),  # maximum number of predicted tokens in an example
         "data.whole_words": Field(bool, None, False),  # hide all pieces of a word or none
     }
 
@@ -55,7 +54,7 @@ def texts(config: Config) -> tokenizers.Corpus | None:
 
 
 def prepare(config: Config) -> None:
-    """Tokenize the text and make the pairs, once; they are stored beside the data."""
+    """Tokenize the text and make the pairs once, stored beside the data."""
     for split in ("train", "valid", "test"):
         source = _source(split, config)
         if source is None or _sharded(source):
@@ -68,7 +67,7 @@ def prepare(config: Config) -> None:
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Examples as `pairs.Pairs` or `shards.read` have them."""
+    """Return the examples as `pairs.Pairs`, or of shards as arrays of `shards.read`."""
     source, tokenizer = _source(split, config), tokenizers.of(config, texts)
     if source is None:
         return None
@@ -95,14 +94,14 @@ def model_args(config: Config) -> dict[str, Any]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of BERT with both heads."""
+    """Initialize BERT with both heads."""
     return _model(config).init(rng, *_inputs(batch, config)[:5], method="pretrain")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats of a hidden token and of a next-sentence label; their accuracies, and the perplexity.
+    """Return the nats per hidden token and next-sentence label, both accuracies, and the perplexity.
 
-    Masks are drawn from the examples' seeds, so an evaluation has the same each time.
+    Masks are drawn from the examples' seeds, so every evaluation has the same masks.
     """
     *inputs, masked = _inputs(batch, config)
     nats, correct, follows = models.apply(_model(config), params, *inputs, rng=rng, method="pretrain")
@@ -121,7 +120,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -159,7 +158,7 @@ def _model(config: Config) -> Any:
 
 
 def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
-    """Tokens, types, segments [b, t]; places and labels [b, m] of the hidden tokens, and weights [b, m]."""
+    """Return tokens, types, segments [b, t]; places, labels and weights [b, m] of the hidden tokens."""
     tokens, types, segments = (batch[name].astype(jnp.int32) for name in ("tokens", "types", "segments"))
     if "places" in batch:
         places = batch["places"]

@@ -1,7 +1,7 @@
-"""Choose the right one of several texts with a BERT: SWAG's endings (Zellers et al. 2018), RACE's (Lai et al. 2017).
+"""Multiple choice between texts with a BERT: SWAG (Zellers et al. 2018) and RACE (Lai et al. 2017).
 
-Each choice is read behind its context and gets a score (Devlin et al. 2019, 4.4). With `config.init_from` the body is
-that of another run, such as one of `bert`, and the head is fresh.
+Each choice is read after its context and gets a score (Devlin et al. 2019, 4.4). With `config.init_from` the body
+comes from another run, such as one of `bert`, and the head is new.
 """
 
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ def defaults() -> dict[str, Any]:
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
-        "data.fields": Field(str, tuple(FIELDS), "swag"),  # whose columns the files have
+        "data.fields": Field(str, tuple(FIELDS), "swag"),  # the data set whose columns the files have
     }
 
 
@@ -56,12 +56,12 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Token arrays [n, choices, length] as `encoding.pairs` makes them, `label` [n], and the texts.
+    """Return the arrays of `encoding.pairs` as [n, choices, length], `label` [n], and the texts.
 
-    A valid or test file without labels (no such column, or -1 everywhere) gives no `label`: it can be predicted for.
+    Valid and test files without labels (no such column, or -1 everywhere) have no `label` but can be predicted for.
 
     Raises:
-      DataError: a file is absent, an example has another number of choices than the first, or its label is none.
+      DataError: a file is absent, examples differ in their number of choices, or a label is not a choice.
     """
     found = _read(split, config)
     if found is None:
@@ -91,12 +91,12 @@ def model_args(config: Config) -> dict[str, Any]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the BERT and its head."""
+    """Initialize the BERT and its head."""
     return _model(config).init(rng, *_inputs(batch), method="classify")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats an example, and the accuracy; with dropout in training."""
+    """Return the nats per example, and the accuracy; training has dropout."""
     logits, weights = _scores(params, batch, rng, config), example_weights(batch)
     labels = encoding.told(batch, "label")
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -106,7 +106,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -132,20 +132,20 @@ def _model(config: Config) -> Any:
 
 
 def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
-    """[b, choices, t] -> [b * choices, t] each."""
+    """Reshape each input from [b, choices, t] to [b * choices, t]."""
     return tuple(batch[name].astype(jnp.int32).reshape(-1, batch[name].shape[-1]) for name in INPUTS)
 
 
 def _scores(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
     head = params["classifier"]
-    # The bias is added to each choice alike: it changes nothing, and its gradient would be mere rounding.
+    # The bias is the same for every choice, so it changes nothing and its gradient is only rounding error.
     params = params | {"classifier": head | {"bias": jax.lax.stop_gradient(head["bias"])}}
     logits = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="classify")
     return logits.reshape(batch["tokens"].shape[:2])
 
 
 def _read(split: str, config: Config) -> list[tuple[str, list[str], int | None]] | None:
-    """Context, choices and the number of the right one, None if the file does not tell it, of each example."""
+    """Read context, choices and the index of the right choice (None without a label) of each example."""
     data = config.data
     if data.fields not in FIELDS:
         raise ConfigError(f"config.data.fields={data.fields!r} must be one of {', '.join(FIELDS)}")
@@ -157,13 +157,13 @@ def _read(split: str, config: Config) -> list[tuple[str, list[str], int | None]]
 
 
 def _swag(row: tables.Row) -> tuple[str, list[str], int | None]:
-    """SWAG: a sentence, how the next one begins, and four ways to end it."""
+    """Convert a row of SWAG: a sentence, the start of the next one, and four endings."""
     endings = [f"{row['sent2']} {row[f'ending{i}']}" for i in range(4)]
     return row["sent1"], endings, _number(row.get("label", "-1"))
 
 
 def _race(row: tables.Row) -> tuple[str, list[str], int | None]:
-    """RACE: an article, and a question that an option answers, or whose blank it fills."""
+    """Convert a row of RACE: an article, and a question that an option answers or whose blank it fills."""
     question = row["question"]
     choices = [
         question.replace("_", option) if "_" in question else f"{question} {option}" for option in row["options"]
@@ -172,7 +172,7 @@ def _race(row: tables.Row) -> tuple[str, list[str], int | None]:
 
 
 def _number(answer: str) -> int | None:
-    """0 for "0" or "A"; None for "-1", which stands for an answer that is not told; -1 for what is no answer."""
+    """Return the index of an answer: 0 for "0" or "A", None for "-1" (no label), -1 if it is malformed."""
     if answer == "-1":
         return None
     return int(answer) if answer.isdecimal() else "ABCDEFGHIJ".find(answer) if len(answer) == 1 else -1

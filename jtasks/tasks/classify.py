@@ -1,7 +1,7 @@
-"""Classify texts, or pairs of texts, with a BERT: the tasks of GLUE (Wang et al. 2018) but for regression.
+"""Classification of texts, or pairs of texts, with a BERT: all tasks of GLUE (Wang et al. 2018) except regression.
 
-Files are TSV, CSV or JSONL, or prepared by TFDS; the config names their columns. With `config.init_from` the body is
-that of another run, such as one of `bert`, and the head is fresh.
+Files are TSV, CSV or JSONL, or prepared by TFDS; the config names their columns. With `config.init_from` the body
+comes from another run, such as one of `bert`, and the head is new.
 """
 
 from collections.abc import Iterator
@@ -31,10 +31,10 @@ def defaults() -> dict[str, Any]:
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
-        "data.first": Field(str, None, "sentence"),  # the column of the text
-        "data.second": Field(str, None, ""),  # the column of the second text of a pair; "": there is none
-        "data.label": Field(str, None, "label"),  # the column of the class
-        "data.labels": Field(tuple, None, ()),  # the names of the classes in order; (): those of train, sorted
+        "data.first": Field(str, None, "sentence"),  # column of the text
+        "data.second": Field(str, None, ""),  # column of the second text of a pair; "": none
+        "data.label": Field(str, None, "label"),  # column of the class
+        "data.labels": Field(tuple, None, ()),  # names of the classes in order; (): the sorted names in train
     }
 
 
@@ -45,12 +45,12 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Token arrays [n, length] as `encoding.pairs` makes them, `label` [n], and the texts; None without a file.
+    """Return the arrays [n, length] of `encoding.pairs`, `label` [n], and the texts; None without a file.
 
-    A valid or test file without labels (no such column, or -1 everywhere) gives no `label`: it can be predicted for.
+    Valid and test files without labels (no such column, or -1 everywhere) have no `label` but can be predicted for.
 
     Raises:
-      DataError: a file is absent, or a label of it is not among the classes.
+      DataError: a file is absent, or a label is not among the classes.
     """
     rows = _rows(split, config)
     if rows is None:
@@ -85,12 +85,12 @@ def assets(config: Config) -> dict[str, str]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the BERT and its classifier."""
+    """Initialize the BERT and its classifier."""
     return _model(config).init(rng, *_inputs(batch), method="classify")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats a text, and the accuracy; with dropout in training."""
+    """Return the nats per text, and the accuracy; training has dropout."""
     logits, weights = _logits(params, batch, rng, config), example_weights(batch)
     labels = encoding.told(batch, "label")
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -100,7 +100,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -111,7 +111,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
-    """F1 of the second class where there are two, else the mean of all classes' F1; Matthews's correlation."""
+    """Compute F1 of the second of two classes, else the mean F1 of all classes; and Matthews's correlation."""
     from sklearn import metrics
 
     truth = [int(example["label"]) for example in examples]
@@ -157,14 +157,14 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
     data = config.data
     if not data[split]:
         return None
-    check = values.text if data.second else values.content  # of a pair, one text may be empty
+    check = values.text if data.second else values.content  # one text of a pair may be empty
     fields = {data.first: check, **({data.second: check} if data.second else {}), data.label: values.label}
     optional = () if split == "train" else (data.label,)
     return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
 
 
 def _classes(config: Config) -> tuple[str, ...]:
-    """Return the names of the classes in the order of their numbers: as configured, or those of train, sorted."""
+    """Return the class names in the order of their numbers: as configured, or the sorted names in train."""
     if config.data.labels:
         return tuple(values.label(name, "config.data.labels") for name in config.data.labels)
     found = {row[config.data.label] for row in _rows("train", config) or []}

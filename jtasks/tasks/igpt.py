@@ -1,12 +1,11 @@
 """Generative pre-training on pixels, iGPT (Chen et al. 2020): predict each pixel's color from those before.
 
-Images become sequences of color tokens in raster order: `prepare` fits a palette by k-means beside
-the data (or the config names a palette file, or gray levels are taken as they are), and the nearest
-color is found on the device.
+Images become sequences of color tokens in raster order. `prepare` fits a palette by k-means and stores it beside the
+data, unless the config names a palette file or keeps all gray levels. The nearest color is computed on the device.
 
-With `config.model.classes` the model is also a classifier: it is fine-tuned with the joint loss, or frozen but for
-its head, which reads the features of a chosen layer (a linear probe). The other parameters are those of
-pre-training, so `config.init_from` takes over a pre-trained run.
+With `config.model.classes` the model is also a classifier: fine-tuned with the joint loss, or frozen except for its
+head, which reads the features of a chosen layer (a linear probe). The other parameters are the same as in
+pre-training, so `config.init_from` can start from a pre-trained run.
 """
 
 from typing import Any
@@ -33,31 +32,31 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the GPT, the palette, the images, and the sampling of completions."""
     return {
         **models.fields(models.GPT, omit=["vocab", "outputs"], filled=["positions"]),
-        "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data as these three
+        "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data, as are these three
         "model.num_colors": Field(int, "[1, 2e9]"),
         "model.shape": Field(tuple, "[1, inf)"),
-        "model.resize": Field(tuple, "[0, inf)"),  # of an `examples.Resize`, as a Hugging Face folder has it
-        "model.layer": Field(int, None, -1),  # whose features are classified: 0 ... layers - 1; -1: the last's output
-        "generation": Field(float, "[0, inf)", 1.0),  # weight of the pixels' term of a classifier
+        "model.resize": Field(tuple, "[0, inf)"),  # fields of an `examples.Resize`, filled from a Hugging Face folder
+        "model.layer": Field(int, None, -1),  # layer of the classified features: 0 ... layers - 1; -1: the output
+        "generation": Field(float, "[0, inf)", 1.0),  # weight of a classifier's loss of pixels
         **data.IMAGES,
-        "data.palette": Field(str, None, ""),  # a file; "": fitted to the training images
+        "data.palette": Field(str, None, ""),  # a file; "": fit one to the training images
         "data.num_colors": Field(int, "[0, 2e9]", 512),  # of a fitted palette; 0: gray levels as they are
-        "data.crop": Field(int, "[0, 2e9]", 0),  # pixels of padding that a crop of training images may take
+        "data.crop": Field(int, "[0, 2e9]", 0),  # pixels of padding for random crops of training images
         "data.flip": Field(bool, None, False),  # mirror half of the training images
         **decode.SAMPLE,
-        "sample.count": Field(int, "[1, 2e9]", 4),  # completions of an image
-        "sample.given": Field(float, "[0, 1]", 0.5),  # share of the rows that are given
+        "sample.count": Field(int, "[1, 2e9]", 4),  # number of completions per image
+        "sample.given": Field(float, "[0, 1]", 0.5),  # fraction of the rows that are given
     }
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Images uint8 [n, h, w, c] and labels [n]."""
+    """Return images uint8 [n, h, w, c] and labels [n]."""
     size, resize = config.data.size, config.model.get("resize")
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
 
 
 def prepare(config: Config) -> None:
-    """Fit the palette on the training images, once; it is stored beside the data."""
+    """Fit the palette to the training images once, stored beside the data."""
     palettes.prepare(lambda: dataset("train", config), config.data, config.seed)
 
 
@@ -73,15 +72,15 @@ def assets(config: Config) -> dict[str, str]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the GPT, and of the classifier if there is one."""
+    """Initialize the GPT, and the classifier if there is one."""
     method = "classify" if config.model.classes else "__call__"
     return _model(config).init(rng, _inputs(_tokens(batch, config), config), method=method)["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats and bits a pixel, of augmented images in training; of a classifier, the joint loss.
+    """Return the nats and bits per pixel, or a classifier's joint loss; training images are augmented.
 
-    With `config.model.classes` the terms are the nats an image of its class, and the nats a pixel times
+    With `config.model.classes` the terms are the nats of the class per image, and the nats per pixel times
     `config.generation` (Chen et al. 2020, section 3.3).
     """
     if rng is not None:
@@ -109,14 +108,14 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Complete images from their top half: color tokens [b, samples, h * w].
 
-    A classifier gives the likeliest class [b] and its probability [b] instead.
+    A classifier returns the likeliest class [b] and its probability [b] instead.
     """
     tokens = _tokens(batch, config)
     if not config.model.classes:
@@ -155,7 +154,7 @@ def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) 
 
 def _model(config: Config) -> Any:
     colors = config.model.num_colors
-    return models.build(models.GPT, config, vocab=colors + 1, outputs=colors)  # and the start token
+    return models.build(models.GPT, config, vocab=colors + 1, outputs=colors)  # vocab has a start token too
 
 
 def _names(config: Config) -> list[str]:
@@ -171,6 +170,6 @@ def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
 
 
 def _classified(params: Any, tokens: jax.Array, rng: jax.Array | None, config: Config) -> tuple[jax.Array, jax.Array]:
-    """Logits of the pixels and of the classes."""
+    """Return the logits of the pixels and of the classes."""
     inputs = _inputs(tokens, config)
     return models.apply(_model(config), params, inputs, config.model.layer, rng=rng, method="classify")

@@ -1,8 +1,8 @@
 """Next-token language models over text: bytes, characters, BPE or any tokenizer's tokens (Radford et al. 2019).
 
-`prepare` tokenizes the text into one stream, mapped into memory. Training reads
-windows of it that begin at every `config.data.stride`-th token, so 1 means anywhere; evaluation reads every token once.
-With `config.data.packed` attention stays inside documents and positions count from the start of each.
+`prepare` tokenizes the text into one memory-mapped stream. Training reads windows that begin at every
+`config.data.stride`-th token; evaluation reads every token once. With `config.data.packed` attention stays inside
+documents, and positions count from the start of each document.
 """
 
 import pathlib
@@ -30,23 +30,23 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the GPT, the text, and the sampling."""
     return {
         **models.fields(models.GPT, omit=["outputs"], filled=["vocab", "positions"]),
-        "model.end": Field(int),  # of packed documents the id that ends one, filled from the tokenizer
+        "model.end": Field(int),  # id that ends a packed document, filled from the tokenizer
         **text.FIELDS,
-        "data.documents": Field(str, text.DOCUMENTS, "file"),  # a file each, between blank lines, or a line each
-        "data.tokenizer": Field(str, None, "bytes"),  # bytes, characters, a file, a folder, or what to train
-        "data.lowercase": Field(bool, None, False),  # of a tokenizer that is trained
-        "data.length": Field(int, "[1, 2e9]", 256),  # tokens that a window predicts
+        "data.documents": Field(str, text.DOCUMENTS, "file"),  # file, blank (separated by blank lines) or line
+        "data.tokenizer": Field(str, None, "bytes"),  # bytes, characters, a file, a folder, or the kind to train
+        "data.lowercase": Field(bool, None, False),  # if the tokenizer is trained
+        "data.length": Field(int, "[1, 2e9]", 256),  # number of tokens that a window predicts
         "data.stride": Field(int, "[1, 2e9]", 1),  # tokens from one training window to the next
         "data.packed": Field(bool, None, False),  # attention stays inside documents
         **decode.SAMPLE,
-        "sample.length": Field(int, "[0, 2e9]", 128),  # new tokens
+        "sample.length": Field(int, "[0, 2e9]", 128),  # number of new tokens
     }
 
 
 def texts(config: Config) -> tokenizers.Corpus:
     """Return the documents of the train split, in pieces."""
     source, kind = text.source("train", config.data, _folder(config)), config.data.documents
-    assert source is not None  # or an error has said so
+    assert source is not None  # checked above
 
     def read() -> Iterator[str]:
         for document in text.documents(source.paths, kind, seed=config.seed, valid=source.valid):
@@ -56,13 +56,13 @@ def texts(config: Config) -> tokenizers.Corpus:
 
 
 def prepare(config: Config) -> None:
-    """Tokenize the text, once; the tokens are stored beside the data."""
+    """Tokenize the text once, stored beside the data."""
     for split in ("train", "valid", "test"):
         _stream(split, config)
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Windows: tokens [n, length + 1]; `skip` [n], labels at the front that do not count; `bytes` [n] of text."""
+    """Return windows `tokens` [n, length + 1], `skip` [n] first labels that do not count, and `bytes` [n] of text."""
     found = _stream(split, config)
     if found is None:
         return None
@@ -79,12 +79,12 @@ def model_args(config: Config) -> dict[str, Any]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the GPT."""
+    """Initialize the GPT."""
     return _model(config).init(rng, batch["tokens"][:, :-1].astype(jnp.int32))["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats a token; perplexity, bits a byte of text, and how often the next token was the likeliest."""
+    """Return the nats per token, perplexity, bits per byte of text, and accuracy of the likeliest token."""
     window, weights = batch["tokens"].astype(jnp.int32), example_weights(batch)
     inputs, labels = window[:, :-1], window[:, 1:]
     nats, correct = models.apply(
@@ -102,15 +102,15 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Go on from the first half of each window: tokens [b, given + config.sample.length].
+    """Continue the first half of each window: tokens [b, given + config.sample.length].
 
-    The model reads `config.data.length` tokens at most: every time they are full it goes on from the last half of them,
-    with packed documents from what they hold of the last one.
+    The model reads at most `config.data.length` tokens. When they are full, it continues from their last half; with
+    packed documents, from their part of the last document.
     """
     given = max(config.data.length // 2, 1)
     fresh = max(config.data.length - given, 1)
@@ -147,7 +147,7 @@ def _folder(config: Config) -> pathlib.Path:
 
 
 def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
-    """Tokens of a split and its bytes, None where there is none."""
+    """Return a split's tokens and number of bytes, or None if there is no such split."""
     source = text.source(split, config.data, _folder(config))
     return source and tokens.stream(
         source.paths,
@@ -165,7 +165,7 @@ def _model(config: Config) -> Any:
 
 
 def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:
-    """Which document each of the inputs [b, t] is of, and its place in it; the end of one opens the next."""
+    """Return the document number and position of each input [b, t]; the end of a document opens the next."""
     if not config.data.packed:
         return {"segments": None, "positions": None}
     opens = inputs == config.model.end

@@ -1,4 +1,4 @@
-"""Classify images with a small convolutional network, HetSeq's example task."""
+"""Classification of images with a small convolutional network, HetSeq's example task."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def defaults() -> dict[str, Any]:
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Images uint8 [n, h, w, c] and labels [n]."""
+    """Return images uint8 [n, h, w, c] and labels [n]."""
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed)
 
 
@@ -37,12 +37,12 @@ def assets(config: Config) -> dict[str, str]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the network."""
+    """Initialize the network."""
     return _model(config).init(rng, _pixels(batch))["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the cross-entropy in nats an image, and the accuracy; with dropout in training."""
+    """Return the cross-entropy in nats per image, and the accuracy; training has dropout."""
     logits, weights = _logits(params, batch, rng, config), example_weights(batch)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
     correct = logits.argmax(-1) == batch["label"]
@@ -51,7 +51,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 

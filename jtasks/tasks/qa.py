@@ -1,6 +1,6 @@
-"""Answer questions by a span of a text, with a BERT (Devlin et al. 2019, 4.2 and 4.3), as in SQuAD 1.1 and 2.0.
+"""Answers to questions as spans of a text, with a BERT (Devlin et al. 2019, 4.2 and 4.3), as in SQuAD 1.1 and 2.0.
 
-With `config.init_from` the body is that of another run, such as one of `bert`, and the head is fresh.
+With `config.init_from` the body comes from another run, such as one of `bert`, and the head is new.
 """
 
 from collections.abc import Iterator
@@ -29,12 +29,12 @@ def defaults() -> dict[str, Any]:
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
-        "data.question": Field(int, "[1, 2e9]", 64),  # most tokens of a question
+        "data.question": Field(int, "[1, 2e9]", 64),  # maximum number of tokens of a question
         "data.stride": Field(int, "[1, 2e9]", 128),  # tokens from one window of a context to the next
-        "data.answer": Field(int, "[1, 2e9]", 30),  # most tokens of an answer
-        "data.best": Field(int, "[1, 2e9]", 20),  # spans that are kept of a window, and of a question
+        "data.answer": Field(int, "[1, 2e9]", 30),  # maximum number of tokens of an answer
+        "data.best": Field(int, "[1, 2e9]", 20),  # number of spans kept per window and per question
         "data.unanswerable": Field(bool, None, False),  # some questions have no answer, as in SQuAD 2.0
-        "data.threshold": Field(float, "(-inf, inf)", 0.0),  # no answer where none is likelier by more than that
+        "data.threshold": Field(float, "(-inf, inf)", 0.0),  # no answer if its score exceeds the best span's by more
     }
 
 
@@ -46,10 +46,10 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Windows as `squad.windows` makes them; None without a file.
+    """Return the windows of `squad.windows`; None without a file.
 
     Raises:
-      DataError: as `squad.questions`, or a question without an answer that the config says nothing of.
+      DataError: as `squad.questions`, or an unanswerable question without config.data.unanswerable.
     """
     data, questions = config.data, _questions(split, config)
     if questions is None:
@@ -69,14 +69,14 @@ def model_args(config: Config) -> dict[str, Any]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the BERT and its head."""
+    """Initialize the BERT and its head."""
     return _model(config).init(rng, *_inputs(batch), method="tag")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return half the nats of an answer's first token and of its last, and the share of windows with both right.
+    """Return half the nats of an answer's first and last token each, and the fraction of windows with both right.
 
-    Answers that no file tells count for nothing. There is dropout in training.
+    Unlabeled answers have no weight. Training has dropout.
     """
     logits = _logits(params, batch, rng, config)
     mask = example_weights(batch) * (batch["start"] >= 0)
@@ -91,7 +91,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -106,7 +106,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     start, end = jnp.moveaxis(_logits(params, batch, None, config), -1, 0)
     b, t = start.shape
     real = batch["segments"] > 0
-    follows = jnp.pad(real[:, 1:], ((0, 0), (0, 1)))  # all but the [SEP] behind the context
+    follows = jnp.pad(real[:, 1:], ((0, 0), (0, 1)))  # all but the [SEP] after the context
     context = (batch["types"] > 0) & real & follows
     width = min(config.data.answer, t)
     padding = ((0, 0), (0, width))
@@ -119,7 +119,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
-    """Exact match and F1 of the official scripts; with unanswerable questions, those of version 2.0."""
+    """Compute exact match and F1 of the official scripts; of version 2.0 with unanswerable questions."""
     predictions = squad.predictions(examples, outputs, config.data.best)
     if untold := [p.question.name for p in predictions if p.question.answers is None]:
         raise DataError(
@@ -134,7 +134,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """Questions, the answers that the model finds, and the true ones."""
+    """Format questions, predicted answers and true answers."""
     lines = []
     for predicted in squad.predictions(examples, outputs, config.data.best):
         question, threshold = predicted.question, _threshold(config)
@@ -163,7 +163,7 @@ def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
 
 
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
-    """Logits [b, t, 2] of the first and the last token; padding has none to speak of."""
+    """Return logits [b, t, 2] of the first and the last token; padding is never chosen."""
     logits = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="tag")
     return jnp.where(batch["segments"][:, :, None] > 0, logits, squad.NO_SPAN)
 

@@ -1,6 +1,6 @@
-"""Find entities in text by tagging its words with a BERT (Devlin et al. 2019, 5.3), from CoNLL-style files.
+"""Entities in text, found by tagging words with a BERT (Devlin et al. 2019, 5.3), from CoNLL-style files.
 
-With `config.init_from` the body is that of another run, such as one of `bert`, and the head is fresh.
+With `config.init_from` the body comes from another run, such as one of `bert`, and the head is new.
 """
 
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ def defaults() -> dict[str, Any]:
     return {
         **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
         **encoding.FIELDS,
-        "data.word": Field(int, None, 0),  # the column of the word
-        "data.tag": Field(int, None, -1),  # the column of its tag
-        "data.labels": Field(tuple, None, ()),  # the types of entities in order; (): those of train, sorted
+        "data.word": Field(int, None, 0),  # column of the word
+        "data.tag": Field(int, None, -1),  # column of the tag
+        "data.labels": Field(tuple, None, ()),  # types of entities in order; (): the sorted types in train
     }
 
 
@@ -43,10 +43,10 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Windows as `conll.windows` makes them; None without a file. One of words without tags can be predicted for.
+    """Return the windows of `conll.windows`; None without a file. Untagged words can be predicted for.
 
     Raises:
-      DataError: a file is absent or damaged, or has types of entities that there are no labels for.
+      DataError: a file is absent or damaged, or has entities of unknown types.
     """
     sentences, tags = _sentences(split, config), conll.classes(_types(config))
     if sentences is None:
@@ -69,12 +69,12 @@ def assets(config: Config) -> dict[str, str]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the BERT and its tagger."""
+    """Initialize the BERT and its tagger."""
     return _model(config).init(rng, *_inputs(batch), method="tag")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats a word, and the share of words that get their tag; with dropout in training."""
+    """Return the nats per word, and the fraction of words with the right tag; training has dropout."""
     logits, labels = _logits(params, batch, rng, config), encoding.told(batch, "labels")
     mask = example_weights(batch)[:, None] * (labels >= 0)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
@@ -83,7 +83,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -93,7 +93,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
-    """Precision, recall and F1 of whole entities."""
+    """Compute precision, recall and F1 of whole entities."""
     found = list(_tagged(examples, outputs, config))
     return entities.scores([tags for _, tags, _ in found], [guess for _, _, guess in found])
 
@@ -112,7 +112,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """Words, true tags if the file tells them, and predicted tags in columns, which conlleval reads."""
+    """Export words, true tags if known, and predicted tags in columns for conlleval."""
     return {
         "tags.conll": "\n".join(
             "".join(f"{' '.join(line)}\n" for line in zip(*filter(None, sentence), strict=True))
@@ -122,7 +122,7 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[str], list[str], list[str]]]:
-    """Words, true tags and predicted tags of each sentence, its windows put together."""
+    """Yield words, true tags and predicted tags of each sentence, merged from its windows."""
     names = np.array(conll.classes(_types(config)))
     words, tags, guess = list[str](), list[str](), list[str]()
     number = None
@@ -160,7 +160,7 @@ def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:
 
 
 def _types(config: Config) -> tuple[str, ...]:
-    """Return the types of entities: as configured, or those of train, sorted."""
+    """Return the types of entities: as configured, or the sorted types in train."""
     if config.data.labels:
         return tuple(config.data.labels)
     sentences = _sentences("train", config) or []

@@ -1,4 +1,4 @@
-"""Classify images with a vision transformer (Dosovitskiy et al. 2021)."""
+"""Classification of images with a vision transformer (Dosovitskiy et al. 2021)."""
 
 from typing import Any
 
@@ -24,22 +24,22 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the ViT, the normalization of pixels, the images, and their augmentation."""
     return {
         **models.fields(models.ViT, filled=["classes"]),
-        "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data as all of these
-        "model.mean": Field(tuple),  # of each channel, of pixels multiplied by `rescale`
+        "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data, as are all of these
+        "model.mean": Field(tuple),  # per channel, of pixels multiplied by `rescale`
         "model.std": Field(tuple),
         "model.rescale": Field(float, "(0, inf)"),
-        "model.resize": Field(tuple, "[0, inf)"),  # of an `examples.Resize`, as a Hugging Face folder has it
+        "model.resize": Field(tuple, "[0, inf)"),  # fields of an `examples.Resize`, filled from a Hugging Face folder
         **data.IMAGES,
         "data.white": Field(float, "(0, inf)", 255.0),  # the highest pixel
-        "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # how training images are changed
-        "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding that a crop may take
-        "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest share of the image that a crop keeps
+        "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # augmentation of training images
+        "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding for random crops
+        "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest fraction of the image in a crop
         "data.flip": Field(bool, None, False),  # mirror half of the images
     }
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Images uint8 [n, h, w, c] and labels [n]."""
+    """Return images uint8 [n, h, w, c] and labels [n]."""
     size, resize = config.data.size, config.model.get("resize")
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
 
@@ -47,7 +47,7 @@ def dataset(split: str, config: Config) -> Any:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of classes, the images' shape (h, w), and the normalization of pixels.
 
-    `resize`, how they come to that shape, is that of a Hugging Face folder, if the model is from one.
+    `resize`, how images reach that shape, is None; a Hugging Face folder can set it.
     """
     h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
     half = (0.5,) * channels
@@ -63,14 +63,14 @@ def assets(config: Config) -> dict[str, str]:
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
-    """Parameters of the ViT."""
+    """Initialize the ViT."""
     return _model(config).init(rng, _scaled(batch["image"], config))["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats an image, and how often the label is the likeliest class, and among the likeliest five.
+    """Return the nats per image, and the accuracy of the likeliest class and of the likeliest five.
 
-    Images are augmented in training, and there is dropout.
+    Training has augmentation and dropout.
     """
     pixels = batch["image"] if rng is None else _augmented(batch, config)
     logits, labels, weights = _logits(params, pixels, rng, config), batch["label"], example_weights(batch)
@@ -84,7 +84,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
 
 def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-    """Return the same metrics without randomness."""
+    """Return the metrics of `loss_fn` without randomness."""
     return loss_fn(params, batch, None, config)[1]
 
 
@@ -117,14 +117,14 @@ def _augmented(batch: Batch, config: Config) -> jax.Array:
 
 
 def _scaled(images: jax.Array, config: Config) -> jax.Array:
-    """Pixels by config.model's mean and deviation; with 0.5 and 0.5 they are in [-1, 1]."""
+    """Normalize pixels by config.model's mean and deviation; 0.5 and 0.5 give [-1, 1]."""
     mean, std, rescale = (np.asarray(value, np.float64) for value in _normalization(config))
     scale, shift = (np.broadcast_to(x, images.shape[-1:])[None, None, None] for x in (rescale / std, -mean / std))
     return images * scale.astype(np.float32) + shift.astype(np.float32)
 
 
 def _normalization(config: Config) -> tuple[Any, Any, float]:
-    """Mean and deviation, of each channel, of pixels that are multiplied by the third value."""
+    """Return mean and deviation per channel, of pixels multiplied by the third value."""
     model = config.model
     return model.get("mean") or (0.5,), model.get("std") or (0.5,), model.get("rescale") or 1 / config.data.white
 
