@@ -159,7 +159,7 @@ def trained(made, steps):
     for found in pipeline.batches(
         examples, plan, range(steps), sharding.batch_sharding(made.mesh), collate=made.collate
     ):
-        state, _ = update(state, found)
+        state, _ = jax.block_until_ready(update(state, found))  # steps far ahead starve the collectives of CPUs
     return jax.device_get(state.params)
 
 
