@@ -85,7 +85,7 @@ def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int)
     return {"tokens": tokens, "types": types, "segments": segments}
 
 
-def told(batch: Mapping[str, Any], name: str) -> Any:
+def require_labels(batch: Mapping[str, Any], name: str) -> Any:
     """Return the labels `name` of a batch; DataError if the file of its split has no labels."""
     if name not in batch:
         raise DataError(

@@ -92,7 +92,7 @@ def windows(tokens: np.ndarray, size: int, length: int, stride: int) -> dict[str
     }
 
 
-def cover(tokens: np.ndarray, size: int, length: int) -> dict[str, np.ndarray]:
+def eval_windows(tokens: np.ndarray, size: int, length: int) -> dict[str, np.ndarray]:
     """Return windows to evaluate on, as `windows` does: every token but the first is a label that counts once.
 
     The last window overlaps the one before it and skips the labels that counted already.

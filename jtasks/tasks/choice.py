@@ -98,7 +98,7 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per example, and the accuracy; training has dropout."""
     logits, weights = _scores(params, batch, rng, config), example_weights(batch)
-    labels = encoding.told(batch, "label")
+    labels = encoding.require_labels(batch, "label")
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     correct = logits.argmax(-1) == labels
     metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}

@@ -69,7 +69,7 @@ def dataset(split: str, config: Config) -> Any:
     stream, size = found
     if split == "train":
         return tokens.windows(stream, size, config.data.length, config.data.stride)
-    return tokens.cover(stream, size, config.data.length)
+    return tokens.eval_windows(stream, size, config.data.length)
 
 
 def model_args(config: Config) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per word, and the fraction of words with the right tag; training has dropout."""
-    logits, labels = _logits(params, batch, rng, config), encoding.told(batch, "labels")
+    logits, labels = _logits(params, batch, rng, config), encoding.require_labels(batch, "labels")
     mask = example_weights(batch)[:, None] * (labels >= 0)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
     metrics = {"loss": Loss.of(nats, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}

@@ -231,7 +231,7 @@ def test_an_empty_part_is_told(tmp_path):
 def test_windows_to_train_on_lie_in_the_stream_and_those_to_evaluate_count_each_token_once(n, length, stride):
     stream = np.arange(n, dtype=np.uint16)
     if n <= length:
-        for make in (lambda: tokens.windows(stream, n, length, stride), lambda: tokens.cover(stream, n, length)):
+        for make in (lambda: tokens.windows(stream, n, length, stride), lambda: tokens.eval_windows(stream, n, length)):
             with pytest.raises(DataError, match=f"only {n} tokens, but config.data.length={length}"):
                 make()
         return
@@ -242,7 +242,7 @@ def test_windows_to_train_on_lie_in_the_stream_and_those_to_evaluate_count_each_
     np.testing.assert_array_equal(np.diff(train["tokens"].astype(int), axis=1), 1)
     np.testing.assert_allclose(train["bytes"], 3 * length)
 
-    found = tokens.cover(stream, 3 * n, length)
+    found = tokens.eval_windows(stream, 3 * n, length)
     counted = np.arange(length) >= found["skip"][:, None]
     np.testing.assert_array_equal(found["tokens"][:, 1:][counted], np.arange(1, n))
     np.testing.assert_array_equal(np.diff(found["tokens"].astype(int), axis=1), 1)
