@@ -31,14 +31,15 @@ def build(job: Job, batch: Batch, steps: int) -> Programs:
     config = job.config
 
     def init(batch: Batch) -> Any:
-        return job.task.init(jax.random.key(config.seed), batch, config)
+        params = job.task.init(jax.random.key(config.seed), batch, config)
+        preflight.check_params(params)
+        return params
 
     try:
         shapes = jax.eval_shape(init, batch)
     except Exception as error:
         error.add_note(f"while init made parameters of config.model = {config.model.to_dict()}")
         raise
-    preflight.check_params(shapes)
     optimizer, schedule = optim.optimizer(config.optim, steps, shapes)
     trainable = optim.trainable(config.optim, shapes)
 
