@@ -27,7 +27,7 @@ def _igpt(size: dict[str, Any]) -> dict[str, Any]:
     side = math.isqrt(size["length"])
     colors = np.random.default_rng(0).integers(0, 256, (size["vocab"], 3)).tolist()
     model = dict(palette=tuple(map(tuple, colors)), num_colors=size["vocab"], shape=(side, side), positions=side * side)
-    return dict(task="jtasks.tasks.igpt", data=dict(crop=0, flip=False), model=_transformer(size) | model)
+    return dict(task="jtasks.tasks.igpt", data=dict(name="digits"), model=_transformer(size) | model)
 
 
 def _lm(size: dict[str, Any]) -> dict[str, Any]:
@@ -50,4 +50,4 @@ def _mnist(size: dict[str, Any]) -> dict[str, Any]:
 
 def _vit(size: dict[str, Any]) -> dict[str, Any]:
     model = dict(patch=size["patch"], classes=size["classes"], shape=(size["size"],) * 2)
-    return dict(task="jtasks.tasks.vit", data=dict(augment="", white=255), model=_transformer(size) | model)
+    return dict(task="jtasks.tasks.vit", data=dict(name="digits"), model=_transformer(size) | model)

@@ -86,6 +86,7 @@ def test_what_is_shown_has_words_and_entities(tmp_path):
     made = prepared("wnut17.py", tmp_path)
     example = {"words": ["Ada", "met", "Bo"], "tags": ["B-person", "O", "B-person"], "sentence": 0}
     example["labels"] = np.array([-1, 3, 0, -1, 3, -1])
+    example["starts"] = example["labels"] >= 0
     shown = TAG.show_fn([example], [{"tag": np.array([0, 3, 0, 4, 1, 0])}], made.config)["entities"]
     assert shown.split("\n") == [
         "Ada met Bo",

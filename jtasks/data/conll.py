@@ -84,9 +84,9 @@ def windows(
     without pieces becomes the unknown token.
 
     Returns:
-      `tokens` int32; `segments` uint8, 0 for padding; `labels` int32, indices into `tags`, -1 for no label (without
-      tags, `starts` uint8 instead, 1 at each word's first piece); `sentence` int32 [n], index of each window's
-      sentence; and lists of its `words` and true `tags`.
+      `tokens` int32; `segments` uint8, 0 for padding; `starts` uint8, 1 at each word's first piece; `labels` int32,
+      indices into `tags`, -1 for no label, unless the sentences have no tags; `sentence` int32 [n], index of each
+      window's sentence; and lists of its `words` and true `tags`.
 
     Raises:
       ConfigError: no piece fits into `length`.
@@ -116,7 +116,8 @@ def windows(
     return {
         "tokens": arrays["tokens"],
         "segments": arrays["segments"],
-        **({"labels": labels} if given[0].tags else {"starts": (labels >= 0).astype(np.uint8)}),
+        "starts": (labels >= 0).astype(np.uint8),
+        **({"labels": labels} if given[0].tags else {}),
         "sentence": np.array([row[0] for row in rows], np.int32),
         "words": _lists([given[row[0]].words[row[1] : row[2] + 1] for row in rows]),
         "tags": _lists([given[row[0]].tags[row[1] : row[2] + 1] for row in rows]),

@@ -132,8 +132,7 @@ def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[
             words, tags, guess = [], [], []
         number = int(example["sentence"])
         words, tags = words + example["words"], tags + example["tags"]
-        starts = example["labels"] >= 0 if "labels" in example else example["starts"]
-        guess = guess + names[np.asarray(output["tag"])[np.flatnonzero(starts)]].tolist()
+        guess = guess + names[np.asarray(output["tag"])[np.flatnonzero(example["starts"])]].tolist()
     if words:
         yield words, tags, guess
 
