@@ -24,10 +24,10 @@ Optional:
     show_fn(examples, outputs, config)     {name: uint8 image or text} for people, on the host
     export_fn(examples, outputs, config)   {file name: text}, predictions in the field's own formats, on the host
 
-`metrics` maps names to `jtasks.metrics.Mean`. The means that are a `Loss` are the terms of the loss, and
-`loss == metrics.total(metrics)`. Training stores the assets in the workdir, and a resumed run must have equal assets.
-`score_fn` and `export_fn` run on the first process and get sequences over a whole split, whose items are read on
-demand.
+`metrics` maps names to `jtasks.metrics.Mean`. The means that are a `Loss` are the terms of the loss (if none is, the
+mean called `loss` is the only term), and `loss == metrics.total(metrics)`. Training stores the assets in the workdir,
+and a resumed run must have equal assets. `score_fn` and `export_fn` run on the first process and get sequences over a
+whole split, whose items are read on demand.
 
 Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `SEQUENCE_KEYS` names the entries
 of a batch whose last axis has the length of the longest example, which batches by length cut shorter.

@@ -114,6 +114,7 @@ ALONE = ["data.valid=", "data.test=", "show_count=0"]  # nothing to evaluate, an
 RUN = ["epochs=2.0", "save_every=2", "log_every=1", *ALONE]
 
 
+@pytest.mark.slow
 def test_a_run_by_length_compiles_once_a_bucket_and_resumes_bit_for_bit(tmp_path, monkeypatch, capsys):
     steps = []
     make = Compiled.__init__
@@ -168,6 +169,7 @@ def test_the_devices_change_nothing_but_rounding(accumulate, folder):
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_body_is_taken_from_another_run_with_its_tokenizer(tmp_path, capsys):
     source = tmp_path / "source"
     train(config("sst2.py", tmp_path, "steps=2", "epochs=0.0", "data.length=24", *ALONE), source)

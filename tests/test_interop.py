@@ -670,7 +670,7 @@ def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):
     monkeypatch.chdir(tiny.ROOT)
     arguments = ["--config=configs/mnist.py", "--config.data.name=digits", "--mode=export", f"--workdir={tmp_path}"]
     _, errors = command(capfd, *arguments, code=2)
-    assert "task jtasks.tasks.mnist does not say which architecture" in errors
+    assert "task jtasks.tasks.mnist does not say which Hugging Face architecture" in errors
     arguments[0] = "--config=configs/vit_digits.py"
     _, errors = command(capfd, *arguments, code=1)
     assert "no checkpoint in" in errors

@@ -309,6 +309,7 @@ def test_a_shell_in_an_allocation_trains_alone(tmp_path):
     assert "this process is alone: SLURM_NTASKS=8" in errors
 
 
+@pytest.mark.slow
 def test_two_folders_of_one_name_are_no_shared_folder(tmp_path):
     address = [*RUN, f"--coordinator={free_address()}", "--processes=2", "--config.steps=2"]
     running = [start(*address, f"--process={i}", f"--workdir={tmp_path / str(i)}") for i in range(2)]

@@ -146,6 +146,7 @@ def test_the_loss_is_the_mean_of_start_and_end_and_right_logits_score_full_marks
     assert result["exact"] == result["f1"] == result["best_f1"] == 100.0
 
 
+@pytest.mark.slow
 def test_predict_mode_writes_the_official_file(tmp_path):
     settings = config("squad.py:small", tmp_path, "steps=1", "epochs=0.0", "show_count=0")
     train(settings, tmp_path / "run")

@@ -275,7 +275,7 @@ def curve(name, sizes):
     )
 
 
-@pytest.mark.parametrize("sizes", [(1, 8, 1), (2, 2, 2)])
+@pytest.mark.parametrize("sizes", [pytest.param((1, 8, 1), marks=pytest.mark.slow), (2, 2, 2)])
 def test_losses_of_a_transformer_with_dropout_do_not_depend_on_the_mesh(sizes):
     np.testing.assert_allclose(curve("igpt", sizes)[0], curve("igpt", (1, 1, 1))[0], rtol=1e-5)
 

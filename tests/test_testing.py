@@ -129,7 +129,7 @@ TINY = ("model.width=16", "model.depth=1", "model.heads=2")
     ("file", "overrides"),
     [
         ("configs/mnist.py", ["task=jtasks.tasks.mnist", "data.name=digits"]),
-        ("configs/igpt_digits.py", [*TINY, "sample.count=2"]),
+        pytest.param("configs/igpt_digits.py", [*TINY, "sample.count=2"], marks=pytest.mark.slow),
         pytest.param(
             "configs/igpt_cifar_classify.py",
             [*TINY, "data.name=digits", "data.num_colors=0", "data.crop=1"],

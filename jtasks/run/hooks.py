@@ -136,9 +136,8 @@ class Hooks:
         self._wait_for_save()
         if self.save_error is not None:
             raise self.save_error
-        if self.state is not None and not int(
-            self.state.nonfinite_steps
-        ):  # the last evaluation may have found a better one
+        # The last evaluation may have found a better checkpoint.
+        if self.state is not None and not int(self.state.nonfinite_steps):
             self.checkpoints.delete(self._expendable_steps(checkpoint.saved_steps(self.workdir / "checkpoints")))
 
     def fails(self, output: StepOutput) -> bool:
