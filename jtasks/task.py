@@ -1,12 +1,12 @@
 """The contract: a task is a module of pure functions.
 
-Required:
+Required::
 
     dataset(split, config)                 arrays [n, ...] by name, or a sequence of examples; None: no such split
     init(rng, batch, config)               parameters, a dict of arrays
     loss_fn(params, batch, rng, config)    (loss, metrics); rng None: evaluation, without dropout and augmentation
 
-Optional:
+Optional::
 
     eval_fn(params, batch, config)         metrics; by default those of loss_fn with rng None
     texts(config)                          the training texts, an iterator of str: the library trains a tokenizer on

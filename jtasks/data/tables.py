@@ -28,8 +28,7 @@ def rows(
     """Read the wanted fields of each row of one split.
 
     Empty lines and a byte order mark are skipped; fields may have any size. Only line ends and the separator separate
-    rows
-    and columns: other blanks, such as U+00A0, U+0085 and U+2028, are ordinary characters.
+    rows and columns: other blanks, such as U+00A0, U+0085 and U+2028, are ordinary characters.
 
     Args:
       name: a file in UTF-8, or `tfds:NAME`. TFDS's train, validation or test split is read, or another one with

@@ -39,8 +39,7 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     """Return the fields of config.model that describe the folder's model, from its config.json.
 
     Includes the fields that a task derives from its data: `num_colors` and `palette` of an ImageGPT (if its folder
-      holds
-    color clusters), `shape` of a ViT's images.
+    holds color clusters), `shape` of a ViT's images.
 
     Raises:
       CheckpointError: there is no such folder, or its model is none of ours.

@@ -45,8 +45,7 @@ def scores(
       references: [n], each one text or several.
       protocol: `dstc7` drops words of one character from the hypotheses, not from the references, as the official
         evaluator of the seventh Dialog System Technology Challenge does: its list of stop words holds a full stop,
-          which
-        it uses as a regular expression. `plain` drops nothing.
+        which it uses as a regular expression. `plain` drops nothing.
       metrics: some of METRICS.
 
     Raises:

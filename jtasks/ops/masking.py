@@ -31,9 +31,8 @@ def mask(
     """Choose tokens to predict; hide 80 %, replace 10 % at random, leave 10 % (Devlin et al. 2019, 3.1).
 
     An example has a fixed number of chosen tokens: `rate` of its maskable ones, rounded, at least 1. Whole words are
-      drawn
-    in random order with all their pieces. A word longer than the remaining number is skipped in favor of the next that
-    fits; after 8 skipped words the rest stays undrawn.
+    drawn in random order with all their pieces. A word longer than the remaining number is skipped in favor of the next
+    that fits; after 8 skipped words the rest stays undrawn.
 
     Args:
       tokens: [b, t] int32.

@@ -136,9 +136,8 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     """Return the gradient transformation for `params`, and its learning-rate schedule.
 
     First the global norm of the trainable gradients is clipped, then the optimizer runs. Weight decay uses the
-    optimizer's
-    own argument if there is one: decoupled and multiplied by the learning rate for adamw, lion, lamb, muon and others
-    (Loshchilov & Hutter, arXiv:1711.05101), and here for adafactor too, whose optax form ignores the learning rate.
+    optimizer's own argument if there is one: decoupled and multiplied by the learning rate for adamw, lion, lamb, muon
+    and others (Loshchilov & Hutter, arXiv:1711.05101), and here for adafactor, whose optax form ignores that rate.
     Otherwise, as for sgd, adam and rmsprop, `weight_decay * params` is added to the clipped gradient, which is L2
     regularization (adadelta and lars do so themselves). Frozen parameters get updates of 0, and have no optimizer
     state, unless other layers of the same scanned stack are trained. Last, updates, weight decay included, are
@@ -146,10 +145,8 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) orthogonalizes the hidden layers' matrices: parameters whose
     path ends in `kernel`, of shape `[in, out]` or, stacked by scan, `[depth, in, out]` (each layer by itself). Its Adam
-    part
-    updates everything else: embeddings, biases, norms, convolutions and the output layer, recognized by a module name
-      that
-    ends in `head`. The field `adam_learning_rate` is that part's peak rate; its default is `lr`.
+    part updates everything else: embeddings, biases, norms, convolutions and the output layer, recognized by a module
+    name that ends in `head`. The field `adam_learning_rate` is that part's peak rate; its default is `lr`.
 
     Optimizers with statistics of whole leaves (PER_LEAF: LAMB's and LARS's trust ratios, adafactor's factors, ...)
     treat each layer of a scanned stack as a leaf of its own, so a stack trains like the same layers without scan.
