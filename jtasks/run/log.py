@@ -9,6 +9,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import time
 import zlib
@@ -22,6 +23,7 @@ from jtasks.errors import printable
 from jtasks.writing import no_link, write_file
 
 CHECKSUM = "crc32"
+_TIMED = re.compile("wall|mfu|seconds_per_step|.*_per_second")  # differs from run to run
 _RESERVED = ("step", "split", "wall", CHECKSUM)
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings, because JSON has no such numbers
 
@@ -63,7 +65,7 @@ class Log:
     The constructor cleans `workdir/metrics.jsonl` atomically: it removes lines of steps after `start`, torn lines, and
     the older of two lines for one step and split. A line is `{"step", "split", "wall", ...metrics, "crc32"}`: wall is
     in seconds since the epoch, non-finite values are "nan", "inf" and "-inf", metrics of those four names are left
-    out, and "crc32" is the checksum of the line without it. A line without a checksum is valid too.
+    out, and "crc32" is the checksum of the line without its times. A line without a checksum is valid too.
     No method raises if a file cannot be written: the first failure warns, and training goes on.
 
     Args:
@@ -294,8 +296,9 @@ def _line(record: dict[str, Any]) -> bytes:
 
 
 def _checksum(record: dict[str, Any]) -> str:
-    """Return the CRC-32 of a record as written in its line, which detects a flipped bit in a number."""
-    return f"{zlib.crc32(to_json(record).encode()):08x}"
+    """Return the CRC-32 of a record without its times, so that equal metrics of two runs have equal lines."""
+    metrics = {name: value for name, value in record.items() if not _TIMED.fullmatch(name)}
+    return f"{zlib.crc32(to_json(metrics).encode()):08x}"
 
 
 def _rewrite(
