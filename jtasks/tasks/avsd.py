@@ -202,8 +202,8 @@ def _folder(config: Config) -> pathlib.Path:
 def _features(config: Config) -> Features:
     folder, data = _folder(config), config.data
     places = [pathlib.Path(data.features_dir).expanduser()] if data.features_dir else [folder, folder / "avsd"]
-    found = next((place for place in places if (place / data.features[0]).is_dir()), places[0])
-    return Features(found, tuple(data.features), data.frames, max(data.threads, 1))
+    folder = next((place for place in places if (place / data.features[0]).is_dir()), places[0])
+    return Features(folder, tuple(data.features), data.frames, max(data.threads, 1))
 
 
 def _train(config: Config) -> list[dict[str, Any]]:

@@ -63,10 +63,10 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     Raises:
       DataError: a file is absent, examples differ in their number of choices, or a label is not a choice.
     """
-    found = _read(split, config)
-    if found is None:
+    rows = _read(split, config)
+    if rows is None:
         return None
-    contexts, choices, labels = (list(column) for column in zip(*found, strict=True))
+    contexts, choices, labels = (list(column) for column in zip(*rows, strict=True))
     untold = split != "train" and set(labels) == {None}
     count = len(choices[0])
     for i, (own, label) in enumerate(zip(choices, labels, strict=True)):

@@ -115,11 +115,11 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     from sklearn import metrics
 
     truth = [int(example["label"]) for example in examples]
-    found = [int(output["label"]) for output in outputs]
+    predicted = [int(output["label"]) for output in outputs]
     classes = list(range(config.model.labels))
     kind = {"average": "binary"} if len(classes) == 2 else {"average": "macro", "labels": classes}
-    table = metrics.confusion_matrix(truth, found, labels=classes).astype(float)
-    return {"f1": metrics.f1_score(truth, found, zero_division=0.0, **kind), "matthews": _matthews(table)}
+    table = metrics.confusion_matrix(truth, predicted, labels=classes).astype(float)
+    return {"f1": metrics.f1_score(truth, predicted, zero_division=0.0, **kind), "matthews": _matthews(table)}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
@@ -136,9 +136,9 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 def _matthews(table: np.ndarray) -> float:
     """Return the correlation in a table of counts [true, predicted] (Gorodkin 2004); 0 if either has only one class."""
-    total, right, true, found = table.sum(), np.trace(table), table.sum(1), table.sum(0)
-    spread = np.sqrt((total**2 - found @ found) * (total**2 - true @ true))
-    return float((right * total - true @ found) / spread) if spread else 0.0
+    total, right, true, predicted = table.sum(), np.trace(table), table.sum(1), table.sum(0)
+    spread = np.sqrt((total**2 - predicted @ predicted) * (total**2 - true @ true))
+    return float((right * total - true @ predicted) / spread) if spread else 0.0
 
 
 def _model(config: Config) -> Any:
@@ -167,7 +167,7 @@ def _classes(config: Config) -> tuple[str, ...]:
     """Return the class names in the order of their numbers: as configured, or the sorted names in train."""
     if config.data.labels:
         return tuple(values.label(name, "config.data.labels") for name in config.data.labels)
-    found = {row[config.data.label] for row in _rows("train", config) or []}
-    if len(found) < 2:
-        raise ConfigError(f"config.data.label={config.data.label!r} has the values {sorted(found)}: no two classes")
-    return tuple(sorted(found, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))
+    names = {row[config.data.label] for row in _rows("train", config) or []}
+    if len(names) < 2:
+        raise ConfigError(f"config.data.label={config.data.label!r} has the values {sorted(names)}: no two classes")
+    return tuple(sorted(names, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))

@@ -63,10 +63,10 @@ def prepare(config: Config) -> None:
 
 def dataset(split: str, config: Config) -> Any:
     """Return windows `tokens` [n, length + 1], `skip` [n] first labels that do not count, and `bytes` [n] of text."""
-    found = _stream(split, config)
-    if found is None:
+    source = _stream(split, config)
+    if source is None:
         return None
-    stream, size = found
+    stream, size = source
     if split == "train":
         return tokens.windows(stream, size, config.data.length, config.data.stride)
     return tokens.eval_windows(stream, size, config.data.length)

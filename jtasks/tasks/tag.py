@@ -94,8 +94,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Compute precision, recall and F1 of whole entities."""
-    found = list(_tagged(examples, outputs, config))
-    return entities.scores([tags for _, tags, _ in found], [guess for _, _, guess in found])
+    sentences = list(_tagged(examples, outputs, config))
+    return entities.scores([tags for _, tags, _ in sentences], [guess for _, _, guess in sentences])
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
