@@ -45,6 +45,8 @@ FIELDS = {
     "ema": Field(float, "[0, 1)", 0.0),  # decay of a moving average of the parameters, used to evaluate; 0: none
     "max_bad_steps": Field(int, "[1, inf)", 10),  # stop after this many non-finite steps in a row
     "check.step": Field(int, "[0, 2e9]", 0),  # for --mode=check: replay the batch of this step; 0: the conformance kit
+    "profile.start": Field(int, "[1, 2e9]", 10),  # first step of a profile, which DIR/profile gets
+    "profile.steps": Field(int, "[0, 2e9]", 0),  # number of steps to profile; 0: none
     "init_from": Field(str, None, ""),  # a workdir, a checkpoint or hf:FOLDER to take fitting parameters from
     "data.dir": Field(str),  # None: $JTASKS_DATA, else the user's cache folder
     "data.threads": Field(int, "[0, 10000]", 16),  # threads that read ahead data not in memory
@@ -58,8 +60,8 @@ FIELDS = {
     "sharding": Field(tuple, None, ()),  # ((regex of parameter paths, spec), ...)
     "shares": Field(object),  # microbatches of each device: None (equal), (3, 1, ...), "auto"
 }
-STRICT = ("config.optim", "config.mesh", "config.check")  # groups that allow no further fields
-GROUPS = ("data", "model", "optim", "mesh", "check")
+STRICT = ("config.optim", "config.mesh", "config.check", "config.profile")  # groups that allow no further fields
+GROUPS = ("data", "model", "optim", "mesh", "check", "profile")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 

@@ -94,6 +94,8 @@ OTHER_VALUES = {
     "sharding": ("(('head', ('fsdp', None)),)", (("head", ("fsdp", None)),)),
     "shares": ("3,1", (3, 1)),
     "check.step": ("3", 3),
+    "profile.start": ("3", 3),
+    "profile.steps": ("5", 5),
     "data.skip_bad": ("2", 2),
     "data.buckets": ("(32, 64)", (32, 64)),
 }

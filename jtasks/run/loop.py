@@ -3,7 +3,7 @@
 import pathlib
 
 from jtasks.config import Config, freeze
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, profile
 from jtasks.run.hooks import Hooks, due
 from jtasks.run.log import Log
 from jtasks.run.signals import Stop
@@ -38,7 +38,8 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
 def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, float]:
     """Run the remaining steps; between them the hooks log, evaluate, save and stop."""
     config, start, log = setup.job.config, setup.start, setup.log
-    with log, checkpoint.Checkpoints(setup.workdir / "checkpoints") as checkpoints:
+    folder = setup.workdir / "checkpoints"
+    with log, checkpoint.Checkpoints(folder) as checkpoints, profile.recording(step, setup) as step:
         hooks = Hooks(setup, checkpoints, stop)
         with hooks.guard():
             hooks.after_step(state, start)
