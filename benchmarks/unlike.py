@@ -124,7 +124,8 @@ def slowed(process, times):
 
 def scaling(compute: float) -> dict:
     """Return the speed-ups by the model of `jtasks.run.plan`, from measurements of this machine."""
-    from jtasks.run import plan
+    from jtasks.run.collectives import Collective
+    from jtasks.run.plan import Hardware, times
 
     where = address()
     with both(lambda i: ["benchmarks/unlike.py", "--sum", where, str(i)]) as running:
@@ -133,7 +134,9 @@ def scaling(compute: float) -> dict:
         raise SystemExit("".join(errors for _, errors in ends))
     size, seconds = json.loads(ends[0][0].splitlines()[-1])
     bandwidth = size / seconds  # two processes send half of it twice
-    model = {n: round(plan.scaling(compute, size, bandwidth, n), 2) for n in HETSEQ}
+    hardware = Hardware(bandwidth_gbs=bandwidth / 1e9, latency_us=0)
+    rings = {n: Collective("all-reduce", n, size, 1) for n in HETSEQ}
+    model = {n: round(n * times(compute, [ring], hardware)["efficiency"], 2) for n, ring in rings.items()}
     measured = {"compute_s": round(compute, 4), "gradient_bytes": size, "bandwidth": round(bandwidth)}
     return {"case": "scaling model", **measured, "speed_up": model, "hetseq": HETSEQ}
 

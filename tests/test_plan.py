@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
 from jtasks.run import plan
-from jtasks.run.plan import Collective, Hardware
+from jtasks.run.collectives import Collective, collectives
+from jtasks.run.plan import Hardware
 
 ALL = PartitionSpec()
 
@@ -36,8 +37,8 @@ def test_data_parallel_training_reduces_as_many_bytes_as_the_gradient_has():
         (8, 16),
         out=ALL,
     )
-    assert plan.collectives(text, 8) == [Collective("all-reduce", 8, 16 * 32 * 4, 1)]
-    assert plan.collectives(text, 8)[0].sent == 2 * 7 / 8 * 16 * 32 * 4
+    assert collectives(text, 8) == [Collective("all-reduce", 8, 16 * 32 * 4, 1)]
+    assert collectives(text, 8)[0].sent == 2 * 7 / 8 * 16 * 32 * 4
 
 
 def test_collectives_in_loops_count_as_often_as_the_loop_turns_and_groups_have_their_size():
@@ -52,7 +53,7 @@ def test_collectives_in_loops_count_as_often_as_the_loop_turns_and_groups_have_t
 
     spec = PartitionSpec(None, "fsdp")
     text = compiled(layers, mesh, (spec, ALL), (6, 8, 8), (4, 8), out=ALL)
-    assert plan.collectives(text, 8) == [Collective("all-gather", 4, 8 * 8 * 4, 6)]
+    assert collectives(text, 8) == [Collective("all-gather", 4, 8 * 8 * 4, 6)]
 
 
 def test_a_sum_that_is_cut_up_at_once_is_a_reduce_scatter():
@@ -64,9 +65,9 @@ def test_a_sum_that_is_cut_up_at_once_is_a_reduce_scatter():
         (8, 32),
         out=PartitionSpec("data"),
     )
-    (found,) = plan.collectives(text, 8)
-    assert found == Collective("reduce-scatter", 8, 16 * 32 * 4, 1)
-    assert found.sent == 7 / 8 * 16 * 32 * 4
+    (scatter,) = collectives(text, 8)
+    assert scatter == Collective("reduce-scatter", 8, 16 * 32 * 4, 1)
+    assert scatter.sent == 7 / 8 * 16 * 32 * 4
 
 
 @pytest.mark.parametrize(
@@ -77,24 +78,26 @@ def test_a_sum_that_is_cut_up_at_once_is_a_reduce_scatter():
 def test_groups_are_read_in_each_of_their_forms(groups, devices, kind, size, part):
     instruction = f"ROOT %a = bf16[4,5]{{1,0}} {kind}(%p), replica_groups={groups}"
     text = f"ENTRY %main (p: bf16[4,5]) -> bf16[4,5] {{\n  {instruction}\n}}\n"
-    assert plan.collectives(text, 8) == [Collective(kind, devices, size * (part or devices), 1)]
+    assert collectives(text, 8) == [Collective(kind, devices, size * (part or devices), 1)]
 
 
 def test_the_time_of_a_step_lies_between_full_overlap_and_none():
-    found = [Collective("all-reduce", 4, 1000, 2), Collective("collective-permute", 2, 500, 1)]
-    assert [c.sent for c in found] == [3000, 500]
-    assert [c.hops for c in found] == [12, 1]
-    times = plan.times(0.5, found, Hardware(bandwidth_gbs=7e-6, latency_us=1e6 / 26))
+    traffic = [Collective("all-reduce", 4, 1000, 2), Collective("collective-permute", 2, 500, 1)]
+    assert [c.sent for c in traffic] == [3000, 500]
+    assert [c.hops for c in traffic] == [12, 1]
+    times = plan.times(0.5, traffic, Hardware(bandwidth_gbs=7e-6, latency_us=1e6 / 26))
     assert times["communication_seconds"] == pytest.approx(0.5 + 0.5)
     assert (times["step_seconds"], times["step_seconds_overlapped"]) == pytest.approx((1.5, 1.0))
     assert (times["efficiency"], times["efficiency_overlapped"]) == pytest.approx((1 / 3, 0.5))
 
 
-def test_a_ratio_from_hetseqs_speed_up_on_2_nodes_predicts_those_on_4_and_8_to_5_percent():
-    published = {4: 3.22, 8: 5.94}
-    ratio = 2 / 1.72 - 1
-    for nodes, speed_up in published.items():
-        assert plan.scaling(1.0, ratio, 1.0, nodes) == pytest.approx(speed_up, rel=0.05)
+def test_hetseqs_speed_up_on_2_nodes_predicts_those_on_4_and_8_to_5_percent():
+    """Ding et al. 2021 train BERT on nodes of 4 GPUs; a ring's sum of the gradient is what limits them."""
+    bandwidth = 1 / (2 / 1.72 - 1)  # gigabytes a second at which 2 nodes sum a gradient of one and reach 1.72
+    for nodes, published in {2: 1.72, 4: 3.22, 8: 5.94}.items():
+        gradient = Collective("all-reduce", nodes, 10**9, 1)
+        times = plan.times(1.0, [gradient], Hardware(bandwidth_gbs=bandwidth, latency_us=0))
+        assert nodes * times["efficiency"] == pytest.approx(published, rel=0.05)
 
 
 @functools.cache
@@ -134,9 +137,8 @@ def test_impossible_hardware_is_refused(hardware, message):
 def test_the_front_door_plans_for_more_devices_than_there_are():
     result, errors = run(*DIGITS, "--mode=plan", "--config.mesh.data=4", "--config.mesh.fsdp=4", "--latency-us=0")
     assert result["devices"] == math.prod(result["mesh"].values()) == 16
-    assert result["communication_seconds"] == pytest.approx(
-        sum(kind["bytes"] for kind in result["collectives"].values()) / 25e9
-    )
+    # A device holds a quarter of the float32 gradient, which at least 3 others must send and get.
+    assert result["communication_seconds"] > 2 * 3 / 4 * result["parameters"] / 4 * 4 / 25e9
     assert "data 4 x fsdp 4 x tensor 1" in errors
     assert json.dumps(result)
     _, errors = run(*DIGITS, "--mode=plan", code=2)
