@@ -19,7 +19,14 @@ Optional::
     collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
     lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default
                                            the non-zero "segments" [n, t], if SEQUENCE_KEYS has them
+    examples(inputs, config)               examples without labels, in a form of `dataset`, from a list of what people
+                                           hold: texts, pairs, dicts, paths, pictures, arrays; if an input may become
+                                           several examples, their entry `input` [n] is its index in the list
     predict_fn(params, batch, rng, config) outputs, one row per example
+    answers(examples, outputs, config)     [{name: text, number or list}, ...] for people, one dict per example, on the
+                                           host, under other names than the outputs
+    embed_fn(params, batch, rng, config)   {name: float32 [b, d]}: features of each example, independent of the others
+                                           and of padding; rng None: without dropout
     score_fn(examples, outputs, config)    {name: number} over a whole split, on the host
     show_fn(examples, outputs, config)     {name: uint8 image or text} for people, on the host
     export_fn(examples, outputs, config)   {file name: text}, predictions in the field's own formats, on the host
@@ -28,6 +35,9 @@ Optional::
 mean called `loss` is the only term), and `loss == metrics.total(metrics)`. Training stores the assets in the workdir,
 and a resumed run must have equal assets. `score_fn` and `export_fn` run on the first process and get sequences over a
 whole split, whose items are read on demand.
+
+`examples` raises DataError for a bad input, with what was given and what was expected. The same row gives the same
+arrays there as in `dataset`. The examples of one input are neighbors, and `answers` gives all of them the same answer.
 
 Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `SEQUENCE_KEYS` names the entries
 of a batch whose last axis has the length of the longest example, which batches by length cut shorter.
@@ -61,7 +71,10 @@ OPTIONAL = {
     "defaults": (),
     "model_args": ("config",),
     "collate_fn": ("examples", "config"),
+    "examples": ("inputs", "config"),
     "predict_fn": ("params", "batch", "rng", "config"),
+    "answers": ("examples", "outputs", "config"),
+    "embed_fn": ("params", "batch", "rng", "config"),
     "score_fn": ("examples", "outputs", "config"),
     "show_fn": ("examples", "outputs", "config"),
     "assets": ("config",),

@@ -175,7 +175,7 @@ def test_the_model_learns_to_use_the_features(folder):
     assert seeing < 0.1 and guessing > 0.3
     outputs = jax.device_get(predicted(weights, found, RNG, config=made.config))
     outputs = [{name: value[row] for name, value in outputs.items()} for row in range(24)]
-    said = avsd.answers(outputs, made.config)
+    said = avsd.answer_texts(outputs, made.config)
     assert said == [exchange["answer"] for exchange in _exchanges(made, "valid")]
     assert avsd.score_fn(_rows(made, "valid"), outputs, made.config)["bleu_1"] > 0.99
 

@@ -66,26 +66,27 @@ class Resize(NamedTuple):
         return cropped if self.crop_height else (self.height, self.width) if self.width else (0, 0)
 
 
-def fit(image: np.ndarray, size: int | Resize | None) -> np.ndarray:
-    """Scale an image uint8 [h, w, c] and crop it around its center to [size, size, c]; None leaves it unchanged.
+def fit(image: np.ndarray, size: "int | tuple[int, int] | Resize | None") -> np.ndarray:
+    """Scale an image uint8 [h, w, c] and crop it around its center to a side, or height and width; None: unchanged.
 
     A Resize gives the same bits as transformers' processors with Pillow.
     """
-    if size is None or image.shape[:2] == (size, size):
+    shape = (size, size) if isinstance(size, int) else size
+    if shape is None or (not isinstance(shape, Resize) and image.shape[:2] == tuple(shape)):
         return image
     from PIL import Image, ImageOps
 
     gray = image.shape[-1] == 1
     picture = Image.fromarray(image[..., 0] if gray else image)
-    if not isinstance(size, Resize):
-        fitted = ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
-        return np.array(fitted).reshape(size, size, -1)
-    if size.height:
+    if not isinstance(shape, Resize):
+        fitted = ImageOps.fit(picture, (shape[1], shape[0]), Image.Resampling.BICUBIC)
+        return np.array(fitted).reshape(*shape, -1)
+    if shape.height:
         short, (width, height) = min(picture.size), picture.size
-        edges = (size.width, size.height) if size.width else [int(size.height * x / short) for x in (width, height)]
-        picture = picture.resize(edges, Image.Resampling(size.filter))
+        edges = (shape.width, shape.height) if shape.width else [int(shape.height * x / short) for x in (width, height)]
+        picture = picture.resize(edges, Image.Resampling(shape.filter))
     scaled = np.array(picture).reshape(picture.height, picture.width, -1)
-    return _crop(_crop(scaled, 0, size.crop_height), 1, size.crop_width)
+    return _crop(_crop(scaled, 0, shape.crop_height), 1, shape.crop_width)
 
 
 def _crop(image: np.ndarray, axis: int, length: int) -> np.ndarray:

@@ -4,6 +4,7 @@ import difflib
 import functools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,15 @@ SPLITS = ("train", "valid", "test")
 FIELDS = {
     "data.name": Field(str),  # one of NAMES
     "data.size": Field(int, "[1, 2e9]"),  # scale and crop images to this width and height; None: unchanged
+    "data.labels": Field(tuple, None, ()),  # names of the classes in order; (): those of the data set
+}
+
+# Height, width (None: any), channels and highest level of the images of a data set.
+FORMS: dict[str, tuple[int | None, int | None, int, int]] = {
+    "mnist": (28, 28, 1, 255),
+    "cifar10": (32, 32, 3, 255),
+    "digits": (8, 8, 1, 16),
+    "folder": (None, None, 3, 255),
 }
 
 
@@ -72,6 +82,21 @@ def images(
     return _resize(data, Resize(*resize) if resize else size)
 
 
+def form(name: str, folder: str | None = None) -> tuple[int | None, int | None, int, int]:
+    """Return height, width (None: any), number of channels and highest level of a data set's images.
+
+    Raises:
+      ConfigError: there is no data set of that name.
+      DataError: a data set of TFDS is absent, whose metadata has these.
+    """
+    kind, _, rest = str(name).partition(":")
+    if kind == "tfds" and rest:
+        return (*_builder(rest, folder).info.features["image"].shape, 255)
+    if kind not in FORMS:
+        raise ConfigError(f"unknown data set {name!r} for config.data.name{_nearest(str(name), NAMES)}")
+    return FORMS[kind]
+
+
 def class_names(name: str, *, folder: str | None = None) -> tuple[str, ...]:
     """Return the names of a data set's classes in the order of their labels.
 
@@ -80,6 +105,14 @@ def class_names(name: str, *, folder: str | None = None) -> tuple[str, ...]:
       DataError: the data holds the names and is absent.
     """
     return _source(name, folder)[1]()
+
+
+def count_classes(name: str, *, folder: str | None = None, labels: Sequence[str] = ()) -> int:
+    """Return the number of a data set's classes; ConfigError if `labels`, other names for them, are not as many."""
+    count = len(class_names(name, folder=folder))
+    if labels and len(labels) != count:
+        raise ConfigError(f"config.data.labels names {len(labels)} classes, but {name} has {count}")
+    return count
 
 
 def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
@@ -107,10 +140,15 @@ def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None]
         splits, classes = pictures.read(rest, root)
         return splits.get, lambda: classes
     if kind == "tfds" and rest:
-        folders: list[pathlib.Path | None] = [root] if folder else [root, None]
-        builder = tfds.prepared(rest, folders)
+        builder = _builder(rest, folder)
         return functools.partial(tfds.read, rest, builder), lambda: tfds.classes(builder)
     raise ConfigError(f"unknown data set {name!r} for config.data.name{_nearest(str(name), NAMES)}")
+
+
+def _builder(name: str, folder: str | None) -> Any:
+    root = data_folder(folder)
+    folders: list[pathlib.Path | None] = [root] if folder else [root, None]
+    return tfds.prepared(name, folders)
 
 
 def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None:

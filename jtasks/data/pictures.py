@@ -96,30 +96,41 @@ def _decode(paths: Sequence[str], labels: np.ndarray, index: int) -> tuple[np.nd
 
 
 def decode(path: str) -> np.ndarray:
-    """Decode a picture file as a viewer shows it: uint8 RGB [h, w, 3].
+    """Decode a picture file as `rgb` does.
+
+    Raises:
+      DataError: the file is damaged, not one of FORMATS, or refused by `rgb`.
+    """
+    from PIL import Image
+
+    try:
+        # Other formats, such as EPS, run other programs. Given a path, Pillow would map a TIFF before it rotates it.
+        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as stored:
+            return rgb(stored)
+    except Exception as error:  # damaged bytes can fail anywhere in a decoder
+        raise DataError(f"cannot decode {path} ({error}); expected a picture: replace it or delete it") from error
+
+
+def rgb(stored: "Image") -> np.ndarray:
+    """Convert a picture to what a viewer shows: uint8 RGB [h, w, 3].
 
     Applies the EXIF orientation. Transparent pixels become white. The upper 8 of 16 bits are kept. Gray, palettes,
     CMYK, YCbCr and Lab become RGB; color profiles are not applied. Of several frames or pages the first is decoded.
 
     Raises:
-      DataError: the file is damaged, not one of FORMATS, larger than PIXELS, or of numbers without 8-bit meaning
-        (floats, signed integers, 32-bit integers).
+      ValueError: the picture is larger than PIXELS, or of numbers without 8-bit meaning (floats, signed integers,
+        32-bit integers); damaged bytes may raise any other exception.
     """
     from PIL import Image, ImageOps
 
-    try:
-        # Other formats, such as EPS, run other programs. Given a path, Pillow would map a TIFF before it rotates it.
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as stored:
-            if stored.width * stored.height > PIXELS:
-                raise ValueError(f"{stored.width} x {stored.height} pixels are more than {PIXELS:,}")
-            transparent = stored.has_transparency_data
-            picture = ImageOps.exif_transpose(_eight_bits(stored))
-            if transparent:
-                picture = picture.convert("RGBA")
-                picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-            return np.array(picture.convert("RGB"))
-    except Exception as error:  # damaged bytes can fail anywhere in a decoder
-        raise DataError(f"cannot decode {path} ({error}); expected a picture: replace it or delete it") from error
+    if stored.width * stored.height > PIXELS:
+        raise ValueError(f"{stored.width} x {stored.height} pixels are more than {PIXELS:,}")
+    transparent = stored.has_transparency_data
+    picture = ImageOps.exif_transpose(_eight_bits(stored))
+    if transparent:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.array(picture.convert("RGB"))
 
 
 def _eight_bits(picture: "Image") -> "Image":

@@ -12,7 +12,7 @@ from jtasks.models.layers import Head
 
 
 class ConvNet(nn.Module):
-    """Images [b, h, w, c] -> class logits [b, classes], float32.
+    """Images [b, h, w, c] -> class logits [b, classes], float32; the last layer's input [b, 128] with `pooled`.
 
     Two 3x3 convolutions (32, 64), max-pool, dropout 0.25 on whole channels, dense 128, dropout 0.5. `plain` uses XLA's
     convolutions, which have forward-mode derivatives (`jax.jvp`).
@@ -27,7 +27,7 @@ class ConvNet(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, images: jax.Array, deterministic: bool = True, *, pooled: bool = False) -> jax.Array:
         deterministic = deterministic or not self.dropout
         if min(images.shape[1:3]) < 6:
             h, w = images.shape[1:3]
@@ -38,4 +38,4 @@ class ConvNet(nn.Module):
         x = Dropout(0.25, broadcast=(1, 2), name="dropout1")(x, deterministic)
         x = nn.relu(nn.Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
         x = Dropout(0.5, name="dropout2")(x, deterministic)
-        return Head(self.classes, dtype=self.dtype, name="dense2")(x)
+        return x if pooled else Head(self.classes, dtype=self.dtype, name="dense2")(x)

@@ -191,9 +191,17 @@ class GPT(nn.Module):
         Features are layer-normed activations averaged over positions: the inputs of layers 0 ... depth - 1, or for
         `depth` or -1 the output of the last layer (Chen et al. 2020, sections 3.3 and 3.4).
         """
+        hidden, features = self._features(tokens, layer, deterministic)
+        return self._logits(hidden), self.classifier(features)
+
+    def pool(self, tokens: jax.Array, layer: int = -1, deterministic: bool = True) -> jax.Array:
+        """Return the features [b, width] that `classify` classifies."""
+        return self._features(tokens, layer, deterministic)[1]
+
+    def _features(self, tokens: jax.Array, layer: int, deterministic: bool) -> tuple[jax.Array, jax.Array]:
         x = self._embed(tokens, jnp.arange(tokens.shape[1]), deterministic)
         hidden, _, features = self._run(x, None, None, deterministic)
-        return self._logits(hidden), self.classifier(features[layer])
+        return hidden, features[layer]
 
     def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         if tokens.shape[1] > self.positions:

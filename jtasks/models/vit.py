@@ -13,7 +13,7 @@ from jtasks.models.layers import NORMAL, Head, make_norm, stack
 
 
 class ViT(nn.Module):
-    """Images [b, h, w, c] in [-1, 1] -> class logits [b, classes], float32.
+    """Images [b, h, w, c] in [-1, 1] -> class logits [b, classes], float32; the classifier's input with `pooled`.
 
     Attributes:
       patch: side of the square patches in pixels; must divide h and w.
@@ -40,7 +40,7 @@ class ViT(nn.Module):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+    def __call__(self, images: jax.Array, deterministic: bool = True, *, pooled: bool = False) -> jax.Array:
         ranges.check_module(self)
         b, h, w, c = images.shape
         p = self.patch
@@ -70,5 +70,5 @@ class ViT(nn.Module):
         )
         x, _ = blocks(x, None, None, deterministic)
         x = make_norm("layer", self.epsilon, self.dtype, name="norm")(x)
-        pooled = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
-        return Head(self.classes, dtype=self.dtype, name="head")(pooled)
+        features = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)
+        return features if pooled else Head(self.classes, dtype=self.dtype, name="head")(features)

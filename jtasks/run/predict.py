@@ -55,6 +55,20 @@ def rows(examples: pipeline.Examples) -> Sequence[Mapping[str, Any]]:
     return Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples))
 
 
+def answers(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return what the task's `answers` says to people of each example, {} without such a function.
+
+    Raises:
+      ConfigError: the task's function returns anything but one dict per example.
+    """
+    if not hasattr(job.task, "answers"):
+        return [{} for _ in outputs]
+    given = job.task.answers(rows(examples), outputs, job.config)
+    if not isinstance(given, list) or [type(answer) for answer in given] != [dict] * len(outputs):
+        raise ConfigError(f"answers must return one dict per example, {len(outputs)} here, not {ranges.shown(given)}")
+    return given
+
+
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
     """Call show_fn on the first `config.show_count` examples; returns {} on all processes except the first."""
     shown = list(rows(examples)[: job.config.show_count])
@@ -103,7 +117,7 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
 def run(
     config: Config, workdir: pathlib.Path, split: str, which: str = "newest", out: pathlib.Path | None = None
 ) -> pathlib.Path:
-    """Write predictions-SPLIT.jsonl from a checkpoint (see `open_run`): `{"index", ...outputs}`, one example a line.
+    """Write predictions-SPLIT.jsonl from a checkpoint (see `open_run`), `{"index", ...outputs, ...answer}` a line.
 
     The folder `out` is by default the workdir. The files of the task's export_fn go there too, as NAME-SPLIT.SUFFIX.
     """
@@ -116,7 +130,10 @@ def run(
 
     def write() -> None:
         with writer(path) as file:
-            file.writelines(_line(index, output) for index, output in enumerate(outputs))
+            said = answers(job, examples, outputs)
+            file.writelines(
+                _line(i, output, answer) for i, (output, answer) in enumerate(zip(outputs, said, strict=True))
+            )
         if hasattr(job.task, "export_fn"):
             reports = job.task.export_fn(rows(examples), outputs, job.config)
             for name, text in task.checked_texts(reports, "export_fn").items():
@@ -144,8 +161,8 @@ def run_show(
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 
-def _line(index: int, output: Any) -> bytes:
-    return to_json({"index": index, **_plain(output)}).encode() + b"\n"
+def _line(index: int, output: Any, answer: dict[str, Any]) -> bytes:
+    return to_json({"index": index, **_plain(output), **answer}).encode() + b"\n"
 
 
 def _plain(output: Any) -> dict[str, Any]:

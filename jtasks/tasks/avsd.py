@@ -154,7 +154,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Score the answers against the references of their turns; {} if no turn has any."""
     references = [dialogues.references(_turn(example)) for example in examples]
-    pairs = [pair for pair in zip(answers(outputs, config), references, strict=True) if pair[1]]
+    pairs = [pair for pair in zip(answer_texts(outputs, config), references, strict=True) if pair[1]]
     if not pairs:
         return {}
     generated, wanted = zip(*pairs, strict=True)
@@ -163,7 +163,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Format a page of dialogues: caption, the turns before, and the answer beside the references."""
-    generated = zip(examples, answers(outputs, config), strict=True)
+    generated = zip(examples, answer_texts(outputs, config), strict=True)
     return {"dialogues": "\n".join(dialogues.page(_turn(example), answer) for example, answer in generated)}
 
 
@@ -172,10 +172,10 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
     In a file with undisclosed answers those alone are filled in. One in which a video comes twice has no `dstc7.json`.
     """
-    return dialogues.answer_files([_turn(example) for example in examples], answers(outputs, config))
+    return dialogues.answer_files([_turn(example) for example in examples], answer_texts(outputs, config))
 
 
-def answers(outputs: Any, config: Config) -> list[str]:
+def answer_texts(outputs: Any, config: Config) -> list[str]:
     """Decode predicted answers to texts."""
     rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
     end = _mark(config)

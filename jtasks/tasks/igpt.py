@@ -8,6 +8,7 @@ head, which reads the features of a chosen layer (a linear probe). The other par
 pre-training, so `config.init_from` can start from a pre-trained run.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ import optax
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import palettes
+from jtasks.data import palettes, unlabeled
 from jtasks.data.assets import labels, palette_files
 from jtasks.metrics import Loss, Mean, example_weights, scaled, total
 from jtasks.ops import augment, decode, grid, palette
@@ -55,6 +56,13 @@ def dataset(split: str, config: Config) -> Any:
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
 
 
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return pictures (see `unlabeled.image_arrays`) as images uint8 [n, h, w, c]."""
+    options, model = config.data, config.model
+    fitting = {"size": options.size, "resize": model.get("resize"), "shape": model.shape}
+    return unlabeled.image_arrays(inputs, options.name, folder=options.dir, **fitting)
+
+
 def prepare(config: Config) -> None:
     """Fit the palette to the training images once, stored beside the data."""
     palettes.prepare(lambda: dataset("train", config), config.data, config.seed)
@@ -62,7 +70,9 @@ def prepare(config: Config) -> None:
 
 def model_args(config: Config) -> dict[str, Any]:
     """Return the palette, and the sizes of the model: colors, image shape, positions, classes."""
-    classes = {} if config.model.classes == 0 else {"classes": len(_names(config))}
+    options, classes = config.data, {}
+    if config.model.classes != 0:
+        classes = {"classes": data.count_classes(options.name, folder=options.dir, labels=options.labels)}
     return classes | palettes.model_args(dataset("train", config), config.data, config.seed)
 
 
@@ -124,6 +134,19 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the name of each predicted class, if the model is a classifier."""
+    names = _names(config) if config.model.classes else []
+    return [{"class": names[int(output["label"])]} if names else {} for output in outputs]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the `mean` features [b, width] of config.model.layer over the pixels, which a classifier reads."""
+    inputs = _inputs(_tokens(batch, config), config)
+    features = models.apply(_model(config), params, inputs, config.model.layer, rng=rng, method="pool")
+    return {"mean": features.astype(jnp.float32)}
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Draw a grid with a row per image: the given half, samples, and the original; or images and their classes."""
     levels, shape = config.model.palette, config.model.shape
@@ -158,7 +181,7 @@ def _model(config: Config) -> Any:
 
 
 def _names(config: Config) -> list[str]:
-    return list(data.class_names(config.data.name, folder=config.data.dir))
+    return list(config.data.labels or data.class_names(config.data.name, folder=config.data.dir))
 
 
 def _tokens(batch: Batch, config: Config) -> jax.Array:

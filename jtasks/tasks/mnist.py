@@ -1,13 +1,16 @@
 """Classification of images with a small convolutional network, HetSeq's example task."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jtasks import data, models
 from jtasks.config import Config
+from jtasks.data import unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.metrics import Loss, Mean, example_weights, total
 from jtasks.ops import grid
@@ -18,7 +21,8 @@ Batch = dict[str, jax.Array]
 
 def defaults() -> dict[str, Any]:
     """Return the fields of the network, and the name of the images."""
-    return models.fields(models.ConvNet, filled=["classes"]) | {"data.name": Field(str, None, "mnist")}
+    fields = {"data.name": Field(str, None, "mnist"), "data.labels": data.IMAGES["data.labels"]}
+    return models.fields(models.ConvNet, filled=["classes"]) | fields
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -26,14 +30,19 @@ def dataset(split: str, config: Config) -> Any:
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed)
 
 
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return pictures (see `unlabeled.image_arrays`) as images uint8 [n, h, w, c]."""
+    return unlabeled.image_arrays(inputs, config.data.name, folder=config.data.dir)
+
+
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of classes."""
-    return {"classes": len(data.class_names(config.data.name, folder=config.data.dir))}
+    return {"classes": data.count_classes(config.data.name, folder=config.data.dir, labels=config.data.labels)}
 
 
 def assets(config: Config) -> dict[str, str]:
     """Return the names of the classes, and the normalization of pixels."""
-    return labels(data.class_names(config.data.name, folder=config.data.dir)) | image_processor([0.5], [0.5], 1 / 255)
+    return labels(_names(config)) | image_processor([0.5], [0.5], 1 / 255)
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -61,11 +70,26 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the name of each predicted class."""
+    names = _names(config)
+    return [{"class": names[int(output["label"])]} for output in outputs]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the `features` [b, 128] that the last layer classifies."""
+    features = models.apply(_model(config), params, _pixels(batch), rng=rng, pooled=True)
+    return {"features": features.astype(jnp.float32)}
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures and the predicted classes."""
-    names = data.class_names(config.data.name, folder=config.data.dir)
     images = grid.grid([[example["image"] for example in examples]])
-    return {"images": images, "labels": grid.labeled(examples, outputs, names)}
+    return {"images": images, "labels": grid.labeled(examples, outputs, _names(config))}
+
+
+def _names(config: Config) -> Sequence[str]:
+    return config.data.labels or data.class_names(config.data.name, folder=config.data.dir)
 
 
 def _model(config: Config) -> Any:

@@ -1,14 +1,16 @@
 """Classification of images with a vision transformer (Dosovitskiy et al. 2021)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import pipeline, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, example_weights, total
@@ -44,6 +46,13 @@ def dataset(split: str, config: Config) -> Any:
     return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
 
 
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return pictures (see `unlabeled.image_arrays`) as images uint8 [n, h, w, c]."""
+    options, model = config.data, config.model
+    fitting = {"size": options.size, "resize": model.get("resize"), "shape": model.shape}
+    return unlabeled.image_arrays(inputs, options.name, folder=options.dir, **fitting)
+
+
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of classes, the images' shape (h, w), and the normalization of pixels.
 
@@ -51,14 +60,14 @@ def model_args(config: Config) -> dict[str, Any]:
     """
     h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
     half = (0.5,) * channels
-    classes = len(data.class_names(config.data.name, folder=config.data.dir))
+    classes = data.count_classes(config.data.name, folder=config.data.dir, labels=config.data.labels)
     usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
     return {"classes": classes, "shape": (h, w), **usual}
 
 
 def assets(config: Config) -> dict[str, str]:
     """Return the names of the classes, and the normalization of pixels."""
-    names = data.class_names(config.data.name, folder=config.data.dir)
+    names = _names(config)
     return labels(names) | image_processor(*_normalization(config), config.model.shape, config.model.get("resize"))
 
 
@@ -94,11 +103,28 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the name of each predicted class."""
+    names = _names(config)
+    return [{"class": names[int(output["label"])]} for output in outputs]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the classifier's input [b, width]: `token`, or `mean` over patches, as config.model.pool says."""
+    pixels = _scaled(batch["image"] if rng is None else _augmented(batch, config), config)
+    features = models.apply(_model(config), params, pixels, rng=rng, pooled=True)
+    return {config.model.pool: features.astype(jnp.float32)}
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures and the predicted classes."""
-    names = data.class_names(config.data.name, folder=config.data.dir)
+    names = _names(config)
     images = grid.grid([[example["image"] for example in examples]])
     return {"images": images, "labels": grid.labeled(examples, outputs, names)}
+
+
+def _names(config: Config) -> Sequence[str]:
+    return config.data.labels or data.class_names(config.data.name, folder=config.data.dir)
 
 
 def _model(config: Config) -> Any:

@@ -1,0 +1,107 @@
+"""Examples without labels, from what people hold: texts, pairs, rows of tables, paths, pictures, arrays."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jtasks.data import pictures
+from jtasks.data.examples import Resize, fit
+from jtasks.data.images import form
+from jtasks.errors import DataError
+
+PICTURE = "a path, a PIL image, an array uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], or a dict with one as 'image'"
+
+
+def image_arrays(
+    inputs: Sequence[Any],
+    name: str,
+    *,
+    folder: str | None = None,
+    size: int | None = None,
+    resize: Sequence[int] | None = None,
+    shape: Sequence[int] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return pictures in the form of the images of a data set: {"image": uint8 [n, h, w, c]}.
+
+    Pictures are decoded by `pictures.rgb`. They become gray if the data set is gray, and get its height and width.
+    The levels of a picture file are scaled to those of the data set, such as 0 to 16; an array has these already.
+
+    Args:
+      inputs: each a path, a PIL image, an array (a fourth channel is alpha), or a dict with one of these as `image`,
+        `path` or `file`.
+      name: of the data set; `folder`, `size` and `resize` are as for `images.images`.
+      shape: height and width of pictures without `size` and `resize`; None: those of the data set, if it has any.
+
+    Raises:
+      DataError: an input is none of these, or pictures differ in their size at the end.
+    """
+    height, width, channels, highest = form(name, folder)
+    own = (height, width) if height and width else None
+    target = Resize(*resize) if resize else size or (tuple(shape) if shape else own)
+    converted = [_image(given, channels, highest, target) for given in inputs]
+    if len(sizes := {image.shape for image in converted}) > 1:
+        raise DataError(f"pictures of the sizes {sorted(sizes)}; expected equal ones: set config.data.size")
+    return {"image": np.stack(converted) if converted else np.zeros((0, 0, 0, channels), np.uint8)}
+
+
+def describe(given: Any) -> str:
+    """Describe an input for a message: its type, and its value if that is short."""
+    if hasattr(given, "shape") and hasattr(given, "dtype"):
+        return f"an array {given.dtype}{list(given.shape)}"
+    if isinstance(given, Mapping):
+        return f"a dict with {', '.join(map(repr, given)) or 'no entries'}"
+    return f"{type(given).__name__} {given!r:.60}"
+
+
+def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:
+    """Return one picture as uint8 [h, w, channels] with the levels 0 to `highest`."""
+    from PIL import Image
+
+    if isinstance(given, Mapping):
+        key = next((key for key in ("image", "path", "file") if key in given), None)
+        if key is None:
+            raise DataError(f"{describe(given)}; expected {PICTURE}")
+        given = given[key]
+    if isinstance(given, str | os.PathLike):
+        return _scaled(fit(_channels(pictures.decode(os.fspath(given)), channels), target), highest)
+    if isinstance(given, Image.Image):
+        return _scaled(fit(_channels(_rgb(given), channels), target), highest)
+    if not hasattr(given, "__array__"):
+        raise DataError(f"{describe(given)}; expected {PICTURE}")
+    array = np.asarray(given)
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] not in (1, 3, 4) or not array.size:
+        raise DataError(f"{describe(given)}; expected {PICTURE}")
+    if array.max() > highest:
+        raise DataError(
+            f"{describe(given)} with the level {array.max()}; the data has 0 to {highest}: give a path or a PIL image,"
+            " whose levels are scaled, or scale the array"
+        )
+    if array.shape[2] == 4:
+        array = _rgb(Image.fromarray(array))
+    return fit(_channels(array, channels), target)
+
+
+def _rgb(picture: Any) -> np.ndarray:
+    try:
+        return pictures.rgb(picture)
+    except Exception as error:  # a picture that is not loaded yet can fail anywhere in a decoder
+        raise DataError(f"cannot read {picture!r} ({error}); expected a picture") from error
+
+
+def _channels(image: np.ndarray, channels: int) -> np.ndarray:
+    """Return an image uint8 [h, w, 1 or 3] with 1 or 3 channels; gray is ITU-R 601-2 luma."""
+    from PIL import Image
+
+    if image.shape[2] == channels:
+        return image
+    if channels == 1:
+        return np.array(Image.fromarray(image).convert("L"))[:, :, None]
+    return np.repeat(image, channels, axis=2)
+
+
+def _scaled(image: np.ndarray, highest: int) -> np.ndarray:
+    """Scale the levels 0 to 255 to 0 to `highest`."""
+    return image if highest == 255 else np.round(image * (highest / 255)).astype(np.uint8)
