@@ -82,12 +82,12 @@ def run(arguments: Sequence[str]) -> int:
         print(shipped.listing(), flush=True)
         return EXIT_DONE
     from jtasks import errors
-    from jtasks.run import log, signals
+    from jtasks.run import records, signals
 
     try:
         result = _run(arguments, flags, rest)
         if result is not None:
-            print(log.to_json(result), flush=True)
+            print(records.to_json(result), flush=True)
         return EXIT_DONE
     except errors.ConfigError as error:
         return _fail(EXIT_USAGE, "\n".join([str(error), *_notes(error)]))

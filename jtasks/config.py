@@ -37,6 +37,7 @@ FIELDS = {
     "eval_every": Field(int, "[0, inf)", 0),  # steps; 0: only at the end
     "save_every": Field(int, "[0, inf)", 1000),  # steps; 0: only at the end
     "log_every": Field(int, "[1, inf)", 50),
+    "log.to": Field(tuple, None, ("tensorboard",)),  # or MODULE:FUNCTION, FILE.py:FUNCTION; (): none
     "keep": Field(int, "[1, inf)", 2),  # number of newest checkpoints to keep
     "best": Field(str, None, ""),  # keep the checkpoint with the lowest (or "-split/name": highest) metric too
     "report_metric": Field(bool, None, True),  # score predictions by score_fn, at the end and in --mode=eval
@@ -60,8 +61,8 @@ FIELDS = {
     "sharding": Field(tuple, None, ()),  # ((regex of parameter paths, spec), ...)
     "shares": Field(object),  # microbatches of each device: None (equal), (3, 1, ...), "auto"
 }
-STRICT = ("config.optim", "config.mesh", "config.check", "config.profile")  # groups that allow no further fields
-GROUPS = ("data", "model", "optim", "mesh", "check", "profile")
+STRICT = tuple(f"config.{group}" for group in ("optim", "mesh", "check", "profile", "log"))  # allow no further fields
+GROUPS = ("data", "model", "optim", "mesh", "check", "profile", "log")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 

@@ -70,7 +70,7 @@ class BucketPlan(BatchPlan):
         """Return the number of batches in `epochs` passes over the data, rounded up."""
         return math.ceil(epochs * self.epoch_steps)
 
-    def amounts(self, steps: range) -> dict[str, int]:
+    def count(self, steps: range) -> dict[str, int]:
         """Count the examples and the tokens, without padding, in the batches of `steps`."""
         counts = {"examples": 0, "tokens": 0}
         for step in steps:

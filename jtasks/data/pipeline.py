@@ -173,8 +173,8 @@ class BatchPlan:
         """Number of steps in one pass over the data."""
         return self.n / self.batch_size
 
-    def amounts(self, steps: range) -> dict[str, int]:
-        """Count what the log reports of the batches of `steps`."""
+    def count(self, steps: range) -> dict[str, int]:
+        """Count the examples in the batches of `steps`."""
         return {"examples": len(steps) * self.batch_size}
 
     def shapes(self) -> dict[int, float]:

@@ -211,9 +211,9 @@ class Hooks:
             self.log.warn(f"pictures of step {step} are lost: {error}")
         for name, content in shown.items():
             if isinstance(content, str):
-                self.log.text(step, f"{split}/{name}", content)
+                self.log.text(step, split, name, content)
             else:
-                self.log.image(step, f"{split}/{name}", content)
+                self.log.image(step, split, name, content)
 
     def _save_and_wait(self) -> None:
         self.save()

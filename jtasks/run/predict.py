@@ -15,7 +15,7 @@ from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
-from jtasks.run.log import to_json
+from jtasks.run.records import to_json
 from jtasks.run.restore import open_run
 from jtasks.run.spool import Lazy, Spool
 from jtasks.writing import check_name, require_writable, write_file, writer

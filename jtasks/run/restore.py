@@ -10,7 +10,7 @@ from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.run import checkpoint, log, workdir
+from jtasks.run import checkpoint, records, workdir
 from jtasks.run.job import Job, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
@@ -109,8 +109,8 @@ def _best_step(metric: str, folder: pathlib.Path) -> int:
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
     steps = checkpoint.saved_steps(folder / "checkpoints")
-    records = [r for r in log.read(folder / "metrics.jsonl", console.warn) if r["split"] == split]
-    values = {r["step"]: r[name] for r in records if r["step"] in steps and isinstance(r.get(name), float | int)}
+    measured = [r for r in records.read(folder / "metrics.jsonl", console.warn) if r["split"] == split]
+    values = {r["step"]: r[name] for r in measured if r["step"] in steps and isinstance(r.get(name), float | int)}
     step = checkpoint.best(values, metric)
     if step is None:
         raise CheckpointError(

@@ -1,6 +1,7 @@
 """The start of a run: job and data, comparison with the run's folder, first state, summary, compiled step."""
 
 import contextlib
+import functools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from jtasks.run import autoshare, checkpoint, flops, preflight, programs, summar
 from jtasks.run.compile import Compiled
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
+from jtasks.run.loggers import Logger, find
 from jtasks.run.programs import Programs
 from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import require_source
@@ -57,10 +59,12 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     """Prepare the job, compare it with the run in the folder, and record it there.
 
     Raises:
-      ConfigError: the config, the assets or the data are not those of the run.
+      ConfigError: the config, the assets or the data are not those of the run, or a logger cannot be imported.
       DataError: there is no training data.
     """
     folder = workdir / "checkpoints"
+    loggers: dict[str, Logger] = {}
+    processes.on_first_process(lambda: loggers.update(find(config.log.to)))
     processes.on_first_process(lambda: checkpoint.clear_unfinished(folder))
     start = processes.broadcast_from_first(lambda: checkpoint.newest(folder, warn) or 0)
     if start:
@@ -79,7 +83,8 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     if start > steps:
         say(f"{workdir} holds step {start}, past config.steps={steps}: there is nothing to train")
         steps = start
-    log = Log(workdir, start=start, steps=steps, amounts=plan.amounts, writer=processes.first())
+    openers = {name: functools.partial(logger, job.config, workdir, start) for name, logger in loggers.items()}
+    log = Log(workdir, start=start, steps=steps, count=plan.count, loggers=openers, writer=processes.first())
     return Setup(job, workdir, splits, plan, start, steps, log)
 
 
@@ -141,7 +146,7 @@ def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> Non
     job, plan = setup.job, setup.plan
     operations = step_flops(setup, program, state, batch)
     peak = flops.peak(jax.devices()[0], job.config.precision)
-    setup.log.set_rates(operations, peak and peak * jax.device_count())
+    setup.log.meter.set_flops(operations, peak and peak * jax.device_count())
     if processes.first():
         sizes = {split: None if data is None else pipeline.size(data) for split, data in setup.splits.items()}
         facts = summary.describe(job, plan, sizes, setup.workdir, state, operations, (setup.start, setup.steps))

@@ -142,12 +142,12 @@ def test_batches_read_ahead_equal_batch_at(devices):
             np.testing.assert_array_equal(batch[name], x)
 
 
-def test_amounts_are_counted_without_padding():
+def test_examples_and_tokens_are_counted_without_padding():
     lengths = varied()
     plan = planned(lengths)
     k = plan.steps(1)
-    assert plan.amounts(range(k)) == {"examples": 100, "tokens": lengths.sum()}
-    parts = [plan.amounts(range(a, b)) for a, b in itertools.pairwise([0, 3, 4, k, 2 * k])]
+    assert plan.count(range(k)) == {"examples": 100, "tokens": lengths.sum()}
+    parts = [plan.count(range(a, b)) for a, b in itertools.pairwise([0, 3, 4, k, 2 * k])]
     assert sum(part["tokens"] for part in parts) == 2 * lengths.sum()
     assert plan.steps(2.5) == -(-5 * k // 2)
 
