@@ -2,7 +2,8 @@
 
 The batch of a step is a pure function of (seed, step) and independent of the devices. In each epoch the examples of
 each bucket are permuted and cut into batches. The remainder joins the next longer bucket, so at most one batch per
-epoch is not full. Then the batches are permuted. HetSeq and fairseq call the budget `max_tokens` (Ott et al. 2019,
+epoch is not full. Then the batches are permuted. In evaluation each bucket keeps its remainder, so that the shape of
+an example's batch depends on that example alone. HetSeq and fairseq call the budget `max_tokens` (Ott et al. 2019,
 "fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
 """
 
@@ -92,8 +93,10 @@ class BucketPlan(BatchPlan):
         counts, left = list[int](), 0
         for kind, members in enumerate(np.bincount(self.kinds, minlength=len(self.buckets)).tolist()):
             count, left = divmod(members + left, self.full[kind])
+            if left and (not self.shuffle or kind == len(self.buckets) - 1):
+                count, left = count + 1, 0
             counts.append(count)
-        return [*counts[:-1], counts[-1] + (left > 0)]
+        return counts
 
     @property
     def epoch_steps(self) -> float:
@@ -128,7 +131,7 @@ class BucketPlan(BatchPlan):
             members = np.concatenate([left, np.flatnonzero(kinds_of == kind)])
             members = members[permutation(len(members), *key, kind)] if self.shuffle else members
             last = kind == len(self.full) - 1
-            whole = len(members) if last else len(members) // size * size
+            whole = len(members) if last or not self.shuffle else len(members) // size * size
             batches += [members[i : i + size] for i in range(0, whole, size)]
             kinds += [kind] * (len(batches) - len(kinds))
             left = members[whole:]

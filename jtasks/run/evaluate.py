@@ -17,7 +17,7 @@ from jtasks.ranges import shown
 from jtasks.run import predict
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
-from jtasks.run.restore import open_run
+from jtasks.run.restore import SavedRun, open_run
 from jtasks.task import eval_fn
 
 Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
@@ -84,8 +84,12 @@ def scored(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[st
 def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> dict[str, float]:
     """Evaluate a checkpoint (see `open_run`) of a workdir on one split; keys are `split/metric`."""
     run = open_run(config, workdir, which)
-    job, examples = run.job, run.required(split)
-    params = run.params(examples)
+    return of_run(run, split, run.params)
+
+
+def of_run(run: SavedRun, split: str, restore: Callable[[], Any]) -> dict[str, float]:
+    """Evaluate an open checkpoint, whose parameters `restore` returns, on one split; keys are `split/metric`."""
+    job, examples, params = run.job, run.required(split), restore()
     values = make(job)(params, examples)
     if wants_scores(job):
         values |= scores(job, predict.make(job), params, examples)

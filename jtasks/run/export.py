@@ -45,7 +45,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     examples = next((data for split in SPLITS if (data := run.examples(split)) is not None), None)
     if examples is None:
         raise DataError(f"task {config.task} has no examples to initialize its model with")
-    tensors, theirs = huggingface.to_hf(_fetch(run.params(examples)), job.config.model, architecture)
+    tensors, theirs = huggingface.to_hf(_fetch(run.params()), job.config.model, architecture)
     assets = job.assets()
     first, generation, vocabulary = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)

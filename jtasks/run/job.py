@@ -54,11 +54,12 @@ class Job(NamedTuple):
             raise DataError(f"task {self.config.task} has no {split} split")
         return examples
 
-    def plan(self, examples: pipeline.Examples, *, shuffle: bool) -> pipeline.BatchPlan:
+    def plan(self, examples: pipeline.Examples, *, shuffle: bool, full: bool = False) -> pipeline.BatchPlan:
         """Return the order of the examples and the layout of each batch's rows on the devices.
 
         Padding fills a batch that the devices do not divide. An evaluation batch has at most as many rows as there
-        are examples, rounded up to the devices, in equal shares.
+        are examples, rounded up to the devices, in equal shares; with `full` it has `config.batch_size` rows even so.
+        A row's numbers can depend on the shape of the batch in their last bits, but not on other rows.
 
         Raises:
           ConfigError: the batch cannot be divided over devices and microbatches, or its loss mixes examples.
@@ -69,7 +70,7 @@ class Job(NamedTuple):
             shares = checked_shares(config, self.mesh.shape, mixes=mixes)
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
             return self._by_tokens(examples, shares, shuffle=shuffle)
-        rows = config.batch_size if shuffle else min(config.batch_size, n)
+        rows = config.batch_size if shuffle or full else min(config.batch_size, n)
         return pipeline.BatchPlan(n, config.seed, rows, shuffle, shares=shares)
 
     def shardings(self, tree: Any, params: Any) -> Any:

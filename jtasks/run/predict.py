@@ -23,19 +23,32 @@ from jtasks.writing import check_name, require_writable, write_file, writer
 Predict = Callable[[Any, pipeline.Examples], Sequence[Any]]
 
 
-def make(job: Job, poll: Callable[[], None] = lambda: None) -> Predict:
+def program(job: Job, function: str = "predict_fn") -> Compiled:
+    """Return predict_fn or embed_fn of the task as a function (params, batch) -> outputs, compiled for each shape.
+
+    Raises:
+      ConfigError: the task does not have the function.
+    """
+    if not hasattr(job.task, function):
+        raise ConfigError(f"task {job.config.task} has no {function}(params, batch, rng, config)")
+    rng = jax.random.key(job.config.seed) if function == "predict_fn" else None
+
+    def outputs(params: Any, batch: Any) -> Any:
+        return getattr(job.task, function)(params, batch, rng, job.config)
+
+    return Compiled(jax.jit(job.on_mesh(outputs), out_shardings=sharding.replicated(job.mesh)))
+
+
+def make(job: Job, poll: Callable[[], None] = lambda: None, *, full: bool = False) -> Predict:
     """Return a function (params, examples) -> one output tree an example, in order; compiles once.
 
-    The outputs are read on demand from a temporary file of the first process; other processes get none.
+    The outputs are read on demand from a temporary file of the first process; other processes get none. With `full`,
+    the outputs of an example do not depend on the others: see `Job.plan`.
     """
-    if not hasattr(job.task, "predict_fn"):
-        raise ConfigError(f"task {job.config.task} has no predict_fn(params, batch, rng, config)")
-    rng = jax.random.key(job.config.seed)
-    predict_fn = job.on_mesh(lambda params, batch: job.task.predict_fn(params, batch, rng, job.config))
-    step = Compiled(jax.jit(predict_fn, out_shardings=sharding.replicated(job.mesh)))
+    step = program(job)
 
     def predict(params: Any, examples: pipeline.Examples) -> Sequence[Any]:
-        plan = job.plan(examples, shuffle=False)
+        plan = job.plan(examples, shuffle=False, full=full)
         steps = range(plan.steps(1))
         spool = Spool()
         for at, batch in zip(steps, job.batches(examples, plan, steps, poll), strict=True):
@@ -124,8 +137,7 @@ def run(
     run, folder = open_run(config, workdir, which), out or workdir
     processes.on_first_process(lambda: require_writable(folder))
     job, examples = run.job, run.required(split)
-    params = run.params(examples)
-    outputs = make(job)(params, examples)
+    outputs = make(job, full=True)(run.params(), examples)
     path = folder / f"predictions-{split}.jsonl"
 
     def write() -> None:
@@ -157,7 +169,7 @@ def run_show(
     folder = out or workdir / "show"
     processes.on_first_process(lambda: require_writable(folder))
     examples = run.required(split)
-    shown = show(job, make(job), run.params(examples), examples)
+    shown = show(job, make(job), run.params(), examples)
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 

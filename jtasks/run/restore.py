@@ -1,11 +1,12 @@
 """The one door to a run: every mode that reads the folder of a run opens it here."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import console
+from jtasks import console, task
 from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
@@ -17,7 +18,7 @@ from jtasks.run.job import Job, prepare
 BATCHES = ("config.batch_size", "config.batch_tokens")
 
 
-class Run(NamedTuple):
+class SavedRun(NamedTuple):
     """One checkpoint of a run, with the job that made it."""
 
     job: Job
@@ -35,15 +36,14 @@ class Run(NamedTuple):
         """Return the examples of a split; raise DataError if there are none."""
         return self.job.required(split) if (examples := self.examples(split)) is None else examples
 
-    def params(self, examples: pipeline.Examples) -> Any:
-        """Restore the parameters, or their moving average if config.ema is set; `examples` determine the shapes.
+    def params(self) -> Any:
+        """Restore the parameters, or their moving average if config.ema is set.
 
         Raises:
           CheckpointError: the parameters do not fit the config.
         """
         job = self.job
-        plan = pipeline.BatchPlan(pipeline.size(examples), 0, sharding.num_batch_shards(job.mesh), shuffle=False)
-        batch = job.batch_at(examples, plan, 0)
+        batch = workdir.stored_batch(self.workdir, sharding.num_batch_shards(job.mesh))
         shapes = jax.eval_shape(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
         like = sharding.with_shardings(shapes, job.shardings(shapes, shapes))
         name = "ema_params" if job.config.ema else "params"
@@ -55,7 +55,7 @@ class Run(NamedTuple):
         workdir.compare_data({split: fingerprint.of(examples)}, self.workdir, allow=allow)
 
 
-def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run:
+def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> SavedRun:
     """Open one checkpoint of the run in `folder` for reading.
 
     Args:
@@ -67,12 +67,37 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Run
       ConfigError: config or assets are not the run's, or `which` is none of these.
       CheckpointError: the checkpoint does not exist or is damaged.
     """
-    if which not in ("newest", "best") and not (which.isascii() and which.isdigit()):
-        raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
+    _check_choice(which)
     config = freeze(config)
     job = compared(config, folder, free=BATCHES)
     step = processes.broadcast_from_first(lambda: _choose(config, folder, which))
-    return Run(job, folder, step)
+    return SavedRun(job, folder, step)
+
+
+def open_alone(
+    config: Config, folder: pathlib.Path, which: str = "newest", tell: Callable[[str], None] = console.say
+) -> SavedRun:
+    """Open one checkpoint of a run without any of its data: the folder holds all that the parameters need.
+
+    Args:
+      config: that of the run's config.json, except for fields that do not identify a run.
+      folder, which: see `open_run`.
+      tell: prints what differs from config.json.
+
+    Raises:
+      ConfigError, CheckpointError: see `open_run`.
+    """
+    _check_choice(which)
+    config = freeze(config)
+
+    def compare() -> int:
+        workdir.require_files(folder)
+        workdir.compare_config(config, folder, free=BATCHES, tell=tell)
+        return _choose(config, folder, which)
+
+    step = processes.broadcast_from_first(compare)
+    job = Job(task.load(config.task), workdir.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
+    return SavedRun(job, folder, step)
 
 
 def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
@@ -89,6 +114,11 @@ def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -
 
     processes.on_first_process(compare)
     return job
+
+
+def _check_choice(which: str) -> None:
+    if which not in ("newest", "best") and not (which.isascii() and which.isdigit()):
+        raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
 
 
 def _choose(config: Config, folder: pathlib.Path, which: str) -> int:

@@ -29,6 +29,7 @@ from jtasks.run.workdir import (
     compare_data,
     own_tokenizer,
     record_assets,
+    record_batch,
     record_config,
     record_data,
     recorded_splits,
@@ -106,6 +107,8 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         record_config(job.config, workdir)
         record_assets(assets, workdir)
         record_data(data, workdir, fresh=not start)
+        plan = job.plan(splits["train"], shuffle=True)
+        record_batch(pipeline.batch_at(splits["train"], plan, 0, job.collate, slice(0, 1)), workdir)
 
 
 def finished(setup: Setup) -> bool:

@@ -9,15 +9,18 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import ml_collections
+import numpy as np
 
 from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.console import say, warn
-from jtasks.data import fingerprint
+from jtasks.data import assets as assets_
+from jtasks.data import fingerprint, tokenizer_files
 from jtasks.data.fingerprint import Prints
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
@@ -28,10 +31,22 @@ FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens
 FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
 DATA, KINDS = "data.json", ("entries", "hashes")
 STARTED = ", started in "  # in .lock, before the working directory, from which relative paths in the config start
+BATCH = "batch.json"  # dtype and shape of one row of each entry of a batch
 FILES = "files.json"  # SHA-256 of each file of the run that gives the parameters their meaning
 
 # Names of the run's own files, which no asset may have.
-OWN = ("config.json", DATA, FILES, "metrics.jsonl", "shares.json", "checkpoints", "export", "show", "tensorboard")
+OWN = (
+    "config.json",
+    DATA,
+    BATCH,
+    FILES,
+    "metrics.jsonl",
+    "shares.json",
+    "checkpoints",
+    "export",
+    "show",
+    "tensorboard",
+)
 
 
 @contextlib.contextmanager
@@ -155,6 +170,43 @@ def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
     return Config(full)
 
 
+def with_own_assets(config: Config, workdir: pathlib.Path) -> Config:
+    """Return the config of the run with the tokenizer and the class names that the run has stored.
+
+    With these, a task needs no training data: `config.data.tokenizer` is the run's folder, and `config.data.labels`,
+    if the task has such a field and it is empty, holds the names in labels.json.
+    """
+    full = ml_collections.ConfigDict(config)
+    if "tokenizer" in full.data and (workdir / tokenizer_files.FILE).is_file():
+        full.data.tokenizer = str(workdir.absolute())
+    names = assets_.read(workdir / assets_.LABELS)
+    if not full.data.get("labels", "absent") and isinstance(names, list):
+        with full.unlocked():
+            full.data.labels = tuple(map(str, names))
+    return Config(full)
+
+
+def record_batch(batch: Mapping[str, np.ndarray], workdir: pathlib.Path) -> None:
+    """Write batch.json, the dtype and shape of one row of each entry, from which the parameters' shapes follow."""
+    rows = {name: [array.dtype.name, list(array.shape[1:])] for name, array in sorted(batch.items())}
+    record_file(workdir, BATCH, json.dumps(rows) + "\n")
+
+
+def stored_batch(workdir: pathlib.Path, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the entries of a batch of the run with this number of rows.
+
+    Raises:
+      ConfigError: the run has no batch.json, or it is damaged.
+    """
+    if not (workdir / BATCH).is_file():
+        raise ConfigError(f"{workdir / BATCH} is missing, which a run writes at its start: restore it from a copy")
+    try:
+        entries = stored(workdir / BATCH).items()
+        return {name: jax.ShapeDtypeStruct((rows, *shape), jax.numpy.dtype(kind)) for name, (kind, shape) in entries}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{workdir / BATCH} is damaged ({error}): restore it from a copy") from error
+
+
 def record_config(config: Config, workdir: pathlib.Path) -> None:
     """Write config.json, which lets later commands omit `--config`."""
     new = configs.to_json(config)
@@ -166,13 +218,16 @@ def record_config(config: Config, workdir: pathlib.Path) -> None:
     record_file(workdir, "config.json", json.dumps(new, indent=1) + "\n")
 
 
-def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] = ()) -> None:
+def compare_config(
+    config: Config, workdir: pathlib.Path, free: tuple[str, ...] = (), tell: Callable[[str], None] = say
+) -> None:
     """Print what differs from DIR/config.json, and refuse a difference in the fields that identify a run.
 
     Args:
       config: the current config, filled.
       workdir: the run's folder, DIR.
       free: further fields that may differ silently.
+      tell: prints the text.
 
     Raises:
       ConfigError: a field of the task, data or model differs from the run's; all are listed.
@@ -197,7 +252,7 @@ def compare_config(config: Config, workdir: pathlib.Path, free: tuple[str, ...] 
             + ("; config.data.allow_changes=True accepts other data" if "config.data." in "".join(refused) else "")
         )
     if lines:
-        say(f"the config differs from that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))
+        tell(f"the config differs from that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))
 
 
 def record_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
