@@ -48,7 +48,7 @@ FIELDS = {
     "check.step": Field(int, "[0, 2e9]", 0),  # for --mode=check: replay the batch of this step; 0: the conformance kit
     "profile.start": Field(int, "[1, 2e9]", 10),  # first step of a profile, which DIR/profile gets
     "profile.steps": Field(int, "[0, 2e9]", 0),  # number of steps to profile; 0: none
-    "init_from": Field(str, None, ""),  # a workdir, a checkpoint or hf:FOLDER to take fitting parameters from
+    "init_from": Field(str, None, ""),  # a workdir, a checkpoint or hf:NAME to take fitting parameters from
     "data.dir": Field(str),  # None: $JTASKS_DATA, else the user's cache folder
     "data.threads": Field(int, "[0, 10000]", 16),  # threads that read ahead data not in memory
     "data.workers": Field(int, "[0, 10000]", 0),  # processes instead of threads

@@ -227,10 +227,10 @@ def test_the_runs_own_tokenizer_is_no_other_one_and_is_taken_where_the_text_may_
     assert json.loads((tmp_path / "config.json").read_text())["data"]["tokenizer"] == "bpe:300"
     for spec, taken in (("bpe:300", True), ("characters", True), ("bytes", False), ("vocab.txt", False)):
         allowed = tiny.config("mnist", data__tokenizer=spec, data__allow_changes=True)
-        assert workdir.own_tokenizer(allowed, tmp_path).data.tokenizer == (str(tmp_path) if taken else spec)
-    assert workdir.own_tokenizer(config, tmp_path) is config
+        assert workdir.own_names(allowed, tmp_path).data.tokenizer == (str(tmp_path) if taken else spec)
+    assert workdir.own_names(config, tmp_path) is config
     allowed = tiny.config("mnist", data__allow_changes=True)  # a task without one
-    assert workdir.own_tokenizer(allowed, tmp_path) is allowed
+    assert workdir.own_names(allowed, tmp_path) is allowed
 
 
 def test_a_file_system_without_locks_is_told_and_serves(tmp_path, monkeypatch, capfd):

@@ -5,6 +5,7 @@
 | path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased according to tokenizer_config.json |
 | path of a `tokenizer.json`, or of a folder that holds one | as in the file; a run's workdir is such a folder |
 | path of a `vocab.json` beside a `merges.txt` | GPT-2's byte-level BPE |
+| `hf:NAME[@REVISION]` | that of a model on the Hugging Face hub |
 | `bytes` | the 256 bytes of UTF-8 |
 | `characters` | the characters of the text |
 | `wordpiece:N` | WordPiece (Wu et al. 2016) with N pieces, trained on the text |
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jtasks.config import Config
-from jtasks.data import files, tokenizer_files
+from jtasks.data import files, hub, tokenizer_files
 from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import shown
@@ -156,20 +157,21 @@ def parsed(text: str) -> "Tokenizer":
 
 
 def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
-    """Find the tokenizer's file, as given or in the data folder."""
-    given = pathlib.Path(spec).expanduser()
+    """Find the tokenizer's file: as given, in the data folder, or on the hub."""
+    given = hub.model_folder(spec, *hub.TOKENIZER) if spec.startswith(hub.PREFIX) else pathlib.Path(spec).expanduser()
     places = [given, *([folder / given] if folder else [])]
     names = [place / name for place in places for name in tokenizer_files.NAMES]
     for path in [place for place in places if place.is_file()] + names:
         if path.is_file():
-            return path.resolve()
+            return path.absolute()  # the hub's cache has links to files without names
     folders = [place for place in places if place.is_dir()]
-    if folders:
-        raise ConfigError(f"no tokenizer in {folders[0]}: looked for {', '.join(tokenizer_files.NAMES)}")
+    if folders or spec.startswith(hub.PREFIX):
+        where = spec if spec.startswith(hub.PREFIX) else folders[0]
+        raise ConfigError(f"no tokenizer in {where}: looked for {', '.join(tokenizer_files.NAMES)}")
     if not given.suffix and len(given.parts) == 1:
         raise ConfigError(
             f"unknown tokenizer config.data.tokenizer={spec!r}: expected bytes, characters, wordpiece:N, bpe:N,"
-            f" or the path of a vocab.txt, of a {FILE} or of a folder that holds one"
+            f" hf:NAME, or the path of a vocab.txt, of a {FILE} or of a folder that holds one"
         )
     raise ConfigError(
         f"no tokenizer at config.data.tokenizer={spec!r}: looked for {', '.join(map(str, places))}\n  what to do: put"

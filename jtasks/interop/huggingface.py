@@ -25,7 +25,6 @@ from jtasks.interop import bert, files, gpt2, resizing, settings, vit
 from jtasks.interop.layouts import Entry
 from jtasks.tree import by_name, leaf_name
 
-PREFIX = "hf:"  # of config.init_from
 GPT = "ImageGPTImageProcessor"
 
 # Fields of config.model that depend on the task, not on the weights; all others must agree.
@@ -77,7 +76,7 @@ def image_size(folder: str) -> int | None:
     return height if height == width else None
 
 
-def completed(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -> dict[str, Any]:
+def complete(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -> dict[str, Any]:
     """Return values for the placeholders (None) of config.model: the folder's, else `values` from the data.
 
     The folder's model may have more ids and positions than the data needs. The data sets the images' shape, and without

@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 from jtasks import task
 from jtasks.config import Config
 from jtasks.console import warn
+from jtasks.data import hub
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import beside, files, huggingface
@@ -64,12 +65,16 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
 
 
 def _read_pretrained(config: Config) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Read config.json, generation_config.json and vocabulary of config.init_from's folder; empty if there is none."""
-    if not config.init_from.startswith(huggingface.PREFIX):
+    """Read config.json, generation_config.json and vocabulary of config.init_from's model; empty if there is none."""
+    if not config.init_from.startswith(hub.PREFIX):
         return {}, {}, {}
-    folder = pathlib.Path(config.init_from.removeprefix(huggingface.PREFIX)).expanduser()
+    reason = ""
+    try:
+        folder = hub.model_folder(config.init_from, *hub.SETTINGS, *hub.TOKENIZER)
+    except (ConfigError, DataError) as error:
+        folder, reason = hub.local(config.init_from), f" ({error})"
     if not folder.is_dir():
-        warn(f"{folder} is gone: the export lacks the fields of its config.json that do not describe the weights")
+        warn(f"{folder} is gone{reason}: the export lacks fields of its config.json that do not describe the weights")
         return {}, {}, {}
     generation = folder / "generation_config.json"
     tokenizer = transfer.tokenizer(folder, config)

@@ -12,11 +12,12 @@ from jtasks import config as configs
 from jtasks import ranges, task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import buckets, pipeline, tokenizers
+from jtasks.data import buckets, hub, pipeline, tokenizers
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import checked_shares
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
+from jtasks.run.names import pin_names
 
 SPLITS = ("train", "valid", "test")
 
@@ -150,13 +151,19 @@ class Job(NamedTuple):
         )
 
 
-def prepare(config: Config) -> Job:
-    """Check the config, load the task, prepare its data and fill the config's placeholders."""
+def prepare(config: Config, *, pretrained: bool = True) -> Job:
+    """Check the config, load the task, prepare its data and fill the config's placeholders.
+
+    Args:
+      config: the config; its names on the hub are pinned to commits.
+      pretrained: whether config.init_from fills placeholders; a resumed run has them from its own config.json.
+    """
     config = configs.freeze(config)
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh)
+    config = pin_names(config, source=pretrained)
     processes.on_first_process(lambda: make_files(config, module))
-    return Job(module, fill(config, module), mesh)
+    return Job(module, fill(config, module, pretrained=pretrained), mesh)
 
 
 def make_files(config: Config, module: ModuleType) -> None:
@@ -167,14 +174,16 @@ def make_files(config: Config, module: ModuleType) -> None:
         module.prepare(config)
 
 
-def fill(config: Config, module: ModuleType) -> Config:
+def fill(config: Config, module: ModuleType, *, pretrained: bool = True) -> Config:
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
-    If `config.init_from` is a Hugging Face folder, its config.json gives the fields that the data leaves open.
+    If `config.init_from` is a Hugging Face model, its config.json gives the fields that the data leaves open, unless
+    `pretrained` is False.
     """
-    fields, folder = task.fields(module), config.init_from.removeprefix(huggingface.PREFIX)
-    pretrained = config.init_from.startswith(huggingface.PREFIX)
-    if pretrained and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
+    fields, folder = task.fields(module), ""
+    if pretrained and config.init_from.startswith(hub.PREFIX):
+        folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
+    if folder and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
         config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
     values = module.model_args(config) if hasattr(module, "model_args") else {}
     if not isinstance(values, Mapping):
@@ -186,8 +195,8 @@ def fill(config: Config, module: ModuleType) -> Config:
     values = configs.plain(values, "config.model")
     if fields:
         ranges.check_against_data(config.model, values)
-    if pretrained:
-        values = huggingface.completed(values, config.model, folder)
+    if folder:
+        values = huggingface.complete(values, config.model, folder)
     model = {name: values.get(name) if value is None else value for name, value in config.model.items()}
     model = {name: configs.plain(value, f"config.model.{name}") for name, value in ({**values} | model).items()}
     for name, field in fields.items():

@@ -103,7 +103,7 @@ def open_alone(
 def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
     """Return the job of a config, compared with the run in `folder`, if there is one; `free` fields may differ."""
     processes.on_first_process(lambda: workdir.require_files(folder))
-    job = prepare(workdir.own_tokenizer(config, folder))
+    job = prepare(workdir.own_names(config, folder), pretrained=not (folder / "config.json").exists())
 
     def compare() -> None:
         missing = [name for name in ("config.json", workdir.FILES) if not (folder / name).exists()]

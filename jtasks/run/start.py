@@ -19,6 +19,7 @@ from jtasks.run.compile import Compiled
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
+from jtasks.run.names import pin_names
 from jtasks.run.programs import Programs
 from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import require_source
@@ -27,7 +28,7 @@ from jtasks.run.workdir import (
     compare_assets,
     compare_config,
     compare_data,
-    own_tokenizer,
+    own_names,
     record_assets,
     record_batch,
     record_config,
@@ -70,9 +71,11 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     start = processes.broadcast_from_first(lambda: checkpoint.newest(folder, warn) or 0)
     if start:
         processes.on_first_process(lambda: require_files(workdir))
+        config = own_names(config, workdir)
     else:
+        config = pin_names(config, source=True)
         require_source(config.init_from)
-    job = prepare(own_tokenizer(config, workdir) if start else config)
+    job = prepare(config, pretrained=not start)
     splits: dict[str, Any] = {split: job.examples(split) for split in SPLITS}
     if splits["train"] is None:
         splits["train"] = job.required("train")

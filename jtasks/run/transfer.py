@@ -1,4 +1,4 @@
-"""Transfer of parameters from another run, or from a Hugging Face folder.
+"""Transfer of parameters from another run, or from a Hugging Face model.
 
 Parameters match by name and shape, which do not say what a row means. So the files beside the parameters are compared:
 tokenizers, palettes and image processors must agree, and a classifier's rows are reordered by class name.
@@ -16,8 +16,9 @@ import numpy as np
 
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import assets, tokenizer_files, tokenizers
-from jtasks.errors import ConfigError
+from jtasks.data import assets, hub, tokenizer_files, tokenizers
+from jtasks.distributed import processes
+from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
 from jtasks.run import checkpoint, workdir
 from jtasks.run.job import Job
@@ -33,8 +34,8 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     """
     source, config = job.config.init_from, job.config
     own = job.assets()
-    if source.startswith(huggingface.PREFIX):
-        folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
+    if source.startswith(hub.PREFIX):
+        folder = hub.model_folder(source, *hub.MODEL)
         classes, architecture = huggingface.class_names(folder), huggingface.architecture(job.task)
         _compare_tokens(source, folder, own, config)
         taken, report = huggingface.import_params(str(folder), params, config.model, architecture, warn)
@@ -50,14 +51,14 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
 
 
 def require_source(source: str) -> None:
-    """Raise ConfigError if config.init_from names neither a Hugging Face folder nor a run with a checkpoint."""
-    if source.startswith(huggingface.PREFIX):
-        folder = pathlib.Path(source.removeprefix(huggingface.PREFIX)).expanduser()
-        if source == huggingface.PREFIX or not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"config.init_from={source}: there is no config.json of a model in {folder}; expected a folder with"
-                " config.json and model.safetensors, as save_pretrained of transformers writes it"
-            )
+    """Check that config.init_from names a Hugging Face model or a run with a checkpoint; fetch a model from the hub.
+
+    Raises:
+      ConfigError: it names neither.
+      DataError: the model cannot be fetched, or has no safetensors.
+    """
+    if source.startswith(hub.PREFIX):
+        processes.on_first_process(lambda: _require_model(source))
         return
     folder, step = checkpoint.locate(source)
     workdir.require_files(folder.parent)
@@ -65,6 +66,21 @@ def require_source(source: str) -> None:
     if source and (step not in saved if step else not any(saved)):
         raise ConfigError(
             f"no checkpoint in config.init_from={source}: give a workdir of a run, its checkpoints/STEP, or hf:FOLDER"
+        )
+
+
+def _require_model(source: str) -> None:
+    folder = hub.model_folder(source, *hub.MODEL)
+    if source == hub.PREFIX or not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"config.init_from={source}: there is no config.json of a model in {folder}; expected a folder with"
+            " config.json and model.safetensors, as save_pretrained of transformers writes it"
+        )
+    if not hub.local(source).is_dir() and not any(folder.glob("*.safetensors")):
+        raise DataError(
+            f"config.init_from={source} has no model.safetensors, and other formats, such as pytorch_model.bin, can run"
+            " code when they are read: convert it once where you trust it, with transformers' from_pretrained and"
+            " save_pretrained, and give config.init_from=hf:FOLDER; or give a @REVISION with safetensors"
         )
 
 
@@ -80,7 +96,8 @@ def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], conf
         raise ConfigError(
             f"config.init_from={source} was trained with another tokenizer: {len(other)} of {len(ours)} ids stand for"
             f" other tokens there, {other[0]} for {theirs[other[0]]!r} and here for {ours[other[0]]!r}; set"
-            f" --config.data.tokenizer={folder}, or train without config.init_from"
+            f" --config.data.tokenizer={source if source.startswith(hub.PREFIX) else folder}, or train without"
+            " config.init_from"
         )
     if new := sorted(set(ours) - set(theirs)):
         warn(f"{len(new)} tokens, such as {ours[new[0]]!r}, are not in the tokenizer of config.init_from={source}")

@@ -24,6 +24,7 @@ from jtasks.data import fingerprint, tokenizer_files
 from jtasks.data.fingerprint import Prints
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
+from jtasks.run import names
 from jtasks.writing import check_name, no_link, write_file
 
 # The fields that identify a run: another value would change its batches or its model midway.
@@ -160,8 +161,14 @@ def _sums(path: pathlib.Path) -> list[str]:
         return []
 
 
-def own_tokenizer(config: Config, workdir: pathlib.Path) -> Config:
-    """Return the config with the run's stored tokenizer, if other text is allowed and would make another tokenizer."""
+def own_names(config: Config, workdir: pathlib.Path) -> Config:
+    """Return the config of a run that the folder holds, with what the run has stored instead of names of it.
+
+    Names on the hub keep their commit (see `names.as_recorded`). The run's tokenizer counts, if other text is allowed
+    and would make another one.
+    """
+    if recorded := stored(workdir / "config.json"):
+        config = names.as_recorded(config, recorded, workdir)
     learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
     if not (learned and config.data.allow_changes and (workdir / "tokenizer.json").is_file()):
         return config

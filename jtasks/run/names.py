@@ -1,0 +1,87 @@
+"""Names on the Hugging Face hub in a config: pinned to a commit when a run starts, and kept by the run from then on."""
+
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jtasks import config as configs
+from jtasks.config import Config
+from jtasks.console import say
+from jtasks.data import hub
+from jtasks.distributed import processes
+
+SOURCE, TOKENIZER = "init_from", "data.tokenizer"
+
+
+def pin_names(config: Config, *, source: bool) -> Config:
+    """Return the config with the commit of each name on the hub, which the first process asks for all.
+
+    Args:
+      config: the config.
+      source: whether config.init_from matters; a resumed run has its own parameters.
+
+    Raises:
+      ConfigError: there is no such repository or revision.
+      DataError: the hub cannot be asked.
+    """
+    names = {field: spec for field, spec in _names(config) if source or field != SOURCE}
+    if not names:
+        return config
+
+    def pin() -> dict[str, str]:
+        kinds: dict[str, hub.Kind] = {SOURCE: "model", TOKENIZER: "model"}
+        return {field: hub.pin(spec, kinds.get(field, "dataset")) for field, spec in names.items()}
+
+    pinned = processes.broadcast_from_first(pin)
+    for field, spec in names.items():
+        if pinned[field] != spec:
+            say(f"config.{field}: {spec} is {pinned[field]}")
+    return _replace(config, pinned)
+
+
+def as_recorded(config: Config, stored: Mapping[str, Any], workdir: pathlib.Path) -> Config:
+    """Return the config of a resumed run with the names that the run recorded: it needs nothing new from the hub.
+
+    A name without revision keeps its commit. A tokenizer from the hub is the run's own file. Fields of config.model
+    that a Hugging Face model filled come from the run's config.json.
+
+    Args:
+      config: the current config, not filled.
+      stored: the run's config.json.
+      workdir: the run's folder, DIR.
+    """
+    old, changes = dict(configs.fields(stored)), dict[str, Any]()
+    for field, spec in _names(config):
+        recorded = old.get(f"config.{field}")
+        if isinstance(recorded, str) and _is_same(spec, recorded):
+            changes[field] = recorded
+            if field == TOKENIZER and hub.COMMIT.search(recorded) and (workdir / "tokenizer.json").is_file():
+                changes[field] = str(workdir)
+    if str(old.get(f"config.{SOURCE}")).startswith(hub.PREFIX):
+        model = {f"model.{name}": value for name, value in stored["model"].items() if config.model.get(name) is None}
+        size = {"data.size": stored["data"].get("size")} if config.data.get("size", 0) is None else {}
+        changes |= {field: configs.plain(value, field) for field, value in (model | size).items() if value is not None}
+    return _replace(config, changes)
+
+
+def _names(config: Config) -> Iterator[tuple[str, str]]:
+    """Yield the fields that hold a name on the hub or a local folder, `hf:...`."""
+    for field, value in (("init_from", config.init_from), *((f"data.{name}", x) for name, x in config.data.items())):
+        if isinstance(value, str) and value.startswith(hub.PREFIX):
+            yield field, value
+
+
+def _is_same(spec: str, recorded: str) -> bool:
+    """Return whether a name is the recorded one, or lacks only its revision."""
+    name, old = hub.parse(spec), hub.parse(recorded)
+    return spec == recorded or (name is not None and old is not None and name == old._replace(revision=""))
+
+
+def _replace(config: Config, changes: Mapping[str, Any]) -> Config:
+    if not changes:
+        return config
+    tree = config.to_dict()
+    for field, value in changes.items():
+        group, _, name = field.rpartition(".")
+        (tree[group] if group else tree)[name] = value
+    return Config(tree)
