@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import pathlib
-import re
 import signal
 import sys
 import traceback
@@ -14,47 +13,15 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-import jtasks
 from jtasks import console, shipped
 from jtasks.errors import EXIT_STOPPED
+from jtasks.flags import check_flags, config_overrides, make_parser, user_path, workdir_path
 
-MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
-READING = ("eval", "predict", "show", "export")  # modes that take a --checkpoint
-NUMBERS = {
-    "timeout": "(0, inf)",
-    "devices": "[1, 65536]",
-    "peak_tflops": "(0, inf)",
-    "efficiency": "(0, 1]",
-    "bandwidth_gbs": "(0, inf)",
-    "latency_us": "[0, inf)",
-}
 SMALLER = (
     "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
     " config.precision=bfloat16 needs less; --mode=plan estimates how much"
 )
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-
-HELP = """\
-modes:
-  train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
-  eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split
-  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl
-  show     write pictures and texts from a checkpoint to DIR/show/
-  export   write a checkpoint as a folder that Hugging Face's transformers loads, DIR/export/hf/
-  check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
-           step N and find the first non-finite number
-  plan     estimate memory, computation and communication of a step on a mesh larger than this machine, such as
-           --config.mesh.data=8 --config.mesh.fsdp=8; needs no DIR
-
-Without --config, DIR/config.json is the config: --workdir=DIR resumes the run, --workdir=DIR --mode=eval evaluates
-it. With --config, every mode except plan compares the config with the run's.
-
-Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. If a field is set twice, the last
-value counts. Fields that refer to a field that is set follow.
-
-exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
-(run the same command again)
-"""
 
 
 def main() -> None:
@@ -77,7 +44,7 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code."""
-    flags, rest = _parser().parse_known_args(arguments)
+    flags, rest = make_parser().parse_known_args(arguments)
     if flags.list:
         print(shipped.listing(), flush=True)
         return EXIT_DONE
@@ -170,14 +137,9 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     """Run a command, and return the result on the first process of the run, None on others."""
     from jtasks import errors
 
-    overrides = _overrides(rest)
-    _check_once(arguments)
-    _check_flags(flags)
-    if flags.workdir is None and flags.mode not in ("check", "plan"):
-        raise errors.ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
-    workdir = _workdir(flags.workdir)
-    if flags.checkpoint is not None and flags.mode not in READING:
-        raise errors.ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
+    overrides = config_overrides(rest)
+    check_flags(arguments, flags)
+    workdir = workdir_path(flags)
     _silence_libraries()
     _compilation_cache()
     from jtasks import config as configs
@@ -187,7 +149,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
         return _plan(flags, configs.load(_config_file(flags), overrides))
     _join(flags)
     config = configs.load(_config_file(flags), overrides)
-    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "out")}
+    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "output")}
     processes.require_same(same | dict(configs.fields(config)))
     try:
         result = _mode(flags, config, workdir)
@@ -200,73 +162,12 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     return result if processes.first() else None
 
 
-def _overrides(words: Sequence[str]) -> list[str]:
-    """Return the words that argparse does not know as `--config.a.b=value`; a blank may replace the `=`."""
-    from jtasks import errors
-
-    joined = list[str]()
-    for word in words:
-        if joined and joined[-1].startswith("--config.") and "=" not in joined[-1] and not word.startswith("--"):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    for word in joined:
-        name = word.partition("=")[0]
-        if not name.startswith("--config.") or not name.isprintable():
-            raise errors.ConfigError(
-                f"unknown argument {word if word.isprintable() else repr(word)}:"
-                " fields of the config are set as --config.NAME=VALUE (see --help)"
-            )
-        if "=" not in word:
-            raise errors.ConfigError(f"{name} has no value: write {name}=VALUE")
-    return joined
-
-
-def _check_once(arguments: Sequence[str]) -> None:
-    """Refuse a flag that is given twice; for a config field, the last value counts."""
-    from jtasks import errors
-
-    flags = [
-        word.partition("=")[0] for word in arguments if word.startswith("--") and "." not in word.partition("=")[0]
-    ]
-    if twice := [flag for flag in flags if flags.count(flag) > 1]:
-        raise errors.ConfigError(f"{twice[0]} is given {flags.count(twice[0])} times: give it once")
-
-
-def _check_flags(flags: argparse.Namespace) -> None:
-    """Refuse numbers out of range among the flags, such as nan and inf."""
-    from jtasks import ranges
-
-    for name, allowed in NUMBERS.items():
-        value = getattr(flags, name)
-        ranges.check(f"--{name.replace('_', '-')}", value, ranges.Field(type(value), allowed))
-
-
-def _workdir(text: str | None) -> pathlib.Path:
-    from jtasks import errors
-
-    if text is not None and not text.strip():
-        raise errors.ConfigError("--workdir= is empty: give the run's folder, which need not exist yet")
-    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text or ""):
-        raise errors.ConfigError(f"--workdir={text} is a URL: give a local folder, such as where a bucket is mounted")
-    return _path("--workdir", text or ".")
-
-
-def _path(flag: str, text: str) -> pathlib.Path:
-    from jtasks import errors
-
-    try:
-        return pathlib.Path(text).expanduser()
-    except RuntimeError:
-        raise errors.ConfigError(f"{flag}={text}: there is no such user's home folder") from None
-
-
 def _config_file(flags: argparse.Namespace) -> str:
     """Return --config, or without it the config.json of the run in --workdir."""
     from jtasks import errors
     from jtasks.run import workdir
 
-    own = _workdir(flags.workdir) / "config.json"
+    own = workdir_path(flags) / "config.json"
     if flags.config is None and (flags.workdir is None or not own.is_file()):
         where = "" if flags.workdir is None else f", as {own.parent} holds no config.json of a run"
         raise errors.ConfigError(
@@ -281,20 +182,20 @@ def _join(flags: argparse.Namespace) -> None:
     from jtasks import errors
     from jtasks.distributed import clusters, processes
 
-    place = flags.coordinator, flags.processes, flags.process
+    place = flags.coordinator, flags.num_processes, flags.process_id
     if flags.mode == "check" and processes.find(*place):
-        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: give --processes=1")
-    joined = processes.start(*place, flags.timeout, _workdir(flags.workdir), make=flags.mode == "train")
+        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: give --num-processes=1")
+    joined = processes.start(*place, flags.timeout, workdir_path(flags), make=flags.mode == "train")
     if joined is not None and joined.process == 0:
         print(f"{joined.processes} processes, by {joined.launcher}", file=sys.stderr, flush=True)
     hint = clusters.partly(os.environ)
-    if joined is None and flags.processes is None and hint:
+    if joined is None and flags.num_processes is None and hint:
         print(f"this process is alone: {hint}", file=sys.stderr, flush=True)
 
 
 def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     which = "newest" if flags.checkpoint is None else flags.checkpoint
-    out = None if flags.out is None else _path("--out", flags.out)
+    output = None if flags.output is None else user_path("--output", flags.output)
     if flags.mode == "train":
         from jtasks.run.loop import train
 
@@ -308,12 +209,12 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "export":
         from jtasks.run import export
 
-        return {"exported": str(export.run(config, workdir, out, which))}
+        return {"exported": str(export.run(config, workdir, output, which))}
     from jtasks.run import predict
 
     if flags.mode == "predict":
-        return {"predictions": str(predict.run(config, workdir, flags.split, which, out))}
-    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split, which, out)]}
+        return {"predictions": str(predict.run(config, workdir, flags.split, which, output))}
+    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split, which, output)]}
 
 
 def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
@@ -345,54 +246,6 @@ def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if failed := [result.name for result in results if result.passed is False]:
         raise errors.CheckError(f"{config.task} fails {len(failed)} of {len(results)} checks: {'; '.join(failed)}")
     return {"passed": sum(result.passed is True for result in results), "checks": len(results)}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="jtasks",
-        description="Train, evaluate and inspect a machine-learning task.",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config",
-        metavar="CONFIG[:PRESET]",
-        help="name of a shipped config, or a file that defines get_config; default: DIR/config.json",
-    )
-    parser.add_argument("--list", action="store_true", help="print the shipped configs and exit")
-    parser.add_argument("--version", action="version", version=f"jtasks {jtasks.__version__}")
-    parser.add_argument("--workdir", metavar="DIR", help="the run's folder, with log, checkpoints and pictures")
-    parser.add_argument("--mode", default="train", choices=MODES)
-    parser.add_argument("--format", default="hf", choices=("hf",), help="for export: Hugging Face's format")
-    parser.add_argument("--out", metavar="FOLDER", help="for predict, show, export: output folder instead of DIR")
-    parser.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
-    parser.add_argument(
-        "--checkpoint", metavar="WHICH", help="for eval, predict, show, export: newest (default), best, or a step"
-    )
-    several = parser.add_argument_group(
-        "a run of several processes, which share DIR",
-        "SLURM, Open MPI, JobSet and TPU pods are detected and need no flags; --processes=1 ignores them",
-    )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
-    several.add_argument("--processes", type=int, metavar="N", help="number of processes")
-    several.add_argument("--process", type=int, metavar="I", help="index of this process, from 0")
-    several.add_argument(
-        "--timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for the others (300)"
-    )
-    plan = parser.add_argument_group(
-        "for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card"
-    )
-    plan.add_argument("--devices", type=int, metavar="N", help="number of devices; default: as in config.mesh")
-    plan.add_argument(
-        "--peak-tflops", type=float, default=312.0, metavar="T", help="peak of a device, in TFLOP/s (312)"
-    )
-    plan.add_argument(
-        "--efficiency", type=float, default=0.4, metavar="E", help="fraction of the peak that is reached (0.4)"
-    )
-    plan.add_argument("--bandwidth-gbs", type=float, default=25.0, metavar="B", help="GB/s out of a device (25)")
-    plan.add_argument("--latency-us", type=float, default=10.0, metavar="L", help="microseconds per hop (10)")
-    return parser
 
 
 def _use_huge_pages() -> None:

@@ -44,7 +44,9 @@ def require_writable(folder: pathlib.Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written to ({error.strerror}): give another one, --out=FOLDER") from None
+        raise ConfigError(
+            f"{folder} cannot be written to ({error.strerror}): give another one, --output=FOLDER"
+        ) from None
 
 
 def no_link(path: str, flags: int) -> int:

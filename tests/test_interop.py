@@ -676,7 +676,7 @@ def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):
     assert "no checkpoint in" in errors
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("")
-    _, errors = command(capfd, *arguments, f"--out={tmp_path / 'full'}", code=2)
+    _, errors = command(capfd, *arguments, f"--output={tmp_path / 'full'}", code=2)
     assert "holds something else" in errors
     _, errors = command(
         capfd,

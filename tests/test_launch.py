@@ -14,6 +14,7 @@ from front_door import LINEAR, ROOT
 
 from jtasks import cli
 from jtasks.distributed.clusters import Cluster, detect
+from jtasks.flags import make_parser
 from jtasks.run import checkpoint
 
 LAUNCH = ROOT / "launch"
@@ -76,7 +77,7 @@ def test_the_job_set_gives_each_pod_its_place():
     found = [detect({**environment, "JOB_COMPLETION_INDEX": str(i)}) for i in range(job["completions"])]
     assert found == [Cluster("Kubernetes", first, 4, i) for i in range(4)]
     assert (job["parallelism"], job["completionMode"], workers["replicas"]) == (4, "Indexed", 1)
-    flags, overrides = cli._parser().parse_known_args(container["args"])
+    flags, overrides = make_parser().parse_known_args(container["args"])
     assert (flags.timeout, overrides) == (600, [])
     assert flags.workdir.startswith(container["volumeMounts"][0]["mountPath"])
     (rule,) = job["podFailurePolicy"]["rules"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from jtasks import cli, models, optim, ranges, task
 from jtasks import config as configs
 from jtasks.errors import ConfigError
+from jtasks.flags import config_overrides
 from jtasks.models import layers
 from jtasks.tasks import igpt
 
@@ -122,7 +123,7 @@ def test_a_bad_command_is_one_sentence(arguments, message, tmp_path, capfd):
 
 def test_a_blank_may_stand_for_the_sign_of_equality():
     words = ["--config.steps", "-5", "--config.best=x", "--config.data.name", "a b"]
-    assert cli._overrides(words) == ["--config.steps=-5", "--config.best=x", "--config.data.name=a b"]
+    assert config_overrides(words) == ["--config.steps=-5", "--config.best=x", "--config.data.name=a b"]
 
 
 def test_a_field_that_a_config_leaves_out_has_the_tasks_default():

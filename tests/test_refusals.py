@@ -69,7 +69,7 @@ def refused(arguments, workdir: pathlib.Path, capfd) -> str:
         ([DIGITS, "--config.init_from=hf:"], "no config.json of a model"),
         ([DIGITS, "--mode=train", "--mode=eval"], "--mode is given 2 times: give it once"),
         ([DIGITS, "--mode=eval", "--checkpoint="], "--checkpoint=: expected newest, best, or the step"),
-        ([DIGITS, "--mode=predict", "--out=~no_such_user/x"], "--out=~no_such_user/x: there is no such user"),
+        ([DIGITS, "--mode=predict", "--output=~no_such_user/x"], "--output=~no_such_user/x: there is no such user"),
     ],
 )
 def test_a_wrong_command_leaves_no_folder(arguments, message, tmp_path, capfd):

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "jtasks"
 FLOORS = (
     ("errors", "tree", "shipped"),
     ("writing", "ranges", "console"),
-    ("overrides", "ops"),
+    ("overrides", "flags", "ops"),
     ("metrics", "optim"),
     ("task",),
     ("faults", "distributed"),

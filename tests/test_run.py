@@ -269,7 +269,7 @@ def test_folders_of_odd_digits_are_no_checkpoints(trained, tmp_path):
 
 
 def test_an_output_called_index_does_not_hide_the_index(door, tmp_path):
-    _, result, _ = door("--mode=predict", "--split=valid", f"--out={tmp_path / 'out'}")
+    _, result, _ = door("--mode=predict", "--split=valid", f"--output={tmp_path / 'out'}")
     lines = [json.loads(line) for line in (tmp_path / "out" / "predictions-valid.jsonl").read_text().splitlines()]
     assert result == {"predictions": str(tmp_path / "out" / "predictions-valid.jsonl")}
     assert [line["index"] for line in lines] == list(range(10))
@@ -279,9 +279,9 @@ def test_an_output_called_index_does_not_hide_the_index(door, tmp_path):
 @pytest.mark.parametrize("mode", ["predict", "show"])
 def test_a_folder_that_cannot_be_written_to_is_told_first(door, tmp_path, mode):
     (tmp_path / "file").write_text("")
-    code, _, errors = door(f"--mode={mode}", "--split=valid", f"--out={tmp_path / 'file' / 'x'}")
+    code, _, errors = door(f"--mode={mode}", "--split=valid", f"--output={tmp_path / 'file' / 'x'}")
     assert code == 2
-    assert "cannot be written to (Not a directory): give another one, --out=FOLDER" in errors
+    assert "cannot be written to (Not a directory): give another one, --output=FOLDER" in errors
 
 
 @pytest.mark.parametrize(

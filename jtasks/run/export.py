@@ -40,7 +40,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
         )
     folder = (folder or workdir / "export" / "hf").expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / files.CONFIG).exists()):
-        raise ConfigError(f"--out={folder} holds something else: give a new folder, or that of an earlier export")
+        raise ConfigError(f"--output={folder} holds something else: give a new folder, or that of an earlier export")
     run = open_run(config, workdir, which)
     job = run.job
     examples = next((data for split in SPLITS if (data := run.examples(split)) is not None), None)

@@ -1,0 +1,150 @@
+"""The flags of the command line: what `jtasks --help` lists, and checks that need no config."""
+
+import argparse
+import pathlib
+import re
+from collections.abc import Sequence
+
+import jtasks
+from jtasks import ranges
+from jtasks.errors import ConfigError
+
+MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
+READING = ("eval", "predict", "show", "export")  # modes that take a --checkpoint
+NUMBERS = {
+    "timeout": "(0, inf)",
+    "devices": "[1, 65536]",
+    "peak_tflops": "(0, inf)",
+    "efficiency": "(0, 1]",
+    "bandwidth_gbs": "(0, inf)",
+    "latency_us": "[0, inf)",
+}
+
+HELP = """\
+modes:
+  train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
+  eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split
+  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl
+  show     write pictures and texts from a checkpoint to DIR/show/
+  export   write a checkpoint as a folder that Hugging Face's transformers loads, DIR/export/hf/
+  check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
+           step N and find the first non-finite number
+  plan     estimate memory, computation and communication of a step on a mesh larger than this machine, such as
+           --config.mesh.data=8 --config.mesh.fsdp=8; needs no DIR
+
+Without --config, DIR/config.json is the config: --workdir=DIR resumes the run, --workdir=DIR --mode=eval evaluates
+it. With --config, every mode except plan compares the config with the run's.
+
+Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. If a field is set twice, the last
+value counts. Fields that refer to a field that is set follow.
+
+exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
+(run the same command again)
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the flags; `config_overrides` reads what it leaves."""
+    flags = argparse.ArgumentParser(
+        prog="jtasks",
+        description="Train, evaluate and inspect a machine-learning task.",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    flags.add_argument(
+        "--config",
+        metavar="CONFIG[:PRESET]",
+        help="name of a shipped config, or a file that defines get_config; default: DIR/config.json",
+    )
+    flags.add_argument("--list", action="store_true", help="print the shipped configs and exit")
+    flags.add_argument("--version", action="version", version=f"jtasks {jtasks.__version__}")
+    flags.add_argument("--workdir", metavar="DIR", help="the run's folder, with log, checkpoints and pictures")
+    flags.add_argument("--mode", default="train", choices=MODES)
+    flags.add_argument("--format", default="hf", choices=("hf",), help="for export: Hugging Face's format")
+    flags.add_argument("--output", metavar="FOLDER", help="for predict, show, export: output folder instead of DIR")
+    flags.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
+    flags.add_argument(
+        "--checkpoint", metavar="WHICH", help="for eval, predict, show, export: newest (default), best, or a step"
+    )
+    several = flags.add_argument_group(
+        "a run of several processes, which share DIR",
+        "SLURM, Open MPI, JobSet and TPU pods are detected and need no flags; --num-processes=1 ignores them",
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where the first process listens")
+    several.add_argument("--num-processes", type=int, metavar="N", help="number of processes")
+    several.add_argument("--process-id", type=int, metavar="I", help="index of this process, from 0")
+    several.add_argument(
+        "--timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for the others (300)"
+    )
+    plan = flags.add_argument_group("for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card")
+    plan.add_argument("--devices", type=int, metavar="N", help="number of devices; default: as in config.mesh")
+    plan.add_argument(
+        "--peak-tflops", type=float, default=312.0, metavar="T", help="peak of a device, in TFLOP/s (312)"
+    )
+    plan.add_argument(
+        "--efficiency", type=float, default=0.4, metavar="E", help="fraction of the peak that is reached (0.4)"
+    )
+    plan.add_argument("--bandwidth-gbs", type=float, default=25.0, metavar="B", help="GB/s out of a device (25)")
+    plan.add_argument("--latency-us", type=float, default=10.0, metavar="L", help="microseconds per hop (10)")
+    return flags
+
+
+def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
+    """Raise ConfigError for a flag that is repeated, out of range, or does not fit the mode."""
+    _check_once(arguments)
+    for name, allowed in NUMBERS.items():
+        value = getattr(flags, name)
+        ranges.check(f"--{name.replace('_', '-')}", value, ranges.Field(type(value), allowed))
+    if flags.workdir is None and flags.mode not in ("check", "plan"):
+        raise ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
+    workdir_path(flags)
+    if flags.checkpoint is not None and flags.mode not in READING:
+        raise ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
+
+
+def config_overrides(words: Sequence[str]) -> list[str]:
+    """Return the words that argparse does not know as `--config.a.b=value`; a blank may replace the `=`."""
+    joined = list[str]()
+    for word in words:
+        if joined and joined[-1].startswith("--config.") and "=" not in joined[-1] and not word.startswith("--"):
+            joined[-1] += f"={word}"
+        else:
+            joined.append(word)
+    for word in joined:
+        name = word.partition("=")[0]
+        if not name.startswith("--config.") or not name.isprintable():
+            raise ConfigError(
+                f"unknown argument {word if word.isprintable() else repr(word)}:"
+                " fields of the config are set as --config.NAME=VALUE (see --help)"
+            )
+        if "=" not in word:
+            raise ConfigError(f"{name} has no value: write {name}=VALUE")
+    return joined
+
+
+def workdir_path(flags: argparse.Namespace) -> pathlib.Path:
+    """Return --workdir, by default the current folder; raise ConfigError if it is empty or a URL."""
+    text = flags.workdir
+    if text is not None and not text.strip():
+        raise ConfigError("--workdir= is empty: give the run's folder, which need not exist yet")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text or ""):
+        raise ConfigError(f"--workdir={text} is a URL: give a local folder, such as where a bucket is mounted")
+    return user_path("--workdir", text or ".")
+
+
+def user_path(flag: str, text: str) -> pathlib.Path:
+    """Return the path that a flag names, with `~` expanded; raise ConfigError if there is no such user."""
+    try:
+        return pathlib.Path(text).expanduser()
+    except RuntimeError:
+        raise ConfigError(f"{flag}={text}: there is no such user's home folder") from None
+
+
+def _check_once(arguments: Sequence[str]) -> None:
+    """Refuse a flag that is given twice; for a config field, the last value counts."""
+    flags = [
+        word.partition("=")[0] for word in arguments if word.startswith("--") and "." not in word.partition("=")[0]
+    ]
+    if twice := [flag for flag in flags if flags.count(flag) > 1]:
+        raise ConfigError(f"{twice[0]} is given {flags.count(twice[0])} times: give it once")
