@@ -72,7 +72,7 @@ def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
     by_class = {}
     for place in _subfolders(folder):
         with os.scandir(place) as entries:  # scandir reports file types without a stat for each file
-            pictures = [entry for entry in entries if _is_picture(entry.name)]
+            pictures = [entry for entry in entries if is_picture(entry.name)]
         if odd := [entry.path for entry in pictures if not entry.is_file()]:
             raise DataError(f"{min(odd)} is not a regular file; expected a picture: delete it or give it another name")
         if pictures:
@@ -80,7 +80,8 @@ def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
     return by_class
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Return whether a file is a picture by its name, and not hidden."""
     return pathlib.PurePath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 

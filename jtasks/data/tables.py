@@ -1,7 +1,5 @@
 """Tables of text as rows of named fields: TSV, CSV and JSONL files, and text data sets of TFDS."""
 
-import csv
-import io
 import pathlib
 import zipfile
 from collections.abc import Collection, Iterator, Mapping
@@ -9,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import files, tfds, values
+from jtasks.data import files, records, tfds, values
+from jtasks.data.records import Row
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
-
-Row = dict[str, Any]
 
 
 def rows(
@@ -58,11 +55,11 @@ def rows(
         table = _read_tfds(name.removeprefix("tfds:"), split, folder)
     else:
         kind = pathlib.PurePath(name).suffix.lower()
-        readers = {".jsonl": _read_json_lines, ".tsv": _read_delimited, ".csv": _read_delimited}
-        if kind not in readers:
+        if kind not in records.KINDS:
             raise ConfigError(f"config.data.{split}={name!r} must be a .tsv, .csv or .jsonl file, or tfds:NAME")
         text = read(name, f"config.data.{split}", folder=folder, source=source)
-        table = readers[kind](text, name, all(field.isdecimal() for field in fields))
+        bare = all(field.isdecimal() for field in fields)
+        table = _read_lines(records.Lines(records.text_lines(text, kind), name), kind, bare)
     picked: list[Row] = []
     for where, row in table:
         if not picked:
@@ -112,37 +109,10 @@ def _unzip(archive: pathlib.Path, name: str) -> bytes:
         raise DataError(f"{archive}: cannot read {name} ({error}); get the archive again or unpack it") from error
 
 
-def _read_delimited(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
-    """Yield the rows of TSV or CSV."""
-    quoting: Any = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if name.lower().endswith(".tsv") else {"strict": True}
-    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # of the whole process; 131,072 by default
-    lines = csv.reader(io.StringIO(text, newline=""), **quoting)
-    header: list[str] | None = None
-    try:
-        for columns in lines:
-            if not columns:
-                continue
-            if header is None:
-                header = [str(i) for i in range(len(columns))] if bare else columns
-                if doubled := [column for column in header if column and header.count(column) > 1]:
-                    raise DataError(f"{name}, line {lines.line_num}: the column {doubled[0]!r} occurs twice")
-                if not bare:
-                    continue
-            if len(columns) != len(header):
-                where = f"{name}, line {lines.line_num}"
-                raise DataError(f"{where}: {len(columns)} columns, expected {len(header)}: {header}")
-            yield f"line {lines.line_num}", dict(zip(header, columns, strict=True))
-    except csv.Error as error:
-        raise DataError(f"{name}, line {lines.line_num}: {error}; expected quotes around whole fields") from error
-
-
-def _read_json_lines(text: str, name: str, bare: bool) -> Iterator[tuple[str, Row]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip(values.BLANKS):
-            continue
-        row = values.parse(line, f"{name}, line {number}")
-        if not isinstance(row, dict):
-            raise DataError(f"{name}, line {number}: expected a JSON object, not {values.describe(row)}")
+def _read_lines(lines: records.Lines, kind: str, bare: bool) -> Iterator[tuple[str, Row]]:
+    for number, row in records.parse(lines, kind, bare=bare):
+        if isinstance(row, DataError):
+            raise row
         yield f"line {number}", row
 
 

@@ -1,0 +1,201 @@
+"""Inputs to predict on: rows of tables, lines of text and pictures, from files, folders and streams, one at a time."""
+
+import itertools
+import os
+import pathlib
+import queue
+import stat
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from jtasks.data import pictures, records, values
+from jtasks.errors import ConfigError, DataError
+
+STDIN = "-"
+FORMATS = ("jsonl", "csv", "tsv", "lines")  # choices of --input-format
+SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "lines", ".parquet": "parquet"}
+KNOWN = f"{', '.join(SUFFIXES)}, or a picture ({', '.join(sorted(pictures.SUFFIXES))})"
+LINGER = 0.02  # seconds that a batch from a stream waits for its next input
+
+Value = dict[str, Any] | str | pathlib.Path  # a row, a line, the path of a picture
+
+
+class Input(NamedTuple):
+    """One input and its place, such as `reviews.csv, line 7`; the value of an unreadable input is the error."""
+
+    place: str
+    value: Value | DataError
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Return the input as named fields, to be carried along with its answer."""
+        if isinstance(self.value, dict):
+            return self.value
+        if isinstance(self.value, DataError):
+            return {}
+        return {"path": str(self.value)} if isinstance(self.value, pathlib.Path) else {"text": self.value}
+
+
+def read(source: str, kind: str | None = None) -> Iterator[Input]:
+    """Return an iterator of the inputs of a file, a folder or a stream, in order; it holds one at a time in memory.
+
+    Args:
+      source: one of
+
+        - `-`, which is stdin, or another pipe: `kind`, else JSONL if the first line starts with `{`, else lines
+        - a .jsonl, .csv, .tsv or .parquet file, whose rows are dicts; `data.tables.rows` describes the formats
+        - a .txt file, whose lines are str; empty lines are skipped
+        - a picture, or a folder of pictures at any depth, by sorted folders, then names: pathlib.Path
+
+      kind: one of FORMATS, if the file's suffix does not give it.
+
+    Raises:
+      ConfigError: the file is absent or of unknown kind; raised at once.
+      DataError: there is no input, the header of a table is wrong, or the file cannot be read; raised by the iterator.
+    """
+    name = "stdin" if source == STDIN else source
+    return _checked(_open(source, name, kind), source, name)
+
+
+def is_stream(source: str) -> bool:
+    """Return whether inputs arrive one by one, from a terminal, a pipe or a socket, rather than lie in a file."""
+    try:
+        mode = (os.fstat(0) if source == STDIN else os.stat(source)).st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def batches(inputs: Iterable[Input], size: int, *, stream: bool) -> Iterator[list[Input]]:
+    """Yield the inputs in batches of `size`, the last one smaller.
+
+    Of a stream, a batch is what has arrived: it is yielded as soon as no further input follows within LINGER seconds.
+    """
+    if stream:
+        yield from _arriving(inputs, size)
+    else:
+        remaining = iter(inputs)
+        while batch := list(itertools.islice(remaining, size)):
+            yield batch
+
+
+def _arriving(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:
+    arrived = queue.Queue[Input | BaseException | None](2 * size)
+
+    def read_all() -> None:
+        try:
+            for item in inputs:
+                arrived.put(item)
+            arrived.put(None)
+        except BaseException as error:  # raised again by the reader of the queue
+            arrived.put(error)
+
+    threading.Thread(target=read_all, daemon=True).start()  # a read that blocks must not delay the exit
+    while True:
+        batch = list[Input]()
+        item = arrived.get()
+        while isinstance(item, Input):
+            batch.append(item)
+            if len(batch) == size:
+                break
+            try:
+                item = arrived.get(timeout=LINGER)
+            except queue.Empty:
+                break
+        if batch:
+            yield batch
+        if isinstance(item, BaseException):
+            raise item
+        if item is None:
+            return
+
+
+def _checked(inputs: Iterator[Input], source: str, name: str) -> Iterator[Input]:
+    count = 0
+    try:
+        for count, item in enumerate(inputs, 1):  # noqa: B007
+            yield item
+    except OSError as error:
+        raise DataError(f"cannot read {name}: {error.strerror}; make it readable") from error
+    if not count:
+        expected = f"a picture ({', '.join(sorted(pictures.SUFFIXES))})" if os.path.isdir(source) else "a row or a line"
+        raise DataError(f"{name} holds no input: expected at least {expected}")
+
+
+def _open(source: str, name: str, kind: str | None) -> Iterator[Input]:
+    if source != STDIN and not os.path.exists(source):
+        raise ConfigError(f"--input={source}: there is no such file or folder; give one, or - for stdin")
+    if source != STDIN and os.path.isdir(source):
+        return _pictures(source)
+    kind = kind or SUFFIXES.get(suffix := pathlib.PurePath(source).suffix.lower())
+    if kind is None and suffix in pictures.SUFFIXES:
+        return iter([_picture(source)])
+    if kind is None and not is_stream(source) and source != STDIN:
+        raise ConfigError(f"--input={source}: expected {KNOWN}; or give --input-format={'|'.join(FORMATS)}")
+    if kind == "parquet":
+        return _parquet(source)
+    return _text(source, name, kind)
+
+
+def _text(source: str, name: str, kind: str | None) -> Iterator[Input]:
+    """Yield the rows or lines of a text file or stream; `kind` None is told by the first line that is not empty."""
+    if source == STDIN and sys.stdin is None:
+        return
+    with open(0 if source == STDIN else source, "rb", closefd=source != STDIN) as file:
+        head = list[bytes]()
+        while kind is None:
+            line = file.readline()
+            head.append(line)
+            if line.removeprefix(b"\xef\xbb\xbf").strip() or not line:
+                kind = "jsonl" if line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "lines"
+        lines = records.Lines(records.byte_lines(itertools.chain(head, file), f".{kind}"), name)
+        if kind == "lines":
+            yield from _lines(lines)
+        else:
+            for number, row in records.parse(lines, f".{kind}"):
+                yield Input(f"{name}, line {number}", row)
+
+
+def _lines(lines: records.Lines) -> Iterator[Input]:
+    while True:
+        value: str | DataError
+        try:
+            value = next(lines).rstrip("\r\n")
+        except StopIteration:
+            return
+        except DataError as error:
+            value = error
+        if isinstance(value, DataError) or value.strip(values.BLANKS):
+            yield Input(f"{lines.name}, line {lines.number}", value)
+
+
+def _parquet(source: str) -> Iterator[Input]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(source) as file:
+            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
+            for number, row in enumerate(rows, 1):
+                yield Input(f"{source}, row {number}", row)
+    except pyarrow.ArrowException as error:
+        raise DataError(f"{source} is truncated or not Parquet ({error}): get it again") from error
+
+
+def _pictures(folder: str) -> Iterator[Input]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if pictures.is_picture(name):
+                yield _picture(os.path.join(place, name))
+
+
+def _picture(path: str) -> Input:
+    if os.path.isfile(path):  # opening a pipe would wait forever
+        return Input(path, pathlib.Path(path))
+    return Input(path, DataError(f"{path} is not a regular file; expected a picture"))
