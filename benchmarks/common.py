@@ -136,7 +136,7 @@ def start_peer(case: str, flags: argparse.Namespace) -> Program | None:
 
 
 def use_huge_pages() -> None:
-    """Restart this process with the environment that the command sets for itself (jtasks/cli.py)."""
+    """Restart this process with the environment that the command sets for itself (jtasks/environment.py)."""
     environment = _huge_pages(dict(os.environ))
     if environment != dict(os.environ):
         os.execve(sys.executable, sys.orig_argv, environment)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from jtasks import console, shipped
+from jtasks import console, environment, shipped
 from jtasks.errors import EXIT_STOPPED
 from jtasks.flags import check_flags, config_overrides, make_parser, user_path, workdir_path
 
@@ -27,7 +27,7 @@ EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 def main() -> None:
     """Run the command of this process and exit."""
     console.settle()
-    _use_huge_pages()
+    environment.use_huge_pages()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _stop)  # while there is nothing to save; training installs its own handlers
@@ -140,8 +140,8 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     overrides = config_overrides(rest)
     check_flags(arguments, flags)
     workdir = workdir_path(flags)
-    _silence_libraries()
-    _compilation_cache()
+    environment.silence_libraries()
+    environment.cache_programs()
     from jtasks import config as configs
     from jtasks.distributed import processes
 
@@ -246,47 +246,3 @@ def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     if failed := [result.name for result in results if result.passed is False]:
         raise errors.CheckError(f"{config.task} fails {len(failed)} of {len(results)} checks: {'; '.join(failed)}")
     return {"passed": sum(result.passed is True for result in results), "checks": len(results)}
-
-
-def _use_huge_pages() -> None:
-    """Restart this process with huge pages, a setting that glibc reads from the environment only at the start.
-
-    XLA's CPU backend allocates new scratch memory for each step, and the kernel can take longer to clear pages of
-    4 KiB than XLA to compute: benchmarks/README.md has the figures.
-    """
-    tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
-        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
-        os.execv(sys.executable, sys.orig_argv)
-
-
-def _silence_libraries() -> None:
-    """Silence libraries' log messages; their warnings stay, and their errors are raised."""
-    from logging import CRITICAL, getLogger
-
-    from absl import logging
-
-    logging.set_verbosity(logging.FATAL)
-    getLogger("asyncio").setLevel(CRITICAL)
-    sys.unraisablehook = _report_unraisable
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-
-
-def _report_unraisable(failure: Any) -> None:
-    """Report an error that nothing could catch, except for those of TensorStore's callbacks after a failed save."""
-    if str(failure.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(failure)
-
-
-def _compilation_cache() -> None:
-    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache folder."""
-    import jax
-
-    from jtasks.data.files import cache_folder
-
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        cache = cache_folder() / "compiled"
-        with contextlib.suppress(OSError):  # without a writable cache folder, programs are compiled each time
-            cache.mkdir(parents=True, exist_ok=True)
-            jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

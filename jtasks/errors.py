@@ -40,3 +40,7 @@ class TrainingError(RuntimeError):
 
 class CheckError(RuntimeError):
     """A task that breaks the contract: exit code 1."""
+
+
+class ClosedOutputError(RuntimeError):
+    """Results went to stdout, and the pipe has no reader any more: exit code 141, without a message."""

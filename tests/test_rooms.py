@@ -17,6 +17,7 @@ FLOORS = (
     ("models", "interop"),
     ("tasks", "run"),
     ("testing",),
+    ("environment",),
     ("cli",),
     ("__main__",),
 )

@@ -3,11 +3,9 @@
 import itertools
 import os
 import pathlib
-import queue
 import stat
 import sys
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jtasks.data import pictures, records, values
@@ -17,7 +15,6 @@ STDIN = "-"
 FORMATS = ("jsonl", "csv", "tsv", "lines")  # choices of --input-format
 SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "lines", ".parquet": "parquet"}
 KNOWN = f"{', '.join(SUFFIXES)}, or a picture ({', '.join(sorted(pictures.SUFFIXES))})"
-LINGER = 0.02  # seconds that a batch from a stream waits for its next input
 
 Value = dict[str, Any] | str | pathlib.Path  # a row, a line, the path of a picture
 
@@ -66,50 +63,6 @@ def is_stream(source: str) -> bool:
     except OSError:
         return False
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
-
-
-def batches(inputs: Iterable[Input], size: int, *, stream: bool) -> Iterator[list[Input]]:
-    """Yield the inputs in batches of `size`, the last one smaller.
-
-    Of a stream, a batch is what has arrived: it is yielded as soon as no further input follows within LINGER seconds.
-    """
-    if stream:
-        yield from _arriving(inputs, size)
-    else:
-        remaining = iter(inputs)
-        while batch := list(itertools.islice(remaining, size)):
-            yield batch
-
-
-def _arriving(inputs: Iterable[Input], size: int) -> Iterator[list[Input]]:
-    arrived = queue.Queue[Input | BaseException | None](2 * size)
-
-    def read_all() -> None:
-        try:
-            for item in inputs:
-                arrived.put(item)
-            arrived.put(None)
-        except BaseException as error:  # raised again by the reader of the queue
-            arrived.put(error)
-
-    threading.Thread(target=read_all, daemon=True).start()  # a read that blocks must not delay the exit
-    while True:
-        batch = list[Input]()
-        item = arrived.get()
-        while isinstance(item, Input):
-            batch.append(item)
-            if len(batch) == size:
-                break
-            try:
-                item = arrived.get(timeout=LINGER)
-            except queue.Empty:
-                break
-        if batch:
-            yield batch
-        if isinstance(item, BaseException):
-            raise item
-        if item is None:
-            return
 
 
 def _checked(inputs: Iterator[Input], source: str, name: str) -> Iterator[Input]:

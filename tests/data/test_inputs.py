@@ -1,6 +1,5 @@
 """Claims about inputs: each has its place, order is kept, and a bad one does not hide the next."""
 
-import itertools
 import os
 import pathlib
 import tracemalloc
@@ -104,32 +103,6 @@ def test_a_stream_is_json_if_it_begins_so(content, kind, value):
     (item,) = inputs.read(f"/dev/fd/{ours}", kind)
     assert item.value == value
     os.close(ours)
-
-
-def test_a_batch_of_a_stream_is_what_has_arrived():
-    ours, theirs = os.pipe()
-    source = f"/dev/fd/{ours}"
-    with open(theirs, "wb", buffering=0) as file:
-        file.write(b"one\n")
-        batches = inputs.batches(inputs.read(source), 2, stream=True)
-        assert [item.value for item in next(batches)] == ["one"]
-        file.write(b"2\n3\n4\n")
-        assert [item.value for item in next(batches)] == ["2", "3"]
-        assert [item.value for item in next(batches)] == ["4"]
-    assert next(batches, None) is None
-    os.close(ours)
-
-
-def test_a_batch_of_a_file_is_whole_and_an_error_comes_after_what_was_read(tmp_path):
-    (tmp_path / "a.txt").write_text("a\nb\nc\n")
-    for stream in (False, True):
-        reading = inputs.read(str(tmp_path / "a.txt"))
-        assert [len(batch) for batch in inputs.batches(reading, 2, stream=stream)] == [2, 1]
-    failing = itertools.chain(inputs.read(str(tmp_path / "a.txt")), iter(lambda: 1 / 0, 1))
-    batches = inputs.batches(failing, 8, stream=True)
-    assert len(next(batches)) == 3
-    with pytest.raises(ZeroDivisionError):
-        next(batches)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "lines"])

@@ -1,0 +1,50 @@
+"""What the command sets for its process before anything is computed: memory, libraries' messages, compiled programs."""
+
+import contextlib
+import os
+import sys
+from typing import Any
+
+
+def use_huge_pages() -> None:
+    """Restart this process with huge pages, a setting that glibc reads from the environment only at the start.
+
+    XLA's CPU backend allocates new scratch memory for each step, and the kernel can take longer to clear pages of
+    4 KiB than XLA to compute: benchmarks/README.md has the figures.
+    """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
+        os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        os.execv(sys.executable, sys.orig_argv)
+
+
+def silence_libraries() -> None:
+    """Silence libraries' log messages; their warnings stay, and their errors are raised."""
+    from logging import CRITICAL, getLogger
+
+    from absl import logging
+
+    logging.set_verbosity(logging.FATAL)
+    getLogger("asyncio").setLevel(CRITICAL)
+    sys.unraisablehook = _report_unraisable
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def _report_unraisable(failure: Any) -> None:
+    """Report an error that nothing could catch, except for those of TensorStore's callbacks after a failed save."""
+    if str(failure.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(failure)
+
+
+def cache_programs() -> None:
+    """Keep compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache folder."""
+    import jax
+
+    from jtasks.data.files import cache_folder
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        cache = cache_folder() / "compiled"
+        with contextlib.suppress(OSError):  # without a writable cache folder, programs are compiled each time
+            cache.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
