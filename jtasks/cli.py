@@ -22,6 +22,7 @@ SMALLER = (
     " config.precision=bfloat16 needs less; --mode=plan estimates how much"
 )
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_CLOSED_OUTPUT = 141  # as of a process that SIGPIPE ends
 
 
 def main() -> None:
@@ -60,6 +61,8 @@ def run(arguments: Sequence[str]) -> int:
         return _fail(EXIT_USAGE, "\n".join([str(error), *_notes(error)]))
     except (errors.DataError, errors.CheckpointError, errors.TrainingError, errors.CheckError) as error:
         return _fail(EXIT_FAILED, "\n".join([str(error), *_notes(error)]))
+    except errors.ClosedOutputError:
+        return EXIT_CLOSED_OUTPUT
     except signals.Stopped as stopped:
         print(stopped, file=sys.stderr)
         return EXIT_STOPPED
@@ -149,14 +152,14 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
         return _plan(flags, configs.load(_config_file(flags), overrides))
     _join(flags)
     config = configs.load(_config_file(flags), overrides)
-    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "output")}
+    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "input", "output")}
     processes.require_same(same | dict(configs.fields(config)))
     try:
         result = _mode(flags, config, workdir)
     except (errors.ConfigError, errors.DataError) as error:
         from jtasks.run.workdir import started_elsewhere
 
-        if flags.config is None and (elsewhere := started_elsewhere(workdir)):
+        if flags.config is None and flags.input is None and (elsewhere := started_elsewhere(workdir)):
             error.add_note(elsewhere)
         raise
     return result if processes.first() else None
@@ -183,8 +186,9 @@ def _join(flags: argparse.Namespace) -> None:
     from jtasks.distributed import clusters, processes
 
     place = flags.coordinator, flags.num_processes, flags.process_id
-    if flags.mode == "check" and processes.find(*place):
-        raise errors.ConfigError("--mode=check runs in one process, on all of its devices: give --num-processes=1")
+    if (flags.mode == "check" or flags.input is not None) and processes.find(*place):
+        what = "--mode=check" if flags.mode == "check" else "--input"
+        raise errors.ConfigError(f"{what} runs in one process, on all of its devices: give --num-processes=1")
     joined = processes.start(*place, flags.timeout, workdir_path(flags), make=flags.mode == "train")
     if joined is not None and joined.process == 0:
         print(f"{joined.processes} processes, by {joined.launcher}", file=sys.stderr, flush=True)
@@ -193,8 +197,9 @@ def _join(flags: argparse.Namespace) -> None:
         print(f"this process is alone: {hint}", file=sys.stderr, flush=True)
 
 
-def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
-    which = "newest" if flags.checkpoint is None else flags.checkpoint
+def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Return the result, which is the last line of stdout; None if stdout holds answers."""
+    which, split = _checkpoint(flags), flags.split or "test"
     output = None if flags.output is None else user_path("--output", flags.output)
     if flags.mode == "train":
         from jtasks.run.loop import train
@@ -203,18 +208,47 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "eval":
         from jtasks.run import evaluate
 
-        return evaluate.run(config, workdir, flags.split, which)
+        return evaluate.run(config, workdir, split, which)
     if flags.mode == "check":
         return _check(config, workdir)
     if flags.mode == "export":
         from jtasks.run import export
 
         return {"exported": str(export.run(config, workdir, output, which))}
+    if flags.input is not None:
+        return _answer(flags, config, workdir, output)
     from jtasks.run import predict
 
     if flags.mode == "predict":
-        return {"predictions": str(predict.run(config, workdir, flags.split, which, output))}
-    return {"shown": [str(path) for path in predict.run_show(config, workdir, flags.split, which, output)]}
+        return {"predictions": str(predict.run(config, workdir, split, which, output))}
+    if flags.mode == "embed":
+        return {"embeddings": str(predict.run_embed(config, workdir, split, which, output))}
+    return {"shown": [str(path) for path in predict.run_show(config, workdir, split, which, output)]}
+
+
+def _checkpoint(flags: argparse.Namespace) -> str:
+    return "newest" if flags.checkpoint is None else flags.checkpoint
+
+
+def _answer(
+    flags: argparse.Namespace, config: Any, workdir: pathlib.Path, output: pathlib.Path | None
+) -> dict[str, Any] | None:
+    from jtasks.run import answer
+
+    counts = answer.run(
+        config,
+        workdir,
+        flags.input if flags.input == "-" else str(user_path("--input", flags.input)),
+        function=flags.mode,
+        which=_checkpoint(flags),
+        kind=flags.input_format,
+        output=output,
+        skip_bad=flags.skip_bad,
+    )
+    if output is not None:
+        return {"predictions" if flags.mode == "predict" else "embeddings": str(output), **counts}
+    console.say(f"answers: {counts['answers']:,}; skipped: {counts['skipped']:,}")
+    return None
 
 
 def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:

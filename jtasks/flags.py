@@ -9,8 +9,10 @@ import jtasks
 from jtasks import ranges
 from jtasks.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "show", "export", "check", "plan")
-READING = ("eval", "predict", "show", "export")  # modes that take a --checkpoint
+MODES = ("train", "eval", "predict", "embed", "show", "export", "check", "plan")
+READING = ("eval", "predict", "embed", "show", "export")  # modes that take a --checkpoint
+ANSWERING = ("predict", "embed")  # modes that take an --input
+FORMATS = ("jsonl", "csv", "tsv", "lines")
 NUMBERS = {
     "timeout": "(0, inf)",
     "devices": "[1, 65536]",
@@ -24,7 +26,9 @@ HELP = """\
 modes:
   train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
   eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split
-  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl
+  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl, or with --input those for
+           your own texts, rows or pictures to stdout or --output
+  embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input
   show     write pictures and texts from a checkpoint to DIR/show/
   export   write a checkpoint as a folder that Hugging Face's transformers loads, DIR/export/hf/
   check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
@@ -38,8 +42,13 @@ it. With --config, every mode except plan compares the config with the run's.
 Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. If a field is set twice, the last
 value counts. Fields that refer to a field that is set follow.
 
+examples of an --input:
+  jtasks --workdir=DIR --mode=predict --input=reviews.csv --output=answers.jsonl
+  jtasks --workdir=DIR --mode=embed --input=pictures/ --output=features.parquet
+  echo "a fine film" | jtasks --workdir=DIR --mode=predict --input=-
+
 exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
-(run the same command again)
+(run the same command again); 141 nobody reads the answers on stdout any more
 """
 
 
@@ -62,11 +71,27 @@ def make_parser() -> argparse.ArgumentParser:
     flags.add_argument("--workdir", metavar="DIR", help="the run's folder, with log, checkpoints and pictures")
     flags.add_argument("--mode", default="train", choices=MODES)
     flags.add_argument("--format", default="hf", choices=("hf",), help="for export: Hugging Face's format")
-    flags.add_argument("--output", metavar="FOLDER", help="for predict, show, export: output folder instead of DIR")
-    flags.add_argument("--split", default="test", choices=("train", "valid", "test"), help="for eval, predict, show")
     flags.add_argument(
-        "--checkpoint", metavar="WHICH", help="for eval, predict, show, export: newest (default), best, or a step"
+        "--output",
+        metavar="PATH",
+        help="for show, export: a folder instead of DIR; for predict, embed: a file, of the kind that its suffix says,"
+        " .jsonl .csv .tsv .parquet .safetensors",
     )
+    flags.add_argument(
+        "--split", choices=("train", "valid", "test"), help="for eval, predict, embed, show; test by default"
+    )
+    flags.add_argument("--checkpoint", metavar="WHICH", help="of the run: newest (default), best, or a step")
+    answering = flags.add_argument_group("for --mode=predict and --mode=embed")
+    answering.add_argument(
+        "--input",
+        metavar="PATH",
+        help="instead of a split: a .jsonl, .csv, .tsv, .parquet or .txt file (a text a line), a picture, a folder of"
+        " pictures, or - for stdin, answered as it comes",
+    )
+    answering.add_argument(
+        "--input-format", choices=FORMATS, help="of the input, if its suffix does not say it; stdin: jsonl or lines"
+    )
+    answering.add_argument("--skip-bad", action="store_true", help="name a bad input on stderr and go on")
     several = flags.add_argument_group(
         "a run of several processes, which share DIR",
         "SLURM, Open MPI, JobSet and TPU pods are detected and need no flags; --num-processes=1 ignores them",
@@ -101,6 +126,12 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
     workdir_path(flags)
     if flags.checkpoint is not None and flags.mode not in READING:
         raise ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
+    if flags.input is not None and flags.mode not in ANSWERING:
+        raise ConfigError(f"--input is for --mode={' and --mode='.join(ANSWERING)}, not --mode={flags.mode}")
+    if flags.input is None and (flags.input_format or flags.skip_bad):
+        raise ConfigError("--input-format and --skip-bad describe an --input, which is not given")
+    if flags.input is not None and flags.split is not None:
+        raise ConfigError("--input and --split exclude each other: give one of them")
 
 
 def config_overrides(words: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jtasks.data import pictures, records, values
+from jtasks.data import parsing, pictures, values
 from jtasks.errors import ConfigError, DataError
 
 STDIN = "-"
@@ -103,15 +103,15 @@ def _text(source: str, name: str, kind: str | None) -> Iterator[Input]:
             head.append(line)
             if line.removeprefix(b"\xef\xbb\xbf").strip() or not line:
                 kind = "jsonl" if line.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{") else "lines"
-        lines = records.Lines(records.byte_lines(itertools.chain(head, file), f".{kind}"), name)
+        lines = parsing.Lines(parsing.byte_lines(itertools.chain(head, file), f".{kind}"), name)
         if kind == "lines":
             yield from _lines(lines)
         else:
-            for number, row in records.parse(lines, f".{kind}"):
+            for number, row in parsing.parse(lines, f".{kind}"):
                 yield Input(f"{name}, line {number}", row)
 
 
-def _lines(lines: records.Lines) -> Iterator[Input]:
+def _lines(lines: parsing.Lines) -> Iterator[Input]:
     while True:
         value: str | DataError
         try:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import files, records, tfds, values
-from jtasks.data.records import Row
+from jtasks.data import files, parsing, tfds, values
+from jtasks.data.parsing import Row
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
 
@@ -55,11 +55,11 @@ def rows(
         table = _read_tfds(name.removeprefix("tfds:"), split, folder)
     else:
         kind = pathlib.PurePath(name).suffix.lower()
-        if kind not in records.KINDS:
+        if kind not in parsing.KINDS:
             raise ConfigError(f"config.data.{split}={name!r} must be a .tsv, .csv or .jsonl file, or tfds:NAME")
         text = read(name, f"config.data.{split}", folder=folder, source=source)
         bare = all(field.isdecimal() for field in fields)
-        table = _read_lines(records.Lines(records.text_lines(text, kind), name), kind, bare)
+        table = _read_lines(parsing.Lines(parsing.text_lines(text, kind), name), kind, bare)
     picked: list[Row] = []
     for where, row in table:
         if not picked:
@@ -109,8 +109,8 @@ def _unzip(archive: pathlib.Path, name: str) -> bytes:
         raise DataError(f"{archive}: cannot read {name} ({error}); get the archive again or unpack it") from error
 
 
-def _read_lines(lines: records.Lines, kind: str, bare: bool) -> Iterator[tuple[str, Row]]:
-    for number, row in records.parse(lines, kind, bare=bare):
+def _read_lines(lines: parsing.Lines, kind: str, bare: bool) -> Iterator[tuple[str, Row]]:
+    for number, row in parsing.parse(lines, kind, bare=bare):
         if isinstance(row, DataError):
             raise row
         yield f"line {number}", row

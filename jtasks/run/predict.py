@@ -13,9 +13,9 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
+from jtasks.run import row_files
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
-from jtasks.run.records import to_json
 from jtasks.run.restore import open_run
 from jtasks.run.spool import Lazy, Spool
 from jtasks.writing import check_name, require_writable, write_file, writer
@@ -39,13 +39,15 @@ def program(job: Job, function: str = "predict_fn") -> Compiled:
     return Compiled(jax.jit(job.on_mesh(outputs), out_shardings=sharding.replicated(job.mesh)))
 
 
-def make(job: Job, poll: Callable[[], None] = lambda: None, *, full: bool = False) -> Predict:
+def make(
+    job: Job, poll: Callable[[], None] = lambda: None, *, full: bool = False, function: str = "predict_fn"
+) -> Predict:
     """Return a function (params, examples) -> one output tree an example, in order; compiles once.
 
     The outputs are read on demand from a temporary file of the first process; other processes get none. With `full`,
     the outputs of an example do not depend on the others: see `Job.plan`.
     """
-    step = program(job)
+    step = program(job, function)
 
     def predict(params: Any, examples: pipeline.Examples) -> Sequence[Any]:
         plan = job.plan(examples, shuffle=False, full=full)
@@ -128,62 +130,77 @@ def write_shown(shown: dict[str, np.ndarray | str], folder: pathlib.Path, suffix
 
 
 def run(
-    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", out: pathlib.Path | None = None
+    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", output: pathlib.Path | None = None
 ) -> pathlib.Path:
-    """Write predictions-SPLIT.jsonl from a checkpoint (see `open_run`), `{"index", ...outputs, ...answer}` a line.
+    """Write predictions of a checkpoint (see `open_run`), a row `{"index", ...outputs, ...answer}` for each example.
 
-    The folder `out` is by default the workdir. The files of the task's export_fn go there too, as NAME-SPLIT.SUFFIX.
+    The files of the task's export_fn go to the same folder, as NAME-SPLIT.SUFFIX.
+
+    Args:
+      config, workdir, split, which: the run, the split and the checkpoint.
+      output: a file for `row_files.open_rows`, or a folder, by default `workdir`, for predictions-SPLIT.jsonl.
     """
-    run, folder = open_run(config, workdir, which), out or workdir
-    processes.on_first_process(lambda: require_writable(folder))
+    run, path = open_run(config, workdir, which), row_files.place(output, workdir, f"predictions-{split}.jsonl")
+    processes.on_first_process(lambda: require_writable(path.parent))
     job, examples = run.job, run.required(split)
     outputs = make(job, full=True)(run.params(), examples)
-    path = folder / f"predictions-{split}.jsonl"
 
     def write() -> None:
-        with writer(path) as file:
-            said = answers(job, examples, outputs)
-            file.writelines(
-                _line(i, output, answer) for i, (output, answer) in enumerate(zip(outputs, said, strict=True))
-            )
+        said = answers(job, examples, outputs)
+        with row_files.open_rows(path) as add:
+            for index, (result, answer) in enumerate(zip(outputs, said, strict=True)):
+                add([row_files.join(index, {}, named(result) | answer)])
         if hasattr(job.task, "export_fn"):
             reports = job.task.export_fn(rows(examples), outputs, job.config)
             for name, text in task.checked_texts(reports, "export_fn").items():
                 report = pathlib.PurePath(name)
-                write_file(folder / f"{report.stem}-{split}{report.suffix}", text)
+                write_file(path.parent / f"{report.stem}-{split}{report.suffix}", text)
+
+    processes.on_first_process(write)
+    return path
+
+
+def run_embed(
+    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", output: pathlib.Path | None = None
+) -> pathlib.Path:
+    """Write the features that a checkpoint's embed_fn gives each example of a split, with its index in the split.
+
+    Args:
+      config, workdir, split, which: see `run`.
+      output: as for `run`; the default is embeddings-SPLIT.safetensors.
+    """
+    run = open_run(config, workdir, which)
+    path = row_files.place(output, workdir, f"embeddings-{split}.safetensors")
+    processes.on_first_process(lambda: require_writable(path.parent))
+    examples = run.required(split)
+    features = make(run.job, full=True, function="embed_fn")(run.params(), examples)
+
+    def write() -> None:
+        with row_files.open_rows(path) as add:
+            for index, row in enumerate(features):
+                add([row_files.join(index, {}, row)])
 
     processes.on_first_process(write)
     return path
 
 
 def run_show(
-    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", out: pathlib.Path | None = None
+    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", output: pathlib.Path | None = None
 ) -> list[pathlib.Path]:
-    """Write show_fn's pictures and texts from a checkpoint (see `open_run`) to `out`, by default DIR/show."""
+    """Write show_fn's pictures and texts from a checkpoint (see `open_run`) to `output`, by default DIR/show."""
     run = open_run(config, workdir, which)
     job = run.job
     if not hasattr(job.task, "show_fn"):
         raise ConfigError(f"task {config.task} has no show_fn(examples, outputs, config)")
     if not job.config.show_count:
         raise ConfigError("config.show_count=0 shows nothing: --mode=show needs at least 1")
-    folder = out or workdir / "show"
+    folder = output or workdir / "show"
     processes.on_first_process(lambda: require_writable(folder))
     examples = run.required(split)
     shown = show(job, make(job), run.params(), examples)
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 
-def _line(index: int, output: Any, answer: dict[str, Any]) -> bytes:
-    return to_json({"index": index, **_plain(output), **answer}).encode() + b"\n"
-
-
-def _plain(output: Any) -> dict[str, Any]:
-    """Return an output tree as a dict of JSON data; under "output" if it is no dict or has a key "index"."""
-    tree = jax.tree.map(_values, output)
-    return tree if isinstance(tree, dict) and "index" not in tree else {"output": tree}
-
-
-def _values(array: Any) -> Any:
-    """Return an array's values as nested lists, complex values as pairs."""
-    array = np.asarray(array)
-    return (np.stack([array.real, array.imag], axis=-1) if array.dtype.kind == "c" else array).tolist()
+def named(output: Any) -> dict[str, Any]:
+    """Return an output tree as a dict, under "output" if it is anything else."""
+    return output if isinstance(output, dict) else {"output": output}

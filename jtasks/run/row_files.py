@@ -15,9 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from jtasks.data.records import Row
+from jtasks.data.parsing import Row
 from jtasks.errors import ClosedOutputError, ConfigError, DataError
-from jtasks.run.log import to_json
+from jtasks.run.records import to_json
 from jtasks.writing import writer
 
 Write = Callable[[Sequence[Row]], None]
@@ -51,6 +51,14 @@ def check_suffix(path: pathlib.Path, *, arrays: bool) -> None:
     if path.suffix.lower() not in kinds or path.is_dir():
         kind = "is a folder" if path.is_dir() else "is of unknown kind"
         raise ConfigError(f"--output={path} {kind}: give a file that ends in {', '.join(kinds)}")
+
+
+def place(output: pathlib.Path | None, folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Return `output` if it ends like a file of rows, else the file `name` in that folder, by default `folder`."""
+    if output is not None and output.suffix.lower() in SUFFIXES:
+        check_suffix(output, arrays=name.endswith(".safetensors"))
+        return output
+    return (output or folder) / name
 
 
 @contextlib.contextmanager

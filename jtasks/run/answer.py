@@ -1,0 +1,105 @@
+"""Predictions and embeddings for the inputs of a file, a folder or a stream, written in order as they are ready."""
+
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from jtasks.config import Config
+from jtasks.console import say, warn
+from jtasks.data import inputs
+from jtasks.errors import DataError
+from jtasks.run import row_files
+from jtasks.run.inference import Run
+from jtasks.run.restore import open_alone
+from jtasks.writing import require_writable
+
+
+def run(
+    config: Config,
+    workdir: pathlib.Path,
+    source: str,
+    *,
+    function: str = "predict",
+    which: str = "newest",
+    kind: str | None = None,
+    output: pathlib.Path | None = None,
+    skip_bad: bool = False,
+) -> dict[str, Any]:
+    """Answer each input by a checkpoint, and return the number of answers and of skipped inputs.
+
+    Args:
+      config: that of the run's config.json, except for fields that do not identify a run.
+      workdir: the run's folder.
+      source: file, folder or "-" for stdin, as for `inputs.read`.
+      function: "predict" or "embed".
+      which: the checkpoint, see `open_alone`.
+      kind: format of the input, see `inputs.read`.
+      output: file for the rows, see `row_files.open_rows`; None: stdout, which gets each row at once.
+      skip_bad: name a bad input on stderr and go on. JSONL then has a row with its `error`; other formats leave it out.
+
+    Raises:
+      ConfigError: source, output or config are wrong.
+      DataError: an input is bad, with its place, or all inputs are.
+      ClosedOutputError: stdout is a pipe that nobody reads any more.
+    """
+    if output is not None:
+        row_files.check_suffix(output, arrays=function == "embed")
+        require_writable(output.parent)
+    reading = inputs.read(source, kind)
+    model = Run(open_alone(config, workdir, which))
+    if source == inputs.STDIN and sys.stdin is not None and sys.stdin.isatty():
+        say("type an input for an answer; Ctrl-D ends")
+    with row_files.open_rows(output) as write:
+        answers = _Answers(write, skip_bad, keep_errors=output is None or output.suffix.lower() == ".jsonl")
+        for index, result in model.stream(answers.values(reading), function, answers.skip):
+            answers.add(index, result)
+        if not answers.count:
+            raise DataError(f"none of the {answers.skipped} inputs was good: see the messages above")
+    return {"answers": answers.count, "skipped": answers.skipped}
+
+
+class _Answers:
+    """Writes a row for each input in the order of the inputs, also if the errors of a batch are known first."""
+
+    def __init__(self, write: row_files.Write, skip_bad: bool, keep_errors: bool):
+        self.write, self.skip_bad, self.keep_errors = write, skip_bad, keep_errors
+        self.items: dict[int, inputs.Input] = {}  # inputs that have no row yet
+        self.errors: dict[int, str] = {}  # of inputs that follow on one without a row
+        self.next = self.count = self.skipped = 0
+
+    def values(self, reading: Iterator[inputs.Input]) -> Iterator[Any]:
+        """Yield the values of the inputs, and remember the inputs until they have a row."""
+        for index, item in enumerate(reading):
+            self.items[index] = item
+            yield item.value
+
+    def add(self, index: int, result: dict[str, Any]) -> None:
+        """Write the row of an input that has a result."""
+        self._write(self.items.pop(index).fields, result)
+        self.count += 1
+        self._write_errors()
+
+    def skip(self, index: int, error: DataError) -> None:
+        """Name a bad input and write its row in its turn, or raise DataError."""
+        item = self.items[index]
+        text = str(item.value) if isinstance(item.value, DataError) else str(error).removeprefix(f"input {index}: ")
+        text = text if item.place in text else f"{item.place}: {text}"
+        if not self.skip_bad:
+            raise DataError(f"{text}; --skip-bad goes on without it") from error
+        warn(f"skipped: {text}")
+        self.errors[index] = text
+        self.skipped += 1
+        self._write_errors()
+
+    def _write_errors(self) -> None:
+        while self.next in self.errors:
+            fields, text = self.items.pop(self.next).fields, self.errors.pop(self.next)
+            if self.keep_errors:
+                self._write(fields, {"error": text})
+            else:
+                self.next += 1
+
+    def _write(self, fields: dict[str, Any], result: dict[str, Any]) -> None:
+        self.write([row_files.join(self.next, fields, result)])
+        self.next += 1
