@@ -61,8 +61,8 @@ def main() -> None:
 def train(workdir: pathlib.Path, shares: str, steps: int, slower: float) -> None:
     """Train in two processes, the second slowed down."""
     joint = [*TASK, f"--workdir={workdir}", f"--config.shares={shares}", f"--config.steps={steps}"]
-    joint += [f"--coordinator={address()}", "--processes=2"]
-    with both(lambda i: ["main.py", *joint, f"--process={i}"]) as running, slowed(running[1], slower):
+    joint += [f"--coordinator={address()}", "--num-processes=2"]
+    with both(lambda i: ["main.py", *joint, f"--process-id={i}"]) as running, slowed(running[1], slower):
         ends = [process.communicate(timeout=1200) for process in running]
     if any(process.returncode for process in running):
         raise SystemExit("".join(errors for _, errors in ends))

@@ -24,7 +24,7 @@ start() { # one process; its lines get the host's name, and its exit code goes t
   trap '' INT # Ctrl-C reaches this whole group, and is answered below
   local host=${hosts[$1]} command
   command="cd $(printf %q "$folder") && echo jtasks-pid \$\$ && exec ${PYTHON:-python} main.py$(printf ' %q' "${@:2}")"
-  command+=" --coordinator=${hosts[0]#*@}:$port --processes=${#hosts[@]} --process=$1"
+  command+=" --coordinator=${hosts[0]#*@}:$port --num-processes=${#hosts[@]} --process-id=$1"
   ssh -o BatchMode=yes "$host" "$command" 2>&1 </dev/null | while IFS= read -r line; do
     # Ours comes before all that the run prints: what looks like it later is the run's, and no number is to be killed.
     if [[ ! -e $state/$1.pid && $line =~ ^jtasks-pid\ ([0-9]{1,10})$ ]]; then

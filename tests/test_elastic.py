@@ -55,8 +55,8 @@ def train(task: pathlib.Path, workdir: pathlib.Path, steps: int, devices: list[i
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
-    joint = [*arguments, f"--coordinator={address}", f"--processes={len(devices)}"]
-    running = [start(*joint, f"--process={i}", devices=n, NPROC="8") for i, n in enumerate(devices)]
+    joint = [*arguments, f"--coordinator={address}", f"--num-processes={len(devices)}"]
+    running = [start(*joint, f"--process-id={i}", devices=n, NPROC="8") for i, n in enumerate(devices)]
     try:
         ends = [process.communicate(timeout=240) for process in running]
     except subprocess.TimeoutExpired:

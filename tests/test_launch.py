@@ -102,7 +102,7 @@ def test_a_list_of_hosts_trains_as_one_run(tmp_path, fakes):
 
 SLEEPER = """
 import os, signal, sys, time
-process = next(a for a in sys.argv if a.startswith("--process="))[-1]
+process = next(a for a in sys.argv if a.startswith("--process-id="))[-1]
 def stop(*_):
     print("saved", flush=True)
     sys.exit(75)
@@ -174,7 +174,7 @@ def test_a_tpu_slice_runs_the_command_on_all_workers_and_tells_its_exit_code(tmp
 def test_ctrl_c_stops_the_workers_of_a_tpu_slice(tmp_path, fakes):
     (tmp_path / "main.py").write_text(SLEEPER)
     env = fakes(gcloud='HOME=$(dirname "$LOG") exec bash -c "${8#--command=}"') | {"FOLDER": str(tmp_path)}
-    command = ["bash", str(LAUNCH / "tpu-vm.sh"), "pod", "zone-a", "x", "--process=0"]
+    command = ["bash", str(LAUNCH / "tpu-vm.sh"), "pod", "zone-a", "x", "--process-id=0"]
     running = at_a_terminal(command, env)
     assert running.stdout.readline() == "here 0 x\n"
     os.killpg(running.pid, signal.SIGINT)

@@ -129,8 +129,8 @@ def free_address() -> str:
 
 
 def pair(workdir: pathlib.Path, *arguments: str, **environment: str) -> list[subprocess.Popen[str]]:
-    joint = [*RUN, f"--workdir={workdir}", f"--coordinator={free_address()}", "--processes=2", *arguments]
-    return [start(*joint, f"--process={i}", **environment) for i in range(2)]
+    joint = [*RUN, f"--workdir={workdir}", f"--coordinator={free_address()}", "--num-processes=2", *arguments]
+    return [start(*joint, f"--process-id={i}", **environment) for i in range(2)]
 
 
 def slurm_pair(*arguments: object, **environment: str) -> list[subprocess.Popen[str]]:
@@ -293,8 +293,8 @@ def test_a_signal_ends_both_with_75_while_predictions_are_written_or_shown_by_th
 
 
 def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):
-    alone = [*RUN, f"--workdir={tmp_path}", f"--coordinator={free_address()}", "--processes=3", "--timeout=1"]
-    running = [start(*alone, f"--process={i}") for i in (0, 2)]
+    alone = [*RUN, f"--workdir={tmp_path}", f"--coordinator={free_address()}", "--num-processes=3", "--timeout=1"]
+    running = [start(*alone, f"--process-id={i}") for i in (0, 2)]
     for code, output, errors in finish(running):
         assert (code, output) == (1, "")
         assert "error: process" in errors or "error: the coordinator" in errors
@@ -311,8 +311,8 @@ def test_a_shell_in_an_allocation_trains_alone(tmp_path):
 
 @pytest.mark.slow
 def test_two_folders_of_one_name_are_no_shared_folder(tmp_path):
-    address = [*RUN, f"--coordinator={free_address()}", "--processes=2", "--config.steps=2"]
-    running = [start(*address, f"--process={i}", f"--workdir={tmp_path / str(i)}") for i in range(2)]
+    address = [*RUN, f"--coordinator={free_address()}", "--num-processes=2", "--config.steps=2"]
+    running = [start(*address, f"--process-id={i}", f"--workdir={tmp_path / str(i)}") for i in range(2)]
     for code, output, errors in finish(running):
         assert (code, output) == (2, "")
         assert f"process 1 on {socket.gethostname()}: does not see" in errors
@@ -321,8 +321,8 @@ def test_two_folders_of_one_name_are_no_shared_folder(tmp_path):
 
 
 def test_processes_that_were_started_with_other_commands_refuse_each_other_with_the_difference(tmp_path):
-    address = [*RUN, f"--coordinator={free_address()}", "--processes=2", f"--workdir={tmp_path / 'run'}"]
-    running = [start(*address, f"--process={i}", f"--config.seed={i}", "--config.steps=2") for i in range(2)]
+    address = [*RUN, f"--coordinator={free_address()}", "--num-processes=2", f"--workdir={tmp_path / 'run'}"]
+    running = [start(*address, f"--process-id={i}", f"--config.seed={i}", "--config.steps=2") for i in range(2)]
     for code, output, errors in finish(running):
         assert (code, output) == (2, "")
         assert "process 1 was started with another command than process 0:\n  config.seed: process 0 has 0" in errors
@@ -331,7 +331,7 @@ def test_processes_that_were_started_with_other_commands_refuse_each_other_with_
 
 
 def test_the_check_of_a_task_refuses_several_processes(capfd):
-    place = ["--processes=2", "--process=0", f"--coordinator={free_address()}"]
+    place = ["--num-processes=2", "--process-id=0", f"--coordinator={free_address()}"]
     assert cli.run([*LINEAR, "--mode=check", *place]) == 2
     assert "--mode=check runs in one process" in capfd.readouterr().err
 
@@ -339,8 +339,8 @@ def test_the_check_of_a_task_refuses_several_processes(capfd):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("localhost:1", None, None), "--processes, --process missing"),
-        (("localhost:1", 2, 2), "--process=2 must be at least 0 and below --processes=2"),
+        (("localhost:1", None, None), "--num-processes, --process-id missing"),
+        (("localhost:1", 2, 2), "--process-id=2 must be at least 0 and below --num-processes=2"),
         (("localhost:1", 2, 1, 0.0), "--timeout=0 must be more than 0 seconds"),
         (("localhost", 2, 1), "--coordinator=localhost must be HOST:PORT"),
     ],

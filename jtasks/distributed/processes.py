@@ -156,7 +156,7 @@ def _key(path: pathlib.Path) -> bytes:
 
 def find(coordinator: str | None, count: int | None, index: int | None) -> Cluster | None:
     """Return the run that the arguments describe, or without arguments the environment."""
-    arguments = {"--coordinator": coordinator, "--processes": count, "--process": index}
+    arguments = {"--coordinator": coordinator, "--num-processes": count, "--process-id": index}
     missing = [name for name, value in arguments.items() if value is None]
     if len(missing) == len(arguments):
         return clusters.detect(os.environ)
@@ -170,7 +170,7 @@ def find(coordinator: str | None, count: int | None, index: int | None) -> Clust
     assert count is not None
     assert index is not None
     if not 0 <= index < count:
-        raise ConfigError(f"--process={index} must be at least 0 and below --processes={count}")
+        raise ConfigError(f"--process-id={index} must be at least 0 and below --num-processes={count}")
     return Cluster("the command line", coordinator, count, index) if count > 1 else None
 
 
