@@ -26,12 +26,14 @@ def _transformer(size: dict[str, Any]) -> dict[str, Any]:
 def _igpt(size: dict[str, Any]) -> dict[str, Any]:
     side = math.isqrt(size["length"])
     colors = np.random.default_rng(0).integers(0, 256, (size["vocab"], 3)).tolist()
-    model = dict(palette=tuple(map(tuple, colors)), num_colors=size["vocab"], shape=(side, side), positions=side * side)
+    model = dict(
+        palette=tuple(map(tuple, colors)), num_colors=size["vocab"], shape=(side, side), max_length=side * side
+    )
     return dict(task="jtasks.tasks.igpt", data=dict(name="digits"), model=_transformer(size) | model)
 
 
 def _lm(size: dict[str, Any]) -> dict[str, Any]:
-    model = dict(vocab=size["vocab"], positions=size["length"], tied=True, end=-1)
+    model = dict(vocab=size["vocab"], max_length=size["length"], tied=True, end=-1)
     data = dict(length=size["length"], packed=False)
     return dict(task="jtasks.tasks.lm", data=data, model=_transformer(size) | model)
 
@@ -39,8 +41,8 @@ def _lm(size: dict[str, Any]) -> dict[str, Any]:
 def _bert(size: dict[str, Any]) -> dict[str, Any]:
     dropout = dict(dropout=0.1, attention_dropout=0.1)
     special = dict(mask_token=3, first_token=1, separator=2)
-    model = dict(vocab=size["vocab"], positions=size["length"], **special)
-    data = dict(length=size["length"], masked=0.15, predictions=size["hidden"], whole_words=False)
+    model = dict(vocab=size["vocab"], max_length=size["length"], **special)
+    data = dict(length=size["length"], mask_rate=0.15, max_predictions=size["hidden"], whole_words=False)
     return dict(task="jtasks.tasks.bert", data=data, model=_transformer(size) | model | dropout)
 
 

@@ -122,9 +122,14 @@ def bert(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndar
     tokens[:, 0], tokens[:, length // 2] = 1, 2
     filled = np.arange(length) < length - length // 10
     types = np.broadcast_to((np.arange(length) > length // 2) * filled, (n, length))
-    segments = np.broadcast_to(filled, (n, length))
+    segment_ids = np.broadcast_to(filled, (n, length))
     labels = random.integers(0, 2, n, np.int32)
-    return {"tokens": tokens, "types": types.astype(np.int32), "segments": segments.astype(np.int32), "next": labels}
+    return {
+        "tokens": tokens,
+        "token_types": types.astype(np.int32),
+        "segment_ids": segment_ids.astype(np.int32),
+        "next": labels,
+    }
 
 
 def mnist(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
@@ -148,7 +153,7 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, A
     model = models.GPT(
         vocab=size["vocab"],
         outputs=size["vocab"],
-        positions=size["prompt"] + longest,
+        max_length=size["prompt"] + longest,
         width=size["width"],
         depth=size["layers"],
         heads=size["heads"],

@@ -17,7 +17,7 @@ The default is LAVIS's dialogue_avsd_ft.yaml, field by field:
 | task | dialogue | config.task |
 | lr_sched | linear_warmup_cosine_lr | config.optim.schedule = "cosine", config.optim.warmup (0, as there) |
 | init_lr, min_lr | 1e-5, 0 | config.optim.lr, config.optim.end_lr |
-| weight_decay | 0.05 | config.optim.weight_decay, on config.optim.decay |
+| weight_decay | 0.05 | config.optim.weight_decay, on config.optim.decay_mask |
 | max_epoch | 20 | config.epochs |
 | batch_size_train, batch_size_eval | 16, 16 | config.batch_size |
 | num_workers | 0 | config.data.threads, config.data.workers |
@@ -55,12 +55,12 @@ def get_config(preset: str = "gpt2") -> ml_collections.ConfigDict:
     config.init_from = "hf:gpt2"
     config.data = dict(tokenizer="gpt2/tokenizer.json", features=("i3d_flow", "i3d_rgb", "vggish"))
     config.model = dict(width=768, depth=12, heads=12, tied=True, epsilon=1e-5, dropout=0.1, attention_dropout=0.1)
-    config.optim = dict(name="adamw", lr=1e-5, schedule="cosine", weight_decay=0.05, decay="(kernel|embedding)$")
+    config.optim = dict(name="adamw", lr=1e-5, schedule="cosine", weight_decay=0.05, decay_mask="(kernel|embedding)$")
     config.beam = dict(num_beams=5, max_len=20, min_len=5)
     if preset == "small":
         config.init_from = ""
         config.epochs, config.eval_every = 5.0, 1000
-        config.data.update(tokenizer="bpe:2000", features=(), frames=16, context=128, answer=24)
+        config.data.update(tokenizer="bpe:2000", features=(), frames=16, max_context_tokens=128, max_answer_tokens=24)
         config.model.update(width=128, depth=3, heads=4, attention_dropout=0.0)
         config.optim.update(lr=1e-3, warmup=0.05, weight_decay=0.01, b2=0.98)
     elif preset != "gpt2":

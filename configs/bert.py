@@ -56,12 +56,12 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
         files="bert_wiki.txt,bert_gutenberg.txt",  # names or patterns, with commas between them; or HDF5 shards
         tokenizer="wordpiece:8000" if size == "tiny" else "wordpiece:30522",
         length=512 if second else 128,
-        predictions=80 if second else 20,  # most of them in an example
+        max_predictions=80 if second else 20,  # most of them in an example
     )
-    config.model = dict(width=width, depth=depth, heads=heads, positions=512, remat=depth > 12)
+    config.model = dict(width=width, depth=depth, heads=heads, max_length=512, remat=depth > 12)
     config.model.update(dropout=dropout, attention_dropout=dropout)
     config.optim = dict(name=optimizer, lr=lr, schedule="polynomial", warmup=warmup, power=power)
-    config.optim.update(weight_decay=0.01, decay="kernel$|embedding$", clip=1.0)
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$|embedding$", clip=1.0)
     if size == "tiny":
         config.optim.b2 = 0.98
     return config

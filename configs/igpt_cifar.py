@@ -30,7 +30,7 @@ PRESETS = {
 }
 
 
-FROM_FOLDER = ("width", "depth", "heads", "hidden", "activation", "norm", "epsilon")
+FROM_FOLDER = ("width", "depth", "heads", "mlp_dim", "activation", "norm", "epsilon")
 
 
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
@@ -45,5 +45,5 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.0125, b2=0.95)
-    config.optim.update(weight_decay=0.01, decay="kernel$")
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$")
     return config

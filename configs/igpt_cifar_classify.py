@@ -15,7 +15,7 @@ from jtasks.configs import igpt_cifar
 def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config = igpt_cifar.get_config(preset)
     config.steps = 10_000
-    config.best = "-valid/accuracy"
+    config.best, config.best_mode = "valid/accuracy", "max"
     config.model.classes = placeholder(int)  # the data's number of classes
     config.optim.lr = config.optim.lr / 3
     return config

@@ -15,5 +15,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = dict(name="digits", num_colors=0)  # the images' own gray levels
     config.model = dict(width=96, depth=4, heads=4)
     config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.08, b2=0.95)
-    config.optim.update(weight_decay=0.01, decay="kernel$")
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$")
     return config

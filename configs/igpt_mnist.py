@@ -19,5 +19,5 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config.data = dict(name="mnist", num_colors=16)
     config.model = dict(width=width, depth=depth, heads=heads)
     config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=0.02, b2=0.95)
-    config.optim.update(weight_decay=0.01, decay="kernel$")
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$")
     return config

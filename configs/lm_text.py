@@ -15,7 +15,7 @@ import ml_collections
 # tokenizer, length, learning rate
 PRESETS = {"bpe": ("bpe:8000", 256, 1e-3), "bytes": ("bytes", 1024, 1e-3), "gpt2": ("tokenizer.json", 512, 5e-5)}
 
-FROM_FOLDER = ("width", "depth", "heads", "hidden", "tied", "activation", "norm", "epsilon")
+FROM_FOLDER = ("width", "depth", "heads", "mlp_dim", "tied", "activation", "norm", "epsilon")
 
 
 def get_config(preset: str = "bpe") -> ml_collections.ConfigDict:
@@ -37,6 +37,6 @@ def get_config(preset: str = "bpe") -> ml_collections.ConfigDict:
     if preset == "gpt2":
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.02, end_lr=lr / 10, b2=0.95)
-    config.optim.update(weight_decay=0.1, decay="kernel$|embedding$", clip=1.0)
+    config.optim.update(weight_decay=0.1, decay_mask="kernel$|embedding$", clip=1.0)
     config.sample = dict(temperature=0.8, top_p=0.95)
     return config

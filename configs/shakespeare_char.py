@@ -16,9 +16,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps, config.batch_size = 2000, 12
     config.eval_every, config.save_every, config.log_every = 500, 500, 100
     config.show_count = 2
-    config.data = dict(files="tinyshakespeare.txt", valid=0.1, tokenizer="characters", length=64)
+    config.data = dict(files="tinyshakespeare.txt", valid_fraction=0.1, tokenizer="characters", length=64)
     config.model = dict(width=128, depth=4, heads=4)
     config.optim = dict(name="adamw", lr=3e-3, schedule="cosine", warmup=100, end_lr=1e-4, b2=0.99)
-    config.optim.update(weight_decay=0.1, decay="kernel$|embedding$", clip=1.0)
+    config.optim.update(weight_decay=0.1, decay_mask="kernel$|embedding$", clip=1.0)
     config.sample = dict(length=256, temperature=0.8)
     return config

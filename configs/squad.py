@@ -16,7 +16,7 @@ epochs (240 steps) on 40 of its 48 articles, F1 18.2 (exact 10.7) on these and 7
 
 import ml_collections
 
-# width, layers, heads, tokenizer, batch tokens, epochs, learning rate, positions
+# width, layers, heads, tokenizer, batch tokens, epochs, learning rate, max_length
 PRESETS = {
     "base": (768, 12, 12, "vocab.txt", 384 * 32, 2.0, 3e-5, 512),
     "hf": (0, 0, 0, "vocab.txt", 384 * 32, 2.0, 3e-5, None),
@@ -25,11 +25,11 @@ PRESETS = {
     "small": (128, 2, 4, "wordpiece:8000", 384 * 16, 4.0, 5e-4, None),
 }
 
-FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
+FROM_FOLDER = ("width", "depth", "heads", "mlp_dim", "token_types", "activation", "epsilon")
 
 
 def get_config(preset: str = "base") -> ml_collections.ConfigDict:
-    width, depth, heads, tokenizer, tokens, epochs, lr, positions = PRESETS[preset]
+    width, depth, heads, tokenizer, tokens, epochs, lr, max_length = PRESETS[preset]
     version = "2.0" if preset.endswith("v2") else "1.1"
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.qa"
@@ -38,10 +38,10 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     config.data = dict(train=f"train-v{version}.json", valid=f"dev-v{version}.json")
     config.data.unanswerable = version == "2.0"
     config.data.update(tokenizer=tokenizer, length=384, buckets=(128, 192, 256, 384))
-    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    config.model = dict(width=width, depth=depth, heads=heads, max_length=max_length)
     config.model.classifier_dropout = 0.0
     if preset.startswith("hf"):
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
-    config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$", clip=1.0)
     return config

@@ -15,30 +15,30 @@ hold 30 % padding; with a single length of 64 it would be 79 %. GLUE's own dev s
 
 import ml_collections
 
-# width, layers, heads, tokenizer, batch tokens, epochs, learning rate, positions
+# width, layers, heads, tokenizer, batch tokens, epochs, learning rate, max_length
 PRESETS = {
     "scratch": (128, 3, 4, "wordpiece:8000", 2048, 3.0, 5e-4, None),
     "base": (768, 12, 12, "vocab.txt", 4096, 3.0, 2e-5, 512),
     "hf": (0, 0, 0, "vocab.txt", 4096, 3.0, 2e-5, None),
 }
 
-FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
+FROM_FOLDER = ("width", "depth", "heads", "mlp_dim", "token_types", "activation", "epsilon")
 
 
 def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
-    width, depth, heads, tokenizer, tokens, epochs, lr, positions = PRESETS[preset]
+    width, depth, heads, tokenizer, tokens, epochs, lr, max_length = PRESETS[preset]
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.classify"
     config.epochs, config.batch_tokens = epochs, tokens
     config.eval_every, config.save_every, config.log_every = 500, 500, 50
-    config.best = "-valid/accuracy"
+    config.best, config.best_mode = "valid/accuracy", "max"
     config.data = dict(train="SST-2/train.tsv", valid="SST-2/dev.tsv")
     config.data.labels = ("0", "1")
     config.data.update(tokenizer=tokenizer, length=64, buckets=(8, 16, 32, 64))
     config.data.source = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"
-    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    config.model = dict(width=width, depth=depth, heads=heads, max_length=max_length)
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
-    config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$", clip=1.0)
     return config

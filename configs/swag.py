@@ -13,7 +13,7 @@ The data is SWAG's train.csv and val.csv, or JSONL with the same fields, in $JTA
 
 import ml_collections
 
-# width, layers, heads, tokenizer, length, batch size, epochs, learning rate, positions
+# width, layers, heads, tokenizer, length, batch size, epochs, learning rate, max_length
 PRESETS = {
     "base": (768, 12, 12, "vocab.txt", 128, 16, 3.0, 2e-5, 512),
     "hf": (0, 0, 0, "vocab.txt", 128, 16, 3.0, 2e-5, None),
@@ -21,16 +21,16 @@ PRESETS = {
     "small": (128, 2, 4, "wordpiece:8000", 64, 32, 3.0, 5e-4, None),
 }
 
-FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
+FROM_FOLDER = ("width", "depth", "heads", "mlp_dim", "token_types", "activation", "epsilon")
 
 
 def get_config(preset: str = "base") -> ml_collections.ConfigDict:
-    width, depth, heads, tokenizer, length, batch_size, epochs, lr, positions = PRESETS[preset]
+    width, depth, heads, tokenizer, length, batch_size, epochs, lr, max_length = PRESETS[preset]
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.choice"
     config.epochs, config.batch_size = epochs, batch_size
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-    config.best = "-valid/accuracy"
+    config.best, config.best_mode = "valid/accuracy", "max"
     if preset == "race":
         config.data = dict(fields="race", train="RACE/train.jsonl", valid="RACE/dev.jsonl", test="RACE/test.jsonl")
         config.data.source = "https://www.cs.cmu.edu/~glai1/data/race/"
@@ -38,10 +38,10 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
         config.data = dict(fields="swag", train="SWAG/train.csv", valid="SWAG/val.csv", test="")
         config.data.source = "https://github.com/rowanz/swagaf/tree/master/data"
     config.data.update(tokenizer=tokenizer, length=length)
-    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    config.model = dict(width=width, depth=depth, heads=heads, max_length=max_length)
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
-    config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$", clip=1.0)
     config.optim.freeze = "^classifier/bias$"  # added to each choice alike, which changes nothing
     return config

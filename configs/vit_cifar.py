@@ -20,7 +20,7 @@ PRESETS = {
     "base": (224, 16, 768, 12, 12, 20_000, 512, 3e-4),
     "hf": (None, None, None, None, None, 5_000, 128, 5e-5),
 }
-FROM_FOLDER = ("hidden", "activation", "epsilon")
+FROM_FOLDER = ("mlp_dim", "activation", "epsilon")
 
 
 def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
@@ -29,7 +29,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
     config.task = "jtasks.tasks.vit"
     config.steps, config.batch_size = steps, batch_size
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-    config.best = "-valid/accuracy"
+    config.best, config.best_mode = "valid/accuracy", "max"
     config.data = dict(name="cifar10", size=size, crop=4, flip=True)
     config.data.augment = "igpt" if preset == "tiny" else "imagenet"
     config.model = dict(patch=patch, width=width, depth=depth, heads=heads, pool="token")
@@ -39,5 +39,5 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.05, clip=1.0)
-    config.optim.update(weight_decay=0.05, decay="kernel$")
+    config.optim.update(weight_decay=0.05, decay_mask="kernel$")
     return config

@@ -15,18 +15,18 @@ epochs (800 steps). The model does not find entities that it has not read before
 
 import ml_collections
 
-# width, layers, heads, tokenizer, lower-cased, batch tokens, epochs, learning rate, positions
+# width, layers, heads, tokenizer, lower-cased, batch tokens, epochs, learning rate, max_length
 PRESETS = {
     "scratch": (128, 2, 4, "wordpiece:8000", True, 2048, 10.0, 1e-3, None),
     "base": (768, 12, 12, "vocab.txt", False, 4096, 4.0, 5e-5, 512),
     "hf": (0, 0, 0, "vocab.txt", False, 4096, 4.0, 5e-5, None),
 }
 
-FROM_FOLDER = ("width", "depth", "heads", "hidden", "types", "activation", "epsilon")
+FROM_FOLDER = ("width", "depth", "heads", "mlp_dim", "token_types", "activation", "epsilon")
 
 
 def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
-    width, depth, heads, tokenizer, lowercase, tokens, epochs, lr, positions = PRESETS[preset]
+    width, depth, heads, tokenizer, lowercase, tokens, epochs, lr, max_length = PRESETS[preset]
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.tag"
     config.epochs, config.batch_tokens = epochs, tokens
@@ -34,9 +34,9 @@ def get_config(preset: str = "scratch") -> ml_collections.ConfigDict:
     config.data = dict(train="wnut17train.conll", valid="emerging.dev.conll", test="emerging.test.annotated")
     config.data.update(tokenizer=tokenizer, lowercase=lowercase, length=128, buckets=(32, 64, 128))
     config.data.source = "https://github.com/leondz/emerging_entities_17"
-    config.model = dict(width=width, depth=depth, heads=heads, positions=positions)
+    config.model = dict(width=width, depth=depth, heads=heads, max_length=max_length)
     if preset == "hf":
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
-    config.optim.update(weight_decay=0.01, decay="kernel$", clip=1.0)
+    config.optim.update(weight_decay=0.01, decay_mask="kernel$", clip=1.0)
     return config

@@ -39,7 +39,8 @@ FIELDS = {
     "log_every": Field(int, "[1, inf)", 50),
     "log.to": Field(tuple, None, ("tensorboard",)),  # or MODULE:FUNCTION, FILE.py:FUNCTION; (): none
     "keep": Field(int, "[1, inf)", 2),  # number of newest checkpoints to keep
-    "best": Field(str, None, ""),  # keep the checkpoint with the lowest (or "-split/name": highest) metric too
+    "best": Field(str, None, ""),  # such as "valid/loss": keep the checkpoint with the best value of this metric too
+    "best_mode": Field(str, ("min", "max"), "min"),  # whether the lowest or the highest value is the best
     "report_metric": Field(bool, None, True),  # score predictions by score_fn, at the end and in --mode=eval
     "show_count": Field(int, "[0, 2e9]", 8),  # examples for show_fn at each evaluation; 0: none
     "precision": Field(str, ("float32", "bfloat16"), "float32"),  # of the computation; parameters stay float32
@@ -307,9 +308,10 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     _check_batches(config)
     sharding.check_form(config["sharding"])
     shares.check_form(config["shares"], config["accumulate"])
-    if config["best"] and not re.fullmatch(r"-?(valid|test)/.+", config["best"]):
+    if config["best"] and not re.fullmatch(r"(valid|test)/.+", config["best"]):
         raise ConfigError(
-            f"config.best={config['best']!r} must be valid/METRIC or test/METRIC, with a - in front if higher is better"
+            f"config.best={config['best']!r} must be valid/METRIC or test/METRIC; if higher is better, with"
+            " config.best_mode=max"
         )
     if len(table) > len(FIELDS):
         ranges.check_shapes(config)

@@ -38,11 +38,11 @@ MODEL = {
     "depth": Field(int, "[1, 2e9]"),
     "heads": Field(int, "[1, 2e9]"),
     "patch": Field(int, "[1, 2e9]"),
-    "hidden": Field(int, "[0, 2e9]"),
+    "mlp_dim": Field(int, "[0, 2e9]"),
     "vocab": Field(int, "[1, 2e9]"),
     "outputs": Field(int, "[1, 2e9]"),
-    "positions": Field(int, "[1, 2e9]"),
-    "types": Field(int, "[1, 2e9]"),
+    "max_length": Field(int, "[1, 2e9]"),
+    "token_types": Field(int, "[1, 2e9]"),
     "classes": Field(int, "[0, 2e9]"),
     "labels": Field(int, "[0, 2e9]"),
     "features": Field(int, "[0, 2e9]"),
@@ -58,7 +58,7 @@ MODEL = {
     "plain": Field(bool),
 }
 
-COUNTS = {"vocab", "positions", "classes", "labels"}  # at least as large as in the data
+COUNTS = {"vocab", "max_length", "classes", "labels"}  # at least as large as in the data
 
 
 def check(name: str, value: Any, field: Field) -> Any:

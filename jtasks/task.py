@@ -18,7 +18,7 @@ Optional::
     assets(config)                         {file name: text} that give the parameters their meaning: class names
     collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
     lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default
-                                           the non-zero "segments" [n, t], if SEQUENCE_KEYS has them
+                                           the non-zero "segment_ids" [n, t], if SEQUENCE_KEYS has them
     examples(inputs, config)               examples without labels, in a form of `dataset`, from a list of what people
                                            hold: texts, pairs, dicts, paths, pictures, arrays; if an input may become
                                            several examples, their entry `input` [n] is its index in the list

@@ -62,7 +62,13 @@ def squad(folder: pathlib.Path) -> list[str]:
             paragraphs.append({"context": context, "qas": [entry]})
         (folder / f"{split}.json").write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
     data = [f"data.dir={folder}", "data.train=train.json", "data.valid=dev.json", "data.test=dev.json"]
-    windows = ["data.length=48", "data.question=8", "data.stride=16", "data.unanswerable=True", "data.answer=4"]
+    windows = [
+        "data.length=48",
+        "data.max_question_tokens=8",
+        "data.stride=16",
+        "data.unanswerable=True",
+        "data.max_answer_tokens=4",
+    ]
     return [*data, *MODEL, *windows, "data.buckets=(32, 48)", "batch_tokens=384"]
 
 

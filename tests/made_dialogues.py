@@ -10,8 +10,8 @@ WIDTHS = {"near": 3, "far": 2}  # kinds of features and their widths
 FEATURES = "--config.data.features=('near', 'far')"
 TINY = [
     "--config.data.tokenizer=characters",
-    "--config.data.context=64",
-    "--config.data.answer=12",
+    "--config.data.max_context_tokens=64",
+    "--config.data.max_answer_tokens=12",
     "--config.data.frames=6",
     "--config.model.width=16",
     "--config.model.depth=2",

@@ -117,7 +117,7 @@ def test_room_for_more_changes_no_answer(folder, made):
         roomy[name] = np.pad(one[name], width)
     roomy["video"][:, one["video"].shape[1] :] = 7
     roomy["context"][roomy["kinds"] == 0] = 3
-    more = dict(made.config.model.to_dict(), positions=made.config.model.positions + 8)
+    more = dict(made.config.model.to_dict(), max_length=made.config.model.max_length + 8)
     wider = configs.Config({**made.config.to_dict(), "model": more})
     table = np.pad(weights["position"]["embedding"], ((0, 8), (0, 0)))
     wide_weights = weights | {"position": {"embedding": table}}
@@ -228,9 +228,9 @@ def test_gpt2s_weights_are_taken_and_what_the_video_needs_is_left(folder):
     fields = ("width", "depth", "heads", "epsilon", "dropout", "attention_dropout", "tied", "activation", "norm")
     found = huggingface.model_fields(golden)
     sizes = [f"--config.model.{name}={found[name]}" for name in fields]
-    overrides = [f"--config.init_from=hf:{golden}", "--config.data.context=32", "--config.data.frames=4"]
+    overrides = [f"--config.init_from=hf:{golden}", "--config.data.max_context_tokens=32", "--config.data.frames=4"]
     made = prepared(folder, *sizes, *overrides)
-    assert (made.config.model.vocab, made.config.model.positions) == (101, 64)
+    assert (made.config.model.vocab, made.config.model.max_length) == (101, 64)
     fresh = jax.jit(lambda b: avsd.init(RNG, b, made.config))(batch(made))
     taken, report = huggingface.import_params(str(golden), fresh, made.config.model, "GPT2LMHeadModel", print)
     assert {name.split("/")[0] for name in report["taken"]} == {"tokens", "position", "blocks", "norm"}

@@ -169,7 +169,7 @@ def test_the_rules_hold_in_every_beam():
 
 def test_beams_with_a_cache_equal_reading_every_prefix_again():
     """Branches that share their prompt's keys and values, against beams that each carry their tokens along."""
-    model = models.GPT(vocab=9, outputs=9, positions=16, width=8, depth=2, heads=2)
+    model = models.GPT(vocab=9, outputs=9, max_length=16, width=8, depth=2, heads=2)
     prompt = np.random.default_rng(0).integers(0, 9, (3, 4)).astype(np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), prompt)
     random = np.random.default_rng(1)

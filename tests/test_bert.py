@@ -21,8 +21,8 @@ from jtasks.tasks import bert
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RNG = jax.random.key(0)
 WORDS = ["the", "river", "runs", "over", "stones", "unbelievably", "while", "birds", "sing", "softly", "again"]
-SMALL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2", "--config.model.positions=64"]
-SMALL += ["--config.data.length=32", "--config.data.predictions=6", "--config.data.tokenizer=wordpiece:60"]
+SMALL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2", "--config.model.max_length=64"]
+SMALL += ["--config.data.length=32", "--config.data.max_predictions=6", "--config.data.tokenizer=wordpiece:60"]
 
 
 @pytest.fixture(scope="module")
@@ -63,17 +63,17 @@ evaluated = jax.jit(bert.eval_fn, static_argnames="config")
 inputs = jax.jit(bert._inputs, static_argnames="config")
 
 
-def reference(config, tokens, types, segments):
+def reference(config, tokens, token_types, segment_ids):
     """Log-probabilities of the tokens [b, t, vocab] and of the next sentence [b, 2]."""
     model = bert._model(config)
     run = jax.jit(functools.partial(model.apply, method="masked_logits"))
-    return [jax.nn.log_softmax(x) for x in run({"params": params(config)}, tokens, types, segments)]
+    return [jax.nn.log_softmax(x) for x in run({"params": params(config)}, tokens, token_types, segment_ids)]
 
 
 def check_metrics(config, rows):
     """The task's metrics against those of the logits at all positions."""
-    tokens, types, segments, places, labels, weights = map(np.asarray, inputs(rows, config=config))
-    masked, follows = map(np.asarray, reference(config, tokens, types, segments))
+    tokens, token_types, segment_ids, places, labels, weights = map(np.asarray, inputs(rows, config=config))
+    masked, follows = map(np.asarray, reference(config, tokens, token_types, segment_ids))
     found = jax.device_get(evaluated(params(config), rows, config=config))
     there = np.take_along_axis(masked, places[:, :, None], 1)
     nats = -np.take_along_axis(there, labels[:, :, None], 2)[..., 0]
@@ -112,7 +112,7 @@ def test_a_sixth_of_the_words_is_hidden_and_no_special_token(folder):
     config = filled(folder)
     rows = batch(config)
     tokens, _, _, places, labels, weights = map(np.asarray, inputs(rows, config=config))
-    words = (rows["segments"] > 0) & ~np.isin(rows["tokens"], [config.model.first_token, config.model.separator])
+    words = (rows["segment_ids"] > 0) & ~np.isin(rows["tokens"], [config.model.first_token, config.model.separator])
     assert weights.sum() / words.sum() == pytest.approx(0.15, abs=0.015)
     assert np.take_along_axis(words, places, 1)[weights > 0].all()
     np.testing.assert_array_equal(labels, np.take_along_axis(rows["tokens"], places, 1))
@@ -128,7 +128,7 @@ def test_whole_words_are_hidden_together(folder):
     _, _, _, places, _, weights = map(np.asarray, inputs(rows, config=config))
     hidden = np.zeros(rows["tokens"].shape, bool)
     np.put_along_axis(hidden, places, weights > 0, 1)
-    words = (rows["segments"] > 0) & ~np.isin(rows["tokens"], [config.model.first_token, config.model.separator])
+    words = (rows["segment_ids"] > 0) & ~np.isin(rows["tokens"], [config.model.first_token, config.model.separator])
     goes_on = (rows["begins"][:, 1:] == 0) & words[:, 1:] & words[:, :-1]
     assert goes_on.sum() > 100
     np.testing.assert_array_equal(hidden[:, 1:][goes_on], hidden[:, :-1][goes_on])
@@ -139,21 +139,26 @@ def test_valid_documents_are_kept_aside_and_shares_are_told_at_the_start(folder,
     errors = capfd.readouterr().err
     train, valid = (bert.dataset(split, config) for split in ("train", "valid"))
     for name, examples in (("train", train), ("valid", valid)):
-        used = sum(int(examples[i]["segments"].sum()) for i in range(len(examples)))
+        used = sum(int(examples[i]["segment_ids"].sum()) for i in range(len(examples)))
         follows = np.mean([examples[i]["next"] == 0 for i in range(len(examples))])
         assert f"{name}: {len(examples):,} pairs of 32 tokens, {1 - used / (32 * len(examples)):.1%} of them" in errors
         assert f"in {follows:.1%} the second text follows the first" in errors
     assert bert.dataset("test", config) is None
-    assert bert.dataset("valid", filled(folder, data__valid=0.0)) is None
+    assert bert.dataset("valid", filled(folder, data__valid_fraction=0.0)) is None
     own = filled(folder, data__valid_files="x.txt")
     assert len(bert.dataset("valid", own)) > len(valid)
     assert len(train) > 3 * len(valid)
 
 
 def write_shard(path: pathlib.Path, rows, inputs_) -> None:
-    tokens, types, segments, places, labels, weights = inputs_
+    tokens, token_types, segment_ids, places, labels, weights = inputs_
     places, labels = np.where(weights > 0, places, 0), np.where(weights > 0, labels, 0)
-    arrays = {"input_ids": tokens, "segment_ids": types, "input_mask": segments, "next_sentence_labels": rows["next"]}
+    arrays = {
+        "input_ids": tokens,
+        "segment_ids": token_types,
+        "input_mask": segment_ids,
+        "next_sentence_labels": rows["next"],
+    }
     with h5py.File(path, "w") as file:
         for name, array in {**arrays, "masked_lm_positions": places, "masked_lm_ids": labels}.items():
             file.create_dataset(name, data=array, compression="gzip")
@@ -197,11 +202,11 @@ PRESETS = ["tiny", "tiny_phase2", "base", "base_phase2", "large", "large_phase2"
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_decay_matrices_alone_and_end_at_a_rate_of_zero(preset, folder):
     config = configs.load(f"{ROOT}/configs/bert.py:{preset}")
-    assert config.data.length == (512 if "phase2" in preset else 128) <= config.model.positions == 512
-    assert config.data.predictions >= 0.15 * config.data.length
+    assert config.data.length == (512 if "phase2" in preset else 128) <= config.model.max_length == 512
+    assert config.data.max_predictions >= 0.15 * config.data.length
     rate = optim.schedule(config.optim, config.steps)
     assert float(rate(config.steps)) == 0 and float(jnp.max(rate(jnp.arange(config.steps)))) > 0.99 * config.optim.lr
-    decayed = optim.matching(config.optim.decay, params(filled(folder)))
+    decayed = optim.matching(config.optim.decay_mask, params(filled(folder)))
     for path, hit in zip(optim.paths(decayed), jax.tree.leaves(decayed), strict=True):
         assert hit == (path.rpartition("/")[2] not in ("bias", "scale")), path
 
@@ -220,7 +225,12 @@ def test_lamb_decays_what_the_mask_says(folder):
 
 
 def test_both_phases_through_the_front_door(folder, tmp_path):
-    arguments = [*SMALL[:4], "--config.data.files=x.txt", f"--config.data.dir={folder}", "--config.data.valid=0.2"]
+    arguments = [
+        *SMALL[:4],
+        "--config.data.files=x.txt",
+        f"--config.data.dir={folder}",
+        "--config.data.valid_fraction=0.2",
+    ]
     arguments += ["--config.steps=4", "--config.log_every=2", "--config.batch_size=8"]
     first = [f"--workdir={tmp_path / 'one'}", *SMALL[4:]]
     result, errors = run("--config=configs/bert.py", *arguments, *first, devices=8, **QUICK)
@@ -228,7 +238,7 @@ def test_both_phases_through_the_front_door(folder, tmp_path):
     assert np.isfinite([result["valid/masked"], result["valid/next_sentence"]]).all()
     assert result["valid/loss"] == pytest.approx(result["valid/masked"] + result["valid/next_sentence"])
     second = [f"--config.init_from={tmp_path / 'one'}", f"--config.data.tokenizer={tmp_path / 'one'}"]
-    second += ["--config.data.length=64", "--config.data.predictions=12", f"--workdir={tmp_path / 'two'}"]
+    second += ["--config.data.length=64", "--config.data.max_predictions=12", f"--workdir={tmp_path / 'two'}"]
     _, errors = run("--config=configs/bert.py:tiny_phase2", *arguments, *second, **QUICK)
     assert "init_from: 26 parameters taken" in errors
     assert "pairs of 64 tokens" in errors

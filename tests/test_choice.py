@@ -17,7 +17,7 @@ CHOICE = task.load("jtasks.tasks.choice")
 def test_swag_reads_the_endings_behind_the_sentence(tmp_path):
     made = prepared("swag.py:small", tmp_path)
     examples = made.required("valid")
-    assert examples["tokens"].shape == examples["types"].shape == examples["segments"].shape == (9, 4, 24)
+    assert examples["tokens"].shape == examples["token_types"].shape == examples["segment_ids"].shape == (9, 4, 24)
     assert examples["label"].tolist() == [i % 4 for i in range(9)]
     assert examples["choices"].shape == (9, 4) and examples["choices"][0, 1].startswith("so ")
     for row in examples["tokens"]:
@@ -34,7 +34,7 @@ def test_csv_is_read_as_swag_has_it(tmp_path):
         writer.writerows(rows)
     one = CHOICE.dataset("train", made)
     two = CHOICE.dataset("train", config("swag.py:small", tmp_path))
-    for name in ("tokens", "types", "label"):
+    for name in ("tokens", "token_types", "label"):
         np.testing.assert_array_equal(one[name], two[name])
 
 

@@ -20,13 +20,13 @@ def test_texts_become_tokens_with_the_labels_of_the_config(tmp_path):
     examples = made.required("valid")
     assert {k: (v.shape, v.dtype.kind) for k, v in examples.items()} == {
         "tokens": ((21, 16), "i"),
-        "types": ((21, 16), "u"),
-        "segments": ((21, 16), "u"),
+        "token_types": ((21, 16), "u"),
+        "segment_ids": ((21, 16), "u"),
         "label": ((21,), "i"),
-        "first": ((21,), "O"),
+        "text": ((21,), "O"),
     }
     assert examples["label"].tolist() == [i % 2 for i in range(21)]
-    assert (made.config.model.positions, made.config.model.labels) == (16, 2)
+    assert (made.config.model.max_length, made.config.model.labels) == (16, 2)
     assert examples["tokens"].max() < made.config.model.vocab <= 150
     np.testing.assert_array_equal(made.lengths(examples), (examples["tokens"] != 0).sum(1))
 
@@ -37,7 +37,13 @@ def rows(folder, **columns):
     for split in ("train", "valid"):
         (folder / f"{split}.jsonl").write_text("\n".join(lines))
     changes = ["data.train=train.jsonl", "data.valid=valid.jsonl", "data.test=", "data.labels=()"]
-    return [*changes, "data.first=premise", "data.second=hypothesis", "data.label=gold", "data.tokenizer=wordpiece:80"]
+    return [
+        *changes,
+        "data.text=premise",
+        "data.text_pair=hypothesis",
+        "data.label=gold",
+        "data.tokenizer=wordpiece:80",
+    ]
 
 
 def test_pairs_with_named_classes_in_alphabetical_order(tmp_path):
@@ -45,8 +51,8 @@ def test_pairs_with_named_classes_in_alphabetical_order(tmp_path):
     made = prepared("sst2.py", tmp_path, *changes)
     examples = made.required("train")
     assert examples["label"].tolist() == [2, 1, 0] and made.config.model.labels == 3
-    assert examples["types"].sum(1).tolist() == [2, 3, 2]  # the second text and its [SEP]
-    assert examples["second"].tolist() == ["e", "f g", "h"]
+    assert examples["token_types"].sum(1).tolist() == [2, 3, 2]  # the second text and its [SEP]
+    assert examples["text_pair"].tolist() == ["e", "f g", "h"]
     assert made.examples("test") is None
 
 
@@ -90,7 +96,7 @@ def test_nothing_but_one_class_is_scored_without_a_warning():
 
 def test_what_is_shown_names_the_classes(tmp_path):
     made = prepared("sst2.py", tmp_path)
-    examples = [{"first": "fine ", "label": 1}, {"first": "poor", "label": 0}]
+    examples = [{"text": "fine ", "label": 1}, {"text": "poor", "label": 0}]
     outputs = [{"label": 1, "probability": 0.75}, {"label": 1, "probability": 0.5}]
     assert CLASSIFY.show_fn(examples, outputs, made.config)["labels"].split("\n") == [
         "1 (0.750), truly 1: fine",
@@ -106,9 +112,9 @@ def test_sst2_of_glue_is_read_as_it_is(shared):
 
 
 def test_a_pair_may_lack_one_text_but_not_both(tmp_path):
-    settings = config("sst2.py", tmp_path, "data.second=more")
+    settings = config("sst2.py", tmp_path, "data.text_pair=more")
     (tmp_path / "train.tsv").write_text("sentence\tmore\tlabel\na\t\t1\n\tb\t0\n")
-    assert CLASSIFY.dataset("train", settings)["second"].tolist() == ["", "b"]
+    assert CLASSIFY.dataset("train", settings)["text_pair"].tolist() == ["", "b"]
     (tmp_path / "train.tsv").write_text("sentence\tmore\tlabel\na\tb\t1\n\t \t0\n")
     with pytest.raises(DataError, match=r"train\.tsv: both texts of example 1 are empty"):
         CLASSIFY.dataset("train", settings)
@@ -119,8 +125,8 @@ def test_a_file_without_labels_is_predicted_for_and_shown_but_not_trained_on_or_
     made = prepared("sst2.py", tmp_path)
     (tmp_path / "dev.tsv").write_text(text)
     examples = CLASSIFY.dataset("valid", made.config)
-    assert "label" not in examples and examples["first"].tolist() == ["fine", "poor"]
-    shown = CLASSIFY.show_fn([{"first": "fine"}], [{"label": 1, "probability": 0.5}], made.config)
+    assert "label" not in examples and examples["text"].tolist() == ["fine", "poor"]
+    shown = CLASSIFY.show_fn([{"text": "fine"}], [{"label": 1, "probability": 0.5}], made.config)
     assert shown["labels"] == "1 (0.500), truly (not told): fine"
     arrays = {name: examples[name] for name in CLASSIFY.SEQUENCE_KEYS}
     params = jax.eval_shape(lambda: CLASSIFY.init(jax.random.key(0), arrays, made.config))

@@ -136,7 +136,7 @@ def test_a_palette_is_prepared_once_beside_the_data(tmp_path):
     assert path.stat().st_mtime_ns == written
     assert not [p for p in path.parent.iterdir() if p != path]
     found = palettes.model_args(examples, options(tmp_path), seed=3)
-    assert (found["num_colors"], found["shape"], found["positions"]) == (4, (8, 8), 64)
+    assert (found["num_colors"], found["shape"], found["max_length"]) == (4, (8, 8), 64)
     np.testing.assert_array_equal(found["palette"], np.load(path))
     assert isinstance(hash(found["palette"]), int)
 

@@ -74,6 +74,7 @@ OTHER_VALUES = {
     "log_every": ("2", 2),
     "keep": ("4", 4),
     "best": ("valid/loss", "valid/loss"),
+    "best_mode": ("max", "max"),
     "report_metric": ("False", False),
     "show_count": ("0", 0),
     "precision": ("bfloat16", "bfloat16"),

@@ -132,7 +132,7 @@ def test_a_draw_does_not_depend_on_its_neighbors():
     np.testing.assert_array_equal(part, whole[4:1:-1])
 
 
-GPT = models.GPT(vocab=VOCAB, outputs=VOCAB, positions=24, width=8, depth=2, heads=2)
+GPT = models.GPT(vocab=VOCAB, outputs=VOCAB, max_length=24, width=8, depth=2, heads=2)
 PROMPT = np.random.default_rng(0).integers(0, VOCAB, (4, 5))
 
 

@@ -49,10 +49,10 @@ def parameters(name, folder):
 @BY_LENGTH
 def test_what_is_cut_off_is_nothing(name, folder):
     made, batch, params = parameters(name, folder)
-    lengths = np.asarray(batch["segments"].sum(1))
+    lengths = np.asarray(batch["segment_ids"].sum(1))
     short = lengths <= np.sort(lengths)[1]
     batch, length = batch | {"mask": batch["mask"] * short}, lengths[short].max()
-    assert length < batch["segments"].shape[1]
+    assert length < batch["segment_ids"].shape[1]
     cut = {key: x[:, :length] if key in made.task.SEQUENCE_KEYS else x for key, x in batch.items()}
     sums = jax.jit(lambda params, batch: made.task.eval_fn(params, batch, made.config))
     whole, short = (jax.device_get(sums(params, b)) for b in (batch, cut))
@@ -225,7 +225,7 @@ def test_the_kit_finds_lengths_that_are_too_short(tmp_path, monkeypatch):
     assert "the metrics stay" in exactness.lengths_are_true(subject)
     true = subject.job.lengths(subject.examples)
     monkeypatch.setattr(subject.task, "lengths", lambda examples, config: true - 2, raising=False)
-    with pytest.raises(Fault, match=r"'loss' is .* when \['tokens', 'types', 'segments'\] are cut to"):
+    with pytest.raises(Fault, match=r"'loss' is .* when \['tokens', 'token_types', 'segment_ids'\] are cut to"):
         exactness.lengths_are_true(subject)
     monkeypatch.setattr(subject.task, "lengths", lambda examples, config: true[:5])
     with pytest.raises(Fault, match=r"lengths is int64\(5,\)"):

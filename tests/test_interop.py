@@ -353,7 +353,7 @@ def test_a_classifier_of_another_task_is_not_taken_though_it_fits():
 
 def test_a_config_of_another_model_is_told_field_by_field():
     with pytest.raises(ConfigError) as error:
-        take("gpt2_lm", start("gpt2_lm"), depth=5, epsilon=1e-6, activation="gelu", dropout=0.9, hidden=0)
+        take("gpt2_lm", start("gpt2_lm"), depth=5, epsilon=1e-6, activation="gelu", dropout=0.9, mlp_dim=0)
     assert [line.strip() for line in str(error.value).splitlines()[1:-1]] == [
         "config.model.depth is 5, there 2",
         "config.model.activation is 'gelu', there 'gelu_tanh'",
@@ -521,9 +521,9 @@ def test_an_export_says_how_pictures_come_to_their_size(tmp_path):
 
 
 def test_placeholders_are_filled_from_the_folder_and_what_the_data_says_stays():
-    model_ = dict.fromkeys(("vocab", "positions", "width", "heads", "shape", "labels")) | {"depth": 7}
+    model_ = dict.fromkeys(("vocab", "max_length", "width", "heads", "shape", "labels")) | {"depth": 7}
     filled = huggingface.completed({"vocab": 90, "labels": 3}, model_, str(GOLDEN / "bert_pretraining"))
-    assert filled == {"vocab": 120, "positions": 48, "width": 48, "heads": 4, "labels": 3}
+    assert filled == {"vocab": 120, "max_length": 48, "width": 48, "heads": 4, "labels": 3}
     with pytest.raises(ConfigError, match=r"the data needs config\.model\.vocab=121, but the model in .* has 120"):
         huggingface.completed({"vocab": 121}, model_, str(GOLDEN / "bert_pretraining"))
     images = huggingface.completed({"shape": (8, 8)}, model_, str(GOLDEN / "vit_classification"))
@@ -576,7 +576,7 @@ def test_a_written_folder_is_read_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("bias", [0.0, 0.7, -0.7])
 def test_an_imagegpt_with_layer_norms_becomes_a_gpt2_that_never_says_start(bias, tmp_path):
-    fields = {"positions": 12, "width": 16, "depth": 2, "heads": 2, "activation": "gelu_tanh", "epsilon": 1e-6}
+    fields = {"max_length": 12, "width": 16, "depth": 2, "heads": 2, "activation": "gelu_tanh", "epsilon": 1e-6}
     ours = models.GPT(vocab=8, outputs=7, **fields)
     random, ids = np.random.default_rng(0), jnp.asarray(np.random.default_rng(1).integers(0, 8, (3, 12)))
     params = jax.tree.map(
@@ -663,7 +663,7 @@ def test_a_run_is_exported_and_another_starts_from_it(tmp_path, capfd, monkeypat
     assert again["test/loss"] == pytest.approx(trained["test/loss"], rel=1e-5)
     assert "init_from: 20 parameters taken" in errors and "init_from: 0 parameters left" in errors
     filled = json.loads((tmp_path / "two" / "config.json").read_text())["model"]
-    assert (filled["width"], filled["depth"], filled["patch"], filled["hidden"]) == (16, 2, 2, 64)
+    assert (filled["width"], filled["depth"], filled["patch"], filled["mlp_dim"]) == (16, 2, 2, 64)
 
 
 def test_an_export_says_what_it_cannot_do(tmp_path, capfd, monkeypatch):

@@ -61,7 +61,7 @@ def test_on_a_tpu_each_device_runs_the_kernel_on_its_own_part(monkeypatch):
 @pytest.mark.parametrize(("remat", "calls"), [(False, 3), (True, 4)])
 def test_the_backward_pass_runs_the_forward_kernel_again_only_with_remat(remat, calls, monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    model = models.GPT(vocab=8, outputs=8, positions=256, width=16, depth=3, heads=2, remat=remat)
+    model = models.GPT(vocab=8, outputs=8, max_length=256, width=16, depth=3, heads=2, remat=remat)
     tokens = jnp.zeros((2, 256), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)
     traced = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, tokens)))).trace(params)

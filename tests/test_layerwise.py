@@ -94,8 +94,8 @@ def backbones():
     """Every backbone with all of its parameters, and which modules come before the layers."""
     common = {"width": 8, "depth": DEPTH, "heads": 2}
     ids = jnp.zeros((2, 4), jnp.int32)
-    bert = models.BERT(vocab=9, positions=4, labels=3, **common)
-    gpt = {"vocab": 9, "outputs": 9, "positions": 9, **common}
+    bert = models.BERT(vocab=9, max_length=4, labels=3, **common)
+    gpt = {"vocab": 9, "outputs": 9, "max_length": 9, **common}
     video, kinds = (jnp.zeros((2, 2, 5)), jnp.full(2, 2), ids, ids + 1, ids), {"features": 5, **gpt}
     vit, images = {"classes": 3, "patch": 2, **common}, jnp.zeros((2, 4, 4, 1))
     return {

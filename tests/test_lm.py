@@ -119,7 +119,7 @@ def test_splits_are_parts_of_the_text_or_files_of_their_own(folder):
     assert len(lm.dataset("train", own)["tokens"]) == size - 16
     for name, array in lm.dataset("test", own).items():
         np.testing.assert_array_equal(array, lm.dataset("valid", own)[name])
-    assert lm.dataset("valid", filled(folder, data__valid=0.0)) is None
+    assert lm.dataset("valid", filled(folder, data__valid_fraction=0.0)) is None
 
 
 def test_windows_overlap_by_the_stride(folder):

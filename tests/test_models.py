@@ -16,7 +16,7 @@ VOCAB, T = 7, 12
 
 @functools.cache
 def gpt(**options):
-    fields = {"vocab": VOCAB, "outputs": VOCAB - 1, "positions": T, "width": 16, "depth": 2, "heads": 2} | options
+    fields = {"vocab": VOCAB, "outputs": VOCAB - 1, "max_length": T, "width": 16, "depth": 2, "heads": 2} | options
     return models.GPT(**fields)
 
 
@@ -56,14 +56,14 @@ def images(b=2, h=8, w=8, c=1):
 # Attention
 
 
-def plain_attention(query, key, value, causal, segments=None):
+def plain_attention(query, key, value, causal, segment_ids=None):
     """In numpy, in float64."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
     seen = np.tril(np.ones(scores.shape[-2:], bool)) if causal else np.ones(scores.shape[-2:], bool)
     seen = np.broadcast_to(seen, scores.shape)
-    if segments is not None:
-        seen = seen & (segments[:, None, :, None] == segments[:, None, None])
+    if segment_ids is not None:
+        seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None])
     scores = np.where(seen, scores, -1e300)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True) @ value
@@ -101,10 +101,10 @@ def test_blockwise_attention_equals_the_plain_one(t, causal, monkeypatch):
 @CAUSAL
 def test_blockwise_attention_stays_inside_its_segment(t, causal, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 8)
-    segments = packed(t)
-    found = jax.jit(functools.partial(attention.self_attention, causal=causal))(*three(t), segments=segments)
-    expected = plain_attention(*three(t), causal=causal, segments=segments)
-    text = (segments > 0)[:, None, :, None]
+    segment_ids = packed(t)
+    found = jax.jit(functools.partial(attention.self_attention, causal=causal))(*three(t), segment_ids=segment_ids)
+    expected = plain_attention(*three(t), causal=causal, segment_ids=segment_ids)
+    text = (segment_ids > 0)[:, None, :, None]
     np.testing.assert_allclose(np.where(text, found, 0), np.where(text, expected, 0), atol=1e-5)
     assert np.isfinite(found).all()  # padding too
 
@@ -113,12 +113,12 @@ def test_blockwise_attention_stays_inside_its_segment(t, causal, monkeypatch):
 @pytest.mark.parametrize("segmented", [True, False])
 def test_blockwise_attention_has_the_plain_gradient(causal, segmented, monkeypatch):
     t = 21  # short of three blocks of 8
-    segments = jnp.asarray(packed(t)) if segmented else None
-    text = jnp.ones((2, t)) if segments is None else segments > 0
+    segment_ids = jnp.asarray(packed(t)) if segmented else None
+    text = jnp.ones((2, t)) if segment_ids is None else segment_ids > 0
 
     def gradient():
         def loss(x):
-            mixed = attention.self_attention(*x, causal=causal, segments=segments)
+            mixed = attention.self_attention(*x, causal=causal, segment_ids=segment_ids)
             return jnp.sum(jnp.sin(mixed) * text[:, None, :, None])
 
         return jax.jit(jax.grad(loss))(three(t))
@@ -131,12 +131,12 @@ def test_blockwise_attention_has_the_plain_gradient(causal, segmented, monkeypat
 
 
 def test_padding_looks_at_all_of_the_text_and_nothing_looks_at_padding():
-    segments = jnp.asarray([[1, 1, 2, 0, 0]])
-    seen = attention.attention_mask(5, False, segments)[0, 0].astype(int)
+    segment_ids = jnp.asarray([[1, 1, 2, 0, 0]])
+    seen = attention.attention_mask(5, False, segment_ids)[0, 0].astype(int)
     np.testing.assert_array_equal(
         seen, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
     )
-    causal = attention.attention_mask(5, True, segments)[0, 0].astype(int)
+    causal = attention.attention_mask(5, True, segment_ids)[0, 0].astype(int)
     np.testing.assert_array_equal(causal, np.tril(np.ones((5, 5), int)) * seen)
     assert attention.attention_mask(5, False, None) is None
 

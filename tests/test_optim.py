@@ -202,10 +202,10 @@ def distance_to_reference(fields, reference, dtype=np.float32, **options):
 
 @pytest.mark.parametrize("options", [{}, {"momentum": 0.9}, {"centered": True}])
 def test_rmsprop_with_eps_beside_the_root_is_torchs(options):
-    fields = {"name": "rmsprop", "b2": 0.99, "eps_in_sqrt": False} | options
+    fields = {"name": "rmsprop", "decay": 0.99, "eps_in_sqrt": False} | options
     assert distance_to_reference(fields, torch_rmsprop, **options) < 1e-5
-    assert distance_to_reference(fields | {"b2": 0.9}, torch_rmsprop, **options) > 0.1
-    assert optim.arguments("rmsprop")["b2"] == 0.9
+    assert distance_to_reference(fields | {"decay": 0.9}, torch_rmsprop, **options) > 0.1
+    assert optim.arguments("rmsprop")["decay"] == 0.9
 
 
 def test_radam_is_torchs_but_for_the_rounding_of_its_rectification():
@@ -244,7 +244,7 @@ def test_the_schedule_drives_the_updates():
 def test_adamw_decay_is_decoupled():
     params = make_params()
     grads = make_grads(params)
-    updates = first_updates({"lr": 0.1, "weight_decay": 0.3, "decay": "kernel$"}, params, grads)
+    updates = first_updates({"lr": 0.1, "weight_decay": 0.3, "decay_mask": "kernel$"}, params, grads)
     for path, update in by_path(updates).items():
         p, g = by_path(params)[path], by_path(grads)[path]
         adam = g / (np.sqrt(g * g) + 1e-8)  # with bias correction, the first moments are g and g**2
@@ -268,7 +268,9 @@ def test_decay_touches_only_matched_parameters(name):
     grads = make_grads(params)
     plain = by_path(first_updates({"name": name, "lr": 0.1}, params, grads))
     # Decay strong enough to turn signs round: the first update of adam is the sign of what it is given.
-    decayed = by_path(first_updates({"name": name, "lr": 0.1, "weight_decay": 9.0, "decay": "^dense/"}, params, grads))
+    decayed = by_path(
+        first_updates({"name": name, "lr": 0.1, "weight_decay": 9.0, "decay_mask": "^dense/"}, params, grads)
+    )
     different = {path for path in plain if not np.allclose(plain[path], decayed[path], rtol=1e-6, atol=0)}
     assert different == {"dense/bias", "dense/kernel"}
 
@@ -295,9 +297,9 @@ def test_an_optimizer_that_cannot_decay_a_part_says_so():
     params = make_params()
     fields = {"name": "novograd", "weight_decay": 0.1}
     optim.optimizer(fields, 10, params)
-    optim.optimizer(fields | {"freeze": "^(?!dense)", "decay": "^dense"}, 10, params)
-    with pytest.raises(ConfigError, match=r"novograd decays all .* config\.optim\.decay='kernel'"):
-        optim.optimizer(fields | {"decay": "kernel"}, 10, params)
+    optim.optimizer(fields | {"freeze": "^(?!dense)", "decay_mask": "^dense"}, 10, params)
+    with pytest.raises(ConfigError, match=r"novograd decays all .* config\.optim\.decay_mask='kernel'"):
+        optim.optimizer(fields | {"decay_mask": "kernel"}, 10, params)
 
 
 # Freezing and clipping
@@ -319,7 +321,7 @@ def test_frozen_parameters_get_updates_of_0_and_no_state(name):
 
 def test_freezing_leaves_the_updates_of_the_others_as_they_were():
     params = make_params()
-    fields = {"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "decay": "kernel"}
+    fields = {"name": "adamw", "lr": 0.1, "weight_decay": 0.1, "decay_mask": "kernel"}
     free = by_path(first_updates(fields, params, make_grads(params)))
     frozen = by_path(first_updates(fields | {"freeze": "embed"}, params, make_grads(params)))
     for path in free:
@@ -392,7 +394,7 @@ def test_paths_and_masks_follow_the_order_of_the_leaves():
 def test_shapes_are_enough_to_make_an_optimizer(name):
     params = make_params()
     shapes = jax.eval_shape(lambda: params)
-    fields = {"name": name, "weight_decay": 0.1, "decay": "kernel", "freeze": "^embed"}
+    fields = {"name": name, "weight_decay": 0.1, "decay_mask": "kernel", "freeze": "^embed"}
     transformation, _ = optim.optimizer(fields, 10, shapes)
     abstract = jax.eval_shape(transformation.init, shapes)
     concrete = transformation.init(params)
@@ -422,8 +424,8 @@ def test_shapes_are_enough_to_make_an_optimizer(name):
         ({"clip": -1}, r"config\.optim\.clip must be at least 0"),
         ({"freeze": "."}, r"config\.optim\.freeze='\.' matches every parameter"),
         ({"freeze": "encoder"}, r"config\.optim\.freeze='encoder' matches no parameter.*dense/kernel"),
-        ({"decay": "weight$"}, r"config\.optim\.decay='weight\$' matches no parameter.*dense/kernel"),
-        ({"decay": ""}, r"config\.optim\.decay=''"),
+        ({"decay_mask": "weight$"}, r"config\.optim\.decay_mask='weight\$' matches no parameter.*dense/kernel"),
+        ({"decay_mask": ""}, r"config\.optim\.decay_mask=''"),
         ({"freeze": "("}, r"config\.optim\.freeze='\(' is not a regular expression"),
     ],
 )

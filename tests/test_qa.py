@@ -26,16 +26,18 @@ def spans_of(start, end, context, length):
 
 @pytest.mark.parametrize(("answer", "best"), [(4, 5), (30, 20), (1, 3)])
 def test_the_best_spans_of_a_window_are_found(tmp_path, monkeypatch, answer, best):
-    made = prepared("squad.py:small", tmp_path, f"data.answer={answer}", f"data.best={best}")
+    made = prepared("squad.py:small", tmp_path, f"data.max_answer_tokens={answer}", f"data.num_spans={best}")
     b, t = 6, 24
     random = np.random.default_rng(0)
     logits = random.normal(size=(b, t, 2)).astype(np.float32)
     monkeypatch.setattr(QA, "_logits", lambda params, batch, rng, config: jnp.asarray(logits))
-    segments = (np.arange(t) < random.integers(8, t + 1, b)[:, None]).astype(np.uint8)
-    types = segments * (np.arange(t) >= 5).astype(np.uint8)
-    found = jax.device_get(QA.predict_fn({}, {"segments": segments, "types": types}, None, made.config))
+    segment_ids = (np.arange(t) < random.integers(8, t + 1, b)[:, None]).astype(np.uint8)
+    token_types = segment_ids * (np.arange(t) >= 5).astype(np.uint8)
+    found = jax.device_get(
+        QA.predict_fn({}, {"segment_ids": segment_ids, "token_types": token_types}, None, made.config)
+    )
     for row in range(b):
-        context = (types[row] > 0) & (np.arange(t) < segments[row].sum() - 1)
+        context = (token_types[row] > 0) & (np.arange(t) < segment_ids[row].sum() - 1)
         expected = spans_of(*logits[row].T, context, answer)[:best]
         n = len(expected)
         np.testing.assert_allclose(found["score"][row, :n], [s for s, _, _ in expected], rtol=1e-6)
@@ -122,14 +124,14 @@ def test_questions_without_an_answer_must_be_expected(tmp_path):
 
 
 def test_the_loss_is_the_mean_of_start_and_end_and_right_logits_score_full_marks(tmp_path, monkeypatch):
-    made = prepared("squad.py:small", tmp_path, "data.answer=8")
+    made = prepared("squad.py:small", tmp_path, "data.max_answer_tokens=8")
     examples = made.required("valid")
     batch = {name: x for name, x in examples.items() if x.dtype != object}
     batch["mask"] = np.ones(len(batch["start"]), np.float32)
 
     def logits(params, batch, rng, config):
         ends = jnp.stack([jax.nn.one_hot(batch[name], batch["tokens"].shape[1]) for name in ("start", "end")], -1)
-        return jnp.where(batch["segments"][:, :, None] > 0, 50.0 * ends, squad.NO_SPAN)
+        return jnp.where(batch["segment_ids"][:, :, None] > 0, 50.0 * ends, squad.NO_SPAN)
 
     monkeypatch.setattr(QA, "_logits", logits)
     metrics = QA.eval_fn({}, batch, made.config)

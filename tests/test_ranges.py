@@ -50,7 +50,7 @@ BAD = [
     (DIGITS, "sample.count=0", "config.sample.count must be at least 1"),
     (DIGITS, "optim.b1=2", "config.optim.b1 must be in [0, 1)"),
     (DIGITS, "optim.b2=-0.5", "config.optim.b2 must be in [0, 1)"),
-    (DIGITS, "optim.decay=(", "config.optim.decay='(' is not a regular expression"),
+    (DIGITS, "optim.decay_mask=(", "config.optim.decay_mask='(' is not a regular expression"),
     (DIGITS, "best=foo", "config.best='foo' must be valid/METRIC or test/METRIC"),
     (DIGITS, "best=vaild/loss", "must be valid/METRIC"),
     (DIGITS, "best=train/loss", "must be valid/METRIC"),

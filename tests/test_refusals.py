@@ -61,7 +61,7 @@ def refused(arguments, workdir: pathlib.Path, capfd) -> str:
         ([DIGITS, "--config.model.num_colors=5"], "config.model.num_colors=5 must be 17"),
         ([DIGITS, "--config.model.shape=(4,4)"], "config.model.shape=(4, 4) must be (8, 8)"),
         ([DIGITS, "--config.model.shape=8"], "config.model.shape=(8,) must be (height, width)"),
-        ([DIGITS, "--config.model.positions=5"], "config.model.positions=5 must be at least 64"),
+        ([DIGITS, "--config.model.max_length=5"], "config.model.max_length=5 must be at least 64"),
         ([VIT, "--config.model.classes=9"], "config.model.classes=9 must be at least 10"),
         ([DIGITS, "--config.init_from=/nowhere"], "no checkpoint in config.init_from=/nowhere"),
         ([DIGITS, "--config.init_from=configs"], "no checkpoint in config.init_from=configs"),

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.usefixtures("quick_compiles")
 RNG = jax.random.key(0)
 B, T = 4, 6
 SIZES = {"width": 8, "depth": 1, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}
-BERT = {"vocab": 11, "positions": T, "classifier_dropout": 0.0} | SIZES
+BERT = {"vocab": 11, "max_length": T, "classifier_dropout": 0.0} | SIZES
 IDS = {"mask_token": 3, "first_token": 1, "separator": 2}
-GPT = {"vocab": 11, "positions": 160} | SIZES
+GPT = {"vocab": 11, "max_length": 160} | SIZES
 FIELDS = {
     "bert": {"data": {"masked": 0.3, "predictions": 2}, "model": BERT | IDS},
     "classify": {"model": BERT | {"labels": 3}},
@@ -53,7 +53,11 @@ def batch(name):
     ids = lambda *shape: random.integers(1, 10, shape).astype(np.int32)  # noqa: E731
     if name in tiny.FIELDS:
         return {key: value for key, value in tiny.batch(B).items() if key in ("image", "label")}
-    text = {"tokens": ids(B, T), "types": ids(B, T) % 2, "segments": (np.arange(T)[None] < ids(B, 1)).astype(np.int32)}
+    text = {
+        "tokens": ids(B, T),
+        "token_types": ids(B, T) % 2,
+        "segment_ids": (np.arange(T)[None] < ids(B, 1)).astype(np.int32),
+    }
     places = {"places": np.array([[1, 2]] * B, np.int32), "labels": ids(B, 2), "next": ids(B) % 2}
     dialogue = {"context": ids(B, 5), "kinds": ids(B, 5) % 4, "answer": ids(B, 4), "answered": ids(B) % 4}
     video = {"video": random.normal(size=(B, 3, 5)), "frames": np.array([3, 2, 1, 0], np.int32)}
@@ -158,8 +162,8 @@ def logits_of(kind, dtype):
     """Logits of an untrained model under a type of computation."""
     ids, images = jnp.ones((2, 4), jnp.int32), jnp.ones((2, 8, 8, 1))
     common = {"width": 8, "depth": 1, "heads": 2, "dtype": dtype}
-    bert = models.BERT(vocab=9, positions=4, labels=3, **common)
-    gpt = {"vocab": 9, "outputs": 9, "positions": 9, **common}
+    bert = models.BERT(vocab=9, max_length=4, labels=3, **common)
+    gpt = {"vocab": 9, "outputs": 9, "max_length": 9, **common}
     model, arguments, method, pick = {
         "vit": (models.ViT(classes=3, patch=4, **common), (images,), "__call__", lambda x: x),
         "convnet": (models.ConvNet(3, dtype=dtype), (images,), "__call__", lambda x: x),

@@ -184,8 +184,14 @@ def test_the_asked_checkpoint_is_taken(door):
     for step in (2, 4, 6):
         _, result, _ = door("--mode=eval", "--split=valid", f"--checkpoint={step}")
         assert result == {"step": step, "valid/loss": pytest.approx(losses[step])}
-    for best, step in (("valid/loss", 6), ("-valid/loss", 2)):
-        _, result, _ = door("--mode=eval", "--split=valid", "--checkpoint=best", f"--config.best={best}")
+    for mode, step in (("min", 6), ("max", 2)):
+        _, result, _ = door(
+            "--mode=eval",
+            "--split=valid",
+            "--checkpoint=best",
+            "--config.best=valid/loss",
+            f"--config.best_mode={mode}",
+        )
         assert result["step"] == step
 
 
@@ -222,9 +228,9 @@ def test_the_best_is_finite_and_kept_and_lines_that_are_lost_are_told(door):
 
 def test_nan_and_infinity_are_never_the_best():
     values = {10: float("nan"), 20: 0.5, 30: 0.4, 40: float("-inf"), 50: float("inf"), 60: 0.4}
-    assert checkpoint.best(values, "valid/loss") == 30
-    assert checkpoint.best(values, "-valid/loss") == 20
-    assert checkpoint.best({1: float("nan")}, "valid/loss") is None
+    assert checkpoint.best(values, "min") == 30
+    assert checkpoint.best(values, "max") == 20
+    assert checkpoint.best({1: float("nan")}, "min") is None
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[]", "[1]", "{}", '{"a": 1}', "{"])

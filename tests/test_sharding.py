@@ -86,9 +86,9 @@ def specs(params, over, rules=()):
 def shapes(kind):
     tokens = jnp.zeros((2, 8), jnp.int32)
     if kind == "gpt":
-        model = models.GPT(vocab=32, outputs=32, positions=8, width=16, depth=3, heads=4)
+        model = models.GPT(vocab=32, outputs=32, max_length=8, width=16, depth=3, heads=4)
         return jax.eval_shape(lambda: model.init(jax.random.key(0), tokens)["params"])
-    model = models.BERT(vocab=32, positions=8, width=16, depth=3, heads=4)
+    model = models.BERT(vocab=32, max_length=8, width=16, depth=3, heads=4)
     places = jnp.zeros((2, 3), jnp.int32)
     init = lambda: model.init(jax.random.key(0), tokens, tokens, tokens, places, places, method="pretrain")  # noqa: E731
     return jax.eval_shape(init)["params"]

@@ -110,7 +110,7 @@ def test_words_without_tags_are_predicted_for_and_shown_but_not_evaluated(tmp_pa
     tagged = conll.sentences((tmp_path / "valid.conll").read_text(), "valid")
     (tmp_path / "valid.conll").write_text("\n\n".join("\n".join(s.words) for s in tagged))
     examples = TAG.dataset("valid", made.config)
-    arrays = {name: examples[name] for name in ("tokens", "segments", "starts")}
+    arrays = {name: examples[name] for name in ("tokens", "segment_ids", "starts")}
     params = jax.eval_shape(lambda: TAG.init(jax.random.key(0), arrays, made.config))
     tags = jax.eval_shape(lambda p: TAG.predict_fn(p, arrays, None, made.config), params)["tag"]
     outputs = [{"tag": row} for row in np.zeros(tags.shape, int)]

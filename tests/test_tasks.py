@@ -142,7 +142,7 @@ def test_igpt_keeps_the_given_part_and_completes_the_rest_in_range(given):
 def test_igpt_completes_with_what_the_model_thinks_likeliest():
     tokens = completed(count=1, temperature=0.0)[:, 0]
     config, params = tiny.config("igpt"), tiny.params("igpt")
-    model = models.GPT(vocab=18, outputs=17, positions=64, **tiny.GPT)
+    model = models.GPT(vocab=18, outputs=17, max_length=64, **tiny.GPT)
     assert config.model.num_colors == 17
     logits = jax.jit(model.apply)({"params": params}, models.shifted(tokens, 17))
     best = np.asarray(logits).argmax(-1)
@@ -189,7 +189,7 @@ def test_palette_and_sizes_come_from_the_data(tmp_path):
         empty = dict.fromkeys(("model__palette", "model__num_colors", "model__shape", "model__positions"))
         config = tiny.config(name, **empty, data__dir=str(tmp_path), data__num_colors=0)
         found = job.prepare(config).config.model
-        assert (found.palette, found.num_colors, found.shape, found.positions) == (tiny.GRAYS, 17, (8, 8), 64)
+        assert (found.palette, found.num_colors, found.shape, found.max_length) == (tiny.GRAYS, 17, (8, 8), 64)
     assert job.prepare(tiny.config("mnist", model__classes=None)).config.model.classes == 10
 
 

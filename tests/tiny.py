@@ -18,7 +18,7 @@ TASKS = ("mnist", "igpt", "classifier")  # the last: an igpt with a classifier
 
 COMMON = {"steps": 10, "batch_size": 8, "show_count": 2}
 GPT = {"width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "remat": False}
-SIZES = {"palette": GRAYS, "num_colors": 17, "shape": (8, 8), "positions": 64}
+SIZES = {"palette": GRAYS, "num_colors": 17, "shape": (8, 8), "max_length": 64}
 DIGITS = {"name": "digits", "size": None, "palette": "", "num_colors": 0, "crop": 0, "flip": False, "dir": None}
 SAMPLE = {"count": 2, "given": 0.5, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 FIELDS = {

@@ -84,7 +84,7 @@ def windows(
     without pieces becomes the unknown token.
 
     Returns:
-      `tokens` int32; `segments` uint8, 0 for padding; `starts` uint8, 1 at each word's first piece; `labels` int32,
+      `tokens` int32; `segment_ids` uint8, 0 for padding; `starts` uint8, 1 at each word's first piece; `labels` int32,
       indices into `tags`, -1 for no label, unless the sentences have no tags; `sentence` int32 [n], index of each
       window's sentence; and lists of its `words` and true `tags`.
 
@@ -115,7 +115,7 @@ def windows(
         labels[i, 1 : 1 + len(row[4])] = row[4]
     return {
         "tokens": arrays["tokens"],
-        "segments": arrays["segments"],
+        "segment_ids": arrays["segment_ids"],
         "starts": (labels >= 0).astype(np.uint8),
         **({"labels": labels} if given[0].tags else {}),
         "sentence": np.array([row[0] for row in rows], np.int32),

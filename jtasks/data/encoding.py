@@ -51,7 +51,7 @@ def pairs(
     If a pair is too long, the longer text loses tokens from its end until both fit.
 
     Returns:
-      `tokens` int32; `types` uint8, 1 in the second text; `segments` uint8, 0 for padding and else 1.
+      `tokens` int32; `token_types` uint8, 1 in the second text; `segment_ids` uint8, 0 for padding and else 1.
 
     Raises:
       ConfigError: `length` leaves no room for a token of each text.
@@ -74,15 +74,15 @@ def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int)
     """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens."""
     rows = list(rows)
     tokens = np.full((len(rows), length), marked.padding, np.int32)
-    types, segments = np.zeros((2, len(rows), length), np.uint8)
+    token_types, segment_ids = np.zeros((2, len(rows), length), np.uint8)
     for row, texts in enumerate(rows):
         line = [marked.start]
         for number, text in enumerate(texts):
-            types[row, len(line) : len(line) + len(text) + 1] = number
+            token_types[row, len(line) : len(line) + len(text) + 1] = number
             line += [*text, marked.separator]
         tokens[row, : len(line)] = line
-        segments[row, : len(line)] = 1
-    return {"tokens": tokens, "types": types, "segments": segments}
+        segment_ids[row, : len(line)] = 1
+    return {"tokens": tokens, "token_types": token_types, "segment_ids": segment_ids}
 
 
 def require_labels(batch: Mapping[str, Any], name: str) -> Any:

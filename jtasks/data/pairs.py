@@ -23,9 +23,9 @@ _BATCH = 8192  # number of sentences tokenized in parallel
 class Pairs(Sequence[dict[str, Any]]):
     """Pairs `[CLS] first [SEP] second [SEP]`, cut from the stream of tokens on access.
 
-    An example has `tokens` [t]; `types` uint8 [t], 1 from the second text on; `segments` uint8 [t], 0 for padding; and
-    `next` int32, 0 if the second text follows the first, 1 if it is from elsewhere. If `begins` is given for each id,
-    the example also has `begins` uint8 [t] for each token.
+    An example has `tokens` [t]; `token_types` uint8 [t], 1 from the second text on; `segment_ids` uint8 [t], 0 for
+    padding; and `next` int32, 0 if the second text follows the first, 1 if it is from elsewhere. If `begins` is given
+    for each id, the example also has `begins` uint8 [t] for each token.
     """
 
     stream: np.ndarray  # [n] ids
@@ -48,8 +48,8 @@ class Pairs(Sequence[dict[str, Any]]):
         places = np.arange(self.length)
         example = {
             "tokens": tokens,
-            "types": ((places >= left) & (places < right)).astype(np.uint8),
-            "segments": (places < right).astype(np.uint8),
+            "token_types": ((places >= left) & (places < right)).astype(np.uint8),
+            "segment_ids": (places < right).astype(np.uint8),
             "next": np.int32(self.labels[index]),
         }
         return example if self.begins is None else example | {"begins": self.begins[tokens]}

@@ -68,13 +68,13 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
 
 
 def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
-    """Return the palette and model sizes: number of colors, image shape (h, w), positions.
+    """Return the palette and model sizes: number of colors, image shape (h, w), max_length.
 
     `resize`, how images reach that shape, is None; a Hugging Face folder can set it.
     """
     h, w, channels = pipeline.example(examples, 0)["image"].shape
     palette = load(palette_path(options, seed), channels)
-    return {"palette": palette, "num_colors": len(palette), "shape": (h, w), "positions": h * w, "resize": None}
+    return {"palette": palette, "num_colors": len(palette), "shape": (h, w), "max_length": h * w, "resize": None}
 
 
 def palette_path(options: Any, seed: int) -> pathlib.Path:

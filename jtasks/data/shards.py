@@ -14,8 +14,8 @@ from jtasks.errors import DataError
 # Names in the files, our names, and stored types; masked positions are padded with zeros.
 FIELDS = {
     "input_ids": ("tokens", np.int32),
-    "segment_ids": ("types", np.uint8),
-    "input_mask": ("segments", np.uint8),
+    "segment_ids": ("token_types", np.uint8),
+    "input_mask": ("segment_ids", np.uint8),
     "masked_lm_positions": ("places", np.int32),
     "masked_lm_ids": ("labels", np.int32),
     "next_sentence_labels": ("next", np.int32),
@@ -61,7 +61,7 @@ def read(
     The fraction `valid` of the examples, chosen by `seed`, becomes the valid split; both splits are `Rows`.
 
     Returns:
-      tokens, types, segments [n, t]; places, labels [n, m], with place 0 for none; next [n].
+      tokens, token_types, segment_ids [n, t]; places, labels [n, m], with place 0 for none; next [n].
 
     Raises:
       DataError: a shard cannot be read, lacks an array, has its data in another file, unpacks to far more than its

@@ -93,10 +93,10 @@ def windows(
       stride: tokens from the start of a window to the start of the next.
 
     Returns:
-      `tokens` int32, `types` uint8 and `segments` uint8 as in `encoding.pairs`; `start` and `end` int32 [n], positions
-      of the first answer, both 0 if the window does not hold all of it and -1 if the file has no answers; `begin` int32
-      [n], position of the context's first token; and for the host: `offsets`, bounds in characters of each window's
-      context tokens, int32 [tokens, 2]; `question`, the Question.
+      `tokens` int32, `token_types` uint8 and `segment_ids` uint8 as in `encoding.pairs`; `start` and `end` int32 [n],
+      positions of the first answer, both 0 if the window does not hold all of it and -1 if the file has no answers;
+      `begin` int32 [n], position of the context's first token; and for the host: `offsets`, bounds in characters of
+      each window's context tokens, int32 [tokens, 2]; `question`, the Question.
 
     Raises:
       ConfigError: these lengths leave no room for the context.
@@ -104,8 +104,9 @@ def windows(
     room = length - 3 - question
     if room < 1 or not 1 <= stride <= room or question < 1:
         raise ConfigError(
-            f"config.data.length={length} leaves {room} tokens for the context beside config.data.question={question};"
-            f" expected at least 1, and config.data.stride={stride} between 1 and that"
+            f"config.data.length={length} leaves {room} tokens for the context beside"
+            f" config.data.max_question_tokens={question}; expected at least 1, and config.data.stride={stride} between"
+            " 1 and that"
         )
     marked = encoding.marks(tokenizer)
     asked = [ids[:question] for ids in encoding.ids(tokenizer, [q.text for q in given])]

@@ -18,9 +18,9 @@ DOCUMENTS = ("file", "blank", "line")
 # Fields of config.data that select text, for a task's `defaults`.
 FIELDS = {
     "data.files": Field(str, None, ""),  # names or patterns, separated by commas
-    "data.valid_files": Field(str, None, ""),  # "": the fraction `valid` of the documents is held out
+    "data.valid_files": Field(str, None, ""),  # "": the fraction `valid_fraction` of the documents is held out
     "data.test_files": Field(str, None, ""),
-    "data.valid": Field(float, "[0, 1)", 0.05),
+    "data.valid_fraction": Field(float, "[0, 1)", 0.05),
 }
 
 # Where to download a file of this name: its other name, mirrors and hash.
@@ -44,16 +44,16 @@ class Source(NamedTuple):
 def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
     """Return the text of a split according to `options` (config.data), or None if there is none.
 
-    `options` has `files`, `valid_files` and `test_files`, patterns for `locate`, and `valid`: without files of its own,
-    the valid split is that fraction of the train files.
+    `options` has `files`, `valid_files` and `test_files`, patterns for `locate`, and `valid_fraction`: without files of
+    its own, the valid split is that fraction of the train files.
     """
     own = {"train": options.files, "valid": options.valid_files, "test": options.test_files}[split]
-    if split == "valid" and not own and options.valid:
-        return Source(locate(options.files, folder), "valid", options.valid)
+    if split == "valid" and not own and options.valid_fraction:
+        return Source(locate(options.files, folder), "valid", options.valid_fraction)
     if split != "train" and not own:
         return None
     field = "config.data.files" if split == "train" else f"config.data.{split}_files"
-    share = options.valid if split == "train" and not options.valid_files else 0.0
+    share = options.valid_fraction if split == "train" and not options.valid_files else 0.0
     return Source(locate(own, folder, field), "train", share)
 
 
@@ -137,7 +137,7 @@ def documents(
     if kind not in DOCUMENTS:
         raise ConfigError(f"config.data.documents={kind!r} must be one of {', '.join(DOCUMENTS)}")
     if not 0 <= valid < 1:
-        raise ConfigError(f"config.data.valid={valid} must be at least 0 and less than 1")
+        raise ConfigError(f"config.data.valid_fraction={valid} must be at least 0 and less than 1")
     if kind == "file":
         for path in paths:
             text = _read(path)

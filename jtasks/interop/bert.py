@@ -31,12 +31,12 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     dropout = config["classifier_dropout"]
     return {
         "vocab": config["vocab_size"],
-        "positions": config["max_position_embeddings"],
+        "max_length": config["max_position_embeddings"],
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
-        "hidden": config["intermediate_size"],
-        "types": config["type_vocab_size"],
+        "mlp_dim": config["intermediate_size"],
+        "token_types": config["type_vocab_size"],
         "activation": settings.activation(config["hidden_act"]),
         "epsilon": config["layer_norm_eps"],
         "dropout": config["hidden_dropout_prob"],

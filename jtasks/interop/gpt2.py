@@ -40,11 +40,11 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     arguments = {
         "vocab": vocab,
         "outputs": vocab - 1 if image else vocab,
-        "positions": config["n_positions"],
+        "max_length": config["n_positions"],
         "width": config["n_embd"],
         "depth": config["n_layer"],
         "heads": config["n_head"],
-        "hidden": config["n_inner"] or 4 * config["n_embd"],
+        "mlp_dim": config["n_inner"] or 4 * config["n_embd"],
         "tied": _is_tied(config),
         "activation": settings.activation(config["activation_function"]),
         "norm": "rms" if image else "layer",

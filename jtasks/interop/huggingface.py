@@ -29,7 +29,7 @@ GPT = "ImageGPTImageProcessor"
 
 # Fields of config.model that depend on the task, not on the weights; all others must agree.
 FREE = ("dropout", "attention_dropout", "classifier_dropout")
-SIZES = ("vocab", "outputs", "positions", "width", "depth", "heads", "hidden", "types", "patch")
+SIZES = ("vocab", "outputs", "max_length", "width", "depth", "heads", "mlp_dim", "token_types", "patch")
 # Hyperparameters that cannot be inferred from parameter shapes.
 UNSEEN = ("heads", "activation", "norm", "epsilon")
 
@@ -89,7 +89,7 @@ def complete(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -
     if not asked:
         return dict(values)
     theirs = model_fields(folder)
-    for name in sorted({"vocab", "positions"} & asked & set(values) & set(theirs)):
+    for name in sorted({"vocab", "max_length"} & asked & set(values) & set(theirs)):
         if values[name] > theirs[name]:
             raise ConfigError(
                 f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {theirs[name]}"
@@ -269,7 +269,7 @@ def _read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a number")
     size = sum(file.stat().st_size for file in set(where.values()))
     table, layers = (
-        fields["width"] * factor for factor in (fields.get("vocab", 0), fields["depth"] * fields["hidden"])
+        fields["width"] * factor for factor in (fields.get("vocab", 0), fields["depth"] * fields["mlp_dim"])
     )
     if table + layers > size or fields["width"] % fields["heads"]:
         raise CheckpointError(
@@ -308,8 +308,8 @@ def _tensor_names(entry: Entry, depth: int) -> list[list[str]]:
 def _agree(fields: Mapping[str, Any], model: Mapping[str, Any], folder: str, warn: Callable[[str], None]) -> None:
     """Check config.model against the folder's fields."""
     resolved = {name: model[name] for name in model}
-    if resolved.get("hidden") == 0:
-        resolved["hidden"] = 4 * resolved["width"]
+    if resolved.get("mlp_dim") == 0:
+        resolved["mlp_dim"] = 4 * resolved["width"]
     hints = {"shape": " (config.data.size scales the images)"}
     different = [
         f"config.model.{name} is {resolved[name]!r}, there {value!r}{hints.get(name, '')}"

@@ -32,7 +32,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
-        "hidden": config["intermediate_size"],
+        "mlp_dim": config["intermediate_size"],
         "pool": "token",
         "activation": settings.activation(config["hidden_act"]),
         "epsilon": config["layer_norm_eps"],

@@ -1,6 +1,6 @@
 """Softmax attention: plain, and in blocks of queries so that not all scores are in memory at once.
 
-`segments` [b, t] int32 groups positions: a position attends to positions of its own number. Number 0 is padding, to
+`segment_ids` [b, t] int32 groups positions: a position attends to positions of its own number. Number 0 is padding, to
 which no position attends. One array thus serves padding, packed documents and both.
 """
 
@@ -61,7 +61,7 @@ def self_attention(
     value: jax.Array,
     *,
     causal: bool,
-    segments: jax.Array | None = None,
+    segment_ids: jax.Array | None = None,
     plain: bool = False,
 ) -> jax.Array:
     """Attend from each position to its segment; with `causal` only to itself and earlier positions.
@@ -74,7 +74,7 @@ def self_attention(
     Args:
       query, key, value: [b, h, t, d].
       causal: hide later positions.
-      segments: [b, t] int32, 0 for padding; None: one segment. Outputs at padding are finite and meaningless.
+      segment_ids: [b, t] int32, 0 for padding; None: one segment. Outputs at padding are finite and meaningless.
       plain: compute all scores at once, in a form that `jax.jvp` and `jax.linearize` can differentiate.
 
     Returns:
@@ -82,35 +82,35 @@ def self_attention(
     """
     t = query.shape[2]
     if plain or t <= BLOCK:
-        return attention(query, key, value, attention_mask(t, causal, segments))
+        return attention(query, key, value, attention_mask(t, causal, segment_ids))
     backend = jax.default_backend()
     if backend == "tpu":
-        return kernels.on_tpu(query, key, value, segments, causal=causal)
+        return kernels.on_tpu(query, key, value, segment_ids, causal=causal)
     if backend == "gpu":
-        mixed = kernels.on_gpu(query, key, value, attention_mask(t, False, segments), causal=causal)
+        mixed = kernels.on_gpu(query, key, value, attention_mask(t, False, segment_ids), causal=causal)
         if mixed is not None:
             return mixed
-    return _blockwise(query, key, value, segments, causal)
+    return _blockwise(query, key, value, segment_ids, causal)
 
 
-def attention_mask(t: int, causal: bool, segments: jax.Array | None) -> jax.Array | None:
+def attention_mask(t: int, causal: bool, segment_ids: jax.Array | None) -> jax.Array | None:
     """Return the mask [b or 1, 1, t, t] of keys that each query attends to, or None for all."""
-    return _block_mask(0, t, t, causal, segments)
+    return _block_mask(0, t, t, causal, segment_ids)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _blockwise(
-    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, causal: bool
 ) -> jax.Array:
-    return _forward(query, key, value, segments, causal)[0]
+    return _forward(query, key, value, segment_ids, causal)[0]
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, causal: bool
 ) -> tuple[jax.Array, Residuals]:
     outputs, log_sums = [], []
     for start, stop, seen in _blocks(query.shape[2], causal):
-        mask = _block_mask(start, stop, seen, causal, segments)
+        mask = _block_mask(start, stop, seen, causal, segment_ids)
         scores = _scores(query[:, :, start:stop], key[:, :, :seen], mask)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
@@ -121,18 +121,18 @@ def _forward(
         outputs.append((mixed / total).astype(value.dtype))
         log_sums.append(largest + jnp.log(total))
     output = checkpoint_name(jnp.concatenate(outputs, axis=2), SAVED)
-    return output, (query, key, value, segments, output, checkpoint_name(jnp.concatenate(log_sums, axis=2), SAVED))
+    return output, (query, key, value, segment_ids, output, checkpoint_name(jnp.concatenate(log_sums, axis=2), SAVED))
 
 
 def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    query, key, value, segments, output, log_sums = residuals
+    query, key, value, segment_ids, output, log_sums = residuals
     # The softmax's own term: sum over keys of weight times its cotangent.
     inner = jnp.sum(cotangent.astype(wide(value)) * output, axis=-1, keepdims=True)
     d_query, d_key, d_value = [], *(jnp.zeros_like(x, wide(x)) for x in (key, value))
     for start, stop, seen in _blocks(query.shape[2], causal):
         rows = slice(start, stop)
         # As [keys, queries] two of the three products below need no transposition.
-        mask = _block_mask(start, stop, seen, causal, segments)
+        mask = _block_mask(start, stop, seen, causal, segment_ids)
         scores = _scores(key[:, :, :seen], query[:, :, rows], None if mask is None else jnp.swapaxes(mask, 2, 3))
         weights = jnp.exp(scores - jnp.swapaxes(log_sums[:, :, rows], 2, 3))
         d_weights = jnp.einsum(
@@ -173,13 +173,13 @@ def _scores(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> 
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
 
 
-def _block_mask(start: int, stop: int, seen: int, causal: bool, segments: jax.Array | None) -> jax.Array | None:
+def _block_mask(start: int, stop: int, seen: int, causal: bool, segment_ids: jax.Array | None) -> jax.Array | None:
     """Return the mask [b or 1, 1, stop - start, seen] of the first `seen` keys for a block's queries."""
     mask = None
     if causal:
         mask = (jnp.arange(seen)[None] <= jnp.arange(start, stop)[:, None])[None, None]
-    if segments is not None:
-        rows, keys = segments[:, start:stop, None], segments[:, None, :seen]
+    if segment_ids is not None:
+        rows, keys = segment_ids[:, start:stop, None], segment_ids[:, None, :seen]
         # Padding attends to all text, as in BERT; its outputs are unused.
         same = ((rows == keys) | (rows == 0)) & (keys > 0)
         mask = same[:, None] if mask is None else mask & same[:, None]

@@ -25,8 +25,8 @@ class Bias(nn.Module):
 class BERT(nn.Module):
     """Post-norm encoder over token ids; a head's parameters exist only if its method was initialized.
 
-    All methods take `tokens` and `types` (0 for the first text, 1 for the second), [b, t] int32, and `segments`
-    [b, t] int32: the attention mask, or the numbers of packed texts; 0 is padding.
+    All methods take `tokens` and `token_types` (0 for the first text, 1 for the second), [b, t] int32, and
+    `segment_ids` [b, t] int32: the attention mask, or the numbers of packed texts; 0 is padding.
 
     Attributes:
       labels: outputs of the fine-tuning head.
@@ -37,12 +37,12 @@ class BERT(nn.Module):
     """
 
     vocab: int
-    positions: int
+    max_length: int
     width: int
     depth: int
     heads: int
-    hidden: int = 0
-    types: int = 2
+    mlp_dim: int = 0
+    token_types: int = 2
     labels: int = 0
     activation: str = "gelu"
     epsilon: float = 1e-12
@@ -62,7 +62,7 @@ class BERT(nn.Module):
         def embed(ids: int) -> nn.Embed:
             return nn.Embed(ids, self.width, dtype=self.dtype, embedding_init=NORMAL)
 
-        self.tokens, self.position, self.type = embed(self.vocab), embed(self.positions), embed(self.types)
+        self.tokens, self.position, self.type = embed(self.vocab), embed(self.max_length), embed(self.token_types)
         self.norm = make_norm("layer", self.epsilon, self.dtype)
         self.dropout_in = Dropout(self.dropout)
         self.blocks = stack(
@@ -72,7 +72,7 @@ class BERT(nn.Module):
             width=self.width,
             heads=self.heads,
             causal=False,
-            hidden=self.hidden,
+            mlp_dim=self.mlp_dim,
             activation=self.activation,
             epsilon=self.epsilon,
             post_norm=True,
@@ -90,20 +90,20 @@ class BERT(nn.Module):
         self.classifier = Head(self.labels, dtype=self.dtype, kernel_init=NORMAL)
 
     def __call__(
-        self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
+        self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Return the activations of the last layer, [b, t, width]."""
-        if tokens.shape[1] > self.positions:
-            raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
-        x = self.tokens(tokens) + self.position(jnp.arange(tokens.shape[1]))[None] + self.type(types)
+        if tokens.shape[1] > self.max_length:
+            raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.max_length} positions")
+        x = self.tokens(tokens) + self.position(jnp.arange(tokens.shape[1]))[None] + self.type(token_types)
         x = self.dropout_in(self.norm(x), deterministic)
-        return self.blocks(x, None, segments, deterministic)[0]
+        return self.blocks(x, None, segment_ids, deterministic)[0]
 
     def pretrain(
         self,
         tokens: jax.Array,
-        types: jax.Array,
-        segments: jax.Array,
+        token_types: jax.Array,
+        segment_ids: jax.Array,
         places: jax.Array,
         labels: jax.Array,
         deterministic: bool = True,
@@ -118,27 +118,31 @@ class BERT(nn.Module):
         Returns:
           Nats [b, m] of the labels, whether each label is the likeliest id [b, m], and next-sentence logits [b, 2].
         """
-        x = self(tokens, types, segments, deterministic)
+        x = self(tokens, token_types, segment_ids, deterministic)
         masked = self._transform_masked(jnp.take_along_axis(x, places[:, :, None], axis=1))
         nats, correct = vocabulary_loss(masked, self.tokens.embedding, labels, self.masked_out())
         return nats, correct, self.next_sentence(self._pool(x))
 
-    def masked_logits(self, tokens: jax.Array, types: jax.Array, segments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def masked_logits(
+        self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         """Return logits [b, t, vocab] at every position, and next-sentence logits [b, 2], without dropout."""
-        x = self(tokens, types, segments)
+        x = self(tokens, token_types, segment_ids)
         logits = vocabulary_logits(self._transform_masked(x), self.tokens.embedding, self.masked_out())
         return logits, self.next_sentence(self._pool(x))
 
     def classify(
-        self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True
+        self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array, deterministic: bool = True
     ) -> jax.Array:
         """Return logits [b, labels] from the pooled first token; with one label, a score per text (multiple choice)."""
-        pooled = self._pool(self(tokens, types, segments, deterministic))
+        pooled = self._pool(self(tokens, token_types, segment_ids, deterministic))
         return self.classifier(self.dropout_out(pooled, deterministic))
 
-    def tag(self, tokens: jax.Array, types: jax.Array, segments: jax.Array, deterministic: bool = True) -> jax.Array:
+    def tag(
+        self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
         """Return logits [b, t, labels] of each token; with two labels, logits of an answer's start and end."""
-        x = self(tokens, types, segments, deterministic)
+        x = self(tokens, token_types, segment_ids, deterministic)
         return self.classifier(self.dropout_out(x, deterministic))
 
     def _pool(self, x: jax.Array) -> jax.Array:

@@ -37,10 +37,10 @@ class GPT(nn.Module):
     Attributes:
       vocab: number of input ids.
       outputs: number of predicted ids; fewer than `vocab` if a start token is only an input.
-      positions: maximum sequence length.
+      max_length: maximum sequence length.
       classes: outputs of the classifier on pooled features; 0: no classifier.
       tied: predict with the input embedding instead of a separate matrix; requires `outputs` equal to `vocab`.
-      hidden, activation, norm, epsilon: see `layers.Block`.
+      mlp_dim, activation, norm, epsilon: see `layers.Block`.
       remat: save only each layer's input for the backward pass, for less memory.
       plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
       dtype: of the computation; None: that of parameters and inputs. Parameters are float32.
@@ -48,13 +48,13 @@ class GPT(nn.Module):
 
     vocab: int
     outputs: int
-    positions: int
+    max_length: int
     width: int
     depth: int
     heads: int
     classes: int = 0
     tied: bool = False
-    hidden: int = 0
+    mlp_dim: int = 0
     activation: str = "gelu_tanh"
     norm: str = "layer"
     epsilon: float = 1e-6
@@ -69,7 +69,7 @@ class GPT(nn.Module):
         if self.tied and self.outputs != self.vocab:
             raise ConfigError(f"a tied head predicts all {self.vocab} input ids, not {self.outputs}")
         self.tokens = nn.Embed(self.vocab, self.width, dtype=self.dtype, embedding_init=NORMAL)
-        self.position = nn.Embed(self.positions, self.width, dtype=self.dtype, embedding_init=NORMAL)
+        self.position = nn.Embed(self.max_length, self.width, dtype=self.dtype, embedding_init=NORMAL)
         self.dropout_in = Dropout(self.dropout)
         self.blocks = stack(
             depth=self.depth,
@@ -78,7 +78,7 @@ class GPT(nn.Module):
             width=self.width,
             heads=self.heads,
             causal=True,
-            hidden=self.hidden,
+            mlp_dim=self.mlp_dim,
             activation=self.activation,
             norm=self.norm,
             epsilon=self.epsilon,
@@ -97,42 +97,42 @@ class GPT(nn.Module):
         self,
         tokens: jax.Array,
         deterministic: bool = True,
-        segments: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
         """Return logits of the next id, [b, t, outputs] float32, for `tokens` [b, t].
 
         Args:
           deterministic: no dropout.
-          segments: [b, t] numbers that group tokens, 0 for padding; None: one group.
+          segment_ids: [b, t] numbers that group tokens, 0 for padding; None: one group.
           positions: [b, t] or [t], learned positions; None: 0, 1, ...
 
         Raises:
           ConfigError: more tokens than the model has positions.
         """
-        return self._logits(self.encode(tokens, deterministic, segments, positions))
+        return self._logits(self.encode(tokens, deterministic, segment_ids, positions))
 
     def token_loss(
         self,
         tokens: jax.Array,
         labels: jax.Array,
         deterministic: bool = True,
-        segments: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Return nats of `labels` [b, t], and whether each is the likeliest id, without holding all logits."""
-        return self._token_loss(self.encode(tokens, deterministic, segments, positions), labels)
+        return self._token_loss(self.encode(tokens, deterministic, segment_ids, positions), labels)
 
     def encode(
         self,
         tokens: jax.Array,
         deterministic: bool = True,
-        segments: jax.Array | None = None,
+        segment_ids: jax.Array | None = None,
         positions: jax.Array | None = None,
     ) -> jax.Array:
         """Return the normalized activations of the last layer, [b, t, width]; arguments as for `__call__`."""
         positions = jnp.arange(tokens.shape[1]) if positions is None else positions
-        return self._run(self._embed(tokens, positions, deterministic), None, segments, deterministic)[0]
+        return self._run(self._embed(tokens, positions, deterministic), None, segment_ids, deterministic)[0]
 
     def prefill(
         self, tokens: jax.Array, length: int, branches: int = 1, valid: jax.Array | None = None
@@ -172,8 +172,10 @@ class GPT(nn.Module):
         never move: `seen` [b, n, slots] selects the slots that each branch descends from.
         """
         (b, t), slots = valid.shape, branches * max(length - 1, 1)  # the last token needs no slot, but traced loops do
-        if t + length - 1 > self.positions:
-            raise ConfigError(f"a prompt of {t} and {length} tokens more, but the model has {self.positions} positions")
+        if t + length - 1 > self.max_length:
+            raise ConfigError(
+                f"a prompt of {t} and {length} tokens more, but the model has {self.max_length} positions"
+            )
         hidden, layers, _ = self._run(x, {}, valid.astype(jnp.int32), True)
         last = jnp.max(jnp.where(valid, jnp.arange(t)[None], 0), axis=1)
         logits = self._logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
@@ -204,16 +206,16 @@ class GPT(nn.Module):
         return hidden, features[layer]
 
     def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
-        if tokens.shape[1] > self.positions:
-            raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.positions} positions")
+        if tokens.shape[1] > self.max_length:
+            raise ConfigError(f"{tokens.shape[1]} tokens, but the model has {self.max_length} positions")
         rows = positions if positions.ndim == 2 else positions[None]  # shared positions are looked up once
         return self.dropout_in(self.tokens(tokens) + self.position(rows), deterministic)
 
     def _run(
-        self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
+        self, x: jax.Array, cache: Cache | None, segment_ids: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, Any, jax.Array]:
         """Return activations [b, t, width], the cache, and pooled features [depth + 1, b, width]."""
-        x, (cache, features) = self.blocks(x, cache, segments, deterministic)
+        x, (cache, features) = self.blocks(x, cache, segment_ids, deterministic)
         hidden = self.last_norm(x)
         last = jnp.mean(hidden.astype(wide(hidden)), axis=1)
         return hidden, cache, jnp.concatenate([features, last[None]])

@@ -26,9 +26,9 @@ def on_gpu(
 
 
 def on_tpu(
-    query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None, *, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, *, causal: bool
 ) -> jax.Array:
-    """Return JAX's Pallas flash attention of arrays [b, h, t, d]; `models/attention.py` defines `segments`.
+    """Return JAX's Pallas flash attention of arrays [b, h, t, d]; `models/attention.py` defines `segment_ids`.
 
     Pads lengths to whole tiles. XLA cannot partition a kernel, so under a mesh (`jax.set_mesh`) each device runs the
     kernel on its own examples and heads.
@@ -37,19 +37,19 @@ def on_tpu(
 
     b, heads, t, width = query.shape
     if t % TILE:
-        segments = jnp.ones((b, t), jnp.int32) if segments is None else segments
-        segments = jnp.pad(segments, ((0, 0), (0, -t % TILE)))
+        segment_ids = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
+        segment_ids = jnp.pad(segment_ids, ((0, 0), (0, -t % TILE)))
         query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, -t % TILE), (0, 0))) for x in (query, key, value))
 
-    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, segments: jax.Array | None) -> jax.Array:
-        ids = None if segments is None else SegmentIds(segments, segments)
+    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        ids = None if segment_ids is None else SegmentIds(segment_ids, segment_ids)
         return flash_attention(query, key, value, segment_ids=ids, causal=causal, sm_scale=width**-0.5)
 
     examples, tensor = batch_axes(b), head_axis(heads)
     if examples or tensor:
         array, row = PartitionSpec(examples, tensor), PartitionSpec(examples)
         kernel = jax.shard_map(kernel, in_specs=(array, array, array, row), out_specs=array, check_vma=False)
-    return kernel(query, key, value, segments)[:, :, :t]
+    return kernel(query, key, value, segment_ids)[:, :, :t]
 
 
 def batch_axes(b: int) -> tuple[str, ...]:

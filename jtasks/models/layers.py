@@ -93,10 +93,10 @@ class Head(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `models/attention.py` defines `segments` [b, t].
+    """Multi-head self-attention; `models/attention.py` defines `segment_ids` [b, t].
 
     If `cache` is a dict, returns a cache of the keys and values of `x`. If `cache` holds keys and values of s earlier
-    positions, each position of `x` attends to itself and to those earlier positions that `segments`, then bool
+    positions, each position of `x` attends to itself and to those earlier positions that `segment_ids`, then bool
     [b, t, s], selects, but not to the rest of `x`.
     """
 
@@ -110,20 +110,22 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
+        self, x: jax.Array, cache: Cache | None, segment_ids: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, Cache | None]:
         b, t, _ = x.shape
         fused = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="query_key_value")(x)
         # Heads come before q, k, v, so the kernel can be sharded by heads.
         fused = fused.reshape(b, t, self.heads, 3, self.width // self.heads)
         query, key, value = jnp.transpose(fused, (3, 0, 2, 1, 4))
-        if cache and segments is not None:
-            mixed = attend.attend_to_past(query, key, value, cache["key"], cache["value"], segments)
+        if cache and segment_ids is not None:
+            mixed = attend.attend_to_past(query, key, value, cache["key"], cache["value"], segment_ids)
         elif self.dropout and not deterministic:
-            mask = attend.attention_mask(t, self.causal, segments)
+            mask = attend.attention_mask(t, self.causal, segment_ids)
             mixed = attend.attention_with_dropout(query, key, value, mask, self.make_rng("dropout"), self.dropout)
         else:
-            mixed = attend.self_attention(query, key, value, causal=self.causal, segments=segments, plain=self.plain)
+            mixed = attend.self_attention(
+                query, key, value, causal=self.causal, segment_ids=segment_ids, plain=self.plain
+            )
         if cache is not None:
             cache = {"key": key, "value": value}
         mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.width)
@@ -138,7 +140,7 @@ class Block(nn.Module):
     each addition (Vaswani et al. 2017, BERT).
 
     Attributes:
-      hidden: width of the feed-forward layer; 0: four times `width`.
+      mlp_dim: width of the feed-forward layer; 0: four times `width`.
       activation: one of ACTIVATIONS.
       norm: `layer` or `rms`.
       plain: use an attention with forward-mode derivatives, which holds all scores in memory.
@@ -148,7 +150,7 @@ class Block(nn.Module):
     heads: int
     causal: bool
     depth: int
-    hidden: int = 0
+    mlp_dim: int = 0
     activation: str = "gelu_tanh"
     norm: str = "layer"
     epsilon: float = 1e-6
@@ -160,7 +162,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, segments: jax.Array | None, deterministic: bool
+        self, x: jax.Array, cache: Cache | None, segment_ids: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
         x = sharding.constrain_batch(x)  # without this XLA may shard activations like the parameters
         # GPT-2's scale keeps the residual stream's variance independent of depth; after a norm the variance is fixed.
@@ -168,15 +170,15 @@ class Block(nn.Module):
         norms = [make_norm(self.norm, self.epsilon, self.dtype, name) for name in ("norm1", "norm2")]
 
         def up_and_down(y: jax.Array) -> jax.Array:
-            hidden = self.hidden or 4 * self.width
-            y = nn.Dense(hidden, dtype=self.dtype, kernel_init=NORMAL, name="up")(y)
+            mlp_dim = self.mlp_dim or 4 * self.width
+            y = nn.Dense(mlp_dim, dtype=self.dtype, kernel_init=NORMAL, name="up")(y)
             down = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02 * scale), name="down")
             return down(ACTIVATIONS[self.activation](y))
 
         options = {"plain": self.plain, "dtype": self.dtype, "name": "attention"}
         attend = Attention(self.width, self.heads, self.causal, scale, self.attention_dropout, **options)
         normed = x if self.post_norm else norms[0](x)
-        y, cache = attend(normed, cache, segments, deterministic)
+        y, cache = attend(normed, cache, segment_ids, deterministic)
         x = x + Dropout(self.dropout, name="dropout1")(y, deterministic)
         x = norms[0](x) if self.post_norm else x
         y = up_and_down(x if self.post_norm else norms[1](x))
@@ -199,8 +201,8 @@ def remat_policy(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
 def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Module:
     """Return `depth` blocks as one scan: compiled once, with parameters stacked along a leading axis.
 
-    The stack is called like a Block: (x, cache, segments, deterministic). For the backward pass each layer saves what
-    `remat_policy` selects, or with `remat` only its input.
+    The stack is called like a Block: (x, cache, segment_ids, deterministic). For the backward pass each layer saves
+    what `remat_policy` selects, or with `remat` only its input.
     """
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else remat_policy),

@@ -95,8 +95,8 @@ class VideoGPT(GPT):
         if self.features:
             parts.insert(0, self.project(video) + self._kind("video"))
         valid = jnp.concatenate(there, axis=1)
-        if valid.shape[1] > self.positions:
-            raise ConfigError(f"video and text take {valid.shape[1]} positions, but the model has {self.positions}")
+        if valid.shape[1] > self.max_length:
+            raise ConfigError(f"video and text take {valid.shape[1]} positions, but the model has {self.max_length}")
         x = jnp.concatenate(parts, axis=1) + self.position(places(valid))
         return self.dropout_in(x, deterministic), valid
 

@@ -18,7 +18,7 @@ class ViT(nn.Module):
     Attributes:
       patch: side of the square patches in pixels; must divide h and w.
       pool: input of the classifier: the `mean` over patches, or a `token` prepended to the patches.
-      hidden, activation, epsilon: see `layers.Block`.
+      mlp_dim, activation, epsilon: see `layers.Block`.
       remat: save only each layer's input for the backward pass, for less memory.
       plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
       dtype: of the computation; None: that of parameters and inputs. Parameters are float32.
@@ -30,7 +30,7 @@ class ViT(nn.Module):
     heads: int
     patch: int
     pool: str = "mean"
-    hidden: int = 0
+    mlp_dim: int = 0
     activation: str = "gelu_tanh"
     epsilon: float = 1e-6
     dropout: float = 0.0
@@ -60,7 +60,7 @@ class ViT(nn.Module):
             width=self.width,
             heads=self.heads,
             causal=False,
-            hidden=self.hidden,
+            mlp_dim=self.mlp_dim,
             activation=self.activation,
             epsilon=self.epsilon,
             dropout=self.dropout,

@@ -31,8 +31,8 @@ ALLOWED: dict[str, str | tuple[str, ...]] = {
     "schedule": ("constant", "linear", "cosine", "rsqrt", "polynomial"),
     "power": "(0, inf)",
     "layer_decay": "(0, 1]",
-    **dict.fromkeys(("decay", "freeze", "embeddings"), "regex"),
-    **dict.fromkeys(("b1", "b2", "b3", "beta3", "adam_b1", "adam_b2", "momentum", "rho"), "[0, 1)"),
+    **dict.fromkeys(("decay_mask", "freeze", "embeddings"), "regex"),
+    **dict.fromkeys(("b1", "b2", "b3", "beta3", "adam_b1", "adam_b2", "decay", "momentum", "rho"), "[0, 1)"),
     **dict.fromkeys(("beta", "decay_rate"), "[0, 1]"),
     **dict.fromkeys(("ns_steps", "rank", "update_proj_gap"), "[1, 2e9]"),
     "preconditioning": ("frobenius", "spectral", "aol", "schatten"),
@@ -54,7 +54,7 @@ def defaults() -> dict[str, Any]:
         "power": 1.0,  # of polynomial
         "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: updates of the run
         "weight_decay": 0.0,
-        "decay": ".*",  # regex (re.search) of the parameters with weight decay
+        "decay_mask": ".*",  # regex (re.search) of the parameters with weight decay
         "freeze": "",  # regex of the parameters to freeze, single layers as blocks/INDEX/...; "": none
         "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it; 1: all alike
         "embeddings": "",  # of layer_decay: regex of the parameters before the layers; "": names in jtasks.models
@@ -65,12 +65,11 @@ def defaults() -> dict[str, Any]:
 def arguments(name: str) -> dict[str, Any]:
     """Return the further fields of `config.optim` for optimizer `name`: optax's scalar arguments and their defaults.
 
-    Omits what other fields set (learning rate, weight decay), masks, dtypes and functions. rmsprop's decay is called
-    `b2`, since `decay` is the regex of weight decay.
+    Omits what other fields set (learning rate, weight decay), masks, dtypes and functions.
 
-    torch's RMSprop(alpha=0.99) is rmsprop with b2=0.99 and eps_in_sqrt=False: optax adds eps to the mean square, torch
-    to its root. radam is torch's, but optax computes the rectification's 1 - b2**t in float32: in the first dozen steps
-    an update is up to 1 % off.
+    torch's RMSprop(alpha=0.99) is rmsprop with decay=0.99 and eps_in_sqrt=False: optax adds eps to the mean square,
+    torch to its root. radam is torch's, but optax computes the rectification's 1 - b2**t in float32: in the first
+    dozen steps an update is up to 1 % off.
 
     Raises:
       ConfigError: there is no such optimizer.
@@ -83,8 +82,7 @@ def arguments(name: str) -> dict[str, Any]:
     _require(known, name, f"optimizer config.optim.name={name!r}")
     values = {field: parameter.default for field, parameter in inspect.signature(known[name]).parameters.items()}
     scalars = {field: value for field, value in values.items() if isinstance(value, bool | int | float | str | None)}
-    named = {"b2" if field == "decay" else field: value for field, value in scalars.items()}
-    return {field: value for field, value in named.items() if not other_fields.search(field)}
+    return {field: value for field, value in scalars.items() if not other_fields.search(field)}
 
 
 def schedule(optim: Any, steps: int) -> optax.Schedule:
@@ -306,9 +304,7 @@ def _named_optimizer(
     name, decay = fields["name"], fields["weight_decay"]
     factory = factories()[name]
     given = {field: fields[field] for field in arguments(name) if field in fields}
-    if name == "rmsprop" and "b2" in given:
-        given["decay"] = given.pop("b2")
-    mask = _mask("decay", fields["decay"], params)
+    mask = _mask("decay_mask", fields["decay_mask"], params)
     if name == "muon":
         return _muon(rate, fields, given, mask, params)
     accepted = inspect.signature(factory).parameters
@@ -323,7 +319,8 @@ def _named_optimizer(
     masks = [field for field in ("mask", "weight_decay_mask") if field in accepted]
     if not masks and not all(jax.tree.leaves(jax.tree.map(lambda hit, used: hit or not np.any(used), mask, train))):
         raise ConfigError(
-            f"{name} decays all trainable parameters or none, but config.optim.decay={fields['decay']!r} selects some; "
+            f"{name} decays all trainable parameters or none, but config.optim.decay_mask={fields['decay_mask']!r}"
+            " selects some; "
             "set it to '.*', weight_decay to 0, or take another optimizer"
         )
     return factory(rate, **given, **dict.fromkeys(masks, mask))

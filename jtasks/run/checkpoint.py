@@ -225,10 +225,10 @@ def require(folder: pathlib.Path, step: int) -> int:
     return step
 
 
-def best(values: Mapping[int, float], metric: str) -> int | None:
-    """Return the step with the best finite value: the lowest, or the highest if `metric` begins with "-"."""
+def best(values: Mapping[int, float], mode: str) -> int | None:
+    """Return the step with the best finite value: the lowest if `mode` is "min", the highest if it is "max"."""
     finite = {step: value for step, value in values.items() if math.isfinite(value)}
-    choose = max if metric.startswith("-") else min
+    choose = max if mode == "max" else min
     return choose(finite, key=lambda step: finite[step], default=None)
 
 

@@ -188,7 +188,7 @@ class Hooks:
                 values |= evaluate.scores(job, self.predict, state.eval_params, examples)
             if self.predict is not None and job.config.show_count and hasattr(job.task, "show_fn"):
                 self._show(predict.show(job, self.predict, state.eval_params, examples), split, step)
-            best, _, metric = job.config.best.removeprefix("-").partition("/")
+            best, _, metric = job.config.best.partition("/")
             if best == split and metric not in values:  # the run was resumed with another config.best
                 self.log.warn(f"config.best={job.config.best}: the metrics of {split} are {', '.join(values)}")
             self.log.evaluation(step, split, values, time.perf_counter() - begun)
@@ -237,8 +237,6 @@ class Hooks:
         """Return the saved `steps` that are neither among the newest nor the best by `config.best`."""
         config = self.job.config
         keep = set(steps[-config.keep :])
-        values = {
-            step: value for step, value in self.log.values(config.best.removeprefix("-")).items() if step in steps
-        }
-        best = checkpoint.best(values, config.best)
+        values = {step: value for step, value in self.log.values(config.best).items() if step in steps}
+        best = checkpoint.best(values, config.best_mode)
         return [step for step in steps if step not in keep | {best}]

@@ -83,13 +83,13 @@ class Job(NamedTuple):
         return sharding.on_mesh(self.mesh, self.config.sharding, function)
 
     def lengths(self, examples: pipeline.Examples) -> np.ndarray | None:
-        """Return the tokens of each example [n], by default its non-zero `segments`; None if there are neither."""
+        """Return the tokens of each example [n], by default its non-zero `segment_ids`; None if there are neither."""
         if not isinstance(examples, Mapping):
             return None
         if hasattr(self.task, "lengths"):
             return np.asarray(self.task.lengths(examples, self.config))
-        segments = examples.get("segments") if "segments" in getattr(self.task, "SEQUENCE_KEYS", ()) else None
-        return np.count_nonzero(segments, axis=1) if segments is not None and segments.ndim == 2 else None
+        segment_ids = examples.get("segment_ids") if "segment_ids" in getattr(self.task, "SEQUENCE_KEYS", ()) else None
+        return np.count_nonzero(segment_ids, axis=1) if segment_ids is not None and segment_ids.ndim == 2 else None
 
     def assets(self) -> dict[str, str]:
         """Return {file name: text} of the files that give the parameters meaning: tokenizer and the task's assets.
@@ -108,7 +108,7 @@ class Job(NamedTuple):
         if lengths is None:
             raise ConfigError(
                 f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not give the lengths of its"
-                " examples: it needs SEQUENCE_KEYS with 'segments' among them or lengths(examples, config), and a"
+                " examples: it needs SEQUENCE_KEYS with 'segment_ids' among them or lengths(examples, config), and a"
                 " dataset of arrays; or set it to 0"
             )
         return buckets.plan(

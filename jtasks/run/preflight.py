@@ -67,7 +67,7 @@ def check_best(best: str, names: Mapping[str, set[str]]) -> None:
       best: as in the config.
       names: the metrics of each split that exists.
     """
-    split, _, metric = best.removeprefix("-").partition("/")
+    split, _, metric = best.partition("/")
     if best and split not in names:
         warn(f"config.best={best}, but there is no {split} split: the newest checkpoints are kept")
     elif best and metric not in names[split]:

@@ -127,21 +127,21 @@ def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
     if which.isdigit():
         return checkpoint.require(checkpoints, int(which))
     if which == "best":
-        return checkpoint.require(checkpoints, _best_step(config.best, folder))
+        return checkpoint.require(checkpoints, _best_step(config, folder))
     step = checkpoint.newest(checkpoints, console.warn)
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints}: train first, with the same --config and --workdir")
     return step
 
 
-def _best_step(metric: str, folder: pathlib.Path) -> int:
-    split, _, name = metric.removeprefix("-").partition("/")
+def _best_step(config: Config, folder: pathlib.Path) -> int:
+    split, _, name = config.best.partition("/")
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
     steps = checkpoint.saved_steps(folder / "checkpoints")
     measured = [r for r in records.read(folder / "metrics.jsonl", console.warn) if r["split"] == split]
     values = {r["step"]: r[name] for r in measured if r["step"] in steps and isinstance(r.get(name), float | int)}
-    step = checkpoint.best(values, metric)
+    step = checkpoint.best(values, config.best_mode)
     if step is None:
         raise CheckpointError(
             f"{folder / 'metrics.jsonl'} has no finite {split}/{name} of a checkpoint that is kept"

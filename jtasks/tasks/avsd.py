@@ -31,7 +31,7 @@ SEQUENCE_KEYS = ("context", "kinds")  # what config.batch_tokens may cut
 def defaults() -> dict[str, Any]:
     """Return the fields of the GPT, the dialogues and videos, the weight of the video's term, and the beam search."""
     return {
-        **models.fields(models.VideoGPT, omit=["outputs"], filled=["vocab", "positions", "features"]),
+        **models.fields(models.VideoGPT, omit=["outputs"], filled=["vocab", "max_length", "features"]),
         "model.end": Field(int),  # id that ends an answer, filled from the tokenizer
         "data.train": Field(str, None, ""),  # a file of dialogues; "": the first existing official name
         "data.valid": Field(str, None, ""),
@@ -45,8 +45,8 @@ def defaults() -> dict[str, Any]:
         "data.frames": Field(int, "[1, 2e9]", 40),  # maximum number of feature vectors of a video
         "data.max_turns": Field(int, "[0, 2e9]", 3),  # before the turn to answer
         "data.use_caption": Field(bool, None, True),
-        "data.context": Field(int, "[1, 2e9]", 256),  # maximum number of tokens before the answer
-        "data.answer": Field(int, "[1, 2e9]", 48),  # maximum number of tokens of a training answer
+        "data.max_context_tokens": Field(int, "[1, 2e9]", 256),  # maximum number of tokens before the answer
+        "data.max_answer_tokens": Field(int, "[1, 2e9]", 48),  # maximum number of tokens of a training answer
         "video_loss": Field(float, "[0, inf)", 1.0),  # weight of the squared error of predicted features
         **decode.BEAM,
         "score.protocol": Field(str, None, "plain"),
@@ -82,8 +82,8 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         turns,
         lambda text: tokenizers.encode(tokenizer, [text])[0].ids,
         _mark(config),
-        context_size=data.context,
-        answer_size=data.answer,
+        context_size=data.max_context_tokens,
+        answer_size=data.max_answer_tokens,
         max_turns=data.max_turns,
         use_caption=data.use_caption,
     )
@@ -111,8 +111,8 @@ def model_args(config: Config) -> dict[str, Any]:
         videos = [dialogue["image_id"] for dialogue in _train(config)]
         _features(config).require(videos)
         frames, width = data.frames, _features(config).width(videos[0])
-    positions = frames + data.context + max(data.answer, config.beam.max_len)
-    return {"positions": positions, "features": width, "end": _mark(config)}
+    positions = frames + data.max_context_tokens + max(data.max_answer_tokens, config.beam.max_len)
+    return {"max_length": positions, "features": width, "end": _mark(config)}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

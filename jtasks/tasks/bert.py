@@ -32,14 +32,14 @@ Batch = dict[str, jax.Array]
 def defaults() -> dict[str, Any]:
     """Return the fields of the BERT, the text, and the masking."""
     return {
-        **models.fields(models.BERT, omit=["labels", "classifier_dropout"], filled=["vocab", "positions"]),
+        **models.fields(models.BERT, omit=["labels", "classifier_dropout"], filled=["vocab", "max_length"]),
         **{f"model.{name}": Field(int) for name in IDS},
         **text.FIELDS,
         "data.tokenizer": Field(str, None, "wordpiece:30522"),  # a file, a folder, or the kind to train
         "data.length": Field(int, "[5, 2e9]", 128),  # number of tokens of a pair
-        "data.duplicates": Field(int, "[1, 2e9]", 5),  # passes over the text, each with different pairs
-        "data.masked": Field(float, "(0, 1]", 0.15),  # fraction of the tokens to predict
-        "data.predictions": Field(int, "[1, 2e9]", 20),  # maximum number of predicted tokens in an example
+        "data.dupe_factor": Field(int, "[1, 2e9]", 5),  # passes over the text, each with different pairs
+        "data.mask_rate": Field(float, "(0, 1]", 0.15),  # fraction of the tokens to predict
+        "data.max_predictions": Field(int, "[1, 2e9]", 20),  # maximum number of predicted tokens in an example
         "data.whole_words": Field(bool, None, False),  # hide all pieces of a word or none
     }
 
@@ -90,7 +90,7 @@ def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions, and the ids that masking needs."""
     tokenizer = tokenizers.of(config, texts)
     ids = {field: tokenizers.special(tokenizer, name) for field, name in IDS.items()}
-    return {"positions": config.data.length, **ids}
+    return {"max_length": config.data.length, **ids}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.nd
         sources,
         [text.identity(source.paths, source.part, source.valid), tokenizer.to_str()],
         length=config.data.length,
-        duplicates=config.data.duplicates if split == "train" else 1,
+        duplicates=config.data.dupe_factor if split == "train" else 1,
         seed=config.seed,
         folder=folder,
     )
@@ -158,21 +158,23 @@ def _model(config: Config) -> Any:
 
 
 def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
-    """Return tokens, types, segments [b, t]; places, labels and weights [b, m] of the hidden tokens."""
-    tokens, types, segments = (batch[name].astype(jnp.int32) for name in ("tokens", "types", "segments"))
+    """Return tokens, token_types, segment_ids [b, t]; places, labels and weights [b, m] of the hidden tokens."""
+    tokens, token_types, segment_ids = (
+        batch[name].astype(jnp.int32) for name in ("tokens", "token_types", "segment_ids")
+    )
     if "places" in batch:
         places = batch["places"]
-        return tokens, types, segments, places, batch["labels"], (places > 0).astype(jnp.float32)
+        return tokens, token_types, segment_ids, places, batch["labels"], (places > 0).astype(jnp.float32)
     model = config.model
     special = (tokens == model.first_token) | (tokens == model.separator)
     masked = masking.mask(
         tokens,
-        (segments > 0) & ~special,
+        (segment_ids > 0) & ~special,
         augment.keys(batch.get("seed")),
-        rate=config.data.masked,
-        places=config.data.predictions,
+        rate=config.data.mask_rate,
+        places=config.data.max_predictions,
         vocab=model.vocab,
         mask_token=model.mask_token,
         begins=batch["begins"] > 0 if "begins" in batch else None,
     )
-    return masked.inputs, types, segments, masked.places, masked.labels, masked.weights
+    return masked.inputs, token_types, segment_ids, masked.places, masked.labels, masked.weights

@@ -22,7 +22,7 @@ from jtasks.ranges import Field
 Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForMultipleChoice"
-INPUTS = ("tokens", "types", "segments")
+INPUTS = ("tokens", "token_types", "segment_ids")
 FIELDS: dict[str, dict[str, values.Check]] = {
     "swag": {
         "sent1": values.content,
@@ -42,7 +42,7 @@ FIELDS: dict[str, dict[str, values.Check]] = {
 def defaults() -> dict[str, Any]:
     """Return the fields of the BERT, the files of the splits, and their format."""
     return {
-        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **models.fields(models.BERT, filled=["vocab", "max_length", "labels"]),
         **encoding.FIELDS,
         "data.fields": Field(str, tuple(FIELDS), "swag"),  # the data set whose columns the files have
     }
@@ -87,7 +87,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions, and of logits per choice."""
-    return {"positions": config.data.length, "labels": 1}
+    return {"max_length": config.data.length, "labels": 1}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

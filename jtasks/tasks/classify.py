@@ -23,16 +23,16 @@ from jtasks.ranges import Field
 Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForSequenceClassification"
-SEQUENCE_KEYS = ("tokens", "types", "segments")
+SEQUENCE_KEYS = ("tokens", "token_types", "segment_ids")
 
 
 def defaults() -> dict[str, Any]:
     """Return the fields of the BERT, the files of the splits, and their columns of the texts and the class."""
     return {
-        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **models.fields(models.BERT, filled=["vocab", "max_length", "labels"]),
         **encoding.FIELDS,
-        "data.first": Field(str, None, "sentence"),  # column of the text
-        "data.second": Field(str, None, ""),  # column of the second text of a pair; "": none
+        "data.text": Field(str, None, "sentence"),  # column of the text
+        "data.text_pair": Field(str, None, ""),  # column of the second text of a pair; "": none
         "data.label": Field(str, None, "label"),  # column of the class
         "data.labels": Field(tuple, None, ()),  # names of the classes in order; (): the sorted names in train
     }
@@ -41,7 +41,7 @@ def defaults() -> dict[str, Any]:
 def texts(config: Config) -> Iterator[str]:
     """Return the texts of the train split."""
     for row in _rows("train", config) or []:
-        yield from (row[field] for field in (config.data.first, config.data.second) if field)
+        yield from (row[field] for field in (config.data.text, config.data.text_pair) if field)
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
@@ -55,8 +55,8 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     rows = _rows(split, config)
     if rows is None:
         return None
-    first = [row[config.data.first] for row in rows]
-    second = [row[config.data.second] for row in rows] if config.data.second else None
+    first = [row[config.data.text] for row in rows]
+    second = [row[config.data.text_pair] for row in rows] if config.data.text_pair else None
     for number, (a, b) in enumerate(zip(first, second or first, strict=True)):
         if not (a.strip() or b.strip()):
             raise DataError(f"{config.data[split]}: both texts of example {number} are empty")
@@ -66,7 +66,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         labels = []
     if unknown := sorted(set(labels) - set(numbers)):
         raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
-    columns = {"first": first} | ({} if second is None else {"second": second})
+    columns = {"text": first} | ({} if second is None else {"text_pair": second})
     return {
         **encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length),
         **({"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}),
@@ -76,7 +76,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions and of classes."""
-    return {"positions": config.data.length, "labels": len(_classes(config))}
+    return {"max_length": config.data.length, "labels": len(_classes(config))}
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -127,7 +127,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     names = _classes(config)
     lines = []
     for example, output in zip(examples, outputs, strict=True):
-        text = " | ".join(example[name].strip() for name in ("first", "second") if name in example)
+        text = " | ".join(example[name].strip() for name in ("text", "text_pair") if name in example)
         said = f"{names[int(output['label'])]} ({output['probability']:.3f})"
         true = names[int(example["label"])] if "label" in example else "(not told)"
         lines.append(f"{said}, truly {true}: {text}")
@@ -157,8 +157,8 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
     data = config.data
     if not data[split]:
         return None
-    check = values.text if data.second else values.content  # one text of a pair may be empty
-    fields = {data.first: check, **({data.second: check} if data.second else {}), data.label: values.label}
+    check = values.text if data.text_pair else values.content  # one text of a pair may be empty
+    fields = {data.text: check, **({data.text_pair: check} if data.text_pair else {}), data.label: values.label}
     optional = () if split == "train" else (data.label,)
     return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
 

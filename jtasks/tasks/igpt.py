@@ -32,7 +32,7 @@ HF_ARCHITECTURE = "ImageGPTForCausalImageModeling"
 def defaults() -> dict[str, Any]:
     """Return the fields of the GPT, the palette, the images, and the sampling of completions."""
     return {
-        **models.fields(models.GPT, omit=["vocab", "outputs"], filled=["positions"]),
+        **models.fields(models.GPT, omit=["vocab", "outputs"], filled=["max_length"]),
         "model.palette": Field(tuple),  # ((level,), ...) or ((r, g, b), ...), filled from the data, as are these three
         "model.num_colors": Field(int, "[1, 2e9]"),
         "model.shape": Field(tuple, "[1, inf)"),

@@ -29,7 +29,7 @@ HF_ARCHITECTURE = "GPT2LMHeadModel"
 def defaults() -> dict[str, Any]:
     """Return the fields of the GPT, the text, and the sampling."""
     return {
-        **models.fields(models.GPT, omit=["outputs"], filled=["vocab", "positions"]),
+        **models.fields(models.GPT, omit=["outputs"], filled=["vocab", "max_length"]),
         "model.end": Field(int),  # id that ends a packed document, filled from the tokenizer
         **text.FIELDS,
         "data.documents": Field(str, text.DOCUMENTS, "file"),  # file, blank (separated by blank lines) or line
@@ -75,7 +75,7 @@ def dataset(split: str, config: Config) -> Any:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions, and for packed documents the id that ends a document."""
     end = tokenizers.special(tokenizers.of(config, texts), *tokens.ENDS) if config.data.packed else -1
-    return {"positions": config.data.length, "end": end}
+    return {"max_length": config.data.length, "end": end}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -117,8 +117,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     keys = augment.keys(batch.get("seed"))
 
     def go_on(prompt: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
-        segments = _packing(prompt, config)["segments"]
-        valid = None if segments is None else segments == segments[:, -1:]
+        segment_ids = _packing(prompt, config)["segment_ids"]
+        valid = None if segment_ids is None else segment_ids == segment_ids[:, -1:]
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, turn)[:, None]
         options = {"valid": valid, **decode.options(config.sample)}
         drawn = models.generate(_model(config), params, prompt, own, fresh, **options)[:, 0]
@@ -167,8 +167,8 @@ def _model(config: Config) -> Any:
 def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:
     """Return the document number and position of each input [b, t]; the end of a document opens the next."""
     if not config.data.packed:
-        return {"segments": None, "positions": None}
+        return {"segment_ids": None, "positions": None}
     opens = inputs == config.model.end
     places = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None], inputs.shape)
     start = jax.lax.cummax(jnp.where(opens, places, 0), axis=1)
-    return {"segments": jnp.cumsum(opens, axis=1) + 1, "positions": places - start}
+    return {"segment_ids": jnp.cumsum(opens, axis=1) + 1, "positions": places - start}

@@ -21,18 +21,18 @@ from jtasks.ranges import Field
 Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForQuestionAnswering"
-SEQUENCE_KEYS = ("tokens", "types", "segments")
+SEQUENCE_KEYS = ("tokens", "token_types", "segment_ids")
 
 
 def defaults() -> dict[str, Any]:
     """Return the fields of the BERT, the files of the splits, their lengths, and the number of spans."""
     return {
-        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **models.fields(models.BERT, filled=["vocab", "max_length", "labels"]),
         **encoding.FIELDS,
-        "data.question": Field(int, "[1, 2e9]", 64),  # maximum number of tokens of a question
+        "data.max_question_tokens": Field(int, "[1, 2e9]", 64),  # maximum number of tokens of a question
         "data.stride": Field(int, "[1, 2e9]", 128),  # tokens from one window of a context to the next
-        "data.answer": Field(int, "[1, 2e9]", 30),  # maximum number of tokens of an answer
-        "data.best": Field(int, "[1, 2e9]", 20),  # number of spans kept per window and per question
+        "data.max_answer_tokens": Field(int, "[1, 2e9]", 30),  # maximum number of tokens of an answer
+        "data.num_spans": Field(int, "[1, 2e9]", 20),  # number of spans kept per window and per question
         "data.unanswerable": Field(bool, None, False),  # some questions have no answer, as in SQuAD 2.0
         "data.threshold": Field(float, "(-inf, inf)", 0.0),  # no answer if its score exceeds the best span's by more
     }
@@ -59,13 +59,13 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         raise DataError(f"{data[split]}: question {untold[0]!r} has no 'answers', which training needs")
     if not data.unanswerable and any(question.answers == [] for question in questions):
         raise DataError(f"{data[split]} has questions without answers: set config.data.unanswerable=True")
-    sizes = {"length": data.length, "question": data.question, "stride": data.stride}
+    sizes = {"length": data.length, "question": data.max_question_tokens, "stride": data.stride}
     return squad.windows(tokenizers.of(config, texts), questions, **sizes)
 
 
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions and of logits."""
-    return {"positions": config.data.length, "labels": 2}
+    return {"max_length": config.data.length, "labels": 2}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
@@ -99,28 +99,28 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     """Predict the best spans of each window.
 
     Returns:
-      `start` and `end` [b, n], the first and the last token of the `config.data.best` best spans of the context with at
-      most `config.data.answer` tokens; their `score` [b, n], the sum of the two logits, descending; and `none` [b],
-      that of the first token, which stands for no answer. What is no span has a score of -1e30.
+      `start` and `end` [b, n], the first and the last token of the `config.data.num_spans` best spans of the context
+      with at most `config.data.max_answer_tokens` tokens; their `score` [b, n], the sum of the two logits, descending;
+      and `none` [b], that of the first token, which stands for no answer. What is no span has a score of -1e30.
     """
     start, end = jnp.moveaxis(_logits(params, batch, None, config), -1, 0)
     b, t = start.shape
-    real = batch["segments"] > 0
+    real = batch["segment_ids"] > 0
     follows = jnp.pad(real[:, 1:], ((0, 0), (0, 1)))  # all but the [SEP] after the context
-    context = (batch["types"] > 0) & real & follows
-    width = min(config.data.answer, t)
+    context = (batch["token_types"] > 0) & real & follows
+    width = min(config.data.max_answer_tokens, t)
     padding = ((0, 0), (0, width))
     ends = jnp.pad(jnp.where(context, end, squad.NO_SPAN), padding, constant_values=squad.NO_SPAN)
     scores = jnp.stack([start + ends[:, more : more + t] for more in range(width)], axis=-1)  # [b, t, width]
     scores = jnp.maximum(jnp.where(context[:, :, None], scores, squad.NO_SPAN), squad.NO_SPAN)
-    best, places = jax.lax.top_k(scores.reshape(b, -1), min(config.data.best, t * width))
+    best, places = jax.lax.top_k(scores.reshape(b, -1), min(config.data.num_spans, t * width))
     first = places // width
     return {"start": first, "end": first + places % width, "score": best, "none": start[:, 0] + end[:, 0]}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Compute exact match and F1 of the official scripts; of version 2.0 with unanswerable questions."""
-    predictions = squad.predictions(examples, outputs, config.data.best)
+    predictions = squad.predictions(examples, outputs, config.data.num_spans)
     if untold := [p.question.name for p in predictions if p.question.answers is None]:
         raise DataError(
             f"question {untold[0]!r} has no 'answers' to compare with: leave such a file out of training and give it to"
@@ -136,7 +136,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format questions, predicted answers and true answers."""
     lines = []
-    for predicted in squad.predictions(examples, outputs, config.data.best):
+    for predicted in squad.predictions(examples, outputs, config.data.num_spans):
         question, threshold = predicted.question, _threshold(config)
         true = " | ".join(dict.fromkeys(text for _, text in question.answers or ()))
         true = "(not told)" if question.answers is None else true or "(no answer)"
@@ -147,7 +147,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format the official predictions, {id: text}, the best spans of each question, and the odds of no answer."""
-    return squad.prediction_files(squad.predictions(examples, outputs, config.data.best), _threshold(config))
+    return squad.prediction_files(squad.predictions(examples, outputs, config.data.num_spans), _threshold(config))
 
 
 def _threshold(config: Config) -> float | None:
@@ -165,7 +165,7 @@ def _inputs(batch: Batch) -> tuple[jax.Array, ...]:
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:
     """Return logits [b, t, 2] of the first and the last token; padding is never chosen."""
     logits = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="tag")
-    return jnp.where(batch["segments"][:, :, None] > 0, logits, squad.NO_SPAN)
+    return jnp.where(batch["segment_ids"][:, :, None] > 0, logits, squad.NO_SPAN)
 
 
 def _questions(split: str, config: Config) -> list[squad.Question] | None:

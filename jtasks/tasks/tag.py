@@ -22,13 +22,13 @@ from jtasks.ranges import Field
 Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForTokenClassification"
-SEQUENCE_KEYS = ("tokens", "segments", "labels", "starts")
+SEQUENCE_KEYS = ("tokens", "segment_ids", "labels", "starts")
 
 
 def defaults() -> dict[str, Any]:
     """Return the fields of the BERT, the files of the splits, and their columns of words and tags."""
     return {
-        **models.fields(models.BERT, filled=["vocab", "positions", "labels"]),
+        **models.fields(models.BERT, filled=["vocab", "max_length", "labels"]),
         **encoding.FIELDS,
         "data.word": Field(int, None, 0),  # column of the word
         "data.tag": Field(int, None, -1),  # column of the tag
@@ -60,7 +60,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions and of tags."""
-    return {"positions": config.data.length, "labels": 1 + 2 * len(_types(config))}
+    return {"max_length": config.data.length, "labels": 1 + 2 * len(_types(config))}
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -143,7 +143,7 @@ def _model(config: Config) -> Any:
 
 def _inputs(batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
     tokens = batch["tokens"]
-    return tokens, jnp.zeros_like(tokens), batch["segments"].astype(jnp.int32)
+    return tokens, jnp.zeros_like(tokens), batch["segment_ids"].astype(jnp.int32)
 
 
 def _logits(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> jax.Array:

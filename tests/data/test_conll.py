@@ -102,10 +102,10 @@ def test_every_word_has_one_label_in_one_window(tokenizer, texts, length):
         assert [word for row in rows for word in found["words"][row]] == sentence.words
         assert [tag for row in rows for tag in found["tags"][row]] == sentence.tags
     assert (np.diff(found["sentence"]) >= 0).all()
-    segments, labels, tokens = found["segments"], found["labels"], found["tokens"]
-    assert (segments.sum(1) <= length).all() and (labels[segments == 0] == -1).all()
+    segment_ids, labels, tokens = found["segment_ids"], found["labels"], found["tokens"]
+    assert (segment_ids.sum(1) <= length).all() and (labels[segment_ids == 0] == -1).all()
     assert (tokens[:, 0] == tokenizer.token_to_id("[CLS]")).all() and (labels[:, 0] == -1).all()
-    assert (tokens[np.arange(len(tokens)), segments.sum(1) - 1] == tokenizer.token_to_id("[SEP]")).all()
+    assert (tokens[np.arange(len(tokens)), segment_ids.sum(1) - 1] == tokenizer.token_to_id("[SEP]")).all()
 
 
 def test_a_sentence_that_fits_is_one_window_of_all_its_pieces(tokenizer):
@@ -124,7 +124,7 @@ def test_a_long_sentence_is_cut_between_words(tokenizer):
     pieces = [len(tokenizer.encode(word, add_special_tokens=False).ids) for word in words[:2]]
     assert len(found["words"]) > 1
     for row, kept in enumerate(found["words"]):
-        assert found["segments"][row].sum() == 2 + sum(pieces[words.index(word)] for word in kept)
+        assert found["segment_ids"][row].sum() == 2 + sum(pieces[words.index(word)] for word in kept)
 
 
 def test_no_room_is_an_error(tokenizer):

@@ -38,8 +38,8 @@ def test_pairs_are_cut_and_marked_as_bert_does(tokenizer, one, two, length):
     expected = [2, *a, 3, *b, 3]
     n = len(expected)
     assert found["tokens"][0].tolist() == expected + [0] * (length - n)
-    assert found["types"][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * (length - n)
-    assert found["segments"][0].tolist() == [1] * n + [0] * (length - n)
+    assert found["token_types"][0].tolist() == [0] * (len(a) + 2) + [1] * (len(b) + 1) + [0] * (length - n)
+    assert found["segment_ids"][0].tolist() == [1] * n + [0] * (length - n)
 
 
 @settings(deadline=None, max_examples=30)
@@ -48,10 +48,14 @@ def test_single_texts_lose_their_end(tokenizer, one, length):
     found = encoding.pairs(tokenizer, [text(0, one), "w1"], None, length)
     kept = min(one, length - 2)
     assert found["tokens"][0, : kept + 2].tolist() == [2, *range(5, 5 + kept), 3]
-    assert found["segments"].sum(1).tolist() == [kept + 2, 3]
-    assert not found["types"].any()
+    assert found["segment_ids"].sum(1).tolist() == [kept + 2, 3]
+    assert not found["token_types"].any()
     assert {x.shape for x in found.values()} == {(2, length)}
-    assert {name: x.dtype for name, x in found.items()} == {"tokens": np.int32, "types": np.uint8, "segments": np.uint8}
+    assert {name: x.dtype for name, x in found.items()} == {
+        "tokens": np.int32,
+        "token_types": np.uint8,
+        "segment_ids": np.uint8,
+    }
 
 
 def test_lengths_without_room_are_an_error(tokenizer):

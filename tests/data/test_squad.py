@@ -139,14 +139,14 @@ def test_windows_cover_the_context_and_hold_the_answer(tokenizer, data):
     asked = tokenizer.encode(entry.text, add_special_tokens=False).ids[:3]
     seen = set()
     for row in range(len(found["tokens"])):
-        begin, offsets, segments = int(found["begin"][row]), found["offsets"][row], found["segments"][row]
+        begin, offsets, segment_ids = int(found["begin"][row]), found["offsets"][row], found["segment_ids"][row]
         tokens = found["tokens"][row, begin : begin + len(offsets)]
         place = row * stride
         assert tokens.tolist() == whole.ids[place : place + len(offsets)]
         assert [tuple(pair) for pair in offsets] == whole.offsets[place : place + len(offsets)]
         assert found["tokens"][row, 1 : begin - 1].tolist() == asked
-        assert segments.sum() == begin + len(offsets) + 1 <= length
-        assert found["types"][row].sum() == len(offsets) + 1 and found["types"][row, begin] == 1
+        assert segment_ids.sum() == begin + len(offsets) + 1 <= length
+        assert found["token_types"][row].sum() == len(offsets) + 1 and found["token_types"][row, begin] == 1
         seen |= set(range(place, place + len(offsets)))
         if found["start"][row]:
             a, b = found["start"][row] - begin, found["end"][row] - begin

@@ -171,7 +171,7 @@ def test_wrong_ways_of_reading_text_are_told(tmp_path):
                 list(text.documents([path], kind))
     with pytest.raises(ConfigError, match=r"config.data.documents='word' must be one of file, blank, line"):
         list(text.documents([path], "word"))
-    with pytest.raises(ConfigError, match=r"config.data.valid=1.0 must be at least 0 and less than 1"):
+    with pytest.raises(ConfigError, match=r"config.data.valid_fraction=1.0 must be at least 0 and less than 1"):
         list(text.documents([path], "line", valid=1.0))
 
 
@@ -378,8 +378,8 @@ def test_an_example_has_its_special_tokens_types_and_padding(paired):
         ids = [2, *sources["tokens"][a:b], 3, *sources["tokens"][c:d], 3]
         padding = [0] * (48 - len(ids))
         np.testing.assert_array_equal(example["tokens"], ids + padding)
-        np.testing.assert_array_equal(example["segments"], [1] * len(ids) + padding)
-        np.testing.assert_array_equal(example["types"], [0] * (b - a + 2) + [1] * (d - c + 1) + padding)
+        np.testing.assert_array_equal(example["segment_ids"], [1] * len(ids) + padding)
+        np.testing.assert_array_equal(example["token_types"], [0] * (b - a + 2) + [1] * (d - c + 1) + padding)
         np.testing.assert_array_equal(example["begins"], begins[example["tokens"]])
         assert example["next"] == labels[index] and example["tokens"].dtype == np.uint16
     assert "begins" not in pairs.Pairs(sources["tokens"], spans, labels, 48, 2, 3)[0]
