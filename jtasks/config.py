@@ -37,7 +37,7 @@ FIELDS = {
     "eval_every": Field(int, "[0, inf)", 0),  # steps; 0: only at the end
     "save_every": Field(int, "[0, inf)", 1000),  # steps; 0: only at the end
     "log_every": Field(int, "[1, inf)", 50),
-    "log.to": Field(tuple, None, ("tensorboard",)),  # or MODULE:FUNCTION, FILE.py:FUNCTION; (): none
+    "log.to": Field(tuple, None, ("tensorboard",)),  # wandb, mlflow, MODULE:FUNCTION, FILE.py:FUNCTION
     "keep": Field(int, "[1, inf)", 2),  # number of newest checkpoints to keep
     "best": Field(str, None, ""),  # such as "valid/loss": keep the checkpoint with the best value of this metric too
     "best_mode": Field(str, ("min", "max"), "min"),  # whether the lowest or the highest value is the best

@@ -72,6 +72,7 @@ OTHER_VALUES = {
     "eval_every": ("9", 9),
     "save_every": ("0", 0),
     "log_every": ("2", 2),
+    "log.to": ("wandb,mine.py:logger", ("wandb", "mine.py:logger")),
     "keep": ("4", 4),
     "best": ("valid/loss", "valid/loss"),
     "best_mode": ("max", "max"),

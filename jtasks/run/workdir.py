@@ -47,6 +47,8 @@ OWN = (
     "export",
     "show",
     "tensorboard",
+    "wandb",
+    "mlflow",
 )
 
 

@@ -29,7 +29,7 @@ Values = Mapping[str, float | str | np.ndarray]
 Write = Callable[[int, str, Values], None]
 Logger = Callable[[Config, pathlib.Path, int], contextlib.AbstractContextManager[Write]]
 
-SHIPPED = ("tensorboard",)
+SHIPPED = {"tensorboard": "tensorboardX", "wandb": "wandb", "mlflow": "mlflow"}  # the package that each needs
 
 
 def find(names: Sequence[str]) -> dict[str, Logger]:
@@ -41,7 +41,14 @@ def find(names: Sequence[str]) -> dict[str, Logger]:
     return {name: _find(name) for name in names}
 
 
+def known_id(path: pathlib.Path, start: int) -> str | None:
+    """Return the id of a service's run that a resumed run continues; None for a fresh run."""
+    return path.read_text().strip() or None if start and path.is_file() else None
+
+
 def _find(name: str) -> Logger:
+    if not isinstance(name, str):
+        raise ConfigError(f"config.log.to must hold names of loggers, not {ranges.shown(name)}")
     shipped = name in SHIPPED
     place, _, function = (f"{__name__}.{name}", "", "logger") if shipped else name.rpartition(":")
     if not place:
@@ -50,6 +57,7 @@ def _find(name: str) -> Logger:
             f"config.log.to has no logger {name!r}{near}; your own is MODULE:FUNCTION or FILE.py:FUNCTION"
         )
     try:
+        importlib.import_module(SHIPPED.get(name, "jtasks"))
         module = task.load_file(place) if place.endswith(".py") else importlib.import_module(place)
     except ConfigError:
         raise
@@ -95,11 +103,11 @@ class Loggers:
     def _guard(self, name: str) -> Any:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             context, _ = self._open.pop(name, (None, None))
             self._warn(
                 f"logger {name} failed ({type(error).__name__}: {error}): it gets nothing more; training goes on"
             )
             if context is not None:
-                with contextlib.suppress(Exception):
+                with contextlib.suppress(Exception, SystemExit):
                     context.__exit__(type(error), error, error.__traceback__)
