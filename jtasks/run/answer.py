@@ -9,7 +9,7 @@ from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import inputs
 from jtasks.errors import DataError
-from jtasks.run import row_files
+from jtasks.run import row_files, signals
 from jtasks.run.inference import Run
 from jtasks.run.restore import open_alone
 from jtasks.writing import require_writable
@@ -42,6 +42,7 @@ def run(
       ConfigError: source, output or config are wrong.
       DataError: an input is bad, with its place, or all inputs are.
       ClosedOutputError: stdout is a pipe that nobody reads any more.
+      Stopped: a signal came; nothing is left of the output file.
     """
     if output is not None:
         row_files.check_suffix(output, arrays=function == "embed")
@@ -50,7 +51,7 @@ def run(
     model = Run(open_alone(config, workdir, which))
     if source == inputs.STDIN and sys.stdin is not None and sys.stdin.isatty():
         say("type an input for an answer; Ctrl-D ends")
-    with row_files.open_rows(output) as write:
+    with signals.raise_stopped(), row_files.open_rows(output) as write:
         answers = _Answers(write, skip_bad, keep_errors=output is None or output.suffix.lower() == ".jsonl")
         for index, result in model.stream(answers.values(reading), function, answers.skip):
             answers.add(index, result)

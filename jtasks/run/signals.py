@@ -14,6 +14,7 @@ from jtasks.distributed import processes
 from jtasks.errors import EXIT_STOPPED
 
 GRACE_SECONDS = 5.0
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and the same command goes on
@@ -135,3 +136,27 @@ class Stop:
                         processes.end(f"error: the state could not be saved: {error}", 1)
                     text = "stopped; run the same command again to resume from the newest checkpoint"
                     processes.end(text, EXIT_STOPPED)
+
+
+@contextlib.contextmanager
+def raise_stopped() -> Iterator[None]:
+    """Make a signal raise Stopped in the main thread, so that a file that is written meanwhile leaves nothing behind.
+
+    Installs nothing outside the main thread. A second signal ends the process at once.
+    """
+    numbers = [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]  # as SIGHUP under nohup
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_DFL)
+        raise Stopped(f"{signal.Signals(number).name}: stopped; run the same command again")
+
+    if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses handlers
+        yield
+        return
+    previous = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
