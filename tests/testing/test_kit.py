@@ -221,7 +221,7 @@ def test_a_wrong_shape_is_told(changes, words):
 
 def test_an_exception_names_function_and_line():
     results = outcome(module(eval_fn=misnamed_entry))
-    assert "test_testing.py" in results[SHAPE].detail and 'batch["points"]' in results[SHAPE].detail
+    assert "test_kit.py" in results[SHAPE].detail and 'batch["points"]' in results[SHAPE].detail
 
 
 def test_a_misspelled_function_is_noted():

@@ -225,7 +225,7 @@ def test_a_workdir_that_cannot_be_made_only_warns(tmp_path, capsys):
 def test_a_full_disk_leaves_no_half_line(tmp_path):
     script = f"""
 import pathlib, resource, sys
-sys.path.insert(0, {str(pathlib.Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(pathlib.Path(__file__).parents[2])!r})
 from jtasks.run.log import Log
 run = Log(pathlib.Path({str(tmp_path)!r}), start=0, steps=99, count=lambda steps: {{"examples": len(steps)}})
 for step in range(1, 100):
@@ -402,7 +402,7 @@ def test_tensorboard_files_are_written_and_a_restart_adds_one(tmp_path):
 
 def test_importing_the_module_loads_neither_rich_nor_tensorboard():
     script = "import sys, jtasks.run.log; print([m for m in ('rich', 'tensorboardX') if m in sys.modules])"
-    root = pathlib.Path(__file__).parents[1]
+    root = pathlib.Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root).stdout == "[]\n"
 
 

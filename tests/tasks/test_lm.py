@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from front_door import QUICK, records, run
+from front_door import QUICK, ROOT, records, run
 
 from jtasks import config as configs
 from jtasks import testing
@@ -18,7 +18,6 @@ from jtasks.interop import huggingface
 from jtasks.run import job
 from jtasks.tasks import lm
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 RNG = jax.random.key(0)
 SENTENCES = ["the cat sat on the mat", "a dog ran over the hill", "birds sing in the tall green tree"]
 SMALL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2", "--config.data.length=16"]

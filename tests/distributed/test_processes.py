@@ -191,7 +191,7 @@ def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_go
 @pytest.mark.slow  # eight starts of a process
 def test_a_save_that_fails_in_one_of_two_ends_both_and_the_same_command_goes_on(tmp_path):
     task = tmp_path / "task.py"
-    task.write_text(FAILS.format(tests=str(pathlib.Path(__file__).parent)))
+    task.write_text(FAILS.format(tests=str(pathlib.Path(__file__).parents[1])))
     arguments = [f"--config={task}", f"--workdir={tmp_path / 'run'}", "--config.steps=40", "--config.save_every=20"]
     assert [code for code, _, _ in finish(slurm_pair(*arguments[:2], "--config.steps=20", FAIL=""))] == [0, 0]
     for victim in (1, 0):
@@ -226,7 +226,7 @@ def test_in_a_folder_without_a_token_the_config_takes_its_place(tmp_path):
 
 def test_the_first_prepares_while_the_others_wait_and_its_failure_ends_them(tmp_path):
     task = tmp_path / "task.py"
-    task.write_text(PREPARES.format(tests=str(pathlib.Path(__file__).parent)))
+    task.write_text(PREPARES.format(tests=str(pathlib.Path(__file__).parents[1])))
     arguments = [f"--config={task}", f"--workdir={tmp_path / 'run'}"]
     ends = finish(slurm_pair(*arguments, FAIL="prepare"))
     assert [code for code, _, _ in ends] == [1, 1], ends

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from front_door import QUICK, run
+from front_door import QUICK, ROOT, run
 
 from jtasks import config as configs
 from jtasks import optim, testing
@@ -18,7 +18,6 @@ from jtasks.errors import ConfigError, DataError
 from jtasks.run import job
 from jtasks.tasks import bert
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
 RNG = jax.random.key(0)
 WORDS = ["the", "river", "runs", "over", "stones", "unbelievably", "while", "birds", "sing", "softly", "again"]
 SMALL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2", "--config.model.max_length=64"]
