@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jtasks.run.inference import Run, load
     from jtasks.run.loop import train
+    from jtasks.run.signals import Stopped
 
 __version__ = "0.1.0"
-__all__ = ["Run", "load", "train"]
+__all__ = ["Run", "Stopped", "load", "train"]
 
-_HOMES = {"Run": "jtasks.run.inference", "load": "jtasks.run.inference", "train": "jtasks.run.loop"}
+_HOMES = {"Run": "inference", "Stopped": "signals", "load": "inference", "train": "loop"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load`, `train` or `Run` when it is asked for, so that `import jtasks` stays instant."""
+    """Import a function or a class when it is asked for, so that `import jtasks` stays instant."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"jtasks.run.{_HOMES[name]}"), name)

@@ -204,7 +204,7 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "train":
         from jtasks.run.loop import train
 
-        return train(config, workdir)
+        return train(config, workdir, owns_process=True)
     if flags.mode == "eval":
         from jtasks.run import evaluate
 

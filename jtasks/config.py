@@ -9,6 +9,7 @@ import pathlib
 import re
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import ml_collections
@@ -95,13 +96,16 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
     """Return a complete, checked and frozen config: defaults filled in, overrides applied, references resolved.
 
     Args:
-      config: a ConfigDict, which is not changed, or any mapping; a frozen config comes back equal.
+      config: a ConfigDict, which is not changed, or any mapping; a frozen config comes back equal. The task in a
+        dict may be a module.
       overrides: `--config.a.b=value`; the last value of a field counts, and fields that refer to the field follow.
       path: origin of the config, for messages.
 
     Raises:
       ConfigError: a field or a value is wrong; the message names the nearest right one.
     """
+    if isinstance(config, Mapping) and isinstance(module := config.get("task"), ModuleType):
+        config = {**config, "task": task.name_of(module)}
     try:
         tree = copy.deepcopy(ml_collections.ConfigDict(config))
     except (TypeError, ValueError, AttributeError, RecursionError) as error:

@@ -133,6 +133,24 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def name_of(module: ModuleType) -> str:
+    """Return the name by which `load` finds a task that is imported already: its dotted name, or its file.
+
+    Raises:
+      ConfigError: the module has neither, as one made in a notebook.
+    """
+    file = getattr(module, "__file__", None)
+    try:
+        spec = importlib.util.find_spec(module.__name__)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and spec.origin == file and module.__name__ != "__main__":
+        return module.__name__
+    if not file:
+        raise ConfigError(f"config.task is a module without a file, {module.__name__}: write the task to a .py file")
+    return file
+
+
 def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
     """Return a task's eval_fn, by default a function that returns the metrics of loss_fn without randomness."""
 

@@ -1,4 +1,7 @@
-"""What a person watches on stderr: messages, progress and activities; lines in a file, a bar on a terminal."""
+"""What a person watches on stderr: messages, progress and activities; lines in a file, a bar on a terminal.
+
+A notebook has the messages on stderr and one output with a bar.
+"""
 
 import contextlib
 import os
@@ -10,6 +13,7 @@ from typing import Protocol
 from jtasks.run.activity import Activity
 from jtasks.run.bar import Bar
 from jtasks.run.lines import Lines
+from jtasks.run.notebook import Notebook, in_notebook
 
 TICK = 1.0  # seconds between two looks at an activity
 
@@ -45,7 +49,9 @@ class Display(Protocol):
 
 
 def choose(start: int, steps: int, *, silent: bool = False) -> Display:
-    """Return a bar if stderr is a terminal, else lines; the bar goes from step `start` to `steps`."""
+    """Return a bar if stderr is a terminal or a notebook, else lines; the bar goes from step `start` to `steps`."""
+    if not silent and in_notebook():
+        return Notebook(start, steps)
     stream = None if silent else sys.stderr
     if stream and not stream.closed and stream.isatty() and os.environ.get("TERM") != "dumb":
         return Bar(start, steps)

@@ -14,8 +14,18 @@ from jtasks.run.workdir import cleared_on_error, locked
 AHEAD = 16  # maximum steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
 
-def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
+def train(config: Config, workdir: pathlib.Path | str, *, owns_process: bool = False) -> dict[str, float]:
     """Train until `config.steps`, starting from the newest checkpoint in `workdir`, if there is one.
+
+    In a notebook or a script, Ctrl-C saves the state and raises Stopped; the same call then resumes the run. A second
+    Ctrl-C, or one before the first step, raises KeyboardInterrupt.
+
+    Args:
+      config: a ConfigDict or a dict, such as `{"task": "jtasks.tasks.vit", "data": {"name": "digits"}, "steps": 100}`;
+        fields that it leaves out have their defaults. The task in a dict may also be a
+        module.
+      workdir: the run's folder, which need not exist.
+      owns_process: whether signals may end the process, as in the command.
 
     Returns:
       The final evaluation: `step`, and keys `split/metric`.
@@ -26,12 +36,13 @@ def train(config: Config, workdir: pathlib.Path | str) -> dict[str, float]:
     """
     config, workdir = freeze(config), pathlib.Path(workdir)
     fresh = not workdir.exists()
-    with locked(workdir), Stop() as stop:
+    with locked(workdir), Stop(owns_process=owns_process) as stop:
         with stop.rescue(lambda: None), cleared_on_error(workdir, fresh=fresh):  # nothing to save yet
             setup = set_up(config, workdir)
             if finished(setup):
                 return result(setup.log, setup.start)
             setup, state, step = begin(setup)
+        stop.running = True
         return run_steps(setup, state, step, stop)
 
 

@@ -1,4 +1,7 @@
-"""Signals: SIGTERM, SIGINT or SIGHUP makes the loop save and exit with code 75; a second signal ends it at once."""
+"""Signals: SIGTERM, SIGINT or SIGHUP makes the loop save and stop; a second signal ends it at once.
+
+The command then exits with code 75. In a notebook or a script the process goes on, with an exception.
+"""
 
 import contextlib
 import os
@@ -24,10 +27,14 @@ class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and 
 class Stop:
     """A context that notes a SIGTERM, SIGINT or SIGHUP, for the loop to see between steps.
 
-    The loop can be busy for minutes, compiling or waiting for data. Python runs signal handlers in the main
-    thread and only after compiled code returns, so another thread listens as well. If the loop does not
-    answer within the grace time and its work may be interrupted (`rescue`), that thread saves in its place
-    and ends the process.
+    Without `owns_process` the process is a notebook or a script, which never ends here: a signal before the first
+    step, where nothing is to be saved, raises KeyboardInterrupt, and so does a second signal. The earlier handlers
+    return at the end. Outside the main thread there are no handlers.
+
+    With `owns_process`, as for the command, the loop can be busy for minutes, compiling or waiting for data. Python
+    runs signal handlers in the main thread and only after compiled code returns, so another thread listens as well. If
+    the loop does not answer within the grace time and its work may be interrupted (`rescue`), that thread saves in its
+    place and ends the process.
 
     In a run of several processes a signal to any of them must stop all after the same step. Each process passes
     the signal on to the first one, which informs all between two batches, and which alone rescues. If another
@@ -35,7 +42,8 @@ class Stop:
     has passed yet.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, owns_process: bool = False) -> None:
+        self.owns_process, self.running = owns_process, False  # running: there is a state to be saved
         ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN  # as under nohup
         self.numbers = (signal.SIGTERM, signal.SIGINT, *(() if ignored else (signal.SIGHUP,)))
         self.requested: signal.Signals | None = None  # the signal that all processes have agreed on
@@ -67,16 +75,17 @@ class Stop:
         processes.heed(self._ask)
         if threading.current_thread() is not threading.main_thread():  # elsewhere Python refuses handlers
             return self
-        reader, writer = self._sockets = socket.socketpair()
-        writer.setblocking(False)
-        self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        if self.owns_process:
+            reader, writer = self._sockets = socket.socketpair()
+            writer.setblocking(False)
+            self._wakeup = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         self._previous = {number: signal.signal(number, self._note) for number in self.numbers}
-        threading.Thread(target=self._listen, args=(reader,), name="signals", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not installed by Python
         if self._sockets:
             signal.set_wakeup_fd(self._wakeup)
             self._sockets[1].close()  # the listener reads the end and returns
@@ -98,6 +107,8 @@ class Stop:
             self._claimed = True
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if not self.owns_process and (self._noted or not self.running):
+            raise KeyboardInterrupt(f"{signal.Signals(number).name} during training")
         if processes.first():
             self._noted = number
 
