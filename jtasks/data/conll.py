@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from jtasks.data import encoding, tokenizers, values
+from jtasks.data import arrow, encoding, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import entities
 
@@ -63,6 +63,41 @@ def sentences(text: str, name: str, *, word: int = 0, tag: int = -1) -> list[Sen
                 raise DataError(f"{where} has {len(columns)} columns: either all words have tags or none")
     if not parsed:
         raise DataError(f"{name} holds no sentence: expected a word and its tag on each line")
+    return parsed
+
+
+def table_sentences(name: str, split: str, *, word: int, tag: int, folder: str | None) -> list[Sentence]:
+    """Read the sentences of a table that `arrow.find` reads: each row has a list of words and perhaps one of tags.
+
+    Args:
+      name: name of the table.
+      split: `train`, `valid` or `test`.
+      word: number of the column of words; negative numbers count from the last.
+      tag: number of the column of tags; the same as `word` if there are no tags.
+      folder: config.data.dir.
+
+    Raises:
+      ConfigError: there is no such table, split or column.
+      DataError: words and tags differ in number, a word is empty, a tag is malformed, or there is no sentence.
+    """
+    table = tables.require_table(name, split, folder)
+    columns = table.columns
+    if max(i + 1 if i >= 0 else -i for i in (word, tag)) > len(columns):
+        raise ConfigError(f"{name} has the columns {', '.join(columns)}: config.data.word={word} or tag={tag} is none")
+    words, tags = columns[word], columns[tag]
+    parsed = []
+    for where, row in arrow.rows(table, (words, tags)):
+        place = f"{name}, {where}"
+        own = values.contents(row[words], f"{place}, column {words!r}")
+        told = values.contents(row[tags], f"{place}, column {tags!r}") if words != tags else []
+        if told and len(told) != len(own):
+            raise DataError(f"{place}: {len(own)} words and {len(told)} tags")
+        if odd := [name for name in told if not _is_tag(name)]:
+            raise DataError(f"{place}: {odd[0]!r} is not a tag such as B-person, I-person or O")
+        if own:
+            parsed.append(Sentence(own, entities.bio(told)))
+    if not parsed:
+        raise DataError(f"{name} holds no sentence")
     return parsed
 
 

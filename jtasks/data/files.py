@@ -6,6 +6,7 @@ never unpacked to disk, and the unpacked size of archives and compressed files i
 
 import codecs
 import gzip
+import hashlib
 import io
 import os
 import pathlib
@@ -56,6 +57,12 @@ def cache_folder() -> pathlib.Path:
     """Return the folder for data that can be rebuilt: `jtasks` in $XDG_CACHE_HOME or ~/.cache."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return pathlib.Path(cache).expanduser() / "jtasks"
+
+
+def identity(paths: Sequence[pathlib.Path], *options: object) -> str:
+    """Hash the files' paths, sizes and times, and how they are read."""
+    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    return hashlib.blake2b(repr((stamps, options)).encode(), digest_size=16).hexdigest()
 
 
 def find(names: Iterable[str], folders: Iterable[pathlib.Path]) -> pathlib.Path | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import cifar10, digits, mnist, pictures, tfds
+from jtasks.data import cifar10, digits, mnist, picture_tables, pictures, tfds
 from jtasks.data.examples import Examples, Resize, fit
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from jtasks.ranges import Field
 
 Data = dict[str, np.ndarray] | Examples
 
-NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "tfds:NAME")
+NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "hf:NAME", "tfds:NAME")
 SPLITS = ("train", "valid", "test")
 
 # Fields of config.data that select images, for a task's `defaults`.
@@ -32,6 +32,7 @@ FORMS: dict[str, tuple[int | None, int | None, int, int]] = {
     "cifar10": (32, 32, 3, 255),
     "digits": (8, 8, 1, 16),
     "folder": (None, None, 3, 255),
+    "hf": (None, None, 3, 255),
 }
 
 
@@ -51,7 +52,7 @@ def images(
     of Chen et al. 2020, "Generative Pretraining from Pixels".
 
     Args:
-      name: `mnist`, `cifar10`, `digits`, `folder:PATH` or `tfds:NAME`.
+      name: `mnist`, `cifar10`, `digits`, `folder:PATH`, `hf:NAME` (see `picture_tables`) or `tfds:NAME`.
       split: `train`, `valid` or `test`.
       folder: data folder (config.data.dir); None uses $JTASKS_DATA or the user's cache folder.
       seed: decides which examples of train become valid, and nothing else.
@@ -60,7 +61,7 @@ def images(
       resize: fields of an `examples.Resize`, used instead of `size`, to resize like an image processor of transformers.
 
     Returns:
-      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:` and `tfds:` a picklable sequence of
+      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:`, `hf:` and `tfds:` a picklable sequence of
       {"image": uint8 [h, w, c], "label": int32 []}; None for a split that the data lacks.
 
     Raises:
@@ -139,6 +140,10 @@ def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None]
     if kind == "folder" and rest:
         splits, classes = pictures.read(rest, root)
         return splits.get, lambda: classes
+    if kind == "hf" and rest:
+        return lambda split: picture_tables.read(name, split, root), lambda: picture_tables.classes(name, root)
+    if kind == "hf" and rest:
+        return lambda split: picture_tables.read(name, split, root), lambda: picture_tables.classes(name, root)
     if kind == "tfds" and rest:
         builder = _builder(rest, folder)
         return functools.partial(tfds.read, rest, builder), lambda: tfds.classes(builder)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jtasks.data import store, text, tokenizers, values
+from jtasks.data import files, store, text, tokenizers, values
 from jtasks.data.shuffle import draws
 from jtasks.data.tokens import batched, token_dtype
 from jtasks.errors import ConfigError, DataError
@@ -89,7 +89,7 @@ def tokenized(
             for name, places in ends.items():
                 writer.append(name, np.array(places, np.int64))
 
-    parts = [text.identity(paths, "sentences", split, seed, valid), tokenizer.to_str()]
+    parts = [files.identity(paths, "sentences", split, seed, valid), tokenizer.to_str()]
     arrays, _ = store.stored("sentences", parts, folder, write)
     if len(arrays["documents"]) < 3:
         raise DataError(

@@ -1,10 +1,11 @@
 """Folders of pictures with one subfolder per class."""
 
 import functools
+import io
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
@@ -102,14 +103,31 @@ def decode(path: str) -> np.ndarray:
     Raises:
       DataError: the file is damaged, not one of FORMATS, or refused by `rgb`.
     """
+    try:
+        # Given a path, Pillow would map a TIFF before it rotates it.
+        with open(path, "rb") as file:
+            return _decode_file(file, path)
+    except OSError as error:
+        raise _damaged(path, error) from error
+
+
+def decode_bytes(content: bytes, where: str) -> np.ndarray:
+    """Decode the bytes of a picture file as `decode` does; `where` names the picture in messages."""
+    return _decode_file(io.BytesIO(content), where)
+
+
+def _decode_file(file: IO[bytes], where: str) -> np.ndarray:
     from PIL import Image
 
     try:
-        # Other formats, such as EPS, run other programs. Given a path, Pillow would map a TIFF before it rotates it.
-        with open(path, "rb") as file, Image.open(file, formats=FORMATS) as stored:
+        with Image.open(file, formats=FORMATS) as stored:  # other formats, such as EPS, run other programs
             return rgb(stored)
     except Exception as error:  # damaged bytes can fail anywhere in a decoder
-        raise DataError(f"cannot decode {path} ({error}); expected a picture: replace it or delete it") from error
+        raise _damaged(where, error) from error
+
+
+def _damaged(where: str, error: Exception) -> DataError:
+    return DataError(f"cannot decode {where} ({error}); expected a picture: replace it or delete it")
 
 
 def rgb(stored: "Image") -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import store, text
+from jtasks.data import files, store
 from jtasks.data.images import split_rows
 from jtasks.errors import DataError
 
@@ -75,7 +75,7 @@ def read(
                     writer.append(name, rows)
 
     try:
-        arrays, _ = store.stored("shards", [text.identity(paths), vocab], folder, write)
+        arrays, _ = store.stored("shards", [files.identity(paths), vocab], folder, write)
     except ValueError as error:
         raise DataError(f"the shards {', '.join(map(str, paths))} do not fit together: {error}") from None
     if not valid:

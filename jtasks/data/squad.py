@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jtasks.data import encoding, files, tables, tokenizers, values
+from jtasks.data import arrow, encoding, files, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Prediction(NamedTuple):
 
 
 def questions(name: str, split: str, *, folder: str | None = None) -> list[Question]:
-    """Read the questions of a file; an absent official file is downloaded.
+    """Read the questions of a file, or of a table that `arrow.find` reads; an absent official file is downloaded.
 
     A byte order mark is skipped. A question that is_impossible has no answers, even if the file lists some. A question
     without `answers`, as in a test file, can be predicted for.
@@ -60,6 +60,8 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
         names the paragraph or the question's id.
     """
     root = files.data_folder(folder)
+    if arrow.is_table(name, root):
+        return _unique(_table_questions(name, split, folder), name)
     try:
         text = tables.read(name, f"config.data.{split}", folder=folder)
     except ConfigError:
@@ -70,8 +72,12 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
         path = own / name
         path = path if path.exists() else files.fetch(name, OFFICIAL[name], MIRRORS, own, [name], searched)
         text = files.decode(files.read(path), str(path))
+    return _unique(_questions(values.parse(text, name), name), name)
+
+
+def _unique(questions: Iterable[Question], name: str) -> list[Question]:
     by_name: dict[str, Question] = {}
-    for question in _questions(values.parse(text, name), name):
+    for question in questions:
         if question.name in by_name:
             raise DataError(f"{name}: the id {question.name!r} occurs twice; each question needs an id of its own")
         by_name[question.name] = question
@@ -194,6 +200,20 @@ def _questions(content: Any, name: str) -> Iterator[Question]:
             context = values.content(values.entry(paragraph, "context", str, where), f"{where}, 'context'")
             for q, given in enumerate(values.entry(paragraph, "qas", list, where)):
                 yield _question(given, context, name, f"{where}, question {q}")
+
+
+def _table_questions(name: str, split: str, folder: str | None) -> Iterator[Question]:
+    """Yield the questions of a table with the columns of SQuAD on the hub; no answers are an unanswerable question."""
+    fields: dict[str, values.Check] = dict.fromkeys(("id", "question", "context"), values.content)
+    fields["answers"] = lambda value, where: value
+    for row in tables.rows(name, split, fields, optional=("answers",), folder=folder):
+        where = f"{name}, question {row['id']!r}"
+        answers = row.get("answers")
+        if answers is not None:
+            parts = (values.entry(answers, key, list, where) for key in ("text", "answer_start"))
+            given = [{"text": text, "answer_start": start} for text, start in zip(*parts, strict=True)]
+            answers = [_answer(answer, row["context"], where) for answer in given]
+        yield Question(row["id"], row["question"], row["context"], answers)
 
 
 def _question(given: Any, context: str, name: str, where: str) -> Question:

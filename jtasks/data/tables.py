@@ -1,4 +1,4 @@
-"""Tables of text as rows of named fields: TSV, CSV and JSONL files, and text data sets of TFDS."""
+"""Tables of text as rows of named fields: TSV, CSV, JSONL, Parquet and Arrow files, data sets of TFDS and the hub."""
 
 import pathlib
 import zipfile
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import files, parsing, tfds, values
+from jtasks.data import arrow, files, parsing, tfds, values
 from jtasks.data.parsing import Row
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
@@ -35,6 +35,8 @@ def rows(
         - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else after a closing
           quote is an error. LF, CRLF or CR ends a row.
         - .jsonl: one JSON object per line. LF or CRLF ends a line.
+        - .parquet, .arrow, a folder of them, or `hf:NAME` on the Hugging Face hub: see `arrow.find`. Classes that have
+          names become these names.
 
       split: `train`, `valid` or `test`.
       fields: names of columns, and the check of each column's values, such as `values.content`. If all names are
@@ -53,10 +55,14 @@ def rows(
     """
     if name.startswith("tfds:"):
         table = _read_tfds(name.removeprefix("tfds:"), split, folder)
+    elif arrow.is_table(name, files.data_folder(folder)):
+        table = _read_arrow(name, split, fields, optional, folder)
     else:
         kind = pathlib.PurePath(name).suffix.lower()
         if kind not in parsing.KINDS:
-            raise ConfigError(f"config.data.{split}={name!r} must be a .tsv, .csv or .jsonl file, or tfds:NAME")
+            raise ConfigError(
+                f"config.data.{split}={name!r} must be a .tsv, .csv, .jsonl or .parquet file, hf:NAME or tfds:NAME"
+            )
         text = read(name, f"config.data.{split}", folder=folder, source=source)
         bare = all(field.isdecimal() for field in fields)
         table = _read_lines(parsing.Lines(parsing.text_lines(text, kind), name), kind, bare)
@@ -70,6 +76,20 @@ def rows(
     if not picked:
         raise DataError(f"{name} has no rows: expected some with the columns {', '.join(map(repr, fields))}")
     return picked
+
+
+def class_names(name: str, split: str, column: str, *, folder: str | None = None) -> tuple[str, ...] | None:
+    """Return the names of the classes in a column, in their order; None if the data does not say.
+
+    Raises:
+      ConfigError: the data is absent.
+      DataError: it cannot be read.
+    """
+    root = files.data_folder(folder)
+    if name.startswith("tfds:") or not arrow.is_table(name, root):
+        return None
+    table = arrow.find(name, split, f"config.data.{split}", root)
+    return table and table.classes(column)
 
 
 def read(name: str, field: str, *, folder: str | None = None, source: str = "") -> str:
@@ -126,6 +146,25 @@ def _read_tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str,
         raise DataError(f"tfds:{name} has the splits {splits}; config.data.{split} names none of them")
     for index in range(len(source)):
         yield f"row {index}", {key: _plain(value, f"tfds:{name}, row {index}") for key, value in source[index].items()}
+
+
+def _read_arrow(
+    name: str, split: str, fields: Collection[str], optional: Collection[str], folder: str | None
+) -> Iterator[tuple[str, Row]]:
+    table = require_table(name, split, folder)
+    missing = set(fields) - set(table.columns) - set(optional)
+    yield from arrow.rows(table, None if missing else fields)  # the message about a missing column lists all columns
+
+
+def require_table(name: str, split: str, folder: str | None) -> arrow.Table:
+    """Find the Parquet or Arrow files that config.data.SPLIT names; ConfigError if there is no such split."""
+    table = arrow.find(name, split, f"config.data.{split}", files.data_folder(folder))
+    if table is None:
+        raise ConfigError(
+            f"config.data.{split}={name!r} has no split {' or '.join(arrow.SPLITS[split])}: give another one as"
+            f" {name}#SPLIT, or leave the field empty"
+        )
+    return table
 
 
 def _plain(value: Any, where: str) -> Any:

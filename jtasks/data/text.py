@@ -1,14 +1,13 @@
-"""Files of plain text: found by name or pattern, cut into documents, and split into train and valid."""
+"""Text in plain files and in tables: found by name or pattern, cut into documents, and split into train and valid."""
 
 import glob
-import hashlib
 import os
 import pathlib
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jtasks.data import files, values
+from jtasks.data import arrow, files, values
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
@@ -44,17 +43,27 @@ class Source(NamedTuple):
 def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
     """Return the text of a split according to `options` (config.data), or None if there is none.
 
-    `options` has `files`, `valid_files` and `test_files`, patterns for `locate`, and `valid_fraction`: without files of
-    its own, the valid split is that fraction of the train files.
+    `options` has `files`, `valid_files` and `test_files`, each patterns for `locate` or a name for `arrow.find`, and
+    `valid_fraction`: without files of its own, the valid split is that fraction of the train files.
     """
     own = {"train": options.files, "valid": options.valid_files, "test": options.test_files}[split]
     if split == "valid" and not own and options.valid_fraction:
-        return Source(locate(options.files, folder), "valid", options.valid_fraction)
+        return Source(_find(options.files, "train", folder, "config.data.files"), "valid", options.valid_fraction)
     if split != "train" and not own:
         return None
     field = "config.data.files" if split == "train" else f"config.data.{split}_files"
     share = options.valid_fraction if split == "train" and not options.valid_files else 0.0
-    return Source(locate(own, folder, field), "train", share)
+    return Source(_find(own, split, folder, field), "train", share)
+
+
+def _find(names: str, split: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
+    """Find files as `locate` does, or the files of one split of a table in a folder or on the hub."""
+    if not names or not arrow.is_folder(names, folder):
+        return locate(names, folder, field)
+    table = arrow.find(names, split, field, folder)
+    if table is None:
+        raise ConfigError(f"{field}={names!r} has no {split} split: name another one as {names}#SPLIT")
+    return list(table.paths)
 
 
 def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files") -> list[pathlib.Path]:
@@ -105,12 +114,6 @@ def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Pat
     )
 
 
-def identity(paths: Sequence[pathlib.Path], *options: object) -> str:
-    """Hash the files' paths, sizes and times, and how they are read."""
-    stamps = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    return hashlib.blake2b(repr((stamps, options)).encode(), digest_size=16).hexdigest()
-
-
 def documents(
     paths: Sequence[pathlib.Path], kind: str, split: str = "train", *, seed: int = 0, valid: float = 0.0
 ) -> Iterator[str]:
@@ -155,7 +158,7 @@ def documents(
 
 
 def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
-    """Yield documents line by line, since files may be larger than memory."""
+    """Yield documents line by line, since files may be larger than memory; a row of a table is a line."""
     for path in paths:
         lines: list[str] = []
         for line in _lines(path):
@@ -172,6 +175,9 @@ def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
+    if path.suffix.lower() in arrow.SUFFIXES:
+        yield from _rows(path)
+        return
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -181,5 +187,21 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
         raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
 
 
+def _rows(path: pathlib.Path) -> Iterator[str]:
+    """Yield the rows of a table: its column `text`, or its only column of text."""
+    table = arrow.find(str(path), "train", "config.data.files", path.parent)
+    assert table is not None  # a file has all splits
+    columns = [name for name in table.columns if table.is_text(name)]
+    column = "text" if "text" in columns else columns[0] if len(columns) == 1 else None
+    if column is None:
+        raise DataError(
+            f"{path} has the columns {', '.join(table.columns)}; expected one of text, with the name 'text'"
+        )
+    for where, row in arrow.rows(table, (column,)):
+        yield values.text(row[column], f"{path}, {where}, column {column!r}")
+
+
 def _read(path: pathlib.Path) -> str:
+    if path.suffix.lower() in arrow.SUFFIXES:
+        return "\n".join(_rows(path))
     return files.decode(files.read(path), str(path))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jtasks.console import warn
-from jtasks.data import store, text, tokenizers
+from jtasks.data import files, store, text, tokenizers
 from jtasks.data.tokenizers import END, special
 from jtasks.errors import ConfigError, DataError
 
@@ -55,7 +55,7 @@ def stream(
             writer.append("tokens", np.array(rows, token_dtype(tokenizers.size(tokenizer))))
         writer.facts["bytes"] = size
 
-    parts = [text.identity(paths, kind, split, seed if kind != "file" else 0, valid), tokenizer.to_str()]
+    parts = [files.identity(paths, kind, split, seed if kind != "file" else 0, valid), tokenizer.to_str()]
     arrays, facts = store.stored("tokens", parts, folder, write)
     if "tokens" not in arrays and split == "valid" and valid:
         warn(f"no document of the text falls into the share valid={valid:g}: there is no valid split")

@@ -17,7 +17,7 @@ from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import checked_shares
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
-from jtasks.run.names import pin_names
+from jtasks.run import names
 
 SPLITS = ("train", "valid", "test")
 
@@ -161,13 +161,14 @@ def prepare(config: Config, *, pretrained: bool = True) -> Job:
     config = configs.freeze(config)
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh)
-    config = pin_names(config, source=pretrained)
+    config = names.pin_names(config, source=pretrained)
     processes.on_first_process(lambda: make_files(config, module))
     return Job(module, fill(config, module, pretrained=pretrained), mesh)
 
 
 def make_files(config: Config, module: ModuleType) -> None:
-    """Train the tokenizer and call `prepare`, if the task has them; they store their results for all processes."""
+    """Fetch data, train the tokenizer and call `prepare`, where needed; the results are stored for all processes."""
+    names.fetch(config)
     if hasattr(module, "texts"):
         tokenizers.of(config, module.texts)
     if hasattr(module, "prepare"):

@@ -7,10 +7,13 @@ from typing import Any
 from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import hub
+from jtasks.data import arrow, files, hub
 from jtasks.distributed import processes
 
 SOURCE, TOKENIZER = "init_from", "data.tokenizer"
+# The split that a field of names is for; other fields are for all splits.
+SPLITS = {f"data.{name}": name for name in arrow.SPLITS} | {f"data.{name}_files": name for name in arrow.SPLITS}
+SPLITS["data.files"] = "train"
 
 
 def pin_names(config: Config, *, source: bool) -> Config:
@@ -62,6 +65,21 @@ def as_recorded(config: Config, stored: Mapping[str, Any], workdir: pathlib.Path
         size = {"data.size": stored["data"].get("size")} if config.data.get("size", 0) is None else {}
         changes |= {field: configs.plain(value, field) for field, value in (model | size).items() if value is not None}
     return _replace(config, changes)
+
+
+def fetch(config: Config) -> None:
+    """Fetch the data and the tokenizer that config.data names on the hub.
+
+    Raises:
+      ConfigError: there is no such repository, revision, config or split.
+      DataError: a file cannot be fetched.
+    """
+    for field, spec in _names(config):
+        if field == TOKENIZER:
+            hub.model_folder(spec, *hub.TOKENIZER)
+        elif field != SOURCE:
+            for split in [SPLITS[field]] if field in SPLITS else arrow.SPLITS:
+                arrow.find(spec, split, f"config.{field}", files.data_folder(config.data.dir))
 
 
 def _names(config: Config) -> Iterator[tuple[str, str]]:

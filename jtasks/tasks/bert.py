@@ -16,7 +16,7 @@ import optax
 from jtasks import models
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import pairs, shards, text, tokenizers
+from jtasks.data import files, pairs, shards, text, tokenizers
 from jtasks.data.files import data_folder
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
@@ -50,7 +50,7 @@ def texts(config: Config) -> tokenizers.Corpus | None:
     if source is None or _sharded(source):
         return None
     read = functools.partial(text.documents, source.paths, "blank", seed=config.seed, valid=source.valid)
-    return tokenizers.Corpus(read, text.identity(source.paths, config.seed, source.valid))
+    return tokenizers.Corpus(read, files.identity(source.paths, config.seed, source.valid))
 
 
 def prepare(config: Config) -> None:
@@ -145,7 +145,7 @@ def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.nd
     sources = pairs.tokenized(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)
     return sources, *pairs.paired(
         sources,
-        [text.identity(source.paths, source.part, source.valid), tokenizer.to_str()],
+        [files.identity(source.paths, source.part, source.valid), tokenizer.to_str()],
         length=config.data.length,
         duplicates=config.data.dupe_factor if split == "train" else 1,
         seed=config.seed,

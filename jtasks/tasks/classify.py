@@ -34,7 +34,7 @@ def defaults() -> dict[str, Any]:
         "data.text": Field(str, None, "sentence"),  # column of the text
         "data.text_pair": Field(str, None, ""),  # column of the second text of a pair; "": none
         "data.label": Field(str, None, "label"),  # column of the class
-        "data.labels": Field(tuple, None, ()),  # names of the classes in order; (): the sorted names in train
+        "data.labels": Field(tuple, None, ()),  # names of the classes in order; (): as the data has them, or sorted
     }
 
 
@@ -164,9 +164,12 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
 
 
 def _classes(config: Config) -> tuple[str, ...]:
-    """Return the class names in the order of their numbers: as configured, or the sorted names in train."""
-    if config.data.labels:
-        return tuple(values.label(name, "config.data.labels") for name in config.data.labels)
+    """Return the class names in the order of their numbers: as configured, as the data says, or the sorted names."""
+    data = config.data
+    if data.labels:
+        return tuple(values.label(name, "config.data.labels") for name in data.labels)
+    if data.train and (named := tables.class_names(data.train, "train", data.label, folder=data.dir)):
+        return named
     names = {row[config.data.label] for row in _rows("train", config) or []}
     if len(names) < 2:
         raise ConfigError(f"config.data.label={config.data.label!r} has the values {sorted(names)}: no two classes")

@@ -15,7 +15,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import text, tokenizers, tokens
+from jtasks.data import files, text, tokenizers, tokens
 from jtasks.data.files import data_folder
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 from jtasks.ops import augment, decode
@@ -52,7 +52,7 @@ def texts(config: Config) -> tokenizers.Corpus:
         for document in text.documents(source.paths, kind, seed=config.seed, valid=source.valid):
             yield from tokens.chunks(document)
 
-    return tokenizers.Corpus(read, text.identity(source.paths, kind, config.seed, source.valid))
+    return tokenizers.Corpus(read, files.identity(source.paths, kind, config.seed, source.valid))
 
 
 def prepare(config: Config) -> None:

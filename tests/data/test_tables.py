@@ -160,7 +160,12 @@ def test_a_file_is_found_in_the_zip_archive_of_its_folder(tmp_path):
         ("a.tsv", "lable\tx\n1\n", DataError, "line 2: 1 columns, expected 2"),
         ("a.jsonl", '{"lable": "1"}\n{"lable": \n', DataError, "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", DataError, "line 1: expected a JSON object, not a list"),
-        ("a.txt", "x", ConfigError, r"config.data.train='a.txt' must be a .tsv, .csv or .jsonl file, or tfds:NAME"),
+        (
+            "a.txt",
+            "x",
+            ConfigError,
+            r"config.data.train='a.txt' must be a .tsv, .csv, .jsonl or .parquet file, hf:NAME or tfds:NAME",
+        ),
     ],
 )
 def test_mistakes_say_where(tmp_path, name, content, error, message):

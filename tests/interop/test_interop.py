@@ -506,7 +506,7 @@ def test_an_imagegpts_pictures_are_resized_as_its_folder_says(tmp_path):
     processor = {"clusters": np.linspace(-1, 1, 48).reshape(16, 3).tolist(), "size": {"height": 4, "width": 4}}
     assert resized(tmp_path, "imagegpt_causal", **processor) == (2, 4, 4, 0, 0)
     with pytest.raises(ConfigError, match=r"makes pictures of 4x4, config.model.shape is \(8, 8\)"):
-        huggingface.completed({"shape": (8, 8), "palette": None, "resize": None}, {}, str(tmp_path / "resized"))
+        huggingface.complete({"shape": (8, 8), "palette": None, "resize": None}, {}, str(tmp_path / "resized"))
     with pytest.raises(CheckpointError, match="do_normalize is False, but an ImageGPT"):
         resized(tmp_path, "imagegpt_causal", **processor, do_normalize=False)
 
@@ -522,11 +522,11 @@ def test_an_export_says_how_pictures_come_to_their_size(tmp_path):
 
 def test_placeholders_are_filled_from_the_folder_and_what_the_data_says_stays():
     model_ = dict.fromkeys(("vocab", "max_length", "width", "heads", "shape", "labels")) | {"depth": 7}
-    filled = huggingface.completed({"vocab": 90, "labels": 3}, model_, str(GOLDEN / "bert_pretraining"))
+    filled = huggingface.complete({"vocab": 90, "labels": 3}, model_, str(GOLDEN / "bert_pretraining"))
     assert filled == {"vocab": 120, "max_length": 48, "width": 48, "heads": 4, "labels": 3}
     with pytest.raises(ConfigError, match=r"the data needs config\.model\.vocab=121, but the model in .* has 120"):
-        huggingface.completed({"vocab": 121}, model_, str(GOLDEN / "bert_pretraining"))
-    images = huggingface.completed({"shape": (8, 8)}, model_, str(GOLDEN / "vit_classification"))
+        huggingface.complete({"vocab": 121}, model_, str(GOLDEN / "bert_pretraining"))
+    images = huggingface.complete({"shape": (8, 8)}, model_, str(GOLDEN / "vit_classification"))
     assert images["shape"] == (8, 8) and images["width"] == 48
 
 
@@ -535,10 +535,10 @@ def test_an_imagegpts_clusters_are_the_palette(tmp_path):
     clusters = np.linspace(-1, 1, 48).reshape(16, 3)
     (tmp_path / "image" / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters.tolist()}))
     fields = {"palette": None, "num_colors": None, "norm": None}
-    filled = huggingface.completed({"palette": "fitted", "num_colors": 3}, fields, str(tmp_path / "image"))
+    filled = huggingface.complete({"palette": "fitted", "num_colors": 3}, fields, str(tmp_path / "image"))
     np.testing.assert_allclose(filled["palette"], (clusters + 1) * 127.5)
     assert (filled["num_colors"], filled["norm"]) == (16, "rms")
-    without = huggingface.completed({"palette": "fitted", "num_colors": 3}, fields, str(GOLDEN / "imagegpt_causal"))
+    without = huggingface.complete({"palette": "fitted", "num_colors": 3}, fields, str(GOLDEN / "imagegpt_causal"))
     assert without == {"palette": "fitted", "num_colors": 3, "norm": "rms"}
 
 
