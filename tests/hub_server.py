@@ -10,6 +10,8 @@ import threading
 import urllib.parse
 from collections.abc import Iterator
 
+import pytest
+
 
 class Hub:
     """Repositories by (kind, name), each a dict of revisions to {path: bytes}; `requests` are those served so far."""
@@ -157,3 +159,20 @@ def serving() -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextlib.contextmanager
+def patched(folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Serve a Hub to this process, with a cache in `folder`, which becomes the working directory."""
+    from huggingface_hub import constants
+
+    with serving() as own:
+        template = own.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", own.url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(folder / "token"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.chdir(folder)
+        yield own

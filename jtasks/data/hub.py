@@ -86,7 +86,10 @@ def pin(spec: str, kind: Kind) -> str:
         return spec
     pinned = name._replace(revision=_commit(name, kind))
     if kind == "dataset" and not name.revision and not any(path.endswith(".parquet") for path in listing(pinned)):
-        pinned = name._replace(revision=_commit(name._replace(revision=CONVERTED), kind))
+        try:
+            pinned = name._replace(revision=_commit(name._replace(revision=CONVERTED), kind))
+        except ConfigError as error:
+            raise ConfigError(f"{spec} has no Parquet files, and the hub has no copy in Parquet of it") from error
     return str(pinned)
 
 

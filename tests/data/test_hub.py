@@ -6,7 +6,7 @@ import sys
 
 import pytest
 from front_door import ROOT
-from hub_server import serving
+from hub_server import patched
 
 from jtasks.data import hub, tokenizers
 from jtasks.errors import ConfigError, DataError
@@ -18,18 +18,7 @@ NAME = "hf:golden/gpt2"
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """A server with one model, and a cache of its own."""
-    from huggingface_hub import constants
-
-    with serving() as own:
-        monkeypatch.setattr(constants, "ENDPOINT", own.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", own.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.chdir(tmp_path)
+    with patched(tmp_path, monkeypatch) as own:
         others = {"pytorch_model.bin": b"code", "README.md": b"words", "onnx/model.safetensors.data": b"onnx"}
         files = {path.name: path.read_bytes() for path in (GOLDEN / "gpt2_lm").iterdir()}
         own.commit = own.add("golden/gpt2", {name: files[name] for name in FILES} | others)
