@@ -150,6 +150,10 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
 
     if flags.mode == "plan":
         return _plan(flags, configs.load(_config_file(flags), overrides))
+    if flags.sweep is not None or flags.sweep_index is not None or any(w.startswith("--sweep.") for w in overrides):
+        from jtasks.sweep import command
+
+        return command.run(flags, overrides, workdir)
     _join(flags)
     config = configs.load(_config_file(flags), overrides)
     same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "input", "output")}

@@ -13,6 +13,7 @@ MODES = ("train", "eval", "predict", "embed", "show", "export", "check", "plan")
 READING = ("eval", "predict", "embed", "show", "export")  # modes that take a --checkpoint
 ANSWERING = ("predict", "embed")  # modes that take an --input
 FORMATS = ("jsonl", "csv", "tsv", "lines")
+FIELDS = ("--config.", "--sweep.")  # before the name of a field of the config
 NUMBERS = {
     "timeout": "(0, inf)",
     "devices": "[1, 65536]",
@@ -102,6 +103,14 @@ def make_parser() -> argparse.ArgumentParser:
     several.add_argument(
         "--timeout", type=float, default=300.0, metavar="SECONDS", help="how long to wait for the others (300)"
     )
+    sweep = flags.add_argument_group(
+        "a sweep: several runs of one config, each in a folder of DIR",
+        "--sweep.NAME=A,B for one or several fields trains every combination of their values",
+    )
+    sweep.add_argument(
+        "--sweep", metavar="FILE.py", help="file with sweep(config) or search(config), which give values"
+    )
+    sweep.add_argument("--sweep-index", type=int, metavar="I", help="train only run I of the sweep, from 0")
     plan = flags.add_argument_group("for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card")
     plan.add_argument("--devices", type=int, metavar="N", help="number of devices; default: as in config.mesh")
     plan.add_argument(
@@ -135,16 +144,19 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
 
 
 def config_overrides(words: Sequence[str]) -> list[str]:
-    """Return the words that argparse does not know as `--config.a.b=value`; a blank may replace the `=`."""
+    """Return the words that argparse does not know, `--config.a.b=value` or `--sweep.a.b=values`.
+
+    A blank may replace the `=`.
+    """
     joined = list[str]()
     for word in words:
-        if joined and joined[-1].startswith("--config.") and "=" not in joined[-1] and not word.startswith("--"):
+        if joined and joined[-1].startswith(FIELDS) and "=" not in joined[-1] and not word.startswith("--"):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
     for word in joined:
         name = word.partition("=")[0]
-        if not name.startswith("--config.") or not name.isprintable():
+        if not name.startswith(FIELDS) or not name.isprintable():
             raise ConfigError(
                 f"unknown argument {word if word.isprintable() else repr(word)}:"
                 " fields of the config are set as --config.NAME=VALUE (see --help)"

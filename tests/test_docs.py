@@ -24,6 +24,7 @@ PASTED = [
     "how_to/write_task.md",
     "how_to/resume.md",
     "how_to/predict.md",
+    "how_to/sweep.md",
     "how_to/many_devices.md",
     "how_to/research.md",
     "configs.md",

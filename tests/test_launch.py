@@ -65,6 +65,18 @@ def test_slurm_queues_again_what_was_stopped_and_nothing_else(code, expected, qu
     assert (pathlib.Path(env["LOG"]).read_text() if queued else "") == queued
 
 
+@pytest.mark.parametrize(("code", "expected", "queued"), [(0, 0, ""), (75, 0, "requeue 7_3\n"), (1, 1, "")])
+def test_a_task_of_a_slurm_array_trains_its_run_of_the_sweep(code, expected, queued, fakes):
+    log = 'echo "$@" >>"$LOG"'
+    env = fakes(srun=f"{log}.srun\nexit {code}", scontrol=log)
+    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    assert script("slurm-sweep.sbatch", "--sweep.seed=0,1", env=env | array).returncode == expected
+    assert pathlib.Path(f"{env['LOG']}.srun").read_text().endswith("main.py --sweep.seed=0,1 --sweep-index=3\n")
+    assert (pathlib.Path(env["LOG"]).read_text() if queued else "") == queued
+    alone = script("slurm-sweep.sbatch", "--sweep.seed=0,1", env=env)
+    assert (alone.returncode, "--array=0-LAST" in alone.stderr) == (2, True)
+
+
 def test_the_job_set_gives_each_pod_its_place():
     (manifest,) = yaml.safe_load_all((LAUNCH / "k8s-jobset.yaml").read_text())
     (workers,) = manifest["spec"]["replicatedJobs"]

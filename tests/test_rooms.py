@@ -16,7 +16,7 @@ FLOORS = (
     ("data",),
     ("models", "interop"),
     ("tasks", "run"),
-    ("testing",),
+    ("testing", "sweep"),
     ("environment",),
     ("cli",),
     ("__main__",),

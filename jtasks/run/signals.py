@@ -1,4 +1,4 @@
-"""Signals: SIGTERM, SIGINT or SIGHUP makes the loop save and stop; a second signal ends it at once.
+"""Signals: SIGTERM, SIGINT or SIGHUP makes the loop save and stop; one a second later ends it at once.
 
 The command then exits with code 75. In a notebook or a script the process goes on, with an exception.
 """
@@ -18,6 +18,7 @@ from jtasks.errors import EXIT_STOPPED
 
 GRACE_SECONDS = 5.0
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+REPEAT_SECONDS = 1.0  # a scheduler signals all processes of a job, and a parent among them passes the signal on
 
 
 class Stopped(Exception):  # noqa: N818 - not an error: the state is saved, and the same command goes on
@@ -120,13 +121,14 @@ class Stop:
             threading.Thread(target=self._await_answer, name="rescue", daemon=True).start()
 
     def _listen(self, reader: socket.socket) -> None:
-        count = 0
+        first = 0.0
         with reader:
             while data := reader.recv(1):
                 if data[0] not in self.numbers:
                     continue
-                count += 1
-                if count > 1:
+                now = time.monotonic()
+                first = first or now
+                if now - first >= REPEAT_SECONDS:
                     processes.end(f"second {signal.Signals(data[0]).name}: ending at once", 128 + data[0])
                 if processes.first():
                     self._ask(data[0])
