@@ -82,6 +82,7 @@ def ours(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
     from jtasks import data
     from jtasks.data import pipeline, tokens
+    from jtasks.data.batch_plan import BatchPlan
     from jtasks.distributed import sharding
 
     folder = tempfile.TemporaryDirectory()
@@ -96,7 +97,7 @@ def ours(case: str, size: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         write_pictures(size, path)
         examples = data.images(f"folder:{path}", "train", valid=0.0, size=size["size"])
     mesh = sharding.make_mesh({"data": -1})
-    plan = pipeline.BatchPlan(pipeline.size(examples), 0, size["batch"], shuffle=True)
+    plan = BatchPlan(pipeline.size(examples), 0, size["batch"], shuffle=True)
     batches = pipeline.batches(examples, plan, range(1_000_000), sharding.batch_sharding(mesh))
 
     def work(count: int) -> None:

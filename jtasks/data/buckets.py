@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from jtasks.data.pipeline import BatchPlan
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.data.shuffle import example_seeds, permutation
 from jtasks.distributed.shares import layout
 from jtasks.errors import ConfigError, DataError

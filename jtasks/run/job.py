@@ -13,6 +13,7 @@ from jtasks import ranges, task
 from jtasks.config import Config
 from jtasks.console import warn
 from jtasks.data import buckets, hub, pipeline, tokenizers
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import checked_shares
 from jtasks.errors import ConfigError, DataError
@@ -55,7 +56,7 @@ class Job(NamedTuple):
             raise DataError(f"task {self.config.task} has no {split} split")
         return examples
 
-    def plan(self, examples: pipeline.Examples, *, shuffle: bool, full: bool = False) -> pipeline.BatchPlan:
+    def plan(self, examples: pipeline.Examples, *, shuffle: bool, full: bool = False) -> BatchPlan:
         """Return the order of the examples and the layout of each batch's rows on the devices.
 
         Padding fills a batch that the devices do not divide. An evaluation batch has at most as many rows as there
@@ -72,7 +73,7 @@ class Job(NamedTuple):
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         rows = config.batch_size if shuffle or full else min(config.batch_size, n)
-        return pipeline.BatchPlan(n, config.seed, rows, shuffle, shares=shares)
+        return BatchPlan(n, config.seed, rows, shuffle, shares=shares)
 
     def shardings(self, tree: Any, params: Any) -> Any:
         """Return the sharding of each leaf of `tree`: the parameters, or a state that holds trees like them."""
@@ -102,7 +103,7 @@ class Job(NamedTuple):
         tokenizer = tokenizers.assets(tokenizers.of(self.config, texts)) if texts else {}
         return tokenizer | task.checked_texts(own, f"assets of {self.config.task}")
 
-    def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> pipeline.BatchPlan:
+    def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> BatchPlan:
         config = self.config
         lengths = self.lengths(examples)
         if lengths is None:
@@ -121,7 +122,7 @@ class Job(NamedTuple):
             shares=shares,
         )
 
-    def batch_at(self, examples: pipeline.Examples, plan: pipeline.BatchPlan, step: int) -> dict[str, jax.Array]:
+    def batch_at(self, examples: pipeline.Examples, plan: BatchPlan, step: int) -> dict[str, jax.Array]:
         """Return the batch of one step on the devices; each process reads only the rows of its own devices."""
         batched = sharding.batch_sharding(self.mesh)
         rows = sharding.local_rows(batched, plan.rows(step))
@@ -131,7 +132,7 @@ class Job(NamedTuple):
     def batches(
         self,
         examples: pipeline.Examples,
-        plan: pipeline.BatchPlan,
+        plan: BatchPlan,
         steps: range,
         poll: Callable[[], None] = lambda: None,
     ) -> Iterator[dict[str, jax.Array]]:
@@ -210,7 +211,7 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True) -> Conf
     return Config(config.to_dict() | {"model": model}) if model != config.model.to_dict() else config
 
 
-def total_steps(config: Config, plan: pipeline.BatchPlan) -> int:
+def total_steps(config: Config, plan: BatchPlan) -> int:
     """Return the steps of the run: `config.steps`, or those of `config.epochs` over the training examples."""
     steps = config.steps or plan.steps(config.epochs)
     if steps > 2e9:

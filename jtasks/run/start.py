@@ -12,6 +12,7 @@ import jax
 from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import buckets, fingerprint, pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
 from jtasks.run import autoshare, checkpoint, flops, preflight, programs, summary
@@ -46,7 +47,7 @@ class Setup(NamedTuple):
     job: Job
     workdir: pathlib.Path
     splits: dict[str, Any]  # the examples of each split; None if the task has none
-    plan: pipeline.BatchPlan
+    plan: BatchPlan
     start: int  # the step of the newest checkpoint; 0 for a fresh run
     steps: int
     log: Log

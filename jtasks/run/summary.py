@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks.data.pipeline import BatchPlan
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed.shares import count_microbatches, unequal
 from jtasks.run.job import Job
 from jtasks.tree import leaf_name

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jtasks.data import pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.faults import Fault, require
 from jtasks.metrics import Mean, weight
@@ -197,7 +198,7 @@ def evaluation_agrees(subject: Subject) -> str:
         examples = [pipeline.read(subject.examples, i) for i in range(n)]
     results: dict[int, dict[str, float]] = {}
     for size in sorted({n, min(7, n), 1}, reverse=True):
-        plan = pipeline.BatchPlan(n, subject.config.seed, size, shuffle=False)
+        plan = BatchPlan(n, subject.config.seed, size, shuffle=False)
         sums: dict[str, Mean] = {}
         for index in range(-(-n // size)):
             batch = subject.job.batch_at(examples, plan, index)

@@ -13,6 +13,7 @@ import numpy as np
 from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
@@ -140,7 +141,7 @@ def _non_finite(tree: Any) -> list[str]:
 
 
 def _state(
-    job: Job, examples: Any, plan: pipeline.BatchPlan, workdir: pathlib.Path, step: int, total: int
+    job: Job, examples: Any, plan: BatchPlan, workdir: pathlib.Path, step: int, total: int
 ) -> tuple[steps.State, int]:
     """Return the state before `step`, and the step of the checkpoint that it comes from (0: initial state)."""
     batch = job.batch_at(examples, plan, 0)

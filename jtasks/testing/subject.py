@@ -19,6 +19,7 @@ from jtasks import optim
 from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.metrics import Mean, terms
 from jtasks.run import step
@@ -92,7 +93,7 @@ class Subject:
         return bool(getattr(self.task, "MIXES_EXAMPLES", False))
 
     @functools.cached_property
-    def plan(self) -> pipeline.BatchPlan:
+    def plan(self) -> BatchPlan:
         """The order of training."""
         return self.job.plan(self.examples, shuffle=True)
 

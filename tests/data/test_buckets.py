@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jtasks.data import buckets, pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.errors import ConfigError, DataError
 
 LENGTHS = st.lists(st.integers(1, 64), min_size=1, max_size=120).map(np.array)
@@ -98,7 +99,7 @@ def test_epochs_mix_examples_and_the_order_of_lengths_anew():
 
 
 def test_seeds_are_those_of_batches_of_one_size():
-    lengths, plain = varied(), pipeline.BatchPlan(100, 3, 10, shuffle=True)
+    lengths, plain = varied(), BatchPlan(100, 3, 10, shuffle=True)
     expected = pipeline.example_seeds(3, np.ones(100, int), np.arange(100))
     plan = planned(lengths, seed=3)
     for step in range(plan.steps(1), plan.steps(2)):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jtasks.data import pipeline, shuffle
-from jtasks.data.pipeline import BatchPlan
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.errors import ConfigError, DataError
 
 

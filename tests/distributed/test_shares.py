@@ -18,6 +18,7 @@ from jax.extend.core import jaxprs_in_params
 from jtasks import cli
 from jtasks import config as configs
 from jtasks.data import buckets, pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.distributed.shares import best_shares, layout, rows_of_microbatches, unequal
 from jtasks.errors import ConfigError
@@ -55,7 +56,7 @@ def test_microbatches_hold_what_as_many_on_one_device_would(examples, shares):
 
 
 def test_a_plan_reads_the_same_examples_with_the_same_seeds_whatever_the_shares():
-    plain = pipeline.BatchPlan(23, 5, 8, shuffle=True)
+    plain = BatchPlan(23, 5, 8, shuffle=True)
     examples = {"x": np.arange(23)}
     for shares in ((1,) * 3, (2, 1), (0, 3, 1), (5,)):
         plan = dataclasses.replace(plain, shares=shares)
@@ -72,7 +73,7 @@ def test_a_plan_reads_the_same_examples_with_the_same_seeds_whatever_the_shares(
 def test_batches_are_those_of_batch_at(shares, kind):
     rows = {"x": np.arange(50), "y": np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)}
     examples = rows if kind == "arrays" else [{k: v[i] for k, v in rows.items()} for i in range(50)]
-    plan = pipeline.BatchPlan(50, 1, 21, shuffle=True, shares=shares)
+    plan = BatchPlan(50, 1, 21, shuffle=True, shares=shares)
     batched = sharding.batch_sharding(tiny.mesh())
     for at, batch in enumerate(pipeline.batches(examples, plan, range(5), batched, threads=2)):
         expected = pipeline.batch_at(examples, plan, at)
@@ -352,7 +353,7 @@ def test_a_record_of_other_devices_or_another_batch_is_not_used(tmp_path):
 
 def test_measuring_tells_the_seconds_of_each_device(monkeypatch):
     monkeypatch.setattr(autoshare, "SECONDS", 0.001)
-    rows = pipeline.batch_at(EXAMPLES, pipeline.BatchPlan(N, 0, 12, shuffle=True), 0)
+    rows = pipeline.batch_at(EXAMPLES, BatchPlan(N, 0, 12, shuffle=True), 0)
     start, example = autoshare.time_devices(job(2, shares="auto"), rows, 12)
     assert start.shape == example.shape == (2,)
     assert (start >= 0).all()

@@ -13,6 +13,7 @@ from front_door import QUICK, ROOT, run
 from jtasks import config as configs
 from jtasks import optim
 from jtasks.data import pipeline, tokenizers
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.errors import DataError
 from jtasks.interop import huggingface
@@ -38,7 +39,7 @@ def prepared(folder, *overrides, features="('near', 'far')"):
 
 def batch(made, split="valid", count=8):
     examples = made.required(split)
-    return pipeline.batch_at(examples, pipeline.BatchPlan(pipeline.size(examples), 0, count, False), 0, made.collate)
+    return pipeline.batch_at(examples, BatchPlan(pipeline.size(examples), 0, count, False), 0, made.collate)
 
 
 @functools.cache

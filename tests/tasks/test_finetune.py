@@ -13,6 +13,7 @@ from front_door import QUICK, records, run, untimed
 
 from jtasks import optim, task, testing
 from jtasks.data import pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
 from jtasks.faults import Fault
@@ -39,7 +40,7 @@ def parameters(name, folder):
     """A job, its first batch, and parameters that all show in the output."""
     made = prepared(name, folder)
     examples = made.required("train")
-    batch = made.batch_at(examples, pipeline.BatchPlan(pipeline.size(examples), 0, 8, shuffle=True), 0)
+    batch = made.batch_at(examples, BatchPlan(pipeline.size(examples), 0, 8, shuffle=True), 0)
     shapes = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
     random = np.random.default_rng(1)
     params = jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), shapes)

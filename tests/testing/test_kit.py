@@ -17,6 +17,7 @@ from jax.experimental.custom_partitioning import custom_partitioning
 
 from jtasks import config, testing
 from jtasks.data import pipeline
+from jtasks.data.batch_plan import BatchPlan
 from jtasks.metrics import Mean
 from jtasks.ops import augment
 
@@ -733,5 +734,5 @@ def test_replay_names_the_examples_and_the_line(tmp_path, accumulate):
 
 
 def config_order(made, step):
-    indices, _ = pipeline.BatchPlan(32, made.seed, 16, shuffle=True).at(np.arange(16) + 16 * (step - 1))
+    indices, _ = BatchPlan(32, made.seed, 16, shuffle=True).at(np.arange(16) + 16 * (step - 1))
     return indices.tolist()
