@@ -172,7 +172,7 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, A
             return model.apply(variables, tokens, cache, method="extend")
 
         wanted = {"num_beams": size["beams"], "min_len": size["shortest"], "max_len": longest}
-        return decode.beam_search(step, cache, logits, eos=1, pad=2, reorder=models.reordered, **wanted)
+        return decode.beam_search(step, cache, logits, eos=1, pad=2, reorder=models.reorder_branches, **wanted)
 
     begun = time.perf_counter()
     run = jax.jit(search).lower(variables, prompts).compile()

@@ -18,7 +18,7 @@ from jtasks.config import Config
 from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
-from jtasks.models.gpt import GPT, reordered, shifted
+from jtasks.models.gpt import GPT, reorder_branches, shift_right
 from jtasks.models.video_gpt import VideoGPT
 from jtasks.models.vit import ViT
 from jtasks.ops import precision
@@ -33,9 +33,9 @@ __all__ = [
     "build",
     "fields",
     "generate",
-    "reordered",
+    "reorder_branches",
     "search",
-    "shifted",
+    "shift_right",
 ]
 
 

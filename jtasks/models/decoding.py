@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jtasks.models.gpt import reordered
+from jtasks.models.gpt import reorder_branches
 from jtasks.ops import decode
 
 
@@ -54,7 +54,7 @@ def search(
     """
     size = {"length": options["max_len"], "branches": options["num_beams"]}
     logits, cache = model.apply({"params": params}, *inputs, **size, method=method)
-    return decode.beam_search(_extend(model, params), cache, logits, reorder=reordered, **options, **ids)
+    return decode.beam_search(_extend(model, params), cache, logits, reorder=reorder_branches, **options, **ids)
 
 
 def _extend(model: Any, params: Any) -> decode.StepFn:

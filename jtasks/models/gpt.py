@@ -13,7 +13,7 @@ from jtasks.models.layers import NORMAL, Cache, Head, make_norm, stack, vocabula
 from jtasks.ops.precision import wide
 
 
-def shifted(tokens: jax.Array, start: int) -> jax.Array:
+def shift_right(tokens: jax.Array, start: int) -> jax.Array:
     """Return the inputs that predict `tokens` [b, t]: the start id, then all tokens but the last."""
     return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
 
@@ -23,7 +23,7 @@ def places(valid: jax.Array) -> jax.Array:
     return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
 
 
-def reordered(cache: Cache, parents: jax.Array) -> Cache:
+def reorder_branches(cache: Cache, parents: jax.Array) -> Cache:
     """Return the cache of `GPT.prefill` with each branch continuing its parent in `parents` [b, n].
 
     Keys and values stay in place.

@@ -12,17 +12,10 @@ per prompt. `models.GPT` has `prefill` and `extend`:
 
     logits, cache = model.apply(variables, prompt, length=20, branches=5, method="prefill")
     step_fn = lambda cache, tokens: model.apply(variables, tokens, cache, method="extend")
-    beams = decode.beam_search(step_fn, cache, logits, num_beams=5, max_len=20, eos=1, reorder=models.reordered)
+    beams = decode.beam_search(step_fn, cache, logits, num_beams=5, max_len=20, eos=1, reorder=models.reorder_branches)
 
-Arguments of both searches:
-
-    eos: id or ids that end a sequence; None: none.
-    pad: id after the end.
-    min_len: minimum number of new tokens before EOS is allowed.
-    repetition_penalty: above 1 lowers the scores of tokens that occur already (Keskar et al. 2019, CTRL).
-    no_repeat_ngram_size: no n-gram of this size repeats (Paulus et al. 2018); 0: all may.
-    prompt: [b, t], tokens that count as occurring already for these two; None: new tokens only.
-    valid: bool [b, t], False for padding of the prompt; None: no padding.
+Both take the arguments of `ops.rules.Rules`: `eos`, `pad`, `min_len`, `repetition_penalty`, `no_repeat_ngram_size`,
+`prompt` and `valid`.
 """
 
 from collections.abc import Callable, Mapping
@@ -31,37 +24,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jtasks import ranges
 from jtasks.errors import ConfigError
+from jtasks.ops.rules import RANGES, Rules, check
 from jtasks.ranges import Field
 
 StepFn = Callable[[Any, jax.Array], tuple[jax.Array, Any]]
-Ids = int | tuple[int, ...] | None
-
-_RANGES = {
-    "temperature": Field(float, "[0, inf)"),
-    "top_k": Field(int, "[0, 2e9]"),
-    "top_p": Field(float, "[0, 1]"),
-    "min_p": Field(float, "[0, 1]"),
-    "length": Field(int, "[0, 2e9]"),
-    "num_beams": Field(int, "[1, 2e9]"),
-    "n_best": Field(int, "[1, 2e9]"),
-    "max_len": Field(int, "[1, 2e9]"),
-    "length_penalty": Field(float, "(-inf, inf)"),
-    "min_len": Field(int, "[0, 2e9]"),
-    "repetition_penalty": Field(float, "(0, inf)"),
-    "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
-}
 _NEVER = -1e9  # score of what must not be chosen; ranks below everything allowed
-
-
-class Beams(NamedTuple):
-    """The best continuations of each prompt, best first."""
-
-    tokens: jax.Array  # [b, n, length] int32
-    scores: jax.Array  # [b, n] float32: log probability / lengths ** length_penalty
-    lengths: jax.Array  # tokens, including the one that ends the sequence
-
 
 # Fields of config.sample for `sample` and of config.beam for `beam_search`, for a task's `defaults`.
 SAMPLE = {
@@ -73,21 +41,33 @@ SAMPLE = {
 BEAM = {
     "beam.num_beams": Field(int, "[1, 2e9]", 5),
     "beam.max_len": Field(int, "[1, 2e9]", 20),  # maximum number of new tokens
-    "beam.min_len": Field(int, "[0, 2e9]", 1),  # minimum number of new tokens before the end
+    "beam.min_len": RANGES["min_len"]._replace(default=1),  # minimum number of new tokens before the end
     "beam.length_penalty": Field(float, "(-inf, inf)", 1.0),
     "beam.early_stopping": Field(object, None, False),  # True, False or "never"
-    "beam.repetition_penalty": Field(float, "(0, inf)", 1.0),
-    "beam.no_repeat_ngram_size": Field(int, "[0, 2e9]", 0),
+    "beam.repetition_penalty": RANGES["repetition_penalty"]._replace(default=1.0),
+    "beam.no_repeat_ngram_size": RANGES["no_repeat_ngram_size"]._replace(default=0),
 }
+_DRAW = {name.removeprefix("sample."): field for name, field in SAMPLE.items()} | {
+    "top_p": Field(float, "[0, 1]"),
+    "length": Field(int, "[0, 2e9]"),
+}
+_SEARCH = {name.removeprefix("beam."): field for name, field in BEAM.items()} | {"n_best": Field(int, "[1, 2e9]")}
+
+
+class Beams(NamedTuple):
+    """The best continuations of each prompt, best first."""
+
+    tokens: jax.Array  # [b, n, length] int32
+    scores: jax.Array  # [b, n] float32: log probability / lengths ** length_penalty
+    lengths: jax.Array  # tokens, including the one that ends the sequence
 
 
 def options(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `sample` among the fields of config.sample."""
-    names = [name.removeprefix("sample.") for name in SAMPLE]
-    return {name: fields[name] for name in names}
+    return {name: fields[name] for name in (name.removeprefix("sample.") for name in SAMPLE)}
 
 
-def filtered(
+def filter_logits(
     logits: jax.Array, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> jax.Array:
     """Return the logits [..., vocab] of the distribution to draw from; excluded tokens get -inf.
@@ -101,7 +81,7 @@ def filtered(
     Raises:
       ConfigError: an argument is out of range.
     """
-    _check(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    check(_DRAW, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if isinstance(temperature, int | float) and temperature == 0:
         raise ConfigError("temperature=0 has no distribution to draw from; `sample` takes the likeliest token instead")
     logits = logits / temperature
@@ -131,13 +111,7 @@ def sample(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    eos: Ids = None,
-    pad: int = 0,
-    min_len: int = 0,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram_size: int = 0,
-    prompt: jax.Array | None = None,
-    valid: jax.Array | None = None,
+    **options: Any,
 ) -> jax.Array:
     """Draw up to `length` tokens, [b, length] or [b, n, length] int32; stop when all sequences have ended.
 
@@ -146,19 +120,21 @@ def sample(
       keys: a random key per sequence, [b] or [b, n], so that a draw does not depend on its neighbors.
       length: number of new tokens; 0 draws nothing.
       temperature: 0 takes the likeliest token each time, without `keys`.
+      top_k, top_p, min_p: see `filter_logits`.
+      options: fields of `ops.rules.Rules`.
 
     Raises:
       ConfigError: an argument is out of range, or there are no keys to draw with.
     """
-    _check(length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    check(_DRAW, length=length, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if temperature != 0 and keys is None:
         raise ConfigError("sampling at a temperature above 0 needs a random key for each sequence; keys is None")
     shape, vocab = logits.shape[:-1], logits.shape[-1]
     if not length:
         return jnp.zeros((*shape, 0), jnp.int32)
-    rules = _Rules(eos, min_len, repetition_penalty, no_repeat_ngram_size)
-    history, filled = rules.history(prompt, valid, shape)
-    given = history.shape[-1]
+    rules = Rules(**options)
+    history, filled = rules.history(shape)
+    start = history.shape[-1]
 
     def draw(logits: jax.Array, sequences: jax.Array, ended: jax.Array, i: Any) -> tuple[jax.Array, jax.Array]:
         logits = rules.apply(logits, sequences, filled, i)
@@ -166,11 +142,11 @@ def sample(
             token = jnp.argmax(logits, axis=-1)
         else:
             assert keys is not None  # checked above
-            chosen = filtered(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+            chosen = filter_logits(logits, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
             folded = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), i)
             token = jax.vmap(jax.random.categorical)(folded, chosen.reshape(-1, vocab)).reshape(shape)
-        token = jnp.where(ended, pad, token).astype(jnp.int32)
-        sequences = jax.lax.dynamic_update_index_in_dim(sequences, token, given + i, axis=-1)
+        token = jnp.where(ended, rules.pad, token).astype(jnp.int32)
+        sequences = jax.lax.dynamic_update_index_in_dim(sequences, token, start + i, axis=-1)
         return sequences, ended | rules.ends(token)
 
     def going(state: tuple[Any, ...]) -> jax.Array:
@@ -179,21 +155,21 @@ def sample(
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         i, cache, sequences, ended = state
-        last = jax.lax.dynamic_index_in_dim(sequences, given + i - 1, axis=-1, keepdims=False)
+        last = jax.lax.dynamic_index_in_dim(sequences, start + i - 1, axis=-1, keepdims=False)
         logits, cache = step_fn(cache, last)
         return i + 1, cache, *draw(logits, sequences, ended, i)
 
-    sequences = jnp.concatenate([history, jnp.full((*shape, length), pad, jnp.int32)], axis=-1)
+    sequences = jnp.concatenate([history, jnp.full((*shape, length), rules.pad, jnp.int32)], axis=-1)
     first = draw(logits, sequences, jnp.zeros(shape, bool), 0)
     _, _, sequences, _ = jax.lax.while_loop(going, body, (jnp.int32(1), cache, *first))
-    return sequences[..., given:]
+    return sequences[..., start:]
 
 
 class _Search(NamedTuple):
     """State of a beam search: n running beams, and the n best ended ones."""
 
     i: jax.Array  # int32 scalar: new tokens so far
-    sequences: jax.Array  # [b, n, given + max_len] int32
+    sequences: jax.Array  # [b, n, t + max_len] int32: prompts and new tokens
     running: jax.Array  # [b, n] float32: log probabilities
     parents: jax.Array  # [b, n] int32: the beam that each one continues
     ended: jax.Array  # [b, n, max_len] int32
@@ -203,7 +179,7 @@ class _Search(NamedTuple):
     hopeful: jax.Array  # whether a running beam may still beat the worst ended one
 
 
-def rows(cache: Any, parents: jax.Array) -> Any:
+def reorder_leaves(cache: Any, parents: jax.Array) -> Any:
     """Reorder a cache with leaves [b, n, ...] of beams by their `parents` [b, n]."""
     return jax.tree.map(lambda x: _gather(x, parents), cache)
 
@@ -218,14 +194,8 @@ def beam_search(
     length_penalty: float = 1.0,
     early_stopping: bool | str = False,
     n_best: int = 1,
-    reorder: Callable[[Any, jax.Array], Any] = rows,
-    eos: Ids = None,
-    pad: int = 0,
-    min_len: int = 0,
-    repetition_penalty: float = 1.0,
-    no_repeat_ngram_size: int = 0,
-    prompt: jax.Array | None = None,
-    valid: jax.Array | None = None,
+    reorder: Callable[[Any, jax.Array], Any] = reorder_leaves,
+    **options: Any,
 ) -> Beams:
     """Search for the `n_best` likeliest continuations with `num_beams` beams.
 
@@ -242,22 +212,23 @@ def beam_search(
         length, is worse than all of them. "never": compare with its best possible length instead.
       n_best: number of returned beams, at most `num_beams`.
       reorder: (cache, parents [b, num_beams]) -> cache of these parents.
+      options: fields of `ops.rules.Rules`.
 
     Raises:
       ConfigError: an argument is out of range.
     """
-    _check(num_beams=num_beams, n_best=n_best, max_len=max_len, length_penalty=length_penalty)
+    check(_SEARCH, num_beams=num_beams, n_best=n_best, max_len=max_len, length_penalty=length_penalty)
     if n_best > num_beams:
         raise ConfigError(f"n_best={n_best} must be at most num_beams={num_beams}")
     if early_stopping not in (True, False, "never"):
         raise ConfigError(f'early_stopping={early_stopping!r} must be True, False or "never"')
     (b, vocab), n = logits.shape, num_beams
-    rules = _Rules(eos, min_len, repetition_penalty, no_repeat_ngram_size)
-    history, filled = rules.history(prompt, valid, (b, n))
-    given = history.shape[-1]
+    rules = Rules(**options)
+    history, filled = rules.history((b, n))
+    start = history.shape[-1]
     stop_early = early_stopping is True or n == 1
     # Enough candidates that n beams continue even if every ending token comes first.
-    candidates = min(max(2, 1 + len(rules.eos)), vocab) * n
+    candidates = min(max(2, 1 + len(rules.ending)), vocab) * n
 
     def choose(state: _Search, logits: jax.Array) -> _Search:
         if n == 1:
@@ -267,7 +238,7 @@ def beam_search(
         totals, chosen = jax.lax.top_k((nats + state.running[..., None]).reshape(b, -1), candidates)
         parents, tokens = chosen // vocab, (chosen % vocab).astype(jnp.int32)
         sequences = _gather(state.sequences, parents)
-        sequences = jax.lax.dynamic_update_index_in_dim(sequences, tokens, given + state.i, axis=-1)
+        sequences = jax.lax.dynamic_update_index_in_dim(sequences, tokens, start + state.i, axis=-1)
         length = state.i + 1
         ends = rules.ends(tokens) | (length == max_len)
 
@@ -294,7 +265,7 @@ def beam_search(
             sequences=_gather(sequences, kept),
             running=running,
             parents=_gather(parents, kept),
-            ended=jnp.where(stuck[..., None], state.sequences[..., given:], merge(state.ended, sequences[..., given:])),
+            ended=jnp.where(stuck[..., None], state.sequences[..., start:], merge(state.ended, sequences[..., start:])),
             scores=jnp.where(stuck, so_far, scores),
             lengths=jnp.where(stuck, state.i, merge(state.lengths, jnp.broadcast_to(length, (b, candidates)))),
             done=jnp.where(stuck, state.running > _NEVER / 2, done),
@@ -308,108 +279,24 @@ def beam_search(
 
     def body(carry: tuple[_Search, Any]) -> tuple[_Search, Any]:
         state, cache = carry
-        last = jax.lax.dynamic_index_in_dim(state.sequences, given + state.i - 1, axis=-1, keepdims=False)
+        last = jax.lax.dynamic_index_in_dim(state.sequences, start + state.i - 1, axis=-1, keepdims=False)
         logits, cache = step_fn(reorder(cache, state.parents), last)
         return choose(state, logits), cache
 
-    start = _Search(
+    initial = _Search(
         i=jnp.int32(0),
-        sequences=jnp.concatenate([history, jnp.full((b, n, max_len), pad, jnp.int32)], axis=-1),
+        sequences=jnp.concatenate([history, jnp.full((b, n, max_len), rules.pad, jnp.int32)], axis=-1),
         running=jnp.full((b, n), _NEVER, jnp.float32).at[:, 0].set(0.0),  # beams start equal, so only the first counts
         parents=jnp.zeros((b, n), jnp.int32),
-        ended=jnp.full((b, n, max_len), pad, jnp.int32),
+        ended=jnp.full((b, n, max_len), rules.pad, jnp.int32),
         scores=jnp.full((b, n), _NEVER, jnp.float32),
         lengths=jnp.zeros((b, n), jnp.int32),
         done=jnp.zeros((b, n), bool),
         hopeful=jnp.ones(b, bool),
     )
-    first = choose(start, jnp.broadcast_to(logits[:, None].astype(jnp.float32), (b, n, vocab)))
+    first = choose(initial, jnp.broadcast_to(logits[:, None].astype(jnp.float32), (b, n, vocab)))
     end, _ = jax.lax.while_loop(going, body, (first, cache))
     return Beams(end.ended[:, :n_best], end.scores[:, :n_best], end.lengths[:, :n_best])
-
-
-class _Rules:
-    """Rules that bar or penalize tokens, independent of the model."""
-
-    def __init__(self, eos: Ids, min_len: int, repetition_penalty: float, no_repeat_ngram_size: int):
-        _check(min_len=min_len, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size)
-        self.eos = () if eos is None else (eos,) if isinstance(eos, int) else tuple(eos)
-        self.min_len, self.penalty, self.size = min_len, repetition_penalty, no_repeat_ngram_size
-
-    def ends(self, tokens: jax.Array) -> jax.Array:
-        """Return which tokens end a sequence, a bool array of their shape."""
-        return jnp.isin(tokens, jnp.array(self.eos, jnp.int32)) if self.eos else jnp.zeros(tokens.shape, bool)
-
-    def history(
-        self, prompt: jax.Array | None, valid: jax.Array | None, shape: tuple[int, ...]
-    ) -> tuple[jax.Array, jax.Array]:
-        """Return the prompts [*shape, t] padded on the left, and where they have tokens; t is 0 if unneeded."""
-        if prompt is None or (self.penalty == 1 and not self.size):
-            return jnp.zeros((*shape, 0), jnp.int32), jnp.zeros((*shape, 0), bool)
-        valid = jnp.ones(prompt.shape, bool) if valid is None else valid.astype(bool)
-        order = jnp.argsort(valid, axis=1, stable=True)
-        both = (jnp.take_along_axis(x, order, axis=1) for x in (prompt.astype(jnp.int32), valid))
-        tokens, filled = (x.reshape(x.shape[0], *(1,) * (len(shape) - 1), -1) for x in both)
-        return jnp.broadcast_to(tokens, (*shape, tokens.shape[-1])), jnp.broadcast_to(
-            filled, (*shape, filled.shape[-1])
-        )
-
-    def apply(self, scores: jax.Array, sequences: jax.Array, filled: jax.Array, i: Any) -> jax.Array:
-        """Return the scores [..., vocab] of the next token under the rules.
-
-        Args:
-          scores: [..., vocab].
-          sequences: [..., given + length], prompts and `i` new tokens.
-          filled: bool [..., given], False for padding of the prompts.
-          i: number of new tokens so far.
-        """
-        scores, given = scores.astype(jnp.float32), filled.shape[-1]
-        if self.penalty != 1:
-            there = jnp.pad(filled, [(0, 0)] * (filled.ndim - 1) + [(0, sequences.shape[-1] - given)])
-            there = there | _between(given, given + i, there)
-            repeated = _among(sequences, there, scores.shape[-1])
-            scores = jnp.where(repeated, jnp.where(scores < 0, scores * self.penalty, scores / self.penalty), scores)
-        if self.size:
-            scores = jnp.where(self._completes(sequences, given + i, scores.shape[-1]), -jnp.inf, scores)
-        if self.eos and self.min_len:
-            ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-            scores = jnp.where(self.ends(ids) & (i < self.min_len), -jnp.inf, scores)
-        return scores
-
-    def _completes(self, sequences: jax.Array, count: Any, vocab: int) -> jax.Array:
-        """Return which tokens [..., vocab] would repeat an n-gram of the first `count` positions."""
-        windows = sequences.shape[-1] - self.size + 1
-        if windows < 1:
-            return jnp.zeros((*sequences.shape[:-1], vocab), bool)
-        match = _between(0, count - self.size + 1, sequences[..., :windows])
-        for offset in range(self.size - 1):
-            place = jnp.maximum(count - self.size + 1 + offset, 0)
-            wanted = jax.lax.dynamic_slice_in_dim(sequences, place, 1, axis=-1)
-            match = match & (sequences[..., offset : offset + windows] == wanted)
-        return _among(sequences[..., self.size - 1 :], match, vocab)
-
-
-def _check(**arguments: Any) -> None:
-    """Raise ConfigError if an argument is out of range; values traced by `jax.jit` are not checked."""
-    for name, value in arguments.items():
-        if not isinstance(value, jax.core.Tracer):
-            number = value.item() if hasattr(value, "item") else value
-            if number is None:
-                raise ConfigError(f"{name} must be a number, not None")
-            ranges.check(name, number, _RANGES[name])
-
-
-def _between(start: Any, stop: Any, like: jax.Array) -> jax.Array:
-    """Return which indices along the last axis of `like` are in a range; bool of its shape."""
-    places = jax.lax.broadcasted_iota(jnp.int32, like.shape, like.ndim - 1)
-    return (places >= start) & (places < stop)
-
-
-def _among(tokens: jax.Array, there: jax.Array, vocab: int) -> jax.Array:
-    """Return which ids [..., vocab] are among the `tokens` [..., t] that are `there`."""
-    flat = jnp.where(there, tokens, vocab).reshape(-1, tokens.shape[-1])
-    present = jax.vmap(lambda ids: jnp.zeros(vocab, bool).at[ids].set(True, mode="drop"))(flat)
-    return present.reshape(*tokens.shape[:-1], vocab)
 
 
 def _gather(x: jax.Array, parents: jax.Array) -> jax.Array:

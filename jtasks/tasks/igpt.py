@@ -189,7 +189,7 @@ def _tokens(batch: Batch, config: Config) -> jax.Array:
 
 
 def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
-    return models.shifted(tokens, config.model.num_colors)
+    return models.shift_right(tokens, config.model.num_colors)
 
 
 def _classified(params: Any, tokens: jax.Array, rng: jax.Array | None, config: Config) -> tuple[jax.Array, jax.Array]:

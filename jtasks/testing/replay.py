@@ -12,7 +12,6 @@ import numpy as np
 
 from jtasks.config import Config
 from jtasks.console import say, warn
-from jtasks.data import pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches

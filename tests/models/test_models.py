@@ -199,7 +199,7 @@ def test_the_loss_over_a_vocabulary_never_holds_all_logits():
 
 
 def test_shifted_inputs_start_with_the_start_token_and_lose_the_last():
-    np.testing.assert_array_equal(models.shifted(jnp.array([[1, 2, 3], [4, 5, 6]]), 9), [[9, 1, 2], [9, 4, 5]])
+    np.testing.assert_array_equal(models.shift_right(jnp.array([[1, 2, 3], [4, 5, 6]]), 9), [[9, 1, 2], [9, 4, 5]])
 
 
 def test_a_token_changes_no_logits_before_its_own_position():
@@ -214,8 +214,8 @@ def test_a_token_changes_no_logits_before_its_own_position():
 
 def test_with_shifted_inputs_no_token_sees_itself():
     params, before = params_without_classifier(), tokens()
-    logits = np.asarray(full(params, models.shifted(before, VOCAB - 1)))
-    changed = np.asarray(full(params, models.shifted(before.at[:, 4].set((before[:, 4] + 1) % 6), VOCAB - 1)))
+    logits = np.asarray(full(params, models.shift_right(before, VOCAB - 1)))
+    changed = np.asarray(full(params, models.shift_right(before.at[:, 4].set((before[:, 4] + 1) % 6), VOCAB - 1)))
     np.testing.assert_array_equal(changed[:, :5], logits[:, :5])
     assert not np.array_equal(changed[:, 5], logits[:, 5])
 

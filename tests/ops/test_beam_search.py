@@ -41,7 +41,7 @@ def searched(folder, prompt, valid, *, num_beams, max_len, **options):
             max_len=max_len,
             eos=ids["eos_token_id"],
             pad=ids["pad_token_id"],
-            reorder=models.reordered,
+            reorder=models.reorder_branches,
             **options,
         )
 
@@ -188,7 +188,7 @@ def test_beams_with_a_cache_equal_reading_every_prefix_again():
     def both():
         logits, cache = model.apply(params, prompt, length=length, branches=n, method="prefill")
         extend = lambda cache, tokens: model.apply(params, tokens, cache, method="extend")  # noqa: E731
-        first = decode.beam_search(extend, cache, logits, reorder=models.reordered, **options)
+        first = decode.beam_search(extend, cache, logits, reorder=models.reorder_branches, **options)
         rows = jnp.repeat(jnp.pad(prompt, ((0, 0), (0, length)))[:, None], n, axis=1)
         cache = {"prefix": rows, "count": jnp.full((3, n), prompt.shape[1])}
         return first, decode.beam_search(again, cache, model.apply(params, prompt)[:, -1], **options)

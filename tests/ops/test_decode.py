@@ -15,7 +15,7 @@ from jtasks.ops import decode
 
 VOCAB = 9
 
-filtered = jax.jit(decode.filtered, static_argnames=("top_k", "top_p", "min_p"))
+filtered = jax.jit(decode.filter_logits, static_argnames=("top_k", "top_p", "min_p"))
 sample = jax.jit(decode.sample, static_argnums=(0, 4), static_argnames=("temperature", "top_k", "top_p"))
 
 
@@ -320,5 +320,5 @@ def test_numpys_numbers_are_numbers_and_a_top_p_of_0_is_greedy():
     found = decode.sample(step, (), jnp.array([[0.0, 3, 1, 2]]), keys, 3, **options)
     assert found.tolist() == [[1, 1, 1]]
     with pytest.raises(ConfigError, match="takes the likeliest token"):
-        decode.filtered(jnp.zeros(4), temperature=0.0)
-    jax.jit(lambda t: decode.filtered(jnp.zeros(4), temperature=t))(0.5)
+        decode.filter_logits(jnp.zeros(4), temperature=0.0)
+    jax.jit(lambda t: decode.filter_logits(jnp.zeros(4), temperature=t))(0.5)

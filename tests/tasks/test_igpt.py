@@ -144,7 +144,7 @@ def test_igpt_completes_with_what_the_model_thinks_likeliest():
     config, params = tiny.config("igpt"), tiny.params("igpt")
     model = models.GPT(vocab=18, outputs=17, max_length=64, **tiny.GPT)
     assert config.model.num_colors == 17
-    logits = jax.jit(model.apply)({"params": params}, models.shifted(tokens, 17))
+    logits = jax.jit(model.apply)({"params": params}, models.shift_right(tokens, 17))
     best = np.asarray(logits).argmax(-1)
     assert (best[:, 32:] == tokens[:, 32:]).mean() > 0.99
 

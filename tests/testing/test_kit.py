@@ -16,7 +16,6 @@ from flax import nnx
 from jax.experimental.custom_partitioning import custom_partitioning
 
 from jtasks import config, testing
-from jtasks.data import pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.metrics import Mean
 from jtasks.ops import augment
