@@ -20,51 +20,13 @@ from jtasks import overrides as overrides_
 from jtasks.distributed import sharding, shares
 from jtasks.errors import ConfigError
 from jtasks.ranges import Field
+from jtasks.schema import FIELDS, GROUPS, STRICT
 
 if TYPE_CHECKING:  # ml_collections has no types of its own
-    Config = Any
+    from jtasks.schema import Config
 else:
     Config = ml_collections.FrozenConfigDict
 
-# The fields that every config has: type, what is allowed, default.
-FIELDS = {
-    "task": Field(str, None, ""),  # dotted module name, or the path of a .py file
-    "seed": Field(int, "[0, 9e18]", 0),
-    "steps": Field(int, "[0, 2e9]", 0),  # optimizer steps; or give epochs
-    "epochs": Field(float, "[0, inf)", 0.0),
-    "batch_size": Field(int, "[1, 2e9]", 64),  # examples per step, over all devices and microbatches
-    "batch_tokens": Field(int, "[0, 2e9]", 0),  # instead: tokens per step, by length (see data.buckets); 0: off
-    "accumulate": Field(int, "[1, 2e9]", 1),  # microbatches per step
-    "eval_every": Field(int, "[0, inf)", 0),  # steps; 0: only at the end
-    "save_every": Field(int, "[0, inf)", 1000),  # steps; 0: only at the end
-    "log_every": Field(int, "[1, inf)", 50),
-    "log.to": Field(tuple, None, ("tensorboard",)),  # wandb, mlflow, MODULE:FUNCTION, FILE.py:FUNCTION
-    "keep": Field(int, "[1, inf)", 2),  # number of newest checkpoints to keep
-    "best": Field(str, None, ""),  # such as "valid/loss": keep the checkpoint with the best value of this metric too
-    "best_mode": Field(str, ("min", "max"), "min"),  # whether the lowest or the highest value is the best
-    "report_metric": Field(bool, None, True),  # score predictions by score_fn, at the end and in --mode=eval
-    "show_count": Field(int, "[0, 2e9]", 8),  # examples for show_fn at each evaluation; 0: none
-    "precision": Field(str, ("float32", "bfloat16"), "float32"),  # of the computation; parameters stay float32
-    "ema": Field(float, "[0, 1)", 0.0),  # decay of a moving average of the parameters, used to evaluate; 0: none
-    "max_bad_steps": Field(int, "[1, inf)", 10),  # stop after this many non-finite steps in a row
-    "check.step": Field(int, "[0, 2e9]", 0),  # for --mode=check: replay the batch of this step; 0: the conformance kit
-    "profile.start": Field(int, "[1, 2e9]", 10),  # first step of a profile, which DIR/profile gets
-    "profile.steps": Field(int, "[0, 2e9]", 0),  # number of steps to profile; 0: none
-    "init_from": Field(str, None, ""),  # a workdir, a checkpoint or hf:NAME to take fitting parameters from
-    "data.dir": Field(str),  # None: $JTASKS_DATA, else the user's cache folder
-    "data.threads": Field(int, "[0, 10000]", 16),  # threads that read ahead data not in memory
-    "data.workers": Field(int, "[0, 10000]", 0),  # processes instead of threads
-    "data.allow_changes": Field(bool, None, False),  # resume although data or data fields differ from the run's
-    "data.skip_bad": Field(int, "[0, inf)", 0),  # maximum number of unreadable examples to replace
-    "data.buckets": Field(tuple, "[1, 2e9]", ()),  # for batch_tokens: lengths that batches are cut to, ascending
-    "mesh.data": Field(int, "[-1, 2e9]", -1),  # devices along each axis; -1: all remaining devices
-    "mesh.fsdp": Field(int, "[-1, 2e9]", 1),
-    "mesh.tensor": Field(int, "[-1, 2e9]", 1),
-    "sharding": Field(tuple, None, ()),  # ((regex of parameter paths, spec), ...)
-    "shares": Field(object),  # microbatches of each device: None (equal), (3, 1, ...), "auto"
-}
-STRICT = tuple(f"config.{group}" for group in ("optim", "mesh", "check", "profile", "log"))  # allow no further fields
-GROUPS = ("data", "model", "optim", "mesh", "check", "profile", "log")
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 
 

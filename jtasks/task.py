@@ -54,10 +54,15 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
+import jax
+
 from jtasks.errors import ConfigError
 from jtasks.metrics import TERM, Mean
 from jtasks.ranges import Field, did_you_mean, shown
+from jtasks.schema import Config
 from jtasks.writing import check_name
+
+Batch = dict[str, jax.Array]
 
 REQUIRED = {
     "dataset": ("split", "config"),
@@ -100,13 +105,15 @@ FORMER = {
 class Task(Protocol):
     """The required functions of a task, for type checkers; a module with these functions is a task."""
 
-    def dataset(self, split: str, config: Any) -> Any:
+    def dataset(self, split: str, config: Config) -> Any:
         """Return the examples of a split, or None."""
 
-    def init(self, rng: Any, batch: Any, config: Any) -> Any:
+    def init(self, rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
         """Return the parameters."""
 
-    def loss_fn(self, params: Any, batch: Any, rng: Any, config: Any) -> tuple[Any, Any]:
+    def loss_fn(
+        self, params: Any, batch: Batch, rng: jax.Array | None, config: Config
+    ) -> tuple[jax.Array, dict[str, Mean]]:
         """Return the loss and the metrics."""
 
 
@@ -154,7 +161,7 @@ def name_of(module: ModuleType) -> str:
 def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
     """Return a task's eval_fn, by default a function that returns the metrics of loss_fn without randomness."""
 
-    def evaluate(params: Any, batch: Any, config: Any) -> dict[str, Mean]:
+    def evaluate(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
         return task.loss_fn(params, batch, None, config)[1]
 
     return getattr(task, "eval_fn", None) or evaluate

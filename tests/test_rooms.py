@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "jtasks"
 FLOORS = (
     ("errors", "tree", "shipped"),
     ("writing", "ranges", "console"),
-    ("overrides", "flags", "ops"),
+    ("overrides", "flags", "ops", "schema"),
     ("metrics", "optim"),
     ("task",),
     ("faults", "distributed"),

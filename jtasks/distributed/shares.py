@@ -15,6 +15,7 @@ import numpy as np
 
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
+from jtasks.schema import Config
 
 AUTO, AGAIN = "auto", "auto!"
 WORDS = ("equal", AUTO, AGAIN)
@@ -40,7 +41,7 @@ def check_form(shares: Any, accumulate: int) -> None:
         raise ConfigError(f"{field} chooses the microbatches itself: config.accumulate={accumulate} must be 1")
 
 
-def checked_shares(config: Any, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
+def checked_shares(config: Config, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
     """Return the microbatches of each shard of the batch, in the order of the mesh.
 
     Args:
@@ -72,7 +73,7 @@ def checked_shares(config: Any, devices: Mapping[str, int], *, mixes: bool) -> t
     return counts
 
 
-def count_microbatches(config: Any) -> int:
+def count_microbatches(config: Config) -> int:
     """Return the microbatches of each device if all take the same number: `config.accumulate`, or equal shares."""
     shares = config.shares
     return shares[0] if isinstance(shares, tuple | list) else config.accumulate

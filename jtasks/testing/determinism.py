@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.faults import Fault, author_files, require, some
 from jtasks.metrics import Mean
@@ -80,7 +81,7 @@ def _check_dropout(subject: Subject) -> None:
     )
 
 
-def _check_host_functions(subject: Subject, outputs: Any, config: Any) -> str:
+def _check_host_functions(subject: Subject, outputs: Any, config: Config) -> str:
     """Call score_fn, export_fn and show_fn on predictions of the first batch; returns a text for the result."""
     task, count = subject.task, len(subject.batch["mask"])
     indices, _ = subject.plan.at(np.arange(count))

@@ -1,0 +1,127 @@
+"""The fields that every config has: one declaration for the table of ranges, and for type checkers and editors."""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
+
+from jtasks.ranges import Field
+
+
+def field(default: Any, allowed: str | tuple[str, ...] | None = None) -> Any:
+    """Declare a field of a config; see `ranges.Field`."""
+    return Field(object, allowed, default)
+
+
+class Group(Mapping[str, Any]):
+    """A group of fields, a frozen dict with attributes. At run time it is a `ml_collections.FrozenConfigDict`."""
+
+    if TYPE_CHECKING:
+
+        def __init__(self, fields: Mapping[str, Any]) -> None: ...
+        def __getitem__(self, name: str) -> Any: ...
+        def __iter__(self) -> Iterator[str]: ...
+        def __len__(self) -> int: ...
+        def __hash__(self) -> int: ...
+        def to_dict(self) -> dict[str, Any]:  # noqa: D102
+            ...
+
+
+class OpenGroup(Group):
+    """A group that has further fields, of the task, of its model or of its optimizer."""
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any: ...
+
+
+class Log(Group):
+    """Fields of config.log."""
+
+    to: tuple[str, ...] = field(("tensorboard",))  # wandb, mlflow, MODULE:FUNCTION, FILE.py:FUNCTION
+
+
+class Check(Group):
+    """Fields of config.check."""
+
+    step: int = field(0, "[0, 2e9]")  # for --mode=check: replay the batch of this step; 0: the conformance kit
+
+
+class Profile(Group):
+    """Fields of config.profile."""
+
+    start: int = field(10, "[1, 2e9]")  # first step of a profile, which DIR/profile gets
+    steps: int = field(0, "[0, 2e9]")  # number of steps to profile; 0: none
+
+
+class Data(OpenGroup):
+    """Fields of config.data."""
+
+    dir: str | None = field(None)  # None: $JTASKS_DATA, else the user's cache folder
+    threads: int = field(16, "[0, 10000]")  # threads that read ahead data not in memory
+    workers: int = field(0, "[0, 10000]")  # processes instead of threads
+    allow_changes: bool = field(False)  # resume although data or data fields differ from the run's
+    skip_bad: int = field(0, "[0, inf)")  # maximum number of unreadable examples to replace
+    buckets: tuple[int, ...] = field((), "[1, 2e9]")  # for batch_tokens: lengths that batches are cut to, ascending
+
+
+class Mesh(Group):
+    """Fields of config.mesh: devices along each axis; -1: all remaining devices."""
+
+    data: int = field(-1, "[-1, 2e9]")
+    fsdp: int = field(1, "[-1, 2e9]")
+    tensor: int = field(1, "[-1, 2e9]")
+
+
+class Config(OpenGroup):
+    """Fields of every config; `jtasks.config.Config`."""
+
+    task: str = field("")  # dotted module name, or the path of a .py file
+    seed: int = field(0, "[0, 9e18]")
+    steps: int = field(0, "[0, 2e9]")  # optimizer steps; or give epochs
+    epochs: float = field(0.0, "[0, inf)")
+    batch_size: int = field(64, "[1, 2e9]")  # examples per step, over all devices and microbatches
+    batch_tokens: int = field(0, "[0, 2e9]")  # instead: tokens per step, by length (see data.buckets); 0: off
+    accumulate: int = field(1, "[1, 2e9]")  # microbatches per step
+    eval_every: int = field(0, "[0, inf)")  # steps; 0: only at the end
+    save_every: int = field(1000, "[0, inf)")  # steps; 0: only at the end
+    log_every: int = field(50, "[1, inf)")
+    log: Log
+    keep: int = field(2, "[1, inf)")  # number of newest checkpoints to keep
+    best: str = field("")  # such as "valid/loss": keep the checkpoint with the best value of this metric too
+    best_mode: str = field("min", ("min", "max"))  # whether the lowest or the highest value is the best
+    report_metric: bool = field(True)  # score predictions by score_fn, at the end and in --mode=eval
+    show_count: int = field(8, "[0, 2e9]")  # examples for show_fn at each evaluation; 0: none
+    precision: str = field("float32", ("float32", "bfloat16"))  # of the computation; parameters stay float32
+    ema: float = field(0.0, "[0, 1)")  # decay of a moving average of the parameters, used to evaluate; 0: none
+    max_bad_steps: int = field(10, "[1, inf)")  # stop after this many non-finite steps in a row
+    check: Check
+    profile: Profile
+    init_from: str = field("")  # a workdir, a checkpoint or hf:NAME to take fitting parameters from
+    data: Data
+    model: OpenGroup
+    optim: OpenGroup
+    mesh: Mesh
+    sharding: tuple[Any, ...] = field(())  # ((regex of parameter paths, spec), ...)
+    shares: Any = field(None)  # microbatches of each device: None (equal), (3, 1, ...), "auto"
+
+
+def _table(group: type[Group], prefix: str = "") -> dict[str, Field]:
+    """Return the declared fields of a group and of the groups in it, by dotted name."""
+    table: dict[str, Field] = {}
+    for name, hint in get_type_hints(group).items():
+        if isinstance(hint, type) and issubclass(hint, Group):
+            table |= _table(hint, f"{name}.")
+        else:
+            table[prefix + name] = getattr(group, name)._replace(kind=_kind(hint))
+    return table
+
+
+def _kind(hint: Any) -> type:
+    """Return the type of a field's values by its annotation; None is a value of any field without a default."""
+    if hint is Any:
+        return object
+    return tuple if get_origin(hint) is tuple else (get_args(hint) or (hint,))[0]
+
+
+FIELDS = _table(Config)
+GROUPS = tuple(name for name in get_type_hints(Config) if name not in FIELDS)
+STRICT = tuple(f"config.{name}" for name in GROUPS if name not in ("data", "model"))  # allow no further fields

@@ -1,0 +1,16 @@
+"""Checked by mypy, never run: each shipped task is a `Task`, and the fields of a config have types."""
+
+from typing import Any, assert_type
+
+from jtasks.config import Config
+from jtasks.task import Task
+from jtasks.tasks import avsd, bert, choice, classify, igpt, lm, mnist, qa, tag, vit
+
+TASKS: list[Task] = [avsd, bert, choice, classify, igpt, lm, mnist, qa, tag, vit]
+
+
+def fields(config: Config) -> None:
+    assert_type((config.task, config.seed, config.ema), tuple[str, int, float])
+    assert_type((config.data.threads, config.mesh.fsdp), tuple[int, int])
+    assert_type((config.data.length, config.model.width, config.sample), tuple[Any, Any, Any])
+    assert config.mesh.fdsp  # type: ignore[attr-defined]
