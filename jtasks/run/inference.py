@@ -26,13 +26,14 @@ import numpy as np
 
 from jtasks import config as configs
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import hub, pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
 from jtasks.run import checkpoint as checkpoints_
 from jtasks.run import evaluate, predict, workdir
 from jtasks.run.job import Job
 from jtasks.run.portions import Portion, Portions
+from jtasks.run.pretrained import Pretrained, open_pretrained
 from jtasks.run.restore import SavedRun, open_alone
 
 GROUPS = ("sample", "beam")  # groups of a config that say how a task decodes
@@ -50,7 +51,7 @@ class Run:
       folder: the run's folder.
     """
 
-    def __init__(self, saved: SavedRun):
+    def __init__(self, saved: SavedRun | Pretrained):
         self._saved, self._job = saved, saved.job
         self._programs: dict[Any, Any] = {}
         self.config: Config = saved.job.config
@@ -118,6 +119,8 @@ class Run:
           DataError: there is no such split.
           ConfigError: the data changed since the run.
         """
+        if isinstance(self._saved, Pretrained):
+            raise ConfigError(f"{self.folder} is a model without data: train a run of it by config.init_from")
         return evaluate.of_run(self._saved, split, lambda: self.params)
 
     def stream(
@@ -159,7 +162,7 @@ class Run:
             values = jax.device_get(program(self.params, batch.arrays))
             for index, row in zip(batch.indices.tolist(), batch.rows.tolist(), strict=True):
                 outputs[index] = jax.tree.map(lambda x, row=row: np.asarray(x)[row], values)
-        answers = _answers(job, predict.rows(portion.examples), outputs) if function == "predict" else []
+        answers = predict.answers(job, portion.examples, outputs) if function == "predict" else []
         for place, index in enumerate(portion.inputs):
             own = np.flatnonzero(portion.owners == place).tolist()
             parts = [outputs[i] for i in own]
@@ -168,8 +171,7 @@ class Run:
             else:
                 result = jax.tree.map(lambda *xs: np.stack(xs), *parts) if portion.several else parts[0]
             result = jax.tree.map(lambda x: x if np.ndim(x) else x.item(), result)
-            result = result if isinstance(result, dict) else {"output": result}
-            yield index, result | (answers[own[0]] if answers else {})
+            yield index, predict.named(result) | (answers[own[0]] if answers else {})
 
     def _program(self, function: str, job: Job) -> Any:
         key = function, job.config
@@ -179,7 +181,7 @@ class Run:
 
     @functools.cached_property
     def _entries(self) -> dict[str, jax.ShapeDtypeStruct]:
-        return workdir.stored_batch(self.folder, 1)
+        return self._saved.entries(1)
 
     def _with_options(self, options: Mapping[str, Any]) -> Job:
         config = self.config
@@ -194,23 +196,20 @@ class Run:
         return self._job._replace(config=configs.freeze(config, overrides))
 
 
-def _answers(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> list[dict[str, Any]]:
-    """Return the readable answers of the task to its examples; [] without `answers`."""
-    answers = getattr(job.task, "answers", None)
-    return [dict(answer) for answer in answers(examples, outputs, job.config)] if answers else []
-
-
 def load(
     run: str | os.PathLike[str],
     *,
     checkpoint: str | int = "newest",
+    config: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> Run:
-    """Load a run for new inputs; the data that it was trained on need not be there.
+    """Load a run, or a Hugging Face model, for new inputs; the data of the run need not be there.
 
     Args:
-      run: folder of the run, or one checkpoint of it, DIR/checkpoints/STEP.
+      run: folder of the run, or one checkpoint of it, DIR/checkpoints/STEP; or `hf:FOLDER` or `hf:NAME` of a model in
+        Hugging Face's format, for the task of its architecture, such as `bert` for an encoder.
       checkpoint: "newest" (undamaged one), "best" by config.best, or a step.
+      config: only for `hf:`, fields of a config, such as `{"task": "jtasks.tasks.classify", "data": {"length": 256}}`.
       overrides: other values of fields that do not identify a run, such as `{"mesh.data": 1, "batch_size": 8}`; or a
         list of "--config.mesh.data=1".
 
@@ -218,6 +217,12 @@ def load(
       ConfigError: the folder is not that of a run, its files have changed, or an override is wrong.
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
+    if isinstance(overrides, Mapping):
+        overrides = [_override(name, value) for name, value in configs.fields(overrides)]
+    if str(run).startswith(hub.PREFIX):
+        return Run(open_pretrained(str(run), config, overrides))
+    if config is not None:
+        raise ConfigError(f"{os.fspath(run)} is a run, which has its own config: use overrides for its other fields")
     checkpoints, step = checkpoints_.locate(os.fspath(run))
     folder = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
     if step and str(checkpoint) not in ("newest", step):
@@ -227,10 +232,8 @@ def load(
     if not (folder / "config.json").is_file():
         raise ConfigError(f"{folder} holds no config.json of a run: give the folder of a run, or its checkpoints/STEP")
     workdir.require_files(folder)
-    if isinstance(overrides, Mapping):
-        overrides = [_override(name, value) for name, value in configs.fields(overrides)]
-    config = configs.load(str(folder / "config.json"), overrides)
-    return Run(open_alone(config, folder, step or str(checkpoint), tell=lambda text: None))
+    own = configs.load(str(folder / "config.json"), overrides)
+    return Run(open_alone(own, folder, step or str(checkpoint), tell=lambda text: None))
 
 
 def _override(name: str, value: Any) -> str:

@@ -176,18 +176,18 @@ def make_files(config: Config, module: ModuleType) -> None:
         module.prepare(config)
 
 
-def fill(config: Config, module: ModuleType, *, pretrained: bool = True) -> Config:
+def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: bool = True) -> Config:
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
     If `config.init_from` is a Hugging Face model, its config.json gives the fields that the data leaves open, unless
-    `pretrained` is False.
+    `pretrained` is False. Without `data` nothing comes from the task.
     """
     fields, folder = task.fields(module), ""
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
     if folder and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
         config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
-    values = module.model_args(config) if hasattr(module, "model_args") else {}
+    values = module.model_args(config) if data and hasattr(module, "model_args") else {}
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"model_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"

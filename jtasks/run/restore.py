@@ -43,12 +43,16 @@ class SavedRun(NamedTuple):
           CheckpointError: the parameters do not fit the config.
         """
         job = self.job
-        batch = workdir.stored_batch(self.workdir, sharding.num_batch_shards(job.mesh))
+        batch = self.entries(sharding.num_batch_shards(job.mesh))
         shapes = jax.eval_shape(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
         like = sharding.with_shardings(shapes, job.shardings(shapes, shapes))
         name = "ema_params" if job.config.ema else "params"
         folder = self.workdir / "checkpoints" / str(self.step)
         return checkpoint.restore(folder, {name: like}, only=f"{name}/")[name]
+
+    def entries(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Return the entries of a batch with this number of rows."""
+        return workdir.stored_batch(self.workdir, rows)
 
     def _compare(self, split: str, examples: pipeline.Examples) -> None:
         allow = self.job.config.data.allow_changes
