@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtasks.distributed import clusters, rendezvous
+from jtasks.distributed import clusters, connections, monitor, rendezvous
 from jtasks.distributed.clusters import Cluster
 from jtasks.errors import ConfigError, printable
 
@@ -27,7 +27,7 @@ TOKEN = ".processes"
 SECRET = "JTASKS_SECRET"
 OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
-_links: list[rendezvous.PeerMonitor] = []  # the monitor of this process, at most one, as in jax.distributed
+_links: list[monitor.PeerMonitor] = []  # the monitor of this process, at most one, as in jax.distributed
 
 
 def start(
@@ -62,7 +62,7 @@ def start(
         return None
     if timeout <= 0:
         raise ConfigError(f"--timeout={timeout:g} must be more than 0 seconds")
-    host, port = rendezvous.address(cluster.coordinator)
+    host, port = connections.address(cluster.coordinator)
     token, unwritable = workdir.absolute() / TOKEN, ""
     source = (
         f"{token}. --workdir must be one folder that all machines share, and {SECRET}, if set, must be the same on all"
@@ -70,16 +70,16 @@ def start(
     if cluster.process == 0:
         try:
             unwritable = _write_token(token, make=make)
-            connections = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, _key(token), source)
+            peers = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, _key(token), source)
         finally:
             with contextlib.suppress(OSError):
                 token.unlink()
     else:
         members = cluster.process, cluster.processes
-        connections = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
-    local = rendezvous.interface(host)
+        peers = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
+    local = connections.interface(host)
     jax.config.update("jax_enable_preemption_service", False)  # the service would take over SIGTERM
-    _links[:] = [rendezvous.PeerMonitor(cluster.process, connections)]  # detects crashes from here on
+    _links[:] = [monitor.PeerMonitor(cluster.process, peers)]  # detects crashes from here on
     if unwritable and (make or not os.environ.get(SECRET)):
         raise ConfigError(unwritable)  # the other processes get the error only once they are connected
     jax.distributed.initialize(
@@ -209,7 +209,7 @@ def heed(act: Callable[[int], None]) -> None:
 def await_news() -> None:
     """Wait briefly after a failed collective: if a peer's crash caused it, the monitor ends this process."""
     if _links:
-        time.sleep(rendezvous.GRACE_SECONDS + 1)
+        time.sleep(monitor.GRACE_SECONDS + 1)
 
 
 def alone() -> bool:

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from jtasks.distributed import rendezvous
+from jtasks.distributed import connections, monitor, rendezvous
 from jtasks.errors import ConfigError, TrainingError
 
 
@@ -76,7 +76,7 @@ def test_one_that_came_and_went_is_missing():
     def visit_then_join() -> None:
         time.sleep(0.2)
         with socket.create_connection(("localhost", port)) as sock:
-            connection = rendezvous.Connection(sock)
+            connection = connections.Connection(sock)
             (challenge,) = connection.receive()
             proof = rendezvous._proof(KEY, challenge["challenge"], 1, 3, "x")
             connection.send({"process": 1, "processes": 3, "host": "x", "proof": proof})
@@ -119,7 +119,7 @@ def test_a_port_in_use_and_an_address_without_one_are_told():
         rendezvous.accept_peers(f"localhost:{taken.getsockname()[1]}", 2, 0.3, KEY)
     for wrong in ("node1", "node1:", ":80", "node1:http", "node1:70000"):
         with pytest.raises(ConfigError, match="must be HOST:PORT"):
-            rendezvous.address(wrong)
+            connections.address(wrong)
 
 
 def test_who_lacks_the_key_is_named_on_both_sides_and_a_late_key_is_waited_for(monkeypatch):
@@ -155,7 +155,7 @@ def test_more_strangers_than_there_is_room_for_keep_no_member_out(monkeypatch):
 @pytest.fixture
 def pair():
     """A connection to watch and the other end of it; at the end the thread that watches has ended."""
-    near, far = (rendezvous.Connection(sock) for sock in socket.socketpair())
+    near, far = (connections.Connection(sock) for sock in socket.socketpair())
     yield near, far
     near.done = True
     far.sock.close()
@@ -168,10 +168,10 @@ def pair():
 @pytest.mark.parametrize("junk", [{"failed": 1}, {"failed": "x"}, {"lost": [2]}, {"done": 3}, {}, {"other": 1}])
 def test_messages_of_wrong_types_neither_end_the_watch_nor_count(junk, pair, monkeypatch):
     near, far = pair
-    monkeypatch.setattr(rendezvous, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(monitor, "GRACE_SECONDS", 0)
     ends = []
-    monkeypatch.setattr(rendezvous.PeerMonitor, "_end", lambda self, text, code: ends.append(code))
-    link = rendezvous.PeerMonitor(1, [near])
+    monkeypatch.setattr(monitor.PeerMonitor, "_end", lambda self, text, code: ends.append(code))
+    link = monitor.PeerMonitor(1, [near])
     far.send(junk)
     for value in (True, 7):  # decisions are truth values too
         far.send({"value": value})
@@ -182,9 +182,9 @@ def test_messages_of_wrong_types_neither_end_the_watch_nor_count(junk, pair, mon
 def test_another_process_s_failure_is_never_a_success_and_its_text_is_fit_for_a_terminal(pair, monkeypatch):
     near, far = pair
     ends: queue.Queue = queue.Queue()
-    monkeypatch.setattr(rendezvous, "GRACE_SECONDS", 0)
-    monkeypatch.setattr(rendezvous.PeerMonitor, "_end", lambda self, text, code: ends.put((text, code)))
-    rendezvous.PeerMonitor(1, [near])
+    monkeypatch.setattr(monitor, "GRACE_SECONDS", 0)
+    monkeypatch.setattr(monitor.PeerMonitor, "_end", lambda self, text, code: ends.put((text, code)))
+    monitor.PeerMonitor(1, [near])
     for code in (0, 256, -1, "0", None, True):
         far.send({"failed": "a\x1b[2J", "process": 1, "code": code})
         assert ends.get(timeout=60) == ("process 1 failed: a\\x1b[2J", 1)
@@ -193,7 +193,7 @@ def test_another_process_s_failure_is_never_a_success_and_its_text_is_fit_for_a_
 
 
 def test_the_port_is_open_at_the_coordinators_address_alone_where_that_is_this_machines():
-    assert rendezvous.interface("127.0.0.1") == "127.0.0.1"
-    assert rendezvous.interface("localhost") == "127.0.0.1"
-    assert rendezvous.interface("192.0.2.1") == ""  # RFC 5737: nobody's
-    assert rendezvous.interface("no-such-host.invalid") == ""
+    assert connections.interface("127.0.0.1") == "127.0.0.1"
+    assert connections.interface("localhost") == "127.0.0.1"
+    assert connections.interface("192.0.2.1") == ""  # RFC 5737: nobody's
+    assert connections.interface("no-such-host.invalid") == ""
