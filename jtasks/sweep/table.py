@@ -71,7 +71,7 @@ def best(records: Sequence[Record], metric: str, mode: str) -> Record:
 def target(config: Config, records: Sequence[Record]) -> tuple[str, str]:
     """Return the metric by which runs are compared, and "min" or "max": config.best, or the loss."""
     if config.best:
-        return config.best.removeprefix("-"), "max" if config.best.startswith("-") else "min"
+        return config.best, config.best_mode
     names = _names(records, "metrics")
     return next((name for name in ("valid/loss", "test/loss") if name in names), "valid/loss"), "min"
 

@@ -244,6 +244,6 @@ def test_the_best_is_by_the_metric_of_the_config():
             [("a", "done", 0.5), ("b", "done", 0.7), ("c", "done", "nan"), ("d", "failed", 0.9)]
         )
     ]
-    assert table.best(records, "valid/accuracy", "max")["run"] == "b"
+    assert table.best(records, *table.target(load(best="valid/accuracy", best_mode="max")(()), records))["run"] == "b"
     assert table.best(records, "valid/accuracy", "min")["run"] == "a"
-    assert table.best(records, "valid/loss", "min") == {}
+    assert table.best(records, *table.target(load()(()), records)) == {}
