@@ -127,6 +127,10 @@ def _decode_file(file: IO[bytes], where: str) -> np.ndarray:
 
 
 def _damaged(where: str, error: Exception) -> DataError:
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # whose text names a Python object
+        return DataError(f"cannot decode {where}: cannot identify it as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
     return DataError(f"cannot decode {where} ({error}); expected a picture: replace it or delete it")
 
 

@@ -56,7 +56,7 @@ def run(
         for index, result in model.stream(answers.values(reading), function, answers.skip):
             answers.add(index, result)
         if not answers.count:
-            raise DataError(f"none of the {answers.skipped} inputs was good: see the messages above")
+            raise DataError(f"each of the {answers.skipped} inputs is bad: see the messages above")
     return {"answers": answers.count, "skipped": answers.skipped}
 
 
@@ -66,7 +66,7 @@ class _Answers:
     def __init__(self, write: row_files.Write, skip_bad: bool, keep_errors: bool):
         self.write, self.skip_bad, self.keep_errors = write, skip_bad, keep_errors
         self.items: dict[int, inputs.Input] = {}  # inputs that have no row yet
-        self.errors: dict[int, str] = {}  # of inputs that follow on one without a row
+        self.errors: dict[int, str] = {}  # of bad inputs whose turn has not come
         self.next = self.count = self.skipped = 0
 
     def values(self, reading: Iterator[inputs.Input]) -> Iterator[Any]:
@@ -82,20 +82,19 @@ class _Answers:
         self._write_errors()
 
     def skip(self, index: int, error: DataError) -> None:
-        """Name a bad input and write its row in its turn, or raise DataError."""
-        item = self.items[index]
-        text = str(item.value) if isinstance(item.value, DataError) else str(error).removeprefix(f"input {index}: ")
-        text = text if item.place in text else f"{item.place}: {text}"
-        if not self.skip_bad:
-            raise DataError(f"{text}; --skip-bad goes on without it") from error
-        warn(f"skipped: {text}")
-        self.errors[index] = text
-        self.skipped += 1
+        """Name a bad input and write its row in its turn, or raise DataError in its turn."""
+        place, text = self.items[index].place, str(error).removeprefix(f"input {index}: ")
+        self.errors[index] = text if place in text else f"{place}: {text}"
+        if self.skip_bad:
+            warn(f"skipped: {self.errors[index]}")
+            self.skipped += 1
         self._write_errors()
 
     def _write_errors(self) -> None:
         while self.next in self.errors:
             fields, text = self.items.pop(self.next).fields, self.errors.pop(self.next)
+            if not self.skip_bad:
+                raise DataError(f"{text}; --skip-bad goes on without it")
             if self.keep_errors:
                 self._write(fields, {"error": text})
             else:

@@ -85,6 +85,9 @@ class Portions:
 
     def _whole(self, items: list[Any], numbers: list[int]) -> Portion:
         task, config = self.job.task, self.job.config
+        for item in items:
+            if isinstance(item, DataError):  # what a source gives instead of an input that it cannot read
+                raise item
         examples = task.examples(items, config) if hasattr(task, "examples") else self._given(items)
         if not isinstance(examples, Mapping):
             examples = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
