@@ -13,7 +13,7 @@ from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, TrainingError
 from jtasks.faults import some
-from jtasks.run import checkpoint, evaluate, predict
+from jtasks.run import checkpoint, evaluate, page, predict
 from jtasks.run.signals import Stop, Stopped
 from jtasks.run.start import Setup
 from jtasks.run.step import State, StepOutput, non_finite
@@ -139,6 +139,15 @@ class Hooks:
         # The last evaluation may have found a better checkpoint.
         if self.state is not None and not int(self.state.nonfinite_steps):
             self.checkpoints.delete(self._expendable_steps(checkpoint.saved_steps(self.workdir / "checkpoints")))
+
+    def write_report(self) -> None:
+        """Write DIR/report.html. A failure warns: the run is done."""
+        if not processes.first():
+            return
+        try:
+            self.log.message(f"wrote {page.write(self.workdir)}")
+        except Exception as error:
+            self.log.warn(f"report.html is not written ({error}); --mode=report writes it again")
 
     def fails(self, output: StepOutput) -> bool:
         """Return whether the run must end: `max_bad_steps` steps in a row, or all steps, were not finite."""

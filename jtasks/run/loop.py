@@ -70,6 +70,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
                     outputs = []
                 hooks.after_step(state, now)
             hooks.finish()
+            hooks.write_report()
         return result(log, setup.steps)
 
 

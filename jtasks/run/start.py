@@ -15,7 +15,7 @@ from jtasks.data import buckets, fingerprint, pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
-from jtasks.run import autoshare, checkpoint, flops, preflight, programs, summary
+from jtasks.run import autoshare, checkpoint, flops, preflight, programs, provenance, summary
 from jtasks.run.compile import Compiled
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
@@ -149,7 +149,7 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
 
 
 def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> None:
-    """Print the summary, and give the log the operations of a step."""
+    """Print the summary, record it with the environment, and give the log the operations of a step."""
     job, plan = setup.job, setup.plan
     operations = step_flops(setup, program, state, batch)
     peak = flops.peak(jax.devices()[0], job.config.precision)
@@ -158,6 +158,7 @@ def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> Non
         sizes = {split: None if data is None else pipeline.size(data) for split, data in setup.splits.items()}
         facts = summary.describe(job, plan, sizes, setup.workdir, state, operations, (setup.start, setup.steps))
         summary.show(facts, state.params, program.trainable)
+        provenance.record(setup.workdir, job.task, job.config, (setup.start, setup.steps), dict(facts))
     if isinstance(plan, buckets.BucketPlan):
         batched, longest = buckets.waste(plan)
         length = plan.buckets[-1]
