@@ -7,7 +7,7 @@ answers turns whose answer is `__UNDISCLOSED__`. A turn may have `references`, s
 import functools
 import json
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,32 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     for index, dialogue in enumerate(dialogues):
         _check(dialogue, f"{path}, dialogue {index}")
     return dialogues
+
+
+def asked(given: Any) -> Turn:
+    """Return the question that an input asks in a dialogue, as a turn whose answer is undisclosed.
+
+    Args:
+      given: a question; or a dict with `dialog`, turns of question and answer, perhaps `question` for one more turn,
+        perhaps `caption`, `summary`, `image_id`, and other entries. Without `question` the last turn is asked.
+
+    Raises:
+      DataError: the input is none of these; names the turn.
+    """
+    given = {"question": given} if isinstance(given, str) else given
+    if not isinstance(given, Mapping) or not ("question" in given or given.get("dialog")):
+        raise DataError(
+            f"expected a question, or a dict with 'question' or 'dialog': [{{question, answer}}, ...],"
+            f" not {values.describe(given)}"
+        )
+    exchanges = list(given.get("dialog") or [])
+    last = {"question": given["question"]} if "question" in given else exchanges.pop()
+    if not isinstance(last, Mapping) or "question" not in last:
+        raise DataError(f"the last turn has no question; expected {{question}}, not {values.describe(last)}")
+    exchanges.append({"question": values.content(last["question"], "the question"), "answer": UNDISCLOSED})
+    dialogue = {"image_id": "input", **given, "dialog": exchanges}
+    _check(dialogue, "the dialogue")
+    return dialogue, len(exchanges) - 1
 
 
 def turns(dialogues: Iterable[dict[str, Any]], which: str) -> list[Turn]:

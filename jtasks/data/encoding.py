@@ -44,9 +44,9 @@ def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
 
 
 def pairs(
-    tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str] | None, length: int
+    tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str | None] | None, length: int
 ) -> dict[str, np.ndarray]:
-    """Encode texts, or pairs of texts, as arrays [n, length].
+    """Encode texts, or pairs of texts, as arrays [n, length]; a text whose second text is None stands alone.
 
     If a pair is too long, the longer text loses tokens from its end until both fit.
 
@@ -56,18 +56,17 @@ def pairs(
     Raises:
       ConfigError: `length` leaves no room for a token of each text.
     """
-    count = 1 if second is None else 2
-    room = length - 1 - count
-    if room < count:
+    partners = [None] * len(first) if second is None else list(second)
+    count = 1 if all(partner is None for partner in partners) else 2
+    if length - 1 - count < count:
         raise ConfigError(f"config.data.length={length} must be at least {1 + 2 * count}")
-    marked = marks(tokenizer)
-    rows = []
-    half = room // 2
-    seconds = ids(tokenizer, second) if second is not None else [[]] * len(first)
-    for a, b in zip(ids(tokenizer, first), seconds, strict=True):
-        kept = min(len(a), max(room - len(b), room - half))
-        rows.append([a[:kept], b[: room - kept]][:count])
-    return stacked(rows, marked, length)
+    rows: list[list[list[int]]] = []
+    encoded = zip(ids(tokenizer, first), ids(tokenizer, [partner or "" for partner in partners]), strict=True)
+    for (a, b), partner in zip(encoded, partners, strict=True):
+        room = length - 2 if partner is None else length - 3
+        kept = min(len(a), max(room - len(b), room - room // 2))
+        rows.append([a[:kept]] if partner is None else [a[:kept], b[: room - kept]])
+    return stacked(rows, marks(tokenizer), length)
 
 
 def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:

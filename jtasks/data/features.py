@@ -45,25 +45,31 @@ class Features:
         """Return the number of features of a frame, all kinds together."""
         return sum(self._read(kind, video).shape[1] for kind in self.kinds)
 
-    def batch(self, videos: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Read features float32 [b, frames, width], zero after the last frame, and the number of frames [b]."""
+    def batch(self, videos: Sequence[str | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Read features float32 [b, frames, width], zero after the last frame, and the number of frames [b].
+
+        Args:
+          videos: names, or features [time, width] themselves.
+        """
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
             arrays = list(pool.map(self.aligned, videos))
         widths = {array.shape[1] for array in arrays}
         if len(widths) > 1:
-            raise DataError(f"features of different widths, {sorted(widths)}, among the videos {', '.join(videos[:5])}")
+            raise DataError(
+                f"features of different widths, {sorted(widths)}, among the videos {', '.join(map(str, videos[:5]))}"
+            )
         batch = np.zeros((len(arrays), self.frames, widths.pop()), np.float32)
         for row, array in zip(batch, arrays, strict=True):
             row[: len(array)] = array
         return batch, np.array([len(array) for array in arrays], np.int32)
 
-    def aligned(self, video: str) -> np.ndarray:
+    def aligned(self, video: str | np.ndarray) -> np.ndarray:
         """Read features [time, width] of all kinds side by side, with at most `frames` frames.
 
         Kinds differ in frame rate. All are linearly interpolated at evenly spaced times, as many as the shortest kind
         has, at most `frames`; the first and the last frame of each are kept.
         """
-        arrays = [self._read(kind, video) for kind in self.kinds]
+        arrays = [self._read(kind, video) for kind in self.kinds] if isinstance(video, str) else [video]
         length = min(self.frames, *(len(array) for array in arrays))
         return np.concatenate([_resample(array, length) for array in arrays], axis=1)
 

@@ -108,6 +108,25 @@ def eval_windows(tokens: np.ndarray, size: int, length: int) -> dict[str, np.nda
     }
 
 
+def prompts(tokenizer: "Tokenizer", texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+    """Return texts to continue, without labels: the last `length` tokens of each, padded at the end.
+
+    Returns:
+      tokens [n, `length` + 1] as in `windows`; and `given` int32 [n], the number of tokens that are no padding.
+
+    Raises:
+      DataError: a text has no tokens.
+    """
+    arrays = np.zeros((len(texts), length + 1), token_dtype(tokenizers.size(tokenizer)))
+    given = np.zeros(len(texts), np.int32)
+    for i, encoding in enumerate(tokenizers.encode(tokenizer, texts, offsets=False)):
+        ids = encoding.ids[-length:]
+        if not ids:
+            raise DataError(f"{texts[i]!r} has no tokens; expected at least one, to be continued")
+        arrays[i, : len(ids)], given[i] = ids, len(ids)
+    return {"tokens": arrays, "given": given}
+
+
 def token_dtype(vocab: int) -> Any:
     """Return the smallest type that holds all ids."""
     return np.uint16 if vocab <= 1 << 16 else np.int32

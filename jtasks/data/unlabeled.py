@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import pictures
+from jtasks.data import pictures, values
 from jtasks.data.examples import Resize, fit
 from jtasks.data.images import form
 from jtasks.errors import DataError
@@ -46,6 +46,56 @@ def image_arrays(
     return {"image": np.stack(converted) if converted else np.zeros((0, 0, 0, channels), np.uint8)}
 
 
+def text_pairs(
+    inputs: Sequence[Any], text: str, text_pair: str, *, pairs: bool | None
+) -> tuple[list[str], list[str | None]]:
+    """Return the texts and the second texts of inputs, None for a text that stands alone.
+
+    Args:
+      inputs: each a text, a pair of texts, or a dict with the entries `text` and `text_pair`, which may have more.
+      text: the entry of the text; a dict may call it "text" too.
+      text_pair: the entry of the second text, or "text_pair".
+      pairs: whether all inputs must be pairs (True), single texts (False), or may be either (None).
+
+    Raises:
+      DataError: an input is none of these, or has no text.
+    """
+    one, two = f"a text, or a dict with {text!r}", f"a pair of texts, or a dict with {text!r} and {text_pair!r}"
+    either = f"a text, a pair of texts, or a dict with {text!r} and perhaps {text_pair!r}"
+    expected = {True: two, False: one, None: either}[pairs]
+    rows = [_texts(given, text, text_pair, expected, pairs) for given in inputs]
+    return [row[0] for row in rows], [row[1] for row in rows]
+
+
+def words(given: Any) -> tuple[str, list[str]]:
+    """Return a text and its words: a text is split at white space, a list of words is joined by blanks.
+
+    Args:
+      given: a text, a list of words, or a dict with one of these as `text`, `words` or `tokens`.
+
+    Raises:
+      DataError: the input is none of these, or has no words.
+    """
+    expected = "a text, a list of words, or a dict with one of these as 'text' or 'words'"
+    if isinstance(given, Mapping):
+        given = entry(given, ("words", "tokens", "text"), expected)
+    parts = given.split() if isinstance(given, str) else given
+    if not isinstance(parts, list | tuple) or not all(isinstance(word, str) for word in parts):
+        raise DataError(f"{describe(given)}; expected {expected}")
+    checked = [values.content(values.text(word, "a word"), "a word") for word in parts]
+    if not checked:
+        raise DataError(f"{describe(given)} has no words; expected {expected}")
+    return given if isinstance(given, str) else " ".join(checked), checked
+
+
+def entry(given: Mapping[str, Any], names: Sequence[str], expected: str) -> Any:
+    """Return the first entry of `names` that a dict has; DataError if it has none."""
+    for name in names:
+        if name in given:
+            return given[name]
+    raise DataError(f"{describe(given)}; expected {expected}")
+
+
 def describe(given: Any) -> str:
     """Describe an input for a message: its type, and its value if that is short."""
     if hasattr(given, "shape") and hasattr(given, "dtype"):
@@ -53,6 +103,29 @@ def describe(given: Any) -> str:
     if isinstance(given, Mapping):
         return f"a dict with {', '.join(map(repr, given)) or 'no entries'}"
     return f"{type(given).__name__} {given!r:.60}"
+
+
+def _texts(given: Any, text: str, text_pair: str, expected: str, pairs: bool | None) -> tuple[str, str | None]:
+    parts: list[Any]
+    if isinstance(given, str):
+        parts = [given]
+    elif isinstance(given, Mapping):
+        parts = [entry(given, (text, "text"), expected)]
+        if pairs or (pairs is None and {text_pair, "text_pair"} & set(given)):
+            parts.append(entry(given, (text_pair, "text_pair"), expected))
+    elif isinstance(given, list | tuple):
+        parts = list(given)
+    else:
+        raise DataError(f"{describe(given)}; expected {expected}")
+    if len(parts) not in {True: (2,), False: (1,), None: (1, 2)}[pairs]:
+        raise DataError(f"{describe(given)}; expected {expected}")
+    for part in parts:
+        if not isinstance(part, str):
+            raise DataError(f"{describe(part)}; expected {expected}")
+        values.text(part, "the text")
+    if not any(part.strip() for part in parts):
+        raise DataError(f"{'the text is' if len(parts) == 1 else 'both texts are'} empty; expected {expected}")
+    return parts[0], (parts[1] if len(parts) == 2 else None)
 
 
 def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:

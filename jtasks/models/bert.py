@@ -10,6 +10,7 @@ from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack, vocabulary_logits, vocabulary_loss
+from jtasks.ops import pooling
 
 
 class Bias(nn.Module):
@@ -123,6 +124,19 @@ class BERT(nn.Module):
         nats, correct = vocabulary_loss(masked, self.tokens.embedding, labels, self.masked_out())
         return nats, correct, self.next_sentence(self._pool(x))
 
+    def fill(
+        self,
+        tokens: jax.Array,
+        token_types: jax.Array,
+        segment_ids: jax.Array,
+        places: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Return logits [b, m, vocab] of the tokens at `places` [b, m]."""
+        x = self(tokens, token_types, segment_ids, deterministic)
+        x = jnp.take_along_axis(x, places[:, :, None], axis=1)
+        return vocabulary_logits(self._transform_masked(x), self.tokens.embedding, self.masked_out())
+
     def masked_logits(
         self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
@@ -137,6 +151,21 @@ class BERT(nn.Module):
         """Return logits [b, labels] from the pooled first token; with one label, a score per text (multiple choice)."""
         pooled = self._pool(self(tokens, token_types, segment_ids, deterministic))
         return self.classifier(self.dropout_out(pooled, deterministic))
+
+    def embed(
+        self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array, deterministic: bool = True
+    ) -> dict[str, jax.Array]:
+        """Return features [b, width] float32 of each text.
+
+        Returns:
+          `cls`, the first token's activations of the last layer; `mean`, the average over all tokens but padding, as in
+          sentence encoders (Reimers and Gurevych 2019); and `pooled`, the pooler's output, if the parameters have one.
+        """
+        x = self(tokens, token_types, segment_ids, deterministic)
+        features = {"cls": x[:, 0], "mean": pooling.mean(x, segment_ids > 0)}
+        if "pooler" in self.variables["params"]:
+            features["pooled"] = self._pool(x)
+        return {name: value.astype(jnp.float32) for name, value in features.items()}
 
     def tag(
         self, tokens: jax.Array, token_types: jax.Array, segment_ids: jax.Array, deterministic: bool = True

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jtasks.errors import ConfigError
 from jtasks.models.gpt import GPT, places
 from jtasks.models.layers import NORMAL, Cache, Head
+from jtasks.ops import pooling
 
 KINDS = ("video", "caption", "questioner", "answerer")  # of positions
 
@@ -60,6 +61,19 @@ class VideoGPT(GPT):
             return nats, correct, jnp.zeros(video.shape[:2], jnp.float32)
         predicted = self.regress(hidden[:, : video.shape[1] - 1])
         return nats, correct, jnp.mean(jnp.square(predicted - video[:, 1:]), axis=-1)
+
+    def embed(
+        self,
+        video: jax.Array,
+        frames: jax.Array,
+        context: jax.Array,
+        kinds: jax.Array,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Return the activations of the last layer [b, width] at the last id of each context."""
+        x, valid = self._join(video, frames, context, kinds, context[:, :0], deterministic)
+        hidden, _, _ = self._run(x, None, valid.astype(jnp.int32), deterministic)
+        return pooling.last(hidden, valid)
 
     def read(
         self,

@@ -7,7 +7,7 @@ the answer, and the mean squared error of each feature vector, predicted from th
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,9 +16,10 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import dialogues, tokenizers
+from jtasks.data import dialogues, tokenizers, unlabeled
 from jtasks.data.features import Features
 from jtasks.data.files import data_folder
+from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, total
 from jtasks.ops import decode
 from jtasks.ranges import Field
@@ -77,7 +78,27 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         turns = [turn for turn in turns if dialogues.references(turn)]
     if data.features:
         _features(config).require(dialogue["image_id"] for dialogue, _ in turns)
-    tokenizer = tokenizers.of(config, texts)
+    return _encoded(turns, config)
+
+
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return questions in dialogues (see `dialogues.asked`) as `dataset` returns undisclosed turns.
+
+    With config.data.features an input has `features`, an array [time, width] of all kinds side by side, or an
+    `image_id`, whose files are read.
+
+    Raises:
+      DataError: an input is no question, or has no features.
+    """
+    turns = [_asked(given) for given in inputs]
+    for given, (dialogue, _) in zip(inputs, turns, strict=True):
+        if config.data.features:
+            _check_features(given, dialogue, config)
+    return _encoded(turns, config)
+
+
+def _encoded(turns: Sequence[dialogues.Turn], config: Config) -> dict[str, np.ndarray]:
+    data, tokenizer = config.data, tokenizers.of(config, texts)
     return dialogues.arrays(
         turns,
         lambda text: tokenizers.encode(tokenizer, [text])[0].ids,
@@ -98,7 +119,7 @@ def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
     """Return a batch with the features of its videos, `video` [b, frames, width], and their lengths, `frames` [b]."""
     batch = {name: np.stack([row[name] for row in examples]) for name in examples[0] if name != "dialogue"}
     if config.data.features:
-        video, frames = _features(config).batch([row["dialogue"]["image_id"] for row in examples])
+        video, frames = _features(config).batch([_video(row["dialogue"]) for row in examples])
     else:
         video, frames = np.zeros((len(examples), 0, 0), np.float32), np.zeros(len(examples), np.int32)
     return batch | {"video": video, "frames": frames}
@@ -161,6 +182,17 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     return captions.scores(generated, wanted, protocol=config.score.protocol, metrics=config.score.metrics)
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the answer to each question."""
+    return [{"answer": text} for text in answer_texts(outputs, config)]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] of the `last` id of each context."""
+    features = models.apply(_model(config), params, *_context(batch), rng=rng, method="embed")
+    return {"last": features.astype(jnp.float32)}
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Format a page of dialogues: caption, the turns before, and the answer beside the references."""
     generated = zip(examples, answer_texts(outputs, config), strict=True)
@@ -181,6 +213,36 @@ def answer_texts(outputs: Any, config: Config) -> list[str]:
     end = _mark(config)
     rows = [row[: row.index(end)] if end in row else row for row in rows]
     return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
+
+
+def _asked(given: Any) -> dialogues.Turn:
+    if isinstance(given, Mapping) and "dialogue" in given:  # a row of `dataset`
+        past = given["dialogue"]["dialog"][: int(given["turn"]) + 1]
+        given = {**given["dialogue"], "dialog": past}
+    return dialogues.asked(given)
+
+
+def _check_features(given: Any, dialogue: dict[str, Any], config: Config) -> None:
+    """Require the features of an input, in it or in files."""
+    if "features" not in dialogue:
+        if not isinstance(given, Mapping) or not {"image_id", "dialogue"} & set(given):
+            raise DataError(
+                f"{unlabeled.describe(given)}; expected a dict with 'features' [time, width] or 'image_id' beside"
+                " 'question', because of config.data.features"
+            )
+        _features(config).require([dialogue["image_id"]])
+        return
+    try:
+        array = dialogue["features"] = np.asarray(dialogue["features"], np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"'features' is no array of floats ({error})") from error
+    if array.ndim != 2 or not len(array) or array.shape[1] != config.model.features:
+        raise DataError(f"'features' is an array {list(array.shape)}; expected floats [time, {config.model.features}]")
+
+
+def _video(dialogue: dict[str, Any]) -> Any:
+    """Return the features of an input, or the name of the files that hold them."""
+    return dialogue.get("features", dialogue["image_id"])
 
 
 def _turn(example: Any) -> dialogues.Turn:

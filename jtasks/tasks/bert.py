@@ -6,6 +6,7 @@ the device from each example's seed, different ones each epoch. HDF5 shards of p
 
 import functools
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,15 +17,16 @@ import optax
 from jtasks import models
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import files, pairs, shards, text, tokenizers
+from jtasks.data import encoding, files, pairs, shards, text, tokenizers, unlabeled
 from jtasks.data.files import data_folder
-from jtasks.errors import ConfigError
+from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 from jtasks.ops import augment, masking
 from jtasks.ranges import Field
 
 HF_ARCHITECTURE = "BertForPreTraining"
 IDS = {"mask_token": "[MASK]", "first_token": "[CLS]", "separator": "[SEP]"}  # ids that masking needs, in config.model
+INPUTS = ("tokens", "token_types", "segment_ids")
 
 Batch = dict[str, jax.Array]
 
@@ -86,6 +88,28 @@ def dataset(split: str, config: Config) -> Any:
     return pairs.Pairs(sources["tokens"], spans, labels, config.data.length, first, separator, begins)
 
 
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return texts, pairs of texts, or dicts with `text` and perhaps `text_pair`, in which [MASK] hides a token.
+
+    Returns:
+      tokens, token_types, segment_ids [n, length]; `places` [n, max_predictions] of the hidden tokens, 0 for none; and
+      the `text`, of a pair both texts.
+
+    Raises:
+      DataError: an input is none of these, or hides more tokens than config.data.max_predictions.
+    """
+    first, second = unlabeled.text_pairs(inputs, "text", "text_pair", pairs=None)
+    arrays = encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length)
+    places = np.zeros((len(first), config.data.max_predictions), np.int32)
+    for row, tokens in zip(places, arrays["tokens"], strict=True):
+        hidden = np.flatnonzero(tokens == config.model.mask_token)
+        if len(hidden) > len(row):
+            raise DataError(f"{len(hidden)} [MASK]s in a text; expected at most config.data.max_predictions={len(row)}")
+        row[: len(hidden)] = hidden
+    whole = [a if b is None else f"{a} {b}" for a, b in zip(first, second, strict=True)]
+    return {**arrays, "places": places, "text": np.array(whole, object)}
+
+
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions, and the ids that masking needs."""
     tokenizer = tokenizers.of(config, texts)
@@ -124,6 +148,41 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
     return loss_fn(params, batch, None, config)[1]
 
 
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Predict the hidden tokens: `places` [b, m], 0 for none, their likeliest `ids` and `probability` [b, m]."""
+    inputs = _inputs(batch, config)[:4]
+    probabilities = jax.nn.softmax(models.apply(_model(config), params, *inputs, method="fill"))
+    return {"places": inputs[3], "ids": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+
+
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the text with the predicted tokens in the places of the hidden ones."""
+    tokenizer = tokenizers.of(config, texts)
+    return [{"filled": _filled(tokenizer, *pair)} for pair in zip(examples, outputs, strict=True)]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] `cls`, `mean` (over the tokens) and `pooled` of each text, nothing hidden."""
+    inputs = (batch[name].astype(jnp.int32) for name in INPUTS)
+    return models.apply(_model(config), params, *inputs, rng=rng, method="embed")
+
+
+def _filled(tokenizer: Any, example: Any, output: Any) -> str:
+    ids = [int(i) for place, i in zip(output["places"], output["ids"], strict=True) if place]
+    if "text" not in example:  # an example of `dataset`, without its text
+        tokens = np.where(example["segment_ids"] > 0, example["tokens"], 0).astype(int)
+        tokens[np.asarray(output["places"])[: len(ids)]] = ids
+        return tokenizer.decode(tokens[example["segment_ids"] > 0].tolist())
+    head, *rest = example["text"].split("[MASK]")
+    for number, piece in enumerate(rest):
+        word = (
+            tokenizer.id_to_token(ids[number]) if number < len(ids) else "[MASK]"
+        )  # the end of a long text is cut off
+        head = head.rstrip() + word[2:] if word.startswith("##") else head + word
+        head += piece
+    return head
+
+
 def _folder(config: Config) -> pathlib.Path:
     return data_folder(config.data.dir)
 
@@ -159,12 +218,11 @@ def _model(config: Config) -> Any:
 
 def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
     """Return tokens, token_types, segment_ids [b, t]; places, labels and weights [b, m] of the hidden tokens."""
-    tokens, token_types, segment_ids = (
-        batch[name].astype(jnp.int32) for name in ("tokens", "token_types", "segment_ids")
-    )
+    tokens, token_types, segment_ids = (batch[name].astype(jnp.int32) for name in INPUTS)
     if "places" in batch:
         places = batch["places"]
-        return tokens, token_types, segment_ids, places, batch["labels"], (places > 0).astype(jnp.float32)
+        labels = batch["labels"] if "labels" in batch else jnp.zeros_like(places)
+        return tokens, token_types, segment_ids, places, labels, (places > 0).astype(jnp.float32)
     model = config.model
     special = (tokens == model.first_token) | (tokens == model.separator)
     masked = masking.mask(

@@ -4,7 +4,7 @@ Each choice is read after its context and gets a score (Devlin et al. 2019, 4.4)
 comes from another run, such as one of `bert`, and the head is new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, tokenizers, values
+from jtasks.data import encoding, tables, tokenizers, unlabeled, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, example_weights, total
 from jtasks.ranges import Field
@@ -23,6 +23,7 @@ Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForMultipleChoice"
 INPUTS = ("tokens", "token_types", "segment_ids")
+LABELS = ("label", "answer")  # columns that an unlabeled file lacks
 FIELDS: dict[str, dict[str, values.Check]] = {
     "swag": {
         "sent1": values.content,
@@ -74,15 +75,22 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
             raise DataError(f"{config.data[split]}: example {i} has {len(own)} choices, the first has {count}")
         if not untold and not 0 <= (-1 if label is None else label) < count:
             raise DataError(f"{config.data[split]}: the answer of example {i} is none of its {count} choices")
-    first = [context for context in contexts for _ in range(count)]
-    second = [text for own in choices for text in own]
-    arrays = encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length)
-    return {
-        **{name: array.reshape(-1, count, config.data.length) for name, array in arrays.items()},
-        **({} if untold else {"label": np.array(labels, np.int32)}),
-        "context": np.array(contexts, object),
-        "choices": np.array(choices, object),
-    }
+    return _encoded(contexts, choices, config) | ({} if untold else {"label": np.array(labels, np.int32)})
+
+
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return contexts and their choices as `dataset` returns unlabeled rows.
+
+    An input is a pair (context, [choice, ...]), a dict with `context` and `choices` or `endings`, or a dict with the
+    columns of the files.
+
+    Raises:
+      DataError: an input is none of these, or inputs differ in their number of choices.
+    """
+    rows = [_choice(given, config.data.fields) for given in inputs]
+    if len(counts := {len(choices) for _, choices in rows}) > 1:
+        raise DataError(f"inputs with {' and '.join(map(str, sorted(counts)))} choices; expected equally many")
+    return _encoded([context for context, _ in rows], [choices for _, choices in rows], config)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -116,6 +124,19 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return {"label": probabilities.argmax(-1), "probabilities": probabilities}
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the predicted choice."""
+    pairs = zip(examples, outputs, strict=True)
+    return [{"choice": str(example["choices"][int(output["label"])])} for example, output in pairs]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] `cls`, `mean` (over the tokens) and `pooled`, averaged over the choices."""
+    features = models.apply(_model(config), params, *_inputs(batch), rng=rng, method="embed")
+    b, count = batch["tokens"].shape[:2]
+    return {name: value.reshape(b, count, -1).mean(1) for name, value in features.items()}
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format the contexts and their choices, with > before the model's choice and * before the right one."""
     lines = []
@@ -125,6 +146,43 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
             marks = (">" if i == output["label"] else " ") + ("*" if i == example.get("label") else " ")
             lines.append(f"  {marks} {probability:.3f} {text}")
     return {"choices": "\n".join(lines)}
+
+
+def _encoded(contexts: Sequence[str], choices: Sequence[Sequence[str]], config: Config) -> dict[str, np.ndarray]:
+    """Encode contexts, each with its choices, of which all have equally many."""
+    count, length = len(choices[0]) if choices else 0, config.data.length
+    first = [context for context in contexts for _ in range(count)]
+    second = [text for own in choices for text in own]
+    arrays = encoding.pairs(tokenizers.of(config, texts), first, second, length)
+    return {
+        **{name: array.reshape(len(contexts), count, length) for name, array in arrays.items()},
+        "context": np.array(contexts, object),
+        "choices": np.array(choices, object),
+    }
+
+
+def _choice(given: Any, fields: str) -> tuple[str, list[str]]:
+    """Return the context and the choices of an input; raise DataError if it has none."""
+    columns = FIELDS[fields]
+    needed = [column for column in columns if column not in LABELS]
+    expected = (
+        "a pair (context, [choice, ...]), a dict with 'context' and 'choices', or a dict with"
+        f" {', '.join(map(repr, needed))}"
+    )
+    if isinstance(given, Mapping) and "context" not in given:
+        row = {name: columns[name](unlabeled.entry(given, (name,), expected), repr(name)) for name in needed}
+        context, choices, _ = (_race if fields == "race" else _swag)(row)
+        return context, choices
+    if isinstance(given, Mapping):
+        given = given["context"], unlabeled.entry(given, ("choices", "endings"), expected)
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise DataError(f"{unlabeled.describe(given)}; expected {expected}")
+    context, choices = given
+    choices = choices.tolist() if isinstance(choices, np.ndarray) else choices
+    choices = list(choices) if isinstance(choices, tuple) else choices
+    if not values.contents(choices, "choices"):
+        raise DataError(f"no choices; expected {expected}")
+    return values.content(context, "context"), choices
 
 
 def _model(config: Config) -> Any:
@@ -151,7 +209,7 @@ def _read(split: str, config: Config) -> list[tuple[str, list[str], int | None]]
         raise ConfigError(f"config.data.fields={data.fields!r} must be one of {', '.join(FIELDS)}")
     if not data[split]:
         return None
-    optional = () if split == "train" else ("label", "answer")
+    optional = () if split == "train" else LABELS
     rows = tables.rows(data[split], split, FIELDS[data.fields], optional=optional, folder=data.dir, source=data.source)
     return [_race(row) if data.fields == "race" else _swag(row) for row in rows]
 

@@ -4,7 +4,7 @@ Files are TSV, CSV or JSONL, or prepared by TFDS; the config names their columns
 comes from another run, such as one of `bert`, and the head is new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, tokenizers, values
+from jtasks.data import encoding, tables, tokenizers, unlabeled, values
 from jtasks.data.assets import labels
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, example_weights, total
@@ -66,12 +66,15 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         labels = []
     if unknown := sorted(set(labels) - set(numbers)):
         raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
-    columns = {"text": first} | ({} if second is None else {"text_pair": second})
-    return {
-        **encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length),
-        **({"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}),
-        **{name: np.array(values, object) for name, values in columns.items()},
-    }
+    known = {"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}
+    return _encoded(first, second, config) | known
+
+
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return texts, pairs of texts, or dicts with the columns of the files, as `dataset` returns unlabeled rows."""
+    data = config.data
+    first, second = unlabeled.text_pairs(inputs, data.text, data.text_pair, pairs=bool(data.text_pair))
+    return _encoded(first, second if data.text_pair else None, config)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -122,6 +125,17 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     return {"f1": metrics.f1_score(truth, predicted, zero_division=0.0, **kind), "matthews": _matthews(table)}
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the name of each predicted class."""
+    names = _classes(config)
+    return [{"class": names[int(output["label"])]} for output in outputs]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] `cls`, `mean` (over the tokens) and `pooled` of each text."""
+    return models.apply(_model(config), params, *_inputs(batch), rng=rng, method="embed")
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format the texts, with the predicted classes."""
     names = _classes(config)
@@ -139,6 +153,14 @@ def _matthews(table: np.ndarray) -> float:
     total, right, true, predicted = table.sum(), np.trace(table), table.sum(1), table.sum(0)
     spread = np.sqrt((total**2 - predicted @ predicted) * (total**2 - true @ true))
     return float((right * total - true @ predicted) / spread) if spread else 0.0
+
+
+def _encoded(first: Sequence[str], second: Sequence[Any] | None, config: Config) -> dict[str, np.ndarray]:
+    columns = {"text": first} | ({} if second is None else {"text_pair": second})
+    return {
+        **encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length),
+        **{name: np.array(values, object) for name, values in columns.items()},
+    }
 
 
 def _model(config: Config) -> Any:

@@ -6,7 +6,7 @@ documents, and positions count from the start of each document.
 """
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,10 +15,11 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import files, text, tokenizers, tokens
+from jtasks.data import files, text, tokenizers, tokens, unlabeled, values
 from jtasks.data.files import data_folder
+from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
-from jtasks.ops import augment, decode
+from jtasks.ops import augment, decode, pooling
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -72,6 +73,16 @@ def dataset(split: str, config: Config) -> Any:
     return tokens.eval_windows(stream, size, config.data.length)
 
 
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return texts, or dicts with a `text` or `prompt`, as `tokens.prompts`."""
+    expected = "a text, or a dict with 'text' or 'prompt'"
+    read = [unlabeled.entry(x, ("text", "prompt"), expected) if isinstance(x, Mapping) else x for x in inputs]
+    for given in read:
+        if not isinstance(given, str):
+            raise DataError(f"{unlabeled.describe(given)}; expected {expected}")
+    return tokens.prompts(tokenizers.of(config, texts), [values.text(x, "the text") for x in read], config.data.length)
+
+
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions, and for packed documents the id that ends a document."""
     end = tokenizers.special(tokenizers.of(config, texts), *tokens.ENDS) if config.data.packed else -1
@@ -107,27 +118,50 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Continue the first half of each window: tokens [b, given + config.sample.length].
+    """Continue the first half of each window, or the end of each prompt: tokens [b, read + config.sample.length].
 
     The model reads at most `config.data.length` tokens. When they are full, it continues from their last half; with
-    packed documents, from their part of the last document.
+    packed documents, from their part of the last document. A prompt is padded at its start, and loses its beginning if
+    it leaves no room for config.sample.length tokens.
     """
-    given = max(config.data.length // 2, 1)
-    fresh = max(config.data.length - given, 1)
+    prompt, real = _prompt(batch, config)
+    read = prompt.shape[1]
+    fresh = max(config.data.length - read, 1)
     keys = augment.keys(batch.get("seed"))
 
-    def go_on(prompt: jax.Array, turn: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def go_on(carry: tuple[Any, Any], turn: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+        prompt, real = carry
         segment_ids = _packing(prompt, config)["segment_ids"]
-        valid = None if segment_ids is None else segment_ids == segment_ids[:, -1:]
+        valid = real if segment_ids is None else (segment_ids == segment_ids[:, -1:]) & (True if real is None else real)
         own = jax.vmap(jax.random.fold_in, (0, None))(keys, turn)[:, None]
         options = {"valid": valid, **decode.options(config.sample)}
         drawn = models.generate(_model(config), params, prompt, own, fresh, **options)[:, 0]
-        return jnp.concatenate([prompt, drawn], axis=1)[:, -given:], drawn
+        if real is not None:
+            real = jnp.concatenate([real, jnp.ones(drawn.shape, bool)], axis=1)[:, -read:]
+        return (jnp.concatenate([prompt, drawn], axis=1)[:, -read:], real), drawn
 
-    prompt = batch["tokens"][:, :given].astype(jnp.int32)
-    _, drawn = jax.lax.scan(go_on, prompt, jnp.arange(-(-config.sample.length // fresh)))
+    _, drawn = jax.lax.scan(go_on, (prompt, real), jnp.arange(-(-config.sample.length // fresh)))
     drawn = jnp.moveaxis(drawn, 0, 1).reshape(len(prompt), -1)[:, : config.sample.length]
     return {"tokens": jnp.concatenate([prompt, drawn], axis=1)}
+
+
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the `text` that continues each example; with packed documents, up to the end of the document."""
+    tokenizer, end = tokenizers.of(config, texts), config.model.end
+    rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
+    rows = [row[len(row) - config.sample.length :] for row in rows]
+    rows = [row[: row.index(end)] if end in row else row for row in rows]
+    return [{"text": text} for text in tokenizer.decode_batch(rows, skip_special_tokens=False)]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] of the `last` token, and their `mean` over the tokens."""
+    inputs = batch["tokens"][:, :-1].astype(jnp.int32)
+    count = batch["given"][:, None] if "given" in batch else inputs.shape[1]
+    real = jnp.broadcast_to(jnp.arange(inputs.shape[1])[None] < count, inputs.shape)
+    x = models.apply(_model(config), params, inputs, rng=rng, method="encode", **_packing(inputs, config))
+    features = {"last": pooling.last(x, real), "mean": pooling.mean(x, real)}
+    return {name: value.astype(jnp.float32) for name, value in features.items()}
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
@@ -162,6 +196,17 @@ def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
 
 def _model(config: Config) -> Any:
     return models.build(models.GPT, config, outputs=config.model.vocab)
+
+
+def _prompt(batch: Batch, config: Config) -> tuple[jax.Array, jax.Array | None]:
+    """Return ids to continue [b, t], and which of them are real, None for all."""
+    window, half = batch["tokens"].astype(jnp.int32), max(config.data.length // 2, 1)
+    if "given" not in batch:
+        return window[:, :half], None
+    room = max(half, config.data.length - config.sample.length)
+    places = jnp.arange(room)[None] + batch["given"][:, None] - room
+    prompt = jnp.take_along_axis(window, jnp.maximum(places, 0), axis=1)
+    return prompt, places >= 0
 
 
 def _packing(inputs: jax.Array, config: Config) -> dict[str, jax.Array | None]:

@@ -3,7 +3,7 @@
 With `config.init_from` the body comes from another run, such as one of `bert`, and the head is new.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, squad, tokenizers
+from jtasks.data import encoding, squad, tokenizers, unlabeled, values
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, example_weights, spans, total
 from jtasks.ranges import Field
@@ -59,8 +59,17 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         raise DataError(f"{data[split]}: question {untold[0]!r} has no 'answers', which training needs")
     if not data.unanswerable and any(question.answers == [] for question in questions):
         raise DataError(f"{data[split]} has questions without answers: set config.data.unanswerable=True")
-    sizes = {"length": data.length, "question": data.max_question_tokens, "stride": data.stride}
-    return squad.windows(tokenizers.of(config, texts), questions, **sizes)
+    return _windows(questions, config)
+
+
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return (question, context), or dicts with `question` and `context`, as `dataset` returns unanswered questions.
+
+    A long context becomes several windows; `input` tells the index of the input of each.
+    """
+    questions = [_question(given, str(number)) for number, given in enumerate(inputs)]
+    arrays = _windows(questions, config)
+    return arrays | {"input": np.array([int(question.name) for question in arrays["question"]], np.int32)}
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -133,6 +142,19 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     return spans.scores_at(config.data.threshold, best, answers, {p.question.name: p.odds for p in predictions})
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the answer to the question of each window, "" for no answer."""
+    threshold = _threshold(config)
+    predictions = squad.predictions(examples, outputs, config.data.num_spans)
+    best = {p.question.name: p.answer(np.inf if threshold is None else threshold) for p in predictions}
+    return [{"answer": best[example["question"].name]} for example in examples]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] `cls`, `mean` (over the tokens) and `pooled` (if any) of each window."""
+    return models.apply(_model(config), params, *_inputs(batch), rng=rng, method="embed")
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format questions, predicted answers and true answers."""
     lines = []
@@ -152,6 +174,25 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 def _threshold(config: Config) -> float | None:
     return config.data.threshold if config.data.unanswerable else None
+
+
+def _question(given: Any, name: str) -> squad.Question:
+    """Return an input as a question without answers; raise DataError if it is none."""
+    expected = "a pair (question, context), or a dict with 'question' and 'context'"
+    if isinstance(given, Mapping) and isinstance(given.get("question"), squad.Question):  # a row of `dataset`
+        given = given["question"].text, given["question"].context
+    elif isinstance(given, Mapping):
+        given = tuple(unlabeled.entry(given, (key,), expected) for key in ("question", "context"))
+    if not isinstance(given, list | tuple) or len(given) != 2:
+        raise DataError(f"{unlabeled.describe(given)}; expected {expected}")
+    text, context = (values.content(part, key) for part, key in zip(given, ("question", "context"), strict=True))
+    return squad.Question(name, text, context, None)
+
+
+def _windows(questions: Sequence[squad.Question], config: Config) -> dict[str, np.ndarray]:
+    data = config.data
+    sizes = {"length": data.length, "question": data.max_question_tokens, "stride": data.stride}
+    return squad.windows(tokenizers.of(config, texts), questions, **sizes)
 
 
 def _model(config: Config) -> Any:

@@ -3,7 +3,8 @@
 With `config.init_from` the body comes from another run, such as one of `bert`, and the head is new.
 """
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import arrow, conll, encoding, tables, tokenizers
+from jtasks.data import arrow, conll, encoding, tables, tokenizers, unlabeled
 from jtasks.data.assets import labels
 from jtasks.data.files import data_folder
 from jtasks.errors import DataError
@@ -33,7 +34,7 @@ def defaults() -> dict[str, Any]:
         **encoding.FIELDS,
         "data.word": Field(int, None, 0),  # column of the word
         "data.tag": Field(int, None, -1),  # column of the tag
-        "data.labels": Field(tuple, None, ()),  # types of entities in order; (): the sorted types in train
+        "data.labels": Field(tuple, None, ()),  # types of entities or all tags, in order; (): the sorted types in train
     }
 
 
@@ -57,6 +58,19 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     if unknown := sorted({tag for sentence in sentences for tag in sentence.tags} - set(tags)):
         raise DataError(f"the {split} split has the tags {unknown}, which train lacks; name all in config.data.labels")
     return conll.windows(tokenizers.of(config, texts), sentences, tags, config.data.length)
+
+
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return texts, split into words at white space, or lists of words, as `dataset` returns untagged sentences.
+
+    An input may be a dict with one of these as `text`, `words` or `tokens`. `text` and `input` tell the text of each
+    window, and the index of its input.
+    """
+    given = [unlabeled.words(entry) for entry in inputs]
+    sentences = [conll.Sentence(words, []) for _, words in given]
+    arrays = conll.windows(tokenizers.of(config, texts), sentences, conll.classes(_types(config)), config.data.length)
+    whole = np.array([given[number][0] for number in arrays["sentence"]], object)
+    return arrays | {"text": whole, "input": arrays["sentence"]}
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -99,6 +113,22 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     return entities.scores([tags for _, tags, _ in sentences], [guess for _, _, guess in sentences])
 
 
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the `entities` of each sentence: type, text, and bounds in characters of the text."""
+    sentences = _tagged(examples, outputs, config)
+    answered = []
+    for _, windows in itertools.groupby(examples, lambda example: int(example["sentence"])):
+        (words, _, guess), whole = next(sentences), list(windows)
+        text = whole[0].get("text", " ".join(words))
+        answered += [{"entities": _located(text, words, guess)}] * len(whole)
+    return answered
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the features [b, width] `cls`, `mean` (over the tokens) and `pooled` (if any) of each window."""
+    return models.apply(_model(config), params, *_inputs(batch), rng=rng, method="embed")
+
+
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format the sentences with the predicted entities and the true ones."""
     lines = []
@@ -138,6 +168,17 @@ def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[
         yield words, tags, guess
 
 
+def _located(text: str, words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the entities of a text that has these words in this order."""
+    bounds, at = [], 0
+    for word in words:
+        start = text.index(word, at)
+        at = start + len(word)
+        bounds.append((start, at))
+    places = [(name, bounds[first][0], bounds[last][1]) for name, first, last in entities.entities(tags)]
+    return [{"type": name, "text": text[start:end], "start": start, "end": end} for name, start, end in places]
+
+
 def _model(config: Config) -> Any:
     return models.build(models.BERT, config)
 
@@ -162,7 +203,9 @@ def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:
 
 
 def _types(config: Config) -> tuple[str, ...]:
-    """Return the types of entities: as configured, or the sorted types in train."""
+    """Return the types of entities: as configured, of the configured tags, or the sorted types in train."""
+    if "O" in config.data.labels:
+        return tuple(tag.removeprefix("B-") for tag in config.data.labels if tag.startswith("B-"))
     if config.data.labels:
         return tuple(config.data.labels)
     sentences = _sentences("train", config) or []
