@@ -39,7 +39,7 @@ def folder(tmp_path_factory) -> pathlib.Path:
 @functools.cache
 def filled(folder, preset="tiny", **changes):
     """A small config over that text, its placeholders filled."""
-    fields = {"data__files": "x.txt", "data__dir": str(folder), "data__valid": 0.2, **changes}
+    fields = {"data__files": "x.txt", "data__dir": str(folder), "data__valid_fraction": 0.2, **changes}
     overrides = [f"--config.{name.replace('__', '.')}={value}" for name, value in fields.items()]
     return job.prepare(configs.load(f"{ROOT}/configs/bert.py:{preset}", [*SMALL, *overrides])).config
 
@@ -168,7 +168,7 @@ def test_shards_of_prepared_examples_give_the_metrics_of_the_text_they_were_made
     rows = batch(config)
     write_shard(tmp_path / "0.hdf5", rows, map(np.asarray, inputs(rows, config=config)))
     (tmp_path / "tokenizer.json").write_text(job.Job(bert, config, None).assets()["tokenizer.json"])
-    changes = {"data__files": f"{tmp_path}/0.hdf5", "data__tokenizer": tmp_path, "data__valid": 0.0}
+    changes = {"data__files": f"{tmp_path}/0.hdf5", "data__tokenizer": tmp_path, "data__valid_fraction": 0.0}
     shards = filled(folder, **changes)
     assert shards.model == config.model
     prepared = batch(shards)
