@@ -129,9 +129,9 @@ def _decode_file(file: IO[bytes], where: str) -> np.ndarray:
 def _damaged(where: str, error: Exception) -> DataError:
     from PIL import UnidentifiedImageError
 
-    if isinstance(error, UnidentifiedImageError):  # whose text names a Python object
-        return DataError(f"cannot decode {where}: cannot identify it as {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
-    return DataError(f"cannot decode {where} ({error}); expected a picture: replace it or delete it")
+    unknown = f"cannot identify it as one of {', '.join(FORMATS)}"
+    reason = unknown if isinstance(error, UnidentifiedImageError) else error  # Pillow's text names a Python object
+    return DataError(f"cannot decode {where} ({reason}); expected a picture: replace it or delete it")
 
 
 def rgb(stored: "Image") -> np.ndarray:
