@@ -1,6 +1,6 @@
 """Tables in Parquet and Arrow files: local ones, folders written by `datasets`, and data sets on the Hugging Face hub.
 
-The only module that imports pyarrow. Names of classes come from the features that `datasets` writes into the files.
+The only module that reads with pyarrow. Names of classes come from the features that `datasets` writes into the files.
 """
 
 import contextlib

@@ -8,12 +8,12 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jtasks.data import parsing, pictures, values
+from jtasks.data import arrow, parsing, pictures, values
 from jtasks.errors import ConfigError, DataError
 
 STDIN = "-"
 FORMATS = ("jsonl", "csv", "tsv", "lines")  # choices of --input-format
-SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "lines", ".parquet": "parquet"}
+SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "lines", **dict.fromkeys(arrow.SUFFIXES, "table")}
 KNOWN = f"{', '.join(SUFFIXES)}, or a picture ({', '.join(sorted(pictures.SUFFIXES))})"
 
 Value = dict[str, Any] | str | pathlib.Path  # a row, a line, the path of a picture
@@ -42,7 +42,7 @@ def read(source: str, kind: str | None = None) -> Iterator[Input]:
       source: one of
 
         - `-`, which is stdin, or another pipe: `kind`, else JSONL if the first line starts with `{`, else lines
-        - a .jsonl, .csv, .tsv or .parquet file, whose rows are dicts; `data.tables.rows` describes the formats
+        - a .jsonl, .csv, .tsv, .parquet or .arrow file, whose rows are dicts; `data.tables.rows` describes the formats
         - a .txt file, whose lines are str; empty lines are skipped
         - a picture, or a folder of pictures at any depth, by sorted folders, then names: pathlib.Path
 
@@ -87,8 +87,8 @@ def _open(source: str, name: str, kind: str | None) -> Iterator[Input]:
         return iter([_picture(source)])
     if kind is None and not is_stream(source) and source != STDIN:
         raise ConfigError(f"--input={source}: expected {KNOWN}; or give --input-format={'|'.join(FORMATS)}")
-    if kind == "parquet":
-        return _parquet(source)
+    if kind == "table":
+        return _table(source)
     return _text(source, name, kind)
 
 
@@ -124,17 +124,10 @@ def _lines(lines: parsing.Lines) -> Iterator[Input]:
             yield Input(f"{lines.name}, line {lines.number}", value)
 
 
-def _parquet(source: str) -> Iterator[Input]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(source) as file:
-            rows = (row for batch in file.iter_batches(1024) for row in batch.to_pylist())
-            for number, row in enumerate(rows, 1):
-                yield Input(f"{source}, row {number}", row)
-    except pyarrow.ArrowException as error:
-        raise DataError(f"{source} is truncated or not Parquet ({error}): get it again") from error
+def _table(source: str) -> Iterator[Input]:
+    table = arrow.find(source, "test", "--input", pathlib.Path())
+    if table is not None:
+        yield from (Input(f"{source}, {where}", row) for where, row in arrow.rows(table))
 
 
 def _pictures(folder: str) -> Iterator[Input]:

@@ -4,8 +4,10 @@ import os
 import pathlib
 import tracemalloc
 
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from jtasks.data import inputs
 from jtasks.errors import ConfigError, DataError
@@ -45,12 +47,10 @@ def test_json_lines_and_plain_lines_skip_empty_lines_and_count_them(tmp_path):
 
 
 def test_the_rows_of_parquet_are_numbered(tmp_path):
-    pyarrow = pytest.importorskip("pyarrow")
-    pyarrow.parquet = pytest.importorskip("pyarrow.parquet")
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"text": ["a", None]}), tmp_path / "a.parquet")
     first, second = read(tmp_path, "a.parquet")
-    assert (first.value, second.value) == ({"text": "a"}, {"text": None}) and second.place.endswith("a.parquet, row 2")
-    with pytest.raises(DataError, match="not Parquet"):
+    assert (first.value, second.value) == ({"text": "a"}, {"text": None}) and second.place.endswith("a.parquet, row 1")
+    with pytest.raises(DataError, match="not a Parquet or Arrow file"):
         read(tmp_path, "b.parquet", b"PAR1")
 
 
