@@ -1,8 +1,8 @@
 """A functional JAX/Flax library for machine-learning tasks; see README.md."""
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # type checkers take it for typing's, whose import would take longer than this one
 if TYPE_CHECKING:
     from jtasks.run.inference import Run, load
     from jtasks.run.loop import train
@@ -14,7 +14,7 @@ __all__ = ["Run", "Stopped", "load", "train"]
 _HOMES = {"Run": "inference", "Stopped": "signals", "load": "inference", "train": "loop"}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a function or a class when it is asked for, so that `import jtasks` stays instant."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

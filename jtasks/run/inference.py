@@ -159,7 +159,7 @@ class Run:
     def _results(self, portion: Portion, function: str, job: Job, program: Any) -> Iterator[tuple[int, dict[str, Any]]]:
         outputs: list[Any] = [None] * len(portion.owners)
         for batch in portion.batches:
-            values = jax.device_get(program(self.params, batch.arrays))
+            values = jax.device_get(self._computed(program, batch.arrays))
             for index, row in zip(batch.indices.tolist(), batch.rows.tolist(), strict=True):
                 outputs[index] = jax.tree.map(lambda x, row=row: np.asarray(x)[row], values)
         answers = predict.answers(job, portion.examples, outputs) if function == "predict" else []
@@ -172,6 +172,14 @@ class Run:
                 result = jax.tree.map(lambda *xs: np.stack(xs), *parts) if portion.several else parts[0]
             result = jax.tree.map(lambda x: x if np.ndim(x) else x.item(), result)
             yield index, predict.named(result) | (answers[own[0]] if answers else {})
+
+    def _computed(self, program: Any, batch: dict[str, jax.Array]) -> Any:
+        try:
+            return program(self.params, batch)
+        except KeyError as error:
+            if error.args[0] not in self._entries or hasattr(self.task, "examples"):
+                raise
+            raise DataError(f"the task reads the entry {error.args[0]!r}, which the inputs lack") from error
 
     def _program(self, function: str, job: Job) -> Any:
         key = function, job.config

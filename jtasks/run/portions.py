@@ -14,7 +14,6 @@ from jtasks.data.shuffle import example_seeds
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import shown
-from jtasks.run import predict
 from jtasks.run.job import Job
 
 ARRIVAL_SECONDS = 0.02  # wait this long for another input before a batch that is not full starts
@@ -95,7 +94,8 @@ class Portions:
         several = count > 0 and "input" in pipeline.example(examples, 0)
         owners = np.arange(count)
         if several:
-            owners = np.array([int(row["input"]) for row in predict.rows(examples)])
+            own = examples["input"] if isinstance(examples, Mapping) else [row["input"] for row in examples]
+            owners = np.asarray(own, np.int64)
         if sorted({*owners.tolist()}) != [*range(len(items))]:
             raise DataError(f"examples of {config.task} returned {count} examples of {len(items)} inputs")
         seeded = self.count + np.arange(count) if several else np.array(numbers)
@@ -122,6 +122,8 @@ class Portions:
     def _given(self, items: list[Any]) -> pipeline.Examples:
         """Return inputs that are examples already, in the dtypes of the run."""
         rows = [self._checked(item) for item in items]
+        if other := [row for row in rows if row.keys() != rows[0].keys()]:
+            raise DataError(f"an example has the entries {sorted(other[0])}, the first one {sorted(rows[0])}")
         if not self.job.config.batch_tokens or self.job.collate:
             return rows
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}  # batches by length need arrays
