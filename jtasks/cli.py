@@ -55,7 +55,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         result = _run(arguments, flags, rest)
         if result is not None:
-            print(records.to_json(result), flush=True)
+            print(records.to_json(result, indent=1 if sys.stdout.isatty() else None), flush=True)
         return EXIT_DONE
     except errors.ConfigError as error:
         return _fail(EXIT_USAGE, "\n".join([str(error), *_notes(error)]))

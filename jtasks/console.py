@@ -77,3 +77,24 @@ def number(value: float) -> str:
         mantissa, exponent = f"{value:.3e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{exponent}"
     return f"{value:,.0f}" if 999.95 <= size < 1e9 else f"{value:.4g}"
+
+
+def format_si(value: float) -> str:
+    """Format a large number with a metric prefix.
+
+    >>> format_si(1.2345e12), format_si(950)
+    ('1.23 T', '950')
+    """
+    power = min(int(math.log10(value) // 3), 6) if value >= 1000 else 0
+    return f"{value / 1000**power:.3g} {' kMGTPE'[power]}".strip()
+
+
+def metric(name: str, value: float) -> str:
+    """Format a metric with its name.
+
+    >>> metric("loss", 1.48213), metric("peak_memory_bytes", 12.3e9)
+    ('loss 1.482', 'peak_memory 12.3 GB')
+    """
+    if name.endswith("_bytes") and value >= 1000:
+        return f"{name.removesuffix('_bytes')} {format_si(value)}B"
+    return f"{name} {number(value)}"

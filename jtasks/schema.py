@@ -82,6 +82,7 @@ class Config(OpenGroup):
     batch_tokens: int = field(0, "[0, 2e9]")  # instead: tokens per step, by length (see data.buckets); 0: off
     accumulate: int = field(1, "[1, 2e9]")  # microbatches per step
     eval_every: int = field(0, "[0, inf)")  # steps; 0: only at the end
+    eval_batches: int = field(0, "[0, inf)")  # evaluate only the first batches of a split; 0: all
     save_every: int = field(1000, "[0, inf)")  # steps; 0: only at the end
     log_every: int = field(50, "[1, inf)")
     log: Log

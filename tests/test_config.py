@@ -70,6 +70,7 @@ OTHER_VALUES = {
     "batch_tokens": ("4096", 4096),
     "accumulate": ("3", 3),
     "eval_every": ("9", 9),
+    "eval_batches": ("7", 7),
     "save_every": ("0", 0),
     "log_every": ("2", 2),
     "log.to": ("wandb,mine.py:logger", ("wandb", "mine.py:logger")),

@@ -1,50 +1,98 @@
 """Grids of small pictures for people."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+COLUMNS = 8  # classified pictures in a row
+WIDEST = 160  # pixels of a caption
+GAP, LINE = 4, 16  # pixels between pictures, and of a line of text
 
-def grid(rows: Sequence[Sequence[np.ndarray]], titles: Sequence[tuple[str, int]] = (), least: int = 64) -> np.ndarray:
+
+def grid(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[tuple[str, int]] = (),
+    captions: Sequence[Sequence[tuple[str, str]]] = (),
+    least: int = 64,
+) -> np.ndarray:
     """Arrange rows of equal-sized uint8 images [h, w, 1 or 3] in one uint8 image [H, W, 3].
 
     Args:
       rows: images of each row.
       titles: (text, columns) pairs written above the columns from left to right.
+      captions: (text, color) written below each image.
       least: enlarge images to this many pixels a side.
     """
     from PIL import Image, ImageDraw
 
     h, w, _ = rows[0][0].shape
     scale = max(1, -(-least // max(h, w)))
-    gap, header = 4, 16 if titles else 0
+    texts = [[(_cut(text), color) for text, color in row] for row in captions]
+    header, footer = LINE * bool(titles), LINE * bool(captions)
+    widest = max((_width(text) for row in texts for text, _ in row), default=0)
+    across, down = max(w * scale, widest) + GAP, h * scale + footer + GAP
     columns = max(len(row) for row in rows)
-    size = (gap + columns * (w * scale + gap), header + gap + len(rows) * (h * scale + gap))
-    canvas = Image.new("RGB", size, "white")
+    width = max([GAP + columns * across, *(2 * GAP + _width(text) for text, _ in titles[:1])])
+    canvas = Image.new("RGB", (width, header + GAP + len(rows) * down), "white")
+    draw, column = ImageDraw.Draw(canvas), 0
     for i, row in enumerate(rows):
         for j, image in enumerate(row):
             picture = Image.fromarray(np.broadcast_to(image, (h, w, 3)).astype(np.uint8))
-            corner = (gap + j * (w * scale + gap), header + gap + i * (h * scale + gap))
-            canvas.paste(picture.resize((w * scale, h * scale), Image.Resampling.NEAREST), corner)
-    draw, column = ImageDraw.Draw(canvas), 0
+            left, top = GAP + j * across, header + GAP + i * down
+            canvas.paste(picture.resize((w * scale, h * scale), Image.Resampling.NEAREST), (left, top))
+            if texts:
+                text, color = texts[i][j]
+                draw.text((left, top + h * scale + 1), text, fill=color)
     for text, span in titles:
-        draw.text((gap + column * (w * scale + gap), 3), text, fill="black")
+        draw.text((GAP + column * across, 3), text, fill="black")
         column += span
     return np.asarray(canvas)
 
 
-def labeled(examples: Iterable[Any], outputs: Iterable[Any], names: Sequence[str]) -> str:
-    """Describe classified examples, one per line: predicted class, its probability and true class.
+def classified(
+    images: Sequence[np.ndarray],
+    examples: Iterable[Mapping[str, Any]],
+    outputs: Iterable[Mapping[str, Any]],
+    names: Sequence[str],
+) -> dict[str, np.ndarray | str]:
+    """Return what show_fn returns for classified images: `images` with captions, and `labels` with probabilities.
+
+    A caption is `predicted / true`, green if they are equal and red if not; without a true class, it is `predicted`.
 
     Args:
+      images: uint8 [h, w, 1 or 3], one per example.
       examples: have the true class as `label`, if known.
       outputs: have the predicted class as `label`, and its `probability`.
       names: names of the classes.
     """
-    lines = []
+    captions, lines, known = [], [], False
     for example, output in zip(examples, outputs, strict=True):
-        predicted = f"{names[int(output['label'])]} ({output['probability']:.3f})"
-        true = f", truly {names[int(example['label'])]}" if "label" in example else ""
-        lines.append(predicted + true)
-    return "\n".join(lines)
+        predicted, true = names[int(output["label"])], names[int(example["label"])] if "label" in example else None
+        known = known or true is not None
+        right = true is None or int(example["label"]) == int(output["label"])
+        color = "black" if true is None else "green" if right else "red"
+        captions.append((predicted if true is None else f"{predicted} / {true}", color))
+        truly = "" if true is None else f", truly {true}"
+        lines.append(f"{predicted} ({output['probability']:.3f}){truly}")
+    title = [("predicted / true" if known else "predicted", 1)]
+    rows = [slice(i, i + COLUMNS) for i in range(0, len(captions), COLUMNS)]
+    picture = grid([images[row] for row in rows], title, [captions[row] for row in rows])
+    return {"images": picture, "labels": "\n".join(lines)}
+
+
+def _width(text: str) -> int:
+    """Return the width of a text in Pillow's default font, in pixels."""
+    from PIL import ImageFont
+
+    return int(np.ceil(ImageFont.load_default().getlength(text)))
+
+
+def _cut(text: str) -> str:
+    """Return a text on one line, cut to the width of a caption."""
+    text = " ".join(text.split())
+    short = text
+    while _width(short) > WIDEST:
+        text = text[:-1]
+        short = f"{text}..."
+    return short

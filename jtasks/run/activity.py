@@ -1,7 +1,12 @@
 """Something that takes a while: what it is, how much is done, and for how long it has gone on."""
 
+import contextlib
+import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import Protocol
 
+TICK = 1.0  # seconds between two looks at an activity
 EVERY = 10.0  # minimum seconds between two lines about an activity
 
 
@@ -25,3 +30,46 @@ class Activity:
     def seconds(self) -> float:
         """Return the time since the beginning."""
         return time.monotonic() - self.begun
+
+
+Update = Callable[[int], None]  # takes how much of an activity is done
+Watch = Callable[[str, int | None], contextlib.AbstractContextManager[Update]]  # of a name and a total, or None
+
+
+class Watcher(Protocol):
+    """What shows activities; the innermost is the last."""
+
+    activities: list[Activity]
+
+    def tick(self, activity: Activity) -> None:
+        """Show an activity that goes on; called about once a second, from another thread."""
+
+    def end(self, activity: Activity) -> None:
+        """Remove an activity."""
+
+
+@contextlib.contextmanager
+def watch(watcher: Watcher, name: str, total: int | None = None) -> Iterator[Update]:
+    """Show an activity while the block runs; the block may call the yielded function with what is done of `total`."""
+    activity, ended = Activity(name, total), threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(TICK):
+            if watcher.activities[-1] is activity:
+                watcher.tick(activity)
+
+    thread = threading.Thread(target=tick, daemon=True)
+    watcher.activities.append(activity)
+    thread.start()
+    try:
+        yield activity.update
+    finally:
+        ended.set()
+        thread.join()
+        watcher.activities.remove(activity)
+        watcher.end(activity)
+
+
+def unwatched(name: str, total: int | None) -> contextlib.AbstractContextManager[Update]:
+    """Show nothing."""
+    return contextlib.nullcontext(lambda done: None)

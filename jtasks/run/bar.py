@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jtasks.console import number
+from jtasks.console import metric
 from jtasks.errors import printable
 from jtasks.run.activity import Activity
 
@@ -21,13 +21,15 @@ class Bar:
     The loop draws the line, and a thread only during an activity: a thread could hold a lock while a process forks.
     """
 
+    live = True
+
     def __init__(self, start: int, steps: int):
         from rich.console import Console
 
         self._console = Console(stderr=True)
         self._step, self._steps = start, steps
         self._texts: list[tuple[int, str]] = []  # rank and text; a narrow terminal leaves out the highest ranks
-        self._activities: list[Activity] = []
+        self.activities: list[Activity] = []
         self._live: Any = None
         self._started = False
         self._drawn = 0.0
@@ -61,27 +63,23 @@ class Bar:
     def train(self, step: int, metrics: Mapping[str, float], speed: Sequence[str], left: str) -> None:
         """Draw the bar with the loss, the speed and the time left."""
         name = "loss" if "loss" in metrics else next(iter(metrics), "")
-        loss = (1, f"{name} {number(metrics[name])}" if name else "")
+        loss = (1, metric(name, metrics[name]) if name else "")
         self._step, self._texts = step, [loss, *((3 + i, text) for i, text in enumerate(speed)), (2, left)]
         self._draw()
 
     def tick(self, activity: Activity) -> None:
         """Draw the activity in the place of the loss and the speed."""
         with self._lock:
-            if activity not in self._activities:
-                self._activities.append(activity)
-            if activity is self._activities[-1]:
+            if activity in self.activities:
                 self._show()
                 self._draw()
 
     def end(self, activity: Activity) -> None:
         """Draw the bar without the activity."""
         with self._lock:
-            if activity in self._activities:
-                self._activities.remove(activity)
-                self._draw()
-                if not self._started and not self._activities:
-                    self._hide(transient=True)
+            self._draw()
+            if not self._started and not self.activities:
+                self._hide(transient=True)
 
     def __rich__(self) -> Any:
         """Return the line in the terminal's width."""
@@ -89,7 +87,7 @@ class Bar:
         from rich.table import Table
         from rich.text import Text
 
-        activity = self._activities[-1] if self._activities else None
+        activity = self.activities[-1] if self.activities else None
         done, total, texts = self._step, self._steps, [(0, f"{self._step}/{self._steps}"), *self._texts]
         if activity:
             done, total = activity.done, activity.total or 0
@@ -119,6 +117,7 @@ class Bar:
             with contextlib.suppress(OSError, ValueError):
                 live.start()
                 self._live = live
+                self._console.show_cursor(True)  # Live hides it, and a signal may end the process at once
 
     def _hide(self, *, transient: bool) -> None:
         live, self._live = self._live, None

@@ -3,25 +3,23 @@
 A notebook has the messages on stderr and one output with a bar.
 """
 
-import contextlib
+import functools
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from jtasks.run.activity import Activity
+from jtasks.distributed import processes
+from jtasks.run.activity import Watch, Watcher, watch
 from jtasks.run.bar import Bar
 from jtasks.run.lines import Lines
 from jtasks.run.notebook import Notebook, in_notebook
 
-TICK = 1.0  # seconds between two looks at an activity
 
-Update = Callable[[int], None]  # takes how much of an activity is done
-
-
-class Display(Protocol):
+class Display(Watcher, Protocol):
     """What shows one run to a person. No method raises an error if the reader is gone."""
+
+    live: bool  # whether it replaces what it showed, so that `train` may be called often
 
     def start(self) -> None:
         """Begin to show the progress of training."""
@@ -41,11 +39,10 @@ class Display(Protocol):
     def train(self, step: int, metrics: Mapping[str, float], speed: Sequence[str], left: str) -> None:
         """Show the metrics of training, such as `loss`, texts about the speed, and the time left."""
 
-    def tick(self, activity: Activity) -> None:
-        """Show an activity that goes on; called about once a second, from another thread."""
 
-    def end(self, activity: Activity) -> None:
-        """Remove an activity."""
+def watcher() -> Watch:
+    """Return a function that shows activities of a mode that only reads a run; see `activity.watch`."""
+    return functools.partial(watch, choose(0, 0, silent=not processes.first()))
 
 
 def choose(start: int, steps: int, *, silent: bool = False) -> Display:
@@ -56,22 +53,3 @@ def choose(start: int, steps: int, *, silent: bool = False) -> Display:
     if stream and not stream.closed and stream.isatty() and os.environ.get("TERM") != "dumb":
         return Bar(start, steps)
     return Lines(steps, silent=silent)
-
-
-@contextlib.contextmanager
-def watch(display: Display, name: str, total: int | None = None) -> Iterator[Update]:
-    """Show an activity while the block runs; the block may call the yielded function with what is done of `total`."""
-    activity, ended = Activity(name, total), threading.Event()
-
-    def tick() -> None:
-        while not ended.wait(TICK):
-            display.tick(activity)
-
-    thread = threading.Thread(target=tick, daemon=True)
-    thread.start()
-    try:
-        yield activity.update
-    finally:
-        ended.set()
-        thread.join()
-        display.end(activity)

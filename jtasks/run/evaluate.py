@@ -14,36 +14,42 @@ from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.ranges import shown
-from jtasks.run import predict
+from jtasks.run import display, predict, records
+from jtasks.run.activity import Watch, unwatched
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
 from jtasks.run.restore import SavedRun, open_run
+from jtasks.run.spool import Lazy
 from jtasks.task import eval_fn
 
-Evaluate = Callable[[Any, pipeline.Examples], dict[str, float]]
+Evaluate = Callable[[Any, pipeline.Examples, str], dict[str, float]]  # parameters, examples and their name
 
 # Maximum number of batches whose sums wait on the device; bounds the work dispatched ahead.
 AHEAD = 16
 
 
-def make(job: Job, poll: Callable[[], None] = lambda: None) -> Evaluate:
-    """Return a function (params, examples) -> metrics that compiles once; between batches it calls `poll`."""
-    replicated = sharding.replicated(job.mesh)
+def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = unwatched) -> Evaluate:
+    """Return a function (params, examples, name) -> metrics that compiles once.
 
-    step = Compiled(jax.jit(job.on_mesh(functools.partial(sums_of, job)), out_shardings=replicated))
+    Between batches the function calls `poll`; `watch` shows its progress under the name.
+    """
+    function = jax.jit(job.on_mesh(functools.partial(sums_of, job)), out_shardings=sharding.replicated(job.mesh))
+    step = Compiled(function, lambda: watch("compiling the evaluation", None))
 
-    def evaluate(params: Any, examples: pipeline.Examples) -> dict[str, float]:
+    def evaluate(params: Any, examples: pipeline.Examples, name: str = "evaluation") -> dict[str, float]:
         plan = job.plan(examples, shuffle=False)
         steps = range(plan.steps(1))
         sums: dict[str, metrics.Mean] = {}
         pending: list[Any] = []
-        for batch in job.batches(examples, plan, steps, poll):
-            poll()
-            pending.append(step(params, batch))
-            if len(pending) == AHEAD:
-                sums = metrics.summed([sums, *jax.device_get(pending)])
-                pending.clear()
-        sums = metrics.summed([sums, *jax.device_get(pending)])
+        with watch(name, len(steps)) as update:
+            for at, batch in enumerate(job.batches(examples, plan, steps, poll)):
+                poll()
+                update(at)
+                pending.append(step(params, batch))
+                if len(pending) == AHEAD:
+                    sums = metrics.summed([sums, *jax.device_get(pending)])
+                    pending.clear()
+            sums = metrics.summed([sums, *jax.device_get(pending)])
         return metrics.values(sums)
 
     return evaluate
@@ -59,15 +65,42 @@ def wants_scores(job: Job) -> bool:
     return hasattr(job.task, "score_fn") and job.config.report_metric
 
 
-def scores(job: Job, predictor: predict.Predict, params: Any, examples: pipeline.Examples) -> dict[str, float]:
+def limited(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Examples, dict[str, float]]:
+    """Return the examples of the first `config.eval_batches` batches, and what says so among the metrics.
+
+    With batches by length, these are the first examples too: a share of all as large as that of the batches.
+
+    Returns:
+      The examples, and {"evaluated_examples": number of them, "split_examples": number of all}; {} if these are all.
+    """
+    limit, n = job.config.eval_batches, pipeline.size(examples)
+    plan = job.plan(examples, shuffle=False) if limit else None
+    if plan is None or limit >= plan.steps(1):
+        return examples, {}
+    first = -(-n * limit // plan.steps(1)) if plan.varies else limit * plan.batch_size
+    marks = {records.EVALUATED: float(first), records.OF: float(n)}
+    if isinstance(examples, Mapping):
+        return {name: array[:first] for name, array in examples.items()}, marks
+    return Lazy(range(first), functools.partial(pipeline.example, examples)), marks
+
+
+def scores(
+    job: Job,
+    predictor: predict.Predict,
+    params: Any,
+    examples: pipeline.Examples,
+    name: str = "predictions",
+    watch: Watch = unwatched,
+) -> dict[str, float]:
     """Return the scores of the task's predictions over a whole split; {} without score_fn or report_metric.
 
     The first process computes the scores and sends them to all.
     """
     if not wants_scores(job):
         return {}
-    outputs = predictor(params, examples)
-    return processes.broadcast_from_first(lambda: scored(job, predict.rows(examples), outputs))
+    outputs = predictor(params, examples, name)
+    with watch(f"scoring {name}", None):
+        return processes.broadcast_from_first(lambda: scored(job, predict.rows(examples), outputs))
 
 
 def scored(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
@@ -89,8 +122,11 @@ def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest"
 
 def of_run(run: SavedRun, split: str, restore: Callable[[], Any]) -> dict[str, float]:
     """Evaluate an open checkpoint, whose parameters `restore` returns, on one split; keys are `split/metric`."""
-    job, examples, params = run.job, run.required(split), restore()
-    values = make(job)(params, examples)
+    job, watch = run.job, display.watcher()
+    examples, marks = limited(job, run.required(split))
+    params = restore()
+    values = make(job, watch=watch)(params, examples, split) | marks
     if wants_scores(job):
-        values |= scores(job, predict.make(job), params, examples)
+        predictor = predict.make(job, watch=watch)
+        values |= scores(job, predictor, params, examples, f"{split} predictions", watch)
     return {"step": run.step, **{f"{split}/{name}": value for name, value in values.items()}}

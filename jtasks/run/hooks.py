@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import time
 from collections.abc import Iterator
 
@@ -14,10 +15,15 @@ from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, TrainingError
 from jtasks.faults import some
 from jtasks.run import checkpoint, evaluate, page, predict
+from jtasks.run.meter import peak_memory
+from jtasks.run.records import EVALUATED
 from jtasks.run.signals import Stop, Stopped
 from jtasks.run.start import Setup
 from jtasks.run.step import State, StepOutput, non_finite
 from jtasks.run.workdir import record_data, recorded_splits
+
+AHEAD = 16  # maximum steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
+PREVIEW = 1.0  # seconds between two previews of the metrics on a bar
 
 
 def due(step: int, every: int) -> bool:
@@ -33,10 +39,11 @@ class Hooks:
         self.workdir, self.splits = setup.workdir, setup.splits
         self.plan, self.steps, self.log = setup.plan, setup.steps, setup.log
         self.checkpoints, self.stop = checkpoints, stop
-        self.evaluate = evaluate.make(job, self.poll)
-        self.predict = predict.make(job, self.poll) if hasattr(job.task, "predict_fn") else None
+        self.evaluate = evaluate.make(job, self.poll, self.log.watch)
+        self.predict = predict.make(job, self.poll, self.log.watch) if hasattr(job.task, "predict_fn") else None
         self.state: State | None = None
         self.step = self.saved = setup.start
+        self.preview_due = 0.0
         self.save_error: CheckpointError | None = None
 
     def saves(self, step: int) -> bool:
@@ -160,14 +167,29 @@ class Hooks:
           TrainingError: `max_bad_steps` steps in a row, or all of the run, were not finite.
         """
         fetched: list[StepOutput] = jax.device_get(outputs)
-        sums = metrics.summed(output.metrics for output in fetched if output.nonfinite_steps == 0)
-        skipped = sum(output.nonfinite_steps > 0 for output in fetched)
-        values = metrics.values(sums) if sums else {}
-        values |= {"gradient_norm": float(fetched[-1].gradient_norm), "lr": float(fetched[-1].learning_rate)}
-        self.log.train(step, values | ({"skipped": float(skipped)} if skipped else {}))
+        self.log.train(step, _values(fetched) | peak_memory())
+        self._put_off_preview()
         for at, output in enumerate(fetched, step - len(fetched) + 1):
             if self.fails(output):
                 raise TrainingError(self._diagnosis(state, at, int(output.nonfinite_steps)))
+
+    def preview(self, step: int, outputs: list[StepOutput]) -> None:
+        """Show the metrics of the newest step whose results are there already; does not wait for the device.
+
+        Args:
+          step: the newest step that was started.
+          outputs: of the steps since the last call of `log_outputs`.
+        """
+        if not processes.first() or time.monotonic() < self.preview_due:
+            return
+        for back, output in enumerate(reversed(outputs[-AHEAD:])):
+            if output.nonfinite_steps.is_ready():  # type: ignore[attr-defined]  # jax's stub lacks it
+                self.log.preview(step - back, _values([jax.device_get(output)]))
+                self._put_off_preview()
+                return
+
+    def _put_off_preview(self) -> None:
+        self.preview_due = time.monotonic() + PREVIEW if self.log.display.live else math.inf
 
     def _diagnosis(self, state: State, step: int, nonfinite_steps: int) -> str:
         batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)
@@ -187,20 +209,24 @@ class Hooks:
         """Evaluate the splits that metrics.jsonl does not have yet, and show examples."""
         job = self.job
         for split in names:
-            examples, recorded = self.splits[split], functools.partial(self.log.has, step, split)
-            if examples is None or processes.broadcast_from_first(recorded):
+            if self.splits[split] is None:
+                continue
+            examples, marks = evaluate.limited(job, self.splits[split])
+            recorded = functools.partial(self.log.has, step, split, marks.get(EVALUATED))
+            if processes.broadcast_from_first(recorded):
                 continue
             begun = time.perf_counter()
             processes.on_first_process(functools.partial(self._record_first_use, split))
-            values = self.evaluate(state.eval_params, examples)
+            values = self.evaluate(state.eval_params, examples, split)
             if step == self.steps and self.predict is not None:
-                values |= evaluate.scores(job, self.predict, state.eval_params, examples)
+                name = f"{split} predictions"
+                values |= evaluate.scores(job, self.predict, state.eval_params, examples, name, self.log.watch)
             if self.predict is not None and job.config.show_count and hasattr(job.task, "show_fn"):
                 self._show(predict.show(job, self.predict, state.eval_params, examples), split, step)
             best, _, metric = job.config.best.partition("/")
             if best == split and metric not in values:  # the run was resumed with another config.best
                 self.log.warn(f"config.best={job.config.best}: the metrics of {split} are {', '.join(values)}")
-            self.log.evaluation(step, split, values, time.perf_counter() - begun)
+            self.log.evaluation(step, split, values | marks, time.perf_counter() - begun)
 
     def _record_first_use(self, split: str) -> None:
         try:
@@ -249,3 +275,12 @@ class Hooks:
         values = {step: value for step, value in self.log.values(config.best).items() if step in steps}
         best = checkpoint.best(values, config.best_mode)
         return [step for step in steps if step not in keep | {best}]
+
+
+def _values(outputs: list[StepOutput]) -> dict[str, float]:
+    """Return the metrics of some steps, added up, with the last gradient norm and learning rate."""
+    sums = metrics.summed(output.metrics for output in outputs if output.nonfinite_steps == 0)
+    skipped = sum(output.nonfinite_steps > 0 for output in outputs)
+    values = metrics.values(sums) if sums else {}
+    values |= {"gradient_norm": float(outputs[-1].gradient_norm), "lr": float(outputs[-1].learning_rate)}
+    return values | ({"skipped": float(skipped)} if skipped else {})

@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Mapping, Sequence
 
-from jtasks.console import number
+from jtasks.console import metric
 from jtasks.errors import printable
 from jtasks.run.activity import EVERY, Activity
 
@@ -12,8 +12,11 @@ from jtasks.run.activity import EVERY, Activity
 class Lines:
     """Plain lines on stderr; none at all if silent, as in all processes but the first."""
 
+    live = False
+
     def __init__(self, steps: int, *, silent: bool = False):
         self._steps, self._silent = steps, silent
+        self.activities: list[Activity] = []
 
     def start(self) -> None:
         """Do nothing: lines need no beginning."""
@@ -37,7 +40,7 @@ class Lines:
 
     def train(self, step: int, metrics: Mapping[str, float], speed: Sequence[str], left: str) -> None:
         """Print a line of all metrics."""
-        values = [f"{name} {number(value)}" for name, value in metrics.items()]
+        values = [metric(name, value) for name, value in metrics.items()]
         self.fields([f"step {step}/{self._steps}", *values, *speed, *([left] if left else [])], "  ")
 
     def tick(self, activity: Activity) -> None:

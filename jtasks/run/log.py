@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.console import number
-from jtasks.run.display import Display, Update, choose, watch
+from jtasks.console import metric, number
+from jtasks.run.activity import Update, watch
+from jtasks.run.display import Display, choose
 from jtasks.run.loggers import Loggers, Write
 from jtasks.run.meter import Meter
-from jtasks.run.records import RESERVED, Records
+from jtasks.run.records import EVALUATED, OF, RESERVED, Records
 
 
 class Log:
@@ -75,7 +76,7 @@ class Log:
         self.message(f"WARNING: {text}", style="bold red")
 
     def watch(self, name: str, total: int | None = None) -> contextlib.AbstractContextManager[Update]:
-        """Show an activity while the block runs; see `display.watch`."""
+        """Show an activity while the block runs; see `activity.watch`."""
         return watch(self.display, name, total)
 
     def advance(self, step: int) -> None:
@@ -92,6 +93,10 @@ class Log:
         with self.meter.pause():
             yield
 
+    def preview(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Print metrics of training before the next `train`, with the rate and the time left, and record nothing."""
+        self._show(step, metrics, self.meter.rates(step))
+
     def train(self, step: int, metrics: dict[str, float]) -> dict[str, float]:
         """Record and print training metrics; call this only once the results of `step` are computed.
 
@@ -105,8 +110,9 @@ class Log:
 
     def evaluation(self, step: int, split: str, metrics: dict[str, float], seconds: float) -> None:
         """Record and print the metrics of a split, evaluated in `seconds`; replaces a record of this step and split."""
-        values = [f"{name} {number(value)}" for name, value in metrics.items()]
-        self.display.fields([f"{split} at {step}:", *values, f"({seconds:.1f} s)"])
+        values = [metric(name, value) for name, value in metrics.items() if name not in (EVALUATED, OF)]
+        of = f" (first {metrics[EVALUATED]:,.0f} of {metrics[OF]:,.0f} examples)" if EVALUATED in metrics else ""
+        self.display.fields([f"{split} at {step}{of}:", *values, f"({seconds:.1f} s)"])
         self._record(step, split, metrics)
 
     def image(self, step: int, split: str, name: str, image: np.ndarray) -> None:
@@ -117,16 +123,16 @@ class Log:
         """Give a text to the loggers."""
         self.loggers.write(step, split, {name: text})
 
-    def has(self, step: int, split: str) -> bool:
-        """Return whether there is a record of this step and split."""
-        return self.records.has(step, split)
+    def has(self, step: int, split: str, evaluated: float | None = None) -> bool:
+        """Return whether there is a record of this step and split, of all or of the `evaluated` number of examples."""
+        return self.records.has(step, split, evaluated)
 
     def last(self) -> dict[str, float]:
         """Return the newest evaluated step as `{"step": 200, "valid/loss": 1.5, ...}`; {} before the first."""
         return self.records.last()
 
     def values(self, metric: str) -> dict[int, float]:
-        """Return `{step: value}` of an evaluation metric such as "valid/loss", over all steps that have it."""
+        """Return `{step: value}` of an evaluation metric such as "valid/loss", over all comparable steps."""
         return self.records.values(metric)
 
     def _show(self, step: int, metrics: Mapping[str, float], rates: Mapping[str, float]) -> None:

@@ -4,14 +4,12 @@ import pathlib
 
 from jtasks.config import Config, freeze
 from jtasks.run import checkpoint, profile
-from jtasks.run.hooks import Hooks, due
+from jtasks.run.hooks import AHEAD, Hooks, due
 from jtasks.run.log import Log
 from jtasks.run.signals import Stop
 from jtasks.run.start import Setup, Step, begin, finished, set_up
 from jtasks.run.step import State, StepOutput
 from jtasks.run.workdir import cleared_on_error, locked
-
-AHEAD = 16  # maximum steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 
 
 def train(config: Config, workdir: pathlib.Path | str, *, owns_process: bool = False) -> dict[str, float]:
@@ -68,6 +66,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
                 if failing or stopping or due(now, config.log_every) or hooks.saves(now):
                     hooks.log_outputs(state, now, outputs)
                     outputs = []
+                hooks.preview(now, outputs)
                 hooks.after_step(state, now)
             hooks.finish()
             hooks.write_report()

@@ -1,8 +1,17 @@
-"""The speed of a run: examples per second, seconds per step and use of the hardware."""
+"""The speed of a run, and its use of the hardware."""
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
+
+
+def peak_memory() -> dict[str, float]:
+    """Return {"peak_memory_bytes": that of the fullest local device so far}; {} for a CPU, which does not count."""
+    import jax
+
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [device["peak_bytes_in_use"] for device in stats if "peak_bytes_in_use" in device]
+    return {"peak_memory_bytes": float(max(peaks))} if peaks else {}
 
 
 class Meter:

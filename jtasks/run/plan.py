@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import jax
 
 from jtasks.config import Config
+from jtasks.console import format_si
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
 from jtasks.run import flops, programs
 from jtasks.run.collectives import Collective, collectives
 from jtasks.run.job import prepare, total_steps
-from jtasks.run.summary import format_si
 
 
 class Hardware(NamedTuple):

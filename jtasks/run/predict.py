@@ -13,18 +13,21 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
-from jtasks.run import row_files
+from jtasks.run import display, row_files
+from jtasks.run.activity import Watch, unwatched
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
 from jtasks.run.restore import open_run
 from jtasks.run.spool import Lazy, Spool
 from jtasks.writing import check_name, require_writable, write_file, writer
 
-Predict = Callable[[Any, pipeline.Examples], Sequence[Any]]
+Predict = Callable[[Any, pipeline.Examples, str], Sequence[Any]]  # parameters, examples and their name
 
 
-def program(job: Job, function: str = "predict_fn") -> Compiled:
+def program(job: Job, function: str = "predict_fn", watch: Watch = unwatched) -> Compiled:
     """Return predict_fn or embed_fn of the task as a function (params, batch) -> outputs, compiled for each shape.
+
+    `watch` shows that it compiles.
 
     Raises:
       ConfigError: the task does not have the function.
@@ -36,30 +39,40 @@ def program(job: Job, function: str = "predict_fn") -> Compiled:
     def outputs(params: Any, batch: Any) -> Any:
         return getattr(job.task, function)(params, batch, rng, job.config)
 
-    return Compiled(jax.jit(job.on_mesh(outputs), out_shardings=sharding.replicated(job.mesh)))
+    jitted = jax.jit(job.on_mesh(outputs), out_shardings=sharding.replicated(job.mesh))
+    return Compiled(jitted, lambda: watch(f"compiling {function}", None))
 
 
 def make(
-    job: Job, poll: Callable[[], None] = lambda: None, *, full: bool = False, function: str = "predict_fn"
+    job: Job,
+    poll: Callable[[], None] = lambda: None,
+    watch: Watch = unwatched,
+    *,
+    full: bool = False,
+    function: str = "predict_fn",
 ) -> Predict:
-    """Return a function (params, examples) -> one output tree an example, in order; compiles once.
+    """Return a function (params, examples, name) -> one output tree an example, in order; compiles once.
+
+    Between batches the function calls `poll`; `watch` shows its progress under the name.
 
     The outputs are read on demand from a temporary file of the first process; other processes get none. With `full`,
     the outputs of an example do not depend on the others: see `Job.plan`.
     """
-    step = program(job, function)
+    step = program(job, function, watch)
 
-    def predict(params: Any, examples: pipeline.Examples) -> Sequence[Any]:
+    def predict(params: Any, examples: pipeline.Examples, name: str = "predictions") -> Sequence[Any]:
         plan = job.plan(examples, shuffle=False, full=full)
         steps = range(plan.steps(1))
         spool = Spool()
-        for at, batch in zip(steps, job.batches(examples, plan, steps, poll), strict=True):
-            poll()
-            outputs = jax.device_get(step(params, batch))
-            if processes.first():
-                indices, entries = plan.at(plan.positions(at))
-                rows = np.flatnonzero(entries["mask"])
-                spool.add(indices[rows], outputs, rows)
+        with watch(name, len(steps)) as update:
+            for at, batch in zip(steps, job.batches(examples, plan, steps, poll), strict=True):
+                poll()
+                update(at)
+                outputs = jax.device_get(step(params, batch))
+                if processes.first():
+                    indices, entries = plan.at(plan.positions(at))
+                    rows = np.flatnonzero(entries["mask"])
+                    spool.add(indices[rows], outputs, rows)
         return Lazy(range(plan.n if processes.first() else 0), spool.read)
 
     return predict
@@ -88,7 +101,7 @@ def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -
     """Call show_fn on the first `config.show_count` examples; returns {} on all processes except the first."""
     shown = list(rows(examples)[: job.config.show_count])
     arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
-    outputs = list(predict(params, arrays or shown))
+    outputs = list(predict(params, arrays or shown, "examples to show"))
     return checked_shown(job.task.show_fn(shown, outputs, job.config)) if processes.first() else {}
 
 
@@ -143,7 +156,7 @@ def run(
     run, path = open_run(config, workdir, which), row_files.place(output, workdir, f"predictions-{split}.jsonl")
     processes.on_first_process(lambda: require_writable(path.parent))
     job, examples = run.job, run.required(split)
-    outputs = make(job, full=True)(run.params(), examples)
+    outputs = make(job, watch=display.watcher(), full=True)(run.params(), examples, f"{split} predictions")
 
     def write() -> None:
         said = answers(job, examples, outputs)
@@ -173,7 +186,8 @@ def run_embed(
     path = row_files.place(output, workdir, f"embeddings-{split}.safetensors")
     processes.on_first_process(lambda: require_writable(path.parent))
     examples = run.required(split)
-    features = make(run.job, full=True, function="embed_fn")(run.params(), examples)
+    embed = make(run.job, watch=display.watcher(), full=True, function="embed_fn")
+    features = embed(run.params(), examples, f"{split} embeddings")
 
     def write() -> None:
         with row_files.open_rows(path) as add:
@@ -197,7 +211,7 @@ def run_show(
     folder = output or workdir / "show"
     processes.on_first_process(lambda: require_writable(folder))
     examples = run.required(split)
-    shown = show(job, make(job), run.params(), examples)
+    shown = show(job, make(job, watch=display.watcher()), run.params(), examples)
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 

@@ -12,21 +12,22 @@ from typing import Any
 from jtasks.writing import no_link, write_file
 
 CHECKSUM = "crc32"
+EVALUATED, OF = "evaluated_examples", "split_examples"  # metrics of an evaluation limited by config.eval_batches
 RESERVED = ("step", "split", "wall", CHECKSUM)
-_VOLATILE = re.compile("wall|mfu|seconds_per_step|.*_per_second")  # differ from run to run
+_VOLATILE = re.compile("wall|mfu|seconds_per_step|.*_per_second|peak_memory_bytes")  # differ from run to run
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings, because JSON has no such numbers
 
 
-def to_json(value: Any) -> str:
-    """Return one line of JSON; nan, inf and -inf, which JSON does not have, become strings.
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return one line of JSON, or lines with an `indent`; nan, inf and -inf, which JSON lacks, become strings.
 
     >>> to_json({"loss": float("nan"), "outputs": [1.0, float("inf")]})
     '{"loss": "nan", "outputs": [1.0, "inf"]}'
     """
     try:
-        return json.dumps(value, allow_nan=False)
+        return json.dumps(value, allow_nan=False, indent=indent)
     except ValueError:
-        return json.dumps(_name_non_finite(value))
+        return json.dumps(_name_non_finite(value), indent=indent)
 
 
 def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
@@ -67,9 +68,9 @@ class Records:
         """Remove lines of steps after `start`, torn lines and older lines of a step and split, in one replacement."""
         _rewrite(self.path, lambda record: record["step"] <= start, warn)
 
-    def load(self, start: int) -> None:
-        """Remember the records of the file up to step `start`."""
-        for record in read(self.path):
+    def load(self, start: float = math.inf, warn: Callable[[str], None] = lambda text: None) -> None:
+        """Remember the records of the file up to step `start`; a damaged line calls `warn`."""
+        for record in read(self.path, warn):
             if record["step"] <= start:
                 self._remember(record)
 
@@ -79,7 +80,7 @@ class Records:
         Raises:
           OSError: the line could not be written; the metrics are remembered.
         """
-        known = self.has(step, split)
+        known = (step, split) in self._metrics
         record = {"step": step, "split": split, "wall": round(time.time(), 3), **metrics}
         self._remember(record)
         if write:
@@ -87,9 +88,10 @@ class Records:
                 _rewrite(self.path, lambda old: (old["step"], old["split"]) != (step, split))
             _append(self.path, _line(record))
 
-    def has(self, step: int, split: str) -> bool:
-        """Return whether there is a record of this step and split."""
-        return (step, split) in self._metrics
+    def has(self, step: int, split: str, evaluated: float | None = None) -> bool:
+        """Return whether there is a record of this step and split, of all or of the `evaluated` number of examples."""
+        metrics = self._metrics.get((step, split))
+        return metrics is not None and metrics.get(EVALUATED) == evaluated
 
     def last(self) -> dict[str, float]:
         """Return the newest evaluated step as `{"step": 200, "valid/loss": 1.5, ...}`; {} before the first."""
@@ -104,10 +106,15 @@ class Records:
         return {"step": newest, **values} if evaluated else {}
 
     def values(self, metric: str) -> dict[int, float]:
-        """Return `{step: value}` of an evaluation metric such as "valid/loss", over all steps that have it."""
+        """Return `{step: value}` of an evaluation metric such as "valid/loss", over all steps that have it.
+
+        Values of another number of examples than the newest step's are left out: they cannot be compared.
+        """
         split, _, name = metric.partition("/")
         measured = {step: metrics for (step, of), metrics in sorted(self._metrics.items()) if of == split != "train"}
-        return {step: metrics[name] for step, metrics in measured.items() if name in metrics}
+        examples = measured[max(measured)].get(EVALUATED) if measured else None
+        comparable = {step: metrics for step, metrics in measured.items() if metrics.get(EVALUATED) == examples}
+        return {step: metrics[name] for step, metrics in comparable.items() if name in metrics}
 
     def _remember(self, record: Mapping[str, Any]) -> None:
         key = record["step"], record["split"]

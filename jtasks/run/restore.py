@@ -143,9 +143,10 @@ def _best_step(config: Config, folder: pathlib.Path) -> int:
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
     steps = checkpoint.saved_steps(folder / "checkpoints")
-    measured = [r for r in records.read(folder / "metrics.jsonl", console.warn) if r["split"] == split]
-    values = {r["step"]: r[name] for r in measured if r["step"] in steps and isinstance(r.get(name), float | int)}
-    step = checkpoint.best(values, config.best_mode)
+    measured = records.Records(folder / "metrics.jsonl")
+    measured.load(warn=console.warn)
+    values = measured.values(config.best)
+    step = checkpoint.best({step: values[step] for step in steps if step in values}, config.best_mode)
     if step is None:
         raise CheckpointError(
             f"{folder / 'metrics.jsonl'} has no finite {split}/{name} of a checkpoint that is kept"

@@ -17,11 +17,13 @@ from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
 from jtasks.run import autoshare, checkpoint, flops, preflight, programs, provenance, summary
 from jtasks.run.compile import Compiled
+from jtasks.run.evaluate import limited
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
 from jtasks.run.names import pin_names
 from jtasks.run.programs import Programs
+from jtasks.run.records import EVALUATED
 from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import require_source
 from jtasks.run.workdir import (
@@ -117,11 +119,12 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
 
 def finished(setup: Setup) -> bool:
     """Return whether all steps are done and evaluated, and say so."""
-    _, workdir, splits, _, start, steps, log = setup
-    evaluated = [split for split in ("valid", "test") if splits[split] is not None]
+    job, workdir, splits, _, start, steps, log = setup
+    evaluated = {split: splits[split] for split in ("valid", "test") if splits[split] is not None}
 
     def measured() -> bool:
-        return all(log.has(start, split) for split in evaluated)
+        numbers = {split: limited(job, examples)[1].get(EVALUATED) for split, examples in evaluated.items()}
+        return all(log.has(start, split, number) for split, number in numbers.items())
 
     if start < steps or not processes.broadcast_from_first(measured):
         return False
@@ -141,7 +144,8 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     program = programs.build(job, batch, setup.steps)
     if not setup.start:
         preflight.check(job, setup.splits, batch, program.shapes.params)
-    state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
+    with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
+        state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     announce(setup, program, state, batch)
     compiled = Compiled(program.step, _compile_context(setup.log))
     compiled.program(state, batch)
@@ -182,7 +186,7 @@ def _compile_context(log: Log) -> Callable[[], contextlib.AbstractContextManager
     @contextlib.contextmanager
     def compiling() -> Iterator[None]:
         begun = time.perf_counter()
-        with log.pause():
+        with log.pause(), log.watch("compiling the step"):
             yield
         log.message(f"compiled the step in {time.perf_counter() - begun:.1f} s")
 

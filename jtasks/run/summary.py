@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtasks.console import format_si
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed.shares import count_microbatches, unequal
 from jtasks.run.job import Job
@@ -109,16 +110,6 @@ def parameters(params: Any, trainable: Any, limit: int = 24) -> Rows:
     _, _, count, state = _row("total", leaves)
     rows = [_row(name, group) for name, group in _group(leaves, limit).items()]
     return [*rows, ("total", f"{len(leaves)} arrays", count, state)]
-
-
-def format_si(value: float) -> str:
-    """Format a large number with a metric prefix.
-
-    >>> format_si(1.2345e12), format_si(950)
-    ('1.23 T', '950')
-    """
-    power = min(int(math.log10(value) // 3), 6) if value >= 1000 else 0
-    return f"{value / 1000**power:.3g} {' kMGTPE'[power]}".strip()
 
 
 def _group(leaves: list[Any], limit: int) -> dict[str, list[Any]]:

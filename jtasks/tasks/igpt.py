@@ -153,7 +153,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     tokens = [np.asarray(palette.nearest(example["image"][None], levels))[0] for example in examples]
     originals = [palette.pictures(row, levels, shape) for row in tokens]
     if config.model.classes:
-        return {"images": grid.grid([originals]), "labels": grid.labeled(examples, outputs, _names(config))}
+        return grid.classified(originals, examples, outputs, _names(config))
     rows = []
     for original, output in zip(originals, outputs, strict=True):
         half = original.copy()

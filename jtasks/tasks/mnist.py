@@ -84,8 +84,7 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures and the predicted classes."""
-    images = grid.grid([[example["image"] for example in examples]])
-    return {"images": images, "labels": grid.labeled(examples, outputs, _names(config))}
+    return grid.classified([example["image"] for example in examples], examples, outputs, _names(config))
 
 
 def _names(config: Config) -> Sequence[str]:

@@ -61,3 +61,36 @@ def test_colors_keep_their_channels():
     red = np.zeros((2, 2, 3), np.uint8)
     red[..., 0] = 255
     np.testing.assert_array_equal(cell(grid.grid([[red]], least=1), 0, 0, 2, 2), red)
+
+
+def captions(labels, predictions, names=("cat", "dog")):
+    """The picture and the text of one white image each, with these true and predicted classes."""
+    images = [image(255, 64, 64)] * len(predictions)
+    examples = [{} if label is None else {"label": np.int32(label)} for label in labels]
+    outputs = [{"label": np.int32(label), "probability": np.float32(0.75)} for label in predictions]
+    return grid.classified(images, examples, outputs, names)
+
+
+def test_a_classified_picture_has_both_classes_below_it_green_if_equal_and_red_if_not():
+    shown = captions([0, 1, None], [0, 0, 1])
+    picture = shown["images"]
+    assert shown["labels"].splitlines() == ["cat (0.750), truly cat", "cat (0.750), truly dog", "dog (0.750)"]
+    below = picture[HEADER + GAP + 64 :].astype(int)
+    ink = below.min(-1) < 200
+    for j, strongest in ((0, 1), (1, 0)):
+        here = below[:, GAP + j * (64 + GAP) :][:, :64]
+        color = here[here.min(-1) < 200].mean(0)
+        assert color.argmax() == strongest and ink[:, GAP + j * (64 + GAP) :][:, :64].any()
+    assert picture[:HEADER].min() < 128  # the title says which class is which
+    assert (picture[HEADER + GAP : HEADER + GAP + 64] == 255).all()
+
+
+def test_many_pictures_have_rows_of_eight():
+    one, nine = captions([0] * 8, [0] * 8)["images"], captions([0] * 9, [0] * 9)["images"]
+    assert nine.shape[1] == one.shape[1] and nine.shape[0] > one.shape[0] + 64
+
+
+@pytest.mark.parametrize("name", ["sea slug " * 40, "two\nlines", "\u732b", ""])
+def test_a_name_of_any_length_fits(name):
+    picture = captions([0], [1], (name, "dog"))["images"]
+    assert picture.shape[1] < 200 and picture.shape[0] == HEADER + GAP + 64 + HEADER + GAP

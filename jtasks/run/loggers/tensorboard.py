@@ -34,9 +34,11 @@ def logger(config: Config, workdir: pathlib.Path, start: int) -> Iterator[Write]
             flushed = time.perf_counter()
             writer.flush()
 
-    yield write
-    if writer is not None:  # after an error the file may end in half an event
-        writer.close()
+    try:
+        yield write
+    finally:
+        if writer is not None:
+            writer.close()
 
 
 def _summary(split: str, values: Values) -> Any:
