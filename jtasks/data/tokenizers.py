@@ -48,13 +48,23 @@ class Corpus:
         return iter(self.read())
 
 
-def of(config: Config, texts: Callable[[Config], Iterable[str] | None]) -> "Tokenizer":
+def of(config: Config, texts: Callable[[Config], Iterable[str] | None], *, fresh: bool = False) -> "Tokenizer":
     """Return the tokenizer that config.data names; if it is to be trained, it is trained on a task's `texts`.
 
-    The texts are read once in each call for their identity, unless `texts` returns a `Corpus`, which has one.
+    The texts are read once for their identity, unless `texts` returns a `Corpus`, which has one, and again if `fresh`.
     """
-    data, own = config.data, functools.partial(texts, config)
-    return load(data.tokenizer, lowercase=data.lowercase, texts=own, folder=files.data_folder(data.dir))
+    if fresh:
+        _corpus.cache_clear()
+    data, folder = config.data, files.data_folder(config.data.dir)
+    own = functools.partial(_corpus, config, texts, folder)
+    return load(data.tokenizer, lowercase=data.lowercase, texts=own, folder=folder)
+
+
+@functools.lru_cache(maxsize=4)
+def _corpus(config: Config, texts: Callable[[Config], Iterable[str] | None], folder: pathlib.Path) -> Corpus | None:
+    """Return a task's texts with their identity; `folder`, which the texts may depend on, keys the cache."""
+    given = texts(config)
+    return given if given is None or isinstance(given, Corpus) else Corpus(lambda: texts(config), digest(given))
 
 
 def load(

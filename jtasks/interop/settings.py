@@ -30,6 +30,19 @@ def activation_out(ours: str) -> str:
     return ACTIVATIONS[ours][0]
 
 
+def encoder_out(blocks: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Hugging Face's fields of the layers of a BERT or ViT with the parameters `blocks`."""
+    return {
+        "num_hidden_layers": blocks["up"]["kernel"].shape[0],
+        "num_attention_heads": needed(model, "heads"),
+        "intermediate_size": blocks["up"]["kernel"].shape[-1],
+        "hidden_act": activation_out(needed(model, "activation")),
+        "layer_norm_eps": needed(model, "epsilon"),
+        "hidden_dropout_prob": model.get("dropout", 0.0),
+        "attention_probs_dropout_prob": model.get("attention_dropout", 0.0),
+    }
+
+
 def architecture(config: Mapping[str, Any]) -> str:
     """Return the class that wrote the folder; "" if config.json does not say."""
     names = config.get("architectures")

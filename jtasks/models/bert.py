@@ -66,22 +66,7 @@ class BERT(nn.Module):
         self.tokens, self.position, self.type = embed(self.vocab), embed(self.max_length), embed(self.token_types)
         self.norm = make_norm("layer", self.epsilon, self.dtype)
         self.dropout_in = Dropout(self.dropout)
-        self.blocks = stack(
-            depth=self.depth,
-            remat=self.remat,
-            name=None,
-            width=self.width,
-            heads=self.heads,
-            causal=False,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            post_norm=True,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            plain=self.plain,
-            dtype=self.dtype,
-        )
+        self.blocks = stack(self, causal=False, post_norm=True)
         self.pooler = dense(self.width)
         self.masked_dense = dense(self.width)
         self.masked_norm = make_norm("layer", self.epsilon, self.dtype)

@@ -71,22 +71,7 @@ class GPT(nn.Module):
         self.tokens = nn.Embed(self.vocab, self.width, dtype=self.dtype, embedding_init=NORMAL)
         self.position = nn.Embed(self.max_length, self.width, dtype=self.dtype, embedding_init=NORMAL)
         self.dropout_in = Dropout(self.dropout)
-        self.blocks = stack(
-            depth=self.depth,
-            remat=self.remat,
-            name=None,
-            width=self.width,
-            heads=self.heads,
-            causal=True,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            norm=self.norm,
-            epsilon=self.epsilon,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            plain=self.plain,
-            dtype=self.dtype,
-        )
+        self.blocks = stack(self, causal=True)
         self.last_norm = make_norm(self.norm, self.epsilon, self.dtype, name="norm")
         if not self.tied:
             self.head = Head(self.outputs, use_bias=False, dtype=self.dtype, kernel_init=NORMAL)

@@ -1,5 +1,6 @@
 """The transformer block, shared by the backbones, and the loss over a vocabulary."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -198,17 +199,24 @@ def remat_policy(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
     return primitive.name in KERNELS or any(kind(primitive, *arguments, **parameters) for kind in kinds)
 
 
-def stack(*, depth: int, remat: bool, name: str | None, **block: Any) -> nn.Module:
-    """Return `depth` blocks as one scan: compiled once, with parameters stacked along a leading axis.
+def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
+    """Return `model.depth` blocks as one scan: compiled once, with parameters stacked along a leading axis.
 
     The stack is called like a Block: (x, cache, segment_ids, deterministic). For the backward pass each layer saves
-    what `remat_policy` selects, or with `remat` only its input.
+    what `remat_policy` selects, or with `model.remat` only its input.
+
+    Args:
+      model: a backbone, whose fields are those of its blocks too where a Block has them.
+      name: of the stack; None in `setup`, where the attribute gives the name.
+      others: the remaining fields of the blocks.
     """
+    names = {field.name for field in dataclasses.fields(Block)} & {field.name for field in dataclasses.fields(model)}
+    shared = {field: getattr(model, field) for field in names - {"name", "parent"}}
     scanned = nn.scan(
-        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if remat else remat_policy),
+        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if model.remat else remat_policy),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
-        length=depth,
+        length=model.depth,
     )
-    return scanned(depth=depth, name=name, **block)
+    return scanned(name=name, **shared, **others)

@@ -53,21 +53,7 @@ class ViT(nn.Module):
             x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, self.width)), x], axis=1)
         position = self.param("position", NORMAL, (x.shape[1], self.width))
         x = Dropout(self.dropout, name="dropout")(x + position[None].astype(x.dtype), deterministic)
-        blocks = stack(
-            depth=self.depth,
-            remat=self.remat,
-            name="blocks",
-            width=self.width,
-            heads=self.heads,
-            causal=False,
-            mlp_dim=self.mlp_dim,
-            activation=self.activation,
-            epsilon=self.epsilon,
-            dropout=self.dropout,
-            attention_dropout=self.attention_dropout,
-            plain=self.plain,
-            dtype=self.dtype,
-        )
+        blocks = stack(self, name="blocks", causal=False)
         x, _ = blocks(x, None, None, deterministic)
         x = make_norm("layer", self.epsilon, self.dtype, name="norm")(x)
         features = x[:, 0] if self.pool == "token" else jnp.mean(x, axis=1)

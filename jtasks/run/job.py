@@ -193,7 +193,7 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
             f"model_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
         )
     if hasattr(module, "texts"):
-        values = {"vocab": tokenizers.size(tokenizers.of(config, module.texts)), **values}
+        values = {"vocab": tokenizers.size(tokenizers.of(config, module.texts, fresh=True)), **values}
     values = configs.plain(values, "config.model")
     if fields:
         ranges.check_against_data(config.model, values)

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, unlabeled, values
 from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -105,11 +104,8 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per example, and the accuracy; training has dropout."""
-    logits, weights = _scores(params, batch, rng, config), example_weights(batch)
-    labels = encoding.require_labels(batch, "label")
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = logits.argmax(-1) == labels
-    metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}
+    logits, labels = _scores(params, batch, rng, config), encoding.require_labels(batch, "label")
+    metrics = classification.cross_entropy(logits, labels, example_weights(batch))
     return total(metrics), metrics
 
 

@@ -10,14 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, tables, tokenizers, unlabeled, values
 from jtasks.data.assets import labels
 from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -94,11 +93,8 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per text, and the accuracy; training has dropout."""
-    logits, weights = _logits(params, batch, rng, config), example_weights(batch)
-    labels = encoding.require_labels(batch, "label")
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    correct = logits.argmax(-1) == labels
-    metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}
+    logits, labels = _logits(params, batch, rng, config), encoding.require_labels(batch, "label")
+    metrics = classification.cross_entropy(logits, labels, example_weights(batch))
     return total(metrics), metrics
 
 
@@ -109,20 +105,14 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Predict the likeliest class [b] and its probability [b]."""
-    probabilities = jax.nn.softmax(_logits(params, batch, None, config))
-    return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+    return classification.likeliest(_logits(params, batch, None, config))
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Compute F1 of the second of two classes, else the mean F1 of all classes; and Matthews's correlation."""
-    from sklearn import metrics
-
     truth = [int(example["label"]) for example in examples]
     predicted = [int(output["label"]) for output in outputs]
-    classes = list(range(config.model.labels))
-    kind = {"average": "binary"} if len(classes) == 2 else {"average": "macro", "labels": classes}
-    table = metrics.confusion_matrix(truth, predicted, labels=classes).astype(float)
-    return {"f1": metrics.f1_score(truth, predicted, zero_division=0.0, **kind), "matthews": _matthews(table)}
+    return classification.scores(truth, predicted, config.model.labels)
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
@@ -146,13 +136,6 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
         true = names[int(example["label"])] if "label" in example else "(not told)"
         lines.append(f"{said}, truly {true}: {text}")
     return {"labels": "\n".join(lines)}
-
-
-def _matthews(table: np.ndarray) -> float:
-    """Return the correlation in a table of counts [true, predicted] (Gorodkin 2004); 0 if either has only one class."""
-    total, right, true, predicted = table.sum(), np.trace(table), table.sum(1), table.sum(0)
-    spread = np.sqrt((total**2 - predicted @ predicted) * (total**2 - true @ true))
-    return float((right * total - true @ predicted) / spread) if spread else 0.0
 
 
 def _encoded(first: Sequence[str], second: Sequence[Any] | None, config: Config) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import palettes, unlabeled
 from jtasks.data.assets import labels, palette_files
-from jtasks.metrics import Loss, Mean, example_weights, scaled, total
+from jtasks.metrics import Loss, Mean, classification, example_weights, scaled, total
 from jtasks.ops import augment, decode, grid, palette
 from jtasks.ranges import Field
 
@@ -130,8 +130,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     tokens = _tokens(batch, config)
     if not config.model.classes:
         return {"tokens": _completed(params, tokens, augment.keys(batch.get("seed")), config)}
-    probabilities = jax.nn.softmax(_classified(params, tokens, None, config)[1])
-    return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+    return classification.likeliest(_classified(params, tokens, None, config)[1])
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:

@@ -6,13 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import unlabeled
 from jtasks.data.assets import image_processor, labels
-from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ops import grid
 from jtasks.ranges import Field
 
@@ -52,10 +51,8 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the cross-entropy in nats per image, and the accuracy; training has dropout."""
-    logits, weights = _logits(params, batch, rng, config), example_weights(batch)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
-    correct = logits.argmax(-1) == batch["label"]
-    metrics = {"loss": Loss.of(nats, weights), "accuracy": Mean.of(correct, weights)}
+    logits = _logits(params, batch, rng, config)
+    metrics = classification.cross_entropy(logits, batch["label"], example_weights(batch))
     return total(metrics), metrics
 
 
@@ -66,8 +63,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Predict the likeliest class [b] and its probability [b]."""
-    probabilities = jax.nn.softmax(_logits(params, batch, None, config))
-    return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+    return classification.likeliest(_logits(params, batch, None, config))
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:

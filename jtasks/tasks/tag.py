@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jtasks import models
 from jtasks.config import Config
@@ -18,7 +17,7 @@ from jtasks.data import arrow, conll, encoding, tables, tokenizers, unlabeled
 from jtasks.data.assets import labels
 from jtasks.data.files import data_folder
 from jtasks.errors import DataError
-from jtasks.metrics import Loss, Mean, entities, example_weights, total
+from jtasks.metrics import Mean, classification, entities, example_weights, total
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -92,8 +91,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     """Return the nats per word, and the fraction of words with the right tag; training has dropout."""
     logits, labels = _logits(params, batch, rng, config), encoding.require_labels(batch, "labels")
     mask = example_weights(batch)[:, None] * (labels >= 0)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(labels, 0))
-    metrics = {"loss": Loss.of(nats, mask), "accuracy": Mean.of(logits.argmax(-1) == labels, mask)}
+    metrics = classification.cross_entropy(logits, jnp.maximum(labels, 0), mask)
     return total(metrics), metrics
 
 

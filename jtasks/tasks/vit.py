@@ -6,14 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import pipeline, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.errors import ConfigError
-from jtasks.metrics import Loss, Mean, example_weights, total
+from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ops import augment, grid
 from jtasks.ranges import Field
 
@@ -84,11 +83,8 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     pixels = batch["image"] if rng is None else _augmented(batch, config)
     logits, labels, weights = _logits(params, pixels, rng, config), batch["label"], example_weights(batch)
     _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    metrics = {
-        "loss": Loss.of(optax.softmax_cross_entropy_with_integer_labels(logits, labels), weights),
-        "accuracy": Mean.of(logits.argmax(-1) == labels, weights),
-        "top5": Mean.of((likeliest == labels[:, None]).any(-1), weights),
-    }
+    metrics = classification.cross_entropy(logits, labels, weights)
+    metrics["top5"] = Mean.of((likeliest == labels[:, None]).any(-1), weights)
     return total(metrics), metrics
 
 
@@ -99,8 +95,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Predict the likeliest class [b] and its probability [b]."""
-    probabilities = jax.nn.softmax(_logits(params, batch["image"], None, config))
-    return {"label": probabilities.argmax(-1), "probability": probabilities.max(-1)}
+    return classification.likeliest(_logits(params, batch["image"], None, config))
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
