@@ -64,7 +64,8 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     if split != "train" and set(labels) == {"-1"} and "-1" not in numbers:
         labels = []
     if unknown := sorted(set(labels) - set(numbers)):
-        raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}")
+        hint = "; --config.data.labels='()' takes those of the data" if config.data.labels else ""
+        raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}{hint}")
     known = {"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}
     return _encoded(first, second, config) | known
 
