@@ -21,6 +21,7 @@ ROLES = {
     "eos_token": ("</s>", tokenizers.END),
 }
 GENERATES = ("GPT2LMHeadModel", "ImageGPTForCausalImageModeling")
+GENERATION, NOTHING = "generation_config.json", {"_from_model_config": True}
 # Fields of the first folder that the export writes itself, or that describe that folder's files.
 DROPPED = ("id2label", "label2id", "dtype", "torch_dtype", "quantization_config", "auto_map", "_name_or_path")
 
@@ -49,7 +50,10 @@ def config(
 
 
 def more(
-    whole: Mapping[str, Any], generation: Mapping[str, Any], files: Mapping[str, str]
+    whole: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    files: Mapping[str, str],
+    sampling: Mapping[str, Any] = {},
 ) -> dict[str, dict[str, Any]]:
     """Return further files by name, each a JSON object.
 
@@ -57,12 +61,19 @@ def more(
       whole: result of `config`.
       generation: generation_config.json of the folder that the run began with; {} without one.
       files: the task's assets.
+      sampling: config.sample, as far as it has fields of `ops.decode.sample`.
     """
     architecture, written = whole["architectures"][0], {}
     if architecture in GENERATES:
         ids = {name: whole.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
         ids = {name: value for name, value in ids.items() if value is not None}
-        written["generation_config.json"] = dict(generation) | ids or {"_from_model_config": True}
+        own = dict(generation) | _sampling(sampling) | ids
+        if sampling:
+            own |= {
+                "max_length": whole.get("n_positions"),
+                "pad_token_id": own.get("pad_token_id", ids.get("eos_token_id")),
+            }
+        written[GENERATION] = {name: value for name, value in own.items() if value is not None} or dict(NOTHING)
     if vocabulary := _vocabulary(files):
         inputs = ["input_ids", "attention_mask"]
         if whole["model_type"] == "bert":
@@ -72,9 +83,26 @@ def more(
             "model_input_names": inputs,
             "model_max_length": whole.get("max_position_embeddings", whole.get("n_positions")),
             "clean_up_tokenization_spaces": False,
+            **_case(files),
             **_special(vocabulary),
         }
+        written["special_tokens_map.json"] = _special(vocabulary)
     return written
+
+
+def _sampling(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return transformers' names of the fields of config.sample; a temperature of 0 takes the likeliest token."""
+    if not fields:
+        return {}
+    if not fields["temperature"]:
+        return {"do_sample": False}
+    return {"do_sample": True} | {name: fields[name] for name in ("temperature", "top_k", "top_p", "min_p")}
+
+
+def _case(files: Mapping[str, str]) -> dict[str, bool]:
+    """Return whether a WordPiece tokenizer drops case, as older classes of tokenizers read it."""
+    normalizer = json.loads(files[tokenizer_files.FILE]).get("normalizer") or {}
+    return {"do_lower_case": normalizer["lowercase"]} if normalizer.get("type") == "BertNormalizer" else {}
 
 
 def _special(vocabulary: Mapping[str, int]) -> dict[str, str]:

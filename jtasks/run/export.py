@@ -13,6 +13,7 @@ from jtasks.data import hub
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import beside, files, huggingface
+from jtasks.ops import decode
 from jtasks.run import transfer
 from jtasks.run.job import SPLITS
 from jtasks.run.restore import open_run
@@ -50,7 +51,8 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     assets = job.assets()
     first, generation, vocabulary = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
-    others = beside.more(theirs, generation, assets)
+    sampling = decode.options(job.config.sample) if set(decode.SAMPLE) <= set(task.fields(job.task)) else {}
+    others = beside.more(theirs, generation, assets, sampling)
 
     def write() -> None:
         require_writable(folder)

@@ -183,7 +183,9 @@ def test_an_export_names_its_classes_and_special_tokens(tmp_path):
     assert whole["id2label"] == {"0": "yes", "1": "no"} and whole["label2id"] == {"yes": 0, "no": 1}
     assert whole["pad_token_id"] == 0 and whole["bos_token_id"] is None
     more = beside.more(whole | {"max_position_embeddings": 16}, {}, files)
-    assert list(more) == ["tokenizer_config.json"]
+    assert list(more) == ["tokenizer_config.json", "special_tokens_map.json"]
+    assert more["special_tokens_map.json"].items() <= more["tokenizer_config.json"].items()
+    assert more["special_tokens_map.json"]["pad_token"] == "[PAD]"
     tokenizer = more["tokenizer_config.json"]
     assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast" and tokenizer["model_max_length"] == 16
     assert tokenizer["cls_token"] == "[CLS]" and "mask_token" not in tokenizer
@@ -197,6 +199,12 @@ def test_what_a_folder_says_beside_its_weights_survives():
     assert (whole["eos_token_id"], whole["bos_token_id"]) == (7, 5) and "torch_dtype" not in whole
     more = beside.more(whole, {"max_length": 40, "eos_token_id": 3}, {})
     assert more["generation_config.json"] == {"max_length": 40, "eos_token_id": 7, "bos_token_id": 5}
+    greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    drawn = greedy | {"temperature": 0.7, "top_k": 5}
+    limits = {"max_length": None, "eos_token_id": 7, "bos_token_id": 5, "pad_token_id": 7}
+    for sampling, said in ((greedy, {"do_sample": False}), (drawn, {"do_sample": True} | drawn)):
+        more = beside.more(whole | {"n_positions": 32}, {"max_length": 40}, {}, sampling)
+        assert more["generation_config.json"] == limits | said | {"max_length": 32}
     files = tokenizers.assets(tokenizers.load("bytes"))
     other = beside.config(written, first, files, {"cat": 0})  # ids of another tokenizer than the folder's
     assert (other["eos_token_id"], other["bos_token_id"], other["pad_token_id"]) == (256, 256, None)
