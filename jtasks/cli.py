@@ -15,7 +15,7 @@ from typing import Any
 
 from jtasks import console, environment, shipped
 from jtasks.errors import EXIT_STOPPED
-from jtasks.flags import check_flags, config_overrides, make_parser, user_path, workdir_path
+from jtasks.flags import check_flags, config_overrides, make_parser, run_folders, user_path, workdir_path
 
 SMALLER = (
     "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
@@ -33,13 +33,14 @@ def main() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _stop)  # while there is nothing to save; training installs its own handlers
     code = run(sys.argv[1:])
-    from jtasks.distributed import processes
+    if code == EXIT_STOPPED:
+        from jtasks.distributed import processes  # imports JAX, which a report does not need
 
-    if code == EXIT_STOPPED and processes.alone():  # threads that wait for data must not delay the exit
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+        if processes.alone():  # threads that wait for data must not delay the exit
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
     sys.exit(code)
 
 
@@ -49,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
     if flags.list:
         print(shipped.listing(), flush=True)
         return EXIT_DONE
+    if flags.mode == "report":
+        return _report(arguments, flags, rest)
     from jtasks import errors
     from jtasks.run import records, signals
 
@@ -167,6 +170,29 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
             error.add_note(elsewhere)
         raise
     return result if processes.first() else None
+
+
+def _report(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str]) -> int:
+    """Write the page of one or several runs, without a task, its data or JAX, and return the exit code."""
+    from jtasks.errors import ConfigError
+    from jtasks.run import page, records
+
+    try:
+        check_flags(arguments, flags)
+        if config_overrides(rest) or flags.config is not None:
+            raise ConfigError("--mode=report shows what runs have recorded: it takes no --config")
+        output = None if flags.output is None else user_path("--output", flags.output)
+        if flags.runs is None:
+            path = page.write(workdir_path(flags), output)
+        else:
+            path = page.write_comparison(run_folders(flags.runs), output)
+    except ConfigError as error:
+        return _fail(EXIT_USAGE, str(error))
+    except OSError as error:
+        return _fail(EXIT_FAILED, f"the page cannot be written ({error}): give another file, --output=FILE.html")
+    print(f"wrote {path}", file=sys.stderr)
+    print(records.to_json({"report": str(path)}), flush=True)
+    return EXIT_DONE
 
 
 def _config_file(flags: argparse.Namespace) -> str:

@@ -1,6 +1,8 @@
 """The flags of the command line: what `jtasks --help` lists, and checks that need no config."""
 
 import argparse
+import csv
+import glob
 import pathlib
 import re
 from collections.abc import Sequence
@@ -9,7 +11,7 @@ import jtasks
 from jtasks import ranges
 from jtasks.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "embed", "show", "export", "check", "plan")
+MODES = ("train", "eval", "predict", "embed", "show", "report", "export", "check", "plan")
 READING = ("eval", "predict", "embed", "show", "export")  # modes that take a --checkpoint
 ANSWERING = ("predict", "embed")  # modes that take an --input
 FORMATS = ("jsonl", "csv", "tsv", "lines")
@@ -31,6 +33,8 @@ modes:
            your own texts, rows or pictures to stdout or --output
   embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input
   show     write pictures and texts from a checkpoint to DIR/show/
+  report   write a page of the run, DIR/report.html, with curves, results, pictures and config; with --runs=A,B,C
+           instead of --workdir a page that lays several runs side by side, ./comparison.html
   export   write a checkpoint as a folder that Hugging Face's transformers loads, DIR/export/hf/
   check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
            step N and find the first non-finite number
@@ -75,11 +79,14 @@ def make_parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--output",
         metavar="PATH",
-        help="for show, export: a folder instead of DIR; for predict, embed: a file, of the kind that its suffix says,"
-        " .jsonl .csv .tsv .parquet .safetensors",
+        help="for show, export: a folder instead of DIR; for report: the .html file; for predict, embed: a file, of"
+        " the kind that its suffix says, .jsonl .csv .tsv .parquet .safetensors",
     )
     flags.add_argument(
         "--split", choices=("train", "valid", "test"), help="for eval, predict, embed, show; test by default"
+    )
+    flags.add_argument(
+        "--runs", metavar="A,B,C", help="for report: folders of runs to compare; a * stands for any part of a name"
     )
     flags.add_argument("--checkpoint", metavar="WHICH", help="of the run: newest (default), best, or a step")
     answering = flags.add_argument_group("for --mode=predict and --mode=embed")
@@ -130,7 +137,9 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
     for name, allowed in NUMBERS.items():
         value = getattr(flags, name)
         ranges.check(f"--{name.replace('_', '-')}", value, ranges.Field(type(value), allowed))
-    if flags.workdir is None and flags.mode not in ("check", "plan"):
+    if flags.runs is not None and (flags.mode != "report" or flags.workdir is not None):
+        raise ConfigError("--runs is for --mode=report, instead of --workdir")
+    if flags.workdir is None and flags.runs is None and flags.mode not in ("check", "plan"):
         raise ConfigError(f"--mode={flags.mode} needs --workdir=DIR, the run's folder")
     workdir_path(flags)
     if flags.checkpoint is not None and flags.mode not in READING:
@@ -174,6 +183,26 @@ def workdir_path(flags: argparse.Namespace) -> pathlib.Path:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text or ""):
         raise ConfigError(f"--workdir={text} is a URL: give a local folder, such as where a bucket is mounted")
     return user_path("--workdir", text or ".")
+
+
+def run_folders(text: str) -> list[pathlib.Path]:
+    """Return the folders that --runs names, each once: a comma separates two, unless it is within double quotes.
+
+    Raises:
+      ConfigError: there is no name, or a name with a * fits no folder of a run.
+    """
+    folders: list[pathlib.Path] = []
+    for name in filter(None, next(csv.reader([text], skipinitialspace=True), [])):
+        path = user_path("--runs", name)
+        runs = [path]
+        if "*" in name and not path.exists():
+            runs = [pathlib.Path(file).parent for file in sorted(glob.glob(str(path / "config.json")))]
+        if not runs:
+            raise ConfigError(f"--runs={name}: no folder of this name holds a run (a config.json)")
+        folders += runs
+    if not folders:
+        raise ConfigError("--runs= is empty: give folders of runs, --runs=A,B,C")
+    return list(dict.fromkeys(folders))
 
 
 def user_path(flag: str, text: str) -> pathlib.Path:

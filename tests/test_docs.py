@@ -23,6 +23,7 @@ PASTED = [
     "tutorial.md",
     "how_to/write_task.md",
     "how_to/resume.md",
+    "how_to/report.md",
     "how_to/predict.md",
     "how_to/sweep.md",
     "how_to/many_devices.md",

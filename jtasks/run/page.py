@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jtasks.console import number
+from jtasks.errors import ConfigError
 from jtasks.run import report
 from jtasks.run.chart import Line, chart, escape, style
 from jtasks.run.report import Part, Run, Shown
@@ -24,24 +25,21 @@ def write(folder: pathlib.Path, output: pathlib.Path | None = None) -> pathlib.P
     """Write the page of the run in a folder to a file, by default report.html in the folder; return its path.
 
     Raises:
-      ConfigError: the folder holds no run.
+      ConfigError: the folder holds no run, or the path is that of something other than a file.
       OSError: the file cannot be written.
     """
-    path = output or folder / "report.html"
-    write_file(path, of_run(report.read(folder), time.time()))
-    return path
+    return _write(output or folder / "report.html", of_run(report.read(folder), time.time()))
 
 
 def write_comparison(folders: Sequence[pathlib.Path], output: pathlib.Path | None = None) -> pathlib.Path:
     """Write a page of several runs side by side to a file, by default ./comparison.html; return its path.
 
     Raises:
-      ConfigError: a folder holds no run.
+      ConfigError: a folder holds no run, or the path is that of something other than a file.
       OSError: the file cannot be written.
     """
-    path = output or pathlib.Path("comparison.html")
-    write_file(path, of_runs([report.read(folder) for folder in folders], time.time()))
-    return path
+    page = of_runs([report.read(folder) for folder in folders], time.time())
+    return _write(output or pathlib.Path("comparison.html"), page)
 
 
 def of_run(run: Run, now: float) -> str:
@@ -95,7 +93,7 @@ def of_runs(runs: Sequence[Run], now: float) -> str:
         escape(", ".join(names)),
         [
             _problems(problems),
-            _section("Results", _table(*_side_by_side(runs, names))),
+            _section("Results", _table(*_side_by_side(runs, names), figures=True)),
             _section(
                 "Curves",
                 _legend([keys])
@@ -121,6 +119,13 @@ def labels(folders: Sequence[pathlib.Path]) -> list[str]:
         if len(set(ends)) == len(set(paths)):
             return ends
     return [str(folder) for folder in folders]
+
+
+def _write(path: pathlib.Path, page: str) -> pathlib.Path:
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # which a file would replace, such as a device
+        raise ConfigError(f"{path} is not a file: give the name of the page, --output=FILE.html")
+    write_file(path, page)
+    return path
 
 
 def _document(title: str, subtitle: str, sections: Iterable[str], now: float) -> str:

@@ -16,8 +16,9 @@ header p,.note,footer,small{color:var(--dim)}header p{margin:0}footer{margin:2.5
 table{border-collapse:collapse;font-size:.87rem;overflow-wrap:normal}
 th,td{padding:4px 14px 4px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);font-weight:400;
 max-width:30rem;min-width:3.5rem;overflow-wrap:break-word}
-thead th{color:var(--dim);white-space:nowrap}tbody th{white-space:nowrap}
-th:first-child{position:sticky;left:0;background:var(--paper)}
+thead th{color:var(--dim);white-space:nowrap}
+th:first-child{position:sticky;left:0;background:var(--paper);white-space:normal;
+max-width:min(24rem,45vw)}
 td{font-variant-numeric:tabular-nums}
 .figures td,.figures thead th+th{text-align:right;padding-left:14px;padding-right:0;white-space:nowrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:18px}

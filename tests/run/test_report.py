@@ -5,10 +5,12 @@ import json
 import math
 import pathlib
 import subprocess
+import sys
 import xml.etree.ElementTree as ET
 
 import pytest
 
+from jtasks import cli
 from jtasks.errors import ConfigError
 from jtasks.run import page, provenance
 from jtasks.run.chart import Line, chart, thin
@@ -218,3 +220,47 @@ def test_a_run_leaves_its_page_and_its_environment(tmp_path, monkeypatch, capsys
     recorded = json.loads((tmp_path / "environment.json").read_text())
     assert [(part["step"], part["steps"]) for part in recorded["parts"]] == [(0, 3), (3, 5)]
     assert recorded["defaults"]["config.batch_size"] == 64 and recorded["parts"][0]["facts"]["devices"] == "8 x cpu"
+
+
+def test_the_command_writes_pages_without_jax(tmp_path):
+    run = make_run(tmp_path / "a b[1]", descent())
+    make_run(tmp_path / "a,b", descent())
+    script = "import sys; from jtasks import cli; assert not cli.run(sys.argv[1:]) and 'jax' not in sys.modules"
+
+    def command(*arguments):
+        words = [sys.executable, "-c", script, "--mode=report", *arguments]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True)
+        path = tmp_path / json.loads(done.stdout)["report"]
+        assert done.stderr.endswith(f"wrote {json.loads(done.stdout)['report']}\n")
+        return path, Page(path).texts["h1"]
+
+    assert command("--workdir=a b[1]") == (run / "report.html", ["a b[1]"])
+    assert command("--workdir=a b[1]", "--output=x.html") == (tmp_path / "x.html", ["a b[1]"])
+    assert command('--runs=a b[1],"a,b"') == (tmp_path / "comparison.html", ["2 runs"])
+    assert command("--runs=a*", "--output=y.html") == (tmp_path / "y.html", ["2 runs"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workdir=absent"], "absent is no folder"),
+        (["--workdir=."], "holds no run"),
+        (["--runs=absent*"], "no folder of this name holds a run"),
+        (["--runs=,"], "--runs= is empty"),
+        (["--runs=run", "--workdir=run"], "instead of --workdir"),
+        (["--workdir=run", "--config=mnist"], "it takes no --config"),
+        (["--workdir=run", "--config.steps=3"], "it takes no --config"),
+        (["--workdir=run", "--output=run"], "run is not a file"),
+        (["--workdir=run", "--output=link"], "link is not a file"),
+        (["--workdir=run", "--output=absent/page.html"], "absent"),
+        ([], "needs --workdir=DIR"),
+    ],
+)
+def test_a_report_that_cannot_be_made_says_why(tmp_path, monkeypatch, capsys, arguments, message):
+    make_run(tmp_path / "run", descent())
+    (tmp_path / "link").symlink_to("elsewhere")
+    monkeypatch.chdir(tmp_path)
+    assert cli.run(["--mode=report", *arguments]) == (1 if message == "absent" else 2)
+    printed = capsys.readouterr()
+    assert message in printed.err and not printed.out
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"config.json", "metrics.jsonl"}
