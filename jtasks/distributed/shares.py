@@ -1,7 +1,7 @@
 """Shares of unlike devices: how many microbatches of a step each device takes, and the layout of its rows.
 
 A batch is cut into sum(shares) microbatches of equal size. Device d of the mesh's `data` axis takes shares[d]
-microbatches, in one program and with the exact gradient (`jtasks/run/step.py`). Shares are set by hand or computed
+microbatches, in one program and with the exact gradient (`jtasks/run/gradient.py`). Shares are set by hand or computed
 from each device's speed. (HetSeq, Ding et al. 2021, weights the unequal batches of unlike devices approximately.)
 """
 
@@ -87,7 +87,7 @@ def layout(examples: int, shares: tuple[int, ...]) -> np.ndarray:
     rows. Microbatch j of J holds the examples j, j + J, ...; the devices take microbatches by number, the first
     device the first shares[0] microbatches.
 
-    With equal shares the examples keep their order: `step.exact_gradient` itself takes every J-th.
+    With equal shares the examples keep their order: `gradient.exact_gradient` itself takes every J-th.
 
     Returns:
       [devices * max(shares) * rows of a microbatch] int64.

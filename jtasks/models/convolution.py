@@ -1,4 +1,7 @@
-"""Convolution and pooling; on the CPU, in groups of images that fit into its cache."""
+"""Convolution and pooling; on the CPU, in groups of images that fit into its cache.
+
+With XLA's convolution instead, a step of `mnist` takes 1.2 to 1.5 times the processor time on two cores.
+"""
 
 import functools
 import math

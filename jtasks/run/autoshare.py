@@ -15,7 +15,7 @@ from jtasks.console import say
 from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import AGAIN, AUTO, best_shares
-from jtasks.run import step
+from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job
 from jtasks.writing import write_file
 
@@ -67,7 +67,7 @@ def time_devices(job: Job, rows: Mapping[str, np.ndarray], batch_size: int) -> t
     equal shares, and one a quarter of that size.
     """
     local = [device for device in job.mesh.devices.flat if device.process_index == jax.process_index()]
-    alone = step.gradient_fn(job.task, _with_shares(job, None).config, None)
+    alone = gradient_fn(job.task, _with_shares(job, None).config, None)
     large = -(-batch_size // job.mesh.size)
     small = -(-large // 4)
     params = jax.jit(lambda b: job.task.init(jax.random.key(0), b, job.config))(jax.device_put(dict(rows), local[0]))

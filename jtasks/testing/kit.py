@@ -10,7 +10,7 @@ import jax
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explained, raised_in
-from jtasks.testing import contract, determinism, exactness, training
+from jtasks.testing import contract, determinism, exactness, padding, training
 from jtasks.testing.result import Result, Skip
 from jtasks.testing.subject import Subject
 
@@ -19,21 +19,21 @@ SEED = "same seed, same numbers"
 # These compare numbers of different programs, which means nothing if one program gives varying numbers.
 COMPARISONS = (
     exactness.loss_is_the_sum,
-    exactness.padding_is_nothing,
+    padding.padding_is_nothing,
     exactness.accumulation_agrees,
     exactness.meshes_agree,
     exactness.evaluation_agrees,
-    exactness.lengths_are_true,
+    padding.lengths_are_true,
 )
 CHECKS: dict[str, Callable[[Subject], str]] = {
     SEED: determinism.same_seed,
     "loss is the sum of its terms": exactness.loss_is_the_sum,
     "counts do not depend on parameters": exactness.counts_are_constant,
-    "padding changes nothing": exactness.padding_is_nothing,
+    "padding changes nothing": padding.padding_is_nothing,
     "accumulation agrees": exactness.accumulation_agrees,
     "meshes agree": exactness.meshes_agree,
     "evaluation does not depend on batch size": exactness.evaluation_agrees,
-    "examples are as long as lengths says": exactness.lengths_are_true,
+    "examples are as long as lengths says": padding.lengths_are_true,
     "gradients are finite and reach every parameter": training.gradients_reach,
     training.COMPILES: training.nothing_recompiles,
     "one batch can be overfitted": training.overfits,

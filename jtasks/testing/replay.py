@@ -19,6 +19,7 @@ from jtasks.errors import ConfigError
 from jtasks.faults import author_frames, located, some
 from jtasks.run import autoshare, checkpoint, programs
 from jtasks.run import step as steps
+from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job, total_steps
 from jtasks.run.restore import compared
 from jtasks.tree import leaf_name
@@ -48,8 +49,8 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
         return job.task.loss_fn(params, batch, rng, job.config)
 
-    gradient_fn = steps.gradient_fn(job.task, job.config, job.mesh)
-    measure = jax.jit(lambda p, b: gradient_fn(p, b, rng), out_shardings=sharding.replicated(job.mesh))
+    exact = gradient_fn(job.task, job.config, job.mesh)
+    measure = jax.jit(lambda p, b: exact(p, b, rng), out_shardings=sharding.replicated(job.mesh))
     gradient, metrics = jax.device_get(measure(state.params, batch))
     indices, entries = plan.at(plan.positions(step - 1))
     lines = [

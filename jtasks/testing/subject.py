@@ -22,7 +22,7 @@ from jtasks.data import pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.metrics import Mean, terms
-from jtasks.run import step
+from jtasks.run.gradient import exact_gradient
 from jtasks.run.job import Job, total_steps
 from jtasks.tree import by_name, leaf_name
 
@@ -138,7 +138,7 @@ class Subject:
         def loss_fn(params: Tree, batch: Batch, rng: jax.Array) -> Any:
             return self.task.loss_fn(params, batch, rng, config)
 
-        return jax.jit(lambda p, b, rng: step.exact_gradient(loss_fn, p, b, rng, microbatches=microbatches))
+        return jax.jit(lambda p, b, rng: exact_gradient(loss_fn, p, b, rng, microbatches=microbatches))
 
     @functools.cached_property
     def first(self) -> Measured:

@@ -24,6 +24,7 @@ from jtasks.distributed.shares import best_shares, layout, rows_of_microbatches,
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, total
 from jtasks.run import autoshare, checkpoint, step
+from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job
 
 SHARES = st.lists(st.integers(0, 4), min_size=1, max_size=5).filter(any).map(tuple)
@@ -186,7 +187,7 @@ def job(devices, **fields):
 def measured(job):
     """Gradient and metrics of a step's batch."""
     plan = job.plan(EXAMPLES, shuffle=True)
-    measure = jax.jit(step.gradient_fn(job.task, job.config, job.mesh), out_shardings=sharding.replicated(job.mesh))
+    measure = jax.jit(gradient_fn(job.task, job.config, job.mesh), out_shardings=sharding.replicated(job.mesh))
     return jax.device_get(measure(PARAMS, job.batch_at(EXAMPLES, plan, 3), jax.random.key(4)))
 
 
@@ -209,7 +210,7 @@ def equations(jaxpr):
 
 def test_devices_loop_as_often_as_their_shares_say_and_sum_up_only_afterwards():
     made = job(4, shares=(3, 0, 2, 1))
-    measure = jax.jit(step.gradient_fn(made.task, made.config, made.mesh))
+    measure = jax.jit(gradient_fn(made.task, made.config, made.mesh))
     batch = made.batch_at(EXAMPLES, made.plan(EXAMPLES, shuffle=True), 0)
     jaxpr = jax.make_jaxpr(measure)(PARAMS, batch, jax.random.key(0)).jaxpr
     loops = [equation for equation in equations(jaxpr) if equation.primitive.name == "while"]

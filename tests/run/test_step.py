@@ -18,6 +18,7 @@ from jtasks import optim, task
 from jtasks.distributed import sharding
 from jtasks.metrics import Loss, Mean, total
 from jtasks.run import flops, step
+from jtasks.run.gradient import exact_gradient
 
 B, T = 64, 3
 
@@ -69,9 +70,7 @@ def exact(microbatches, devices=1):
     """exact_gradient of the two terms, jitted over some devices."""
     mesh = tiny.mesh(devices)
     out = NamedSharding(mesh, PartitionSpec())
-    jitted = jax.jit(
-        lambda p, b, r: step.exact_gradient(two_terms, p, b, r, microbatches=microbatches), out_shardings=out
-    )
+    jitted = jax.jit(lambda p, b, r: exact_gradient(two_terms, p, b, r, microbatches=microbatches), out_shardings=out)
     return lambda params, batch: jitted(
         jax.device_put(params, out), jax.device_put(batch, sharding.batch_sharding(mesh)), jax.device_put(RNG, out)
     )
@@ -144,7 +143,7 @@ def test_counts_may_depend_on_rng(microbatches):
         means = [masked_tokens(params, p, jax.random.fold_in(RNG, i))[1]["loss"] for i, p in enumerate(parts)]
         return sum(mean.total for mean in means) / sum(mean.count for mean in means)
 
-    gradient, metrics = jax.jit(lambda p: step.exact_gradient(masked_tokens, p, batch, RNG, microbatches=microbatches))(
+    gradient, metrics = jax.jit(lambda p: exact_gradient(masked_tokens, p, batch, RNG, microbatches=microbatches))(
         params
     )
     value, expected = jax.value_and_grad(loss)(params)
@@ -159,7 +158,7 @@ def test_the_counts_pass_holds_no_second_forward(name):
     params, batch = tiny.params(name), tiny.batch(16)
 
     def gradient(microbatches):
-        return lambda params: step.exact_gradient(
+        return lambda params: exact_gradient(
             lambda p, b, r: module.loss_fn(p, b, r, config), params, batch, RNG,
             microbatches=microbatches,
         )  # fmt: skip
@@ -173,7 +172,7 @@ def test_the_compiled_counts_pass_holds_no_matrix_product():
     params, batch = make_params(), make_batch()
 
     def products(microbatches):
-        jitted = jax.jit(lambda p, b: step.exact_gradient(two_terms, p, b, RNG, microbatches=microbatches))
+        jitted = jax.jit(lambda p, b: exact_gradient(two_terms, p, b, RNG, microbatches=microbatches))
         text = jitted.lower(params, batch).compile().as_text()
         return text.count(" dot(")
 

@@ -22,7 +22,7 @@ from jtasks.run import checkpoint, evaluate, job, predict, step
 from jtasks.run.compile import Compiled
 from jtasks.run.loop import train
 from jtasks.run.restore import open_run
-from jtasks.testing import contract, exactness
+from jtasks.testing import contract, padding
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -223,14 +223,14 @@ def test_layers_are_frozen_and_slowed_in_a_run(tmp_path):
 def test_the_kit_finds_lengths_that_are_too_short(tmp_path, monkeypatch):
     settings = config("sst2.py", tmp_path)
     subject, _ = contract.subject(settings.task, settings)
-    assert "the metrics stay" in exactness.lengths_are_true(subject)
+    assert "the metrics stay" in padding.lengths_are_true(subject)
     true = subject.job.lengths(subject.examples)
     monkeypatch.setattr(subject.task, "lengths", lambda examples, config: true - 2, raising=False)
     with pytest.raises(Fault, match=r"'loss' is .* when \['tokens', 'token_types', 'segment_ids'\] are cut to"):
-        exactness.lengths_are_true(subject)
+        padding.lengths_are_true(subject)
     monkeypatch.setattr(subject.task, "lengths", lambda examples, config: true[:5])
     with pytest.raises(Fault, match=r"lengths is int64\(5,\)"):
-        exactness.lengths_are_true(subject)
+        padding.lengths_are_true(subject)
 
 
 @pytest.mark.slow

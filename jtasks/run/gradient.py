@@ -1,0 +1,179 @@
+"""The exact gradient of the whole batch, however the batch is split.
+
+The loss is a sum of means over the batch, and a mean of means is not the mean: microbatches may
+count differently (masks, padding, tokens). So the counts of the whole batch come first; then each
+microbatch's vector-Jacobian product of its totals with cotangents 1/count, summed up, is the gradient.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from jtasks.config import Config
+from jtasks.distributed import sharding
+from jtasks.distributed.shares import count_microbatches, unequal
+from jtasks.metrics import Mean, checked, terms, weight
+
+Params = dict[str, Any]
+Batch = dict[str, jax.Array]
+Metrics = dict[str, Mean]
+LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
+Totals = Callable[[Params, Any], tuple[dict[str, jax.Array], Metrics]]  # by term, with all metrics
+
+
+def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
+    """Return a function (params, batch, rng) -> (exact gradient, metrics), on a mesh and split as the config says."""
+    shares = unequal(config.shares)
+
+    def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+        return task.loss_fn(params, batch, rng, config)
+
+    def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
+        if shares and mesh is not None:
+            return uneven_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
+        sharded_loss = sharding.on_mesh(mesh, config.sharding, loss_fn)
+        microbatches = count_microbatches(config)
+        after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
+        gradient, metrics = exact_gradient(sharded_loss, params, batch, rng, microbatches=microbatches, after=after)
+        return sharding.constrained(gradient, mesh, config.sharding), metrics
+
+    return measure
+
+
+def exact_gradient(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    microbatches: int = 1,
+    after: Callable[[Any, Any], Any] = lambda params, counts: params,
+) -> tuple[Params, Metrics]:
+    """Return the gradient of the weighted sum of the terms' means over the whole batch, and the metrics.
+
+    Args:
+      loss_fn: (params, batch, rng) -> (loss, metrics); the terms are those of `metrics.terms`.
+      batch: arrays [b, ...]; b must be divisible by `microbatches`.
+      rng: random key; each microbatch gets its own, folded from this one.
+      after: (params, counts) -> params; may make XLA compute the counts before it uses the parameters.
+    """
+    if microbatches == 1:
+        _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params, has_aux=True)
+        (gradient,) = pullback(_cotangents(metrics))
+        return select_float(gradient, jax.tree.map(jnp.zeros_like, params)), metrics
+    parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
+    totals = _microbatch_totals(loss_fn, parts, rng, jnp.arange(microbatches))
+    return _sum_microbatches(totals, params, microbatches, after=after)
+
+
+def uneven_gradient(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    shares: tuple[int, ...],
+    mesh: Mesh,
+) -> tuple[Params, Metrics]:
+    """Return the exact gradient and the metrics where device d of the `data` axis takes shares[d] equal microbatches.
+
+    All devices run one program: each loops over its own microbatches without waiting for another device, and the sums
+    are combined once after the loop. Microbatches, with their rngs and rows, are numbered through the devices in turn,
+    so the result equals that of `exact_gradient` with sum(shares) microbatches.
+
+    Args:
+      loss_fn: (params, batch, rng) -> (loss, metrics).
+      params: replicated over the mesh.
+      batch: arrays [b, ...] with rows in the order of `shares.layout`.
+      rng: random key; each microbatch gets its own, folded from this one.
+      shares: microbatches of each device.
+      mesh: has whole parameters on each device.
+    """
+
+    def on_device(params: Params, slab: Batch, rng: jax.Array, share: jax.Array, first: jax.Array) -> Any:
+        parts = jax.tree.map(lambda x: x.reshape(max(shares), -1, *x.shape[1:]), slab)
+        totals = _microbatch_totals(loss_fn, parts, rng, first[0] + jnp.arange(max(shares)))
+        return _sum_microbatches(totals, params, share[0], everywhere=lambda sums: jax.lax.psum(sums, "data"))
+
+    first = np.cumsum((0, *shares[:-1]))
+    whole, divided = PartitionSpec(), PartitionSpec("data")
+    # check_vma=False: the check would insert a psum inside the loop, and devices run different trip counts.
+    run = jax.shard_map(
+        on_device, mesh=mesh, in_specs=(whole, divided, whole, divided, divided), out_specs=whole, check_vma=False
+    )
+    return run(params, batch, rng, jnp.array(shares, jnp.int32), jnp.array(first, jnp.int32))
+
+
+def _totals(
+    loss_fn: LossFn, params: Params, part: Batch, rng: jax.Array, number: Any
+) -> tuple[dict[str, jax.Array], Metrics]:
+    metrics = checked(loss_fn(params, part, jax.random.fold_in(rng, number))[1], "loss_fn")
+    return {name: term.total for name, term in terms(metrics).items()}, metrics
+
+
+def _microbatch_totals(loss_fn: LossFn, parts: Batch, rng: jax.Array, numbers: jax.Array) -> Totals:
+    """Return a function of the parameters and i: `_totals` of microbatch i of `parts` [k, b, ...]."""
+
+    def totals(params: Params, i: Any) -> tuple[dict[str, jax.Array], Metrics]:
+        part, number = jax.tree.map(lambda x: x[i], (parts, numbers))
+        return _totals(loss_fn, params, part, rng, number)
+
+    return totals
+
+
+def _sum_microbatches(
+    totals: Totals,
+    params: Params,
+    count: Any,
+    *,
+    everywhere: Callable[[Any], Any] = lambda sums: sums,
+    after: Callable[[Any, Any], Any] = lambda params, counts: params,
+) -> tuple[Params, Metrics]:
+    """Return gradient and metrics of the first `count` microbatches, summed by `everywhere`."""
+    shapes = jax.eval_shape(lambda p: totals(p, 0)[1], params)
+    gradients, zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (params, shapes))
+    # Counts need no parameters, so the compiler drops the model from this first pass.
+    counts = jax.lax.fori_loop(
+        0, count, lambda i, sums: jax.tree.map(jnp.add, sums, _counts(totals(params, i)[1])), zeros
+    )
+    counts = everywhere(counts)
+    cotangents, params = _cotangents(counts), after(params, counts)
+
+    def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
+        _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
+        (gradient,) = pullback(cotangents)
+        return jax.tree.map(jnp.add, sums, (select_float(gradient, gradients), metrics))
+
+    return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
+
+
+def select_float(tree: Params, other: Params) -> Params:
+    """Return the leaves of `tree`, with integer and bool leaves, which are never trained, from `other`."""
+    return jax.tree.map(lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, tree, other)
+
+
+def _counts(metrics: Metrics) -> Metrics:
+    return {name: dataclasses.replace(mean, total=jnp.zeros_like(mean.total)) for name, mean in metrics.items()}
+
+
+def _cotangents(metrics: Metrics) -> dict[str, jax.Array]:
+    def of_total(term: Mean) -> jax.Array:
+        return (weight(term) / jnp.where(term.count == 0, 1.0, term.count)).astype(term.total.dtype)
+
+    return {name: of_total(term) for name, term in terms(metrics).items()}
+
+
+def _interleave(x: jax.Array, microbatches: int) -> jax.Array:
+    """Reshape [b, ...] to [microbatches, b / microbatches, ...].
+
+    Microbatch m holds rows m, m + microbatches, ..., so that each device has rows of all
+    microbatches and no row moves to another device.
+    """
+    return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)
