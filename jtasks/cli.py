@@ -134,7 +134,8 @@ def _fail(code: int, text: str, trace: str = "") -> int:
     from jtasks import errors
     from jtasks.distributed import processes
 
-    print(errors.printable(f"error: {text}\n{trace}"), end="", file=sys.stderr, flush=True)
+    message = console.fit(errors.printable(f"error: {text}"))
+    print(f"{message}\n{errors.printable(trace)}", end="", file=sys.stderr, flush=True)
     processes.failed(code, text)
     return code
 

@@ -1,9 +1,11 @@
 """Human-readable output on stderr, and streams that outlive their readers; stdout belongs to the result."""
 
+import contextlib
 import io
 import math
 import os
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from jtasks.errors import printable
@@ -58,12 +60,45 @@ def say(text: str) -> None:
     import jax
 
     if jax.process_index() == 0:
-        print(printable(text), file=sys.stderr, flush=True)
+        print(fit(printable(text)), file=sys.stderr, flush=True)
 
 
 def warn(text: str) -> None:
     """Print `text` as a warning."""
     say(f"WARNING: {text}")
+
+
+def fit(text: str) -> str:
+    """Break the lines of a text between words, if stderr is a terminal, to its width."""
+    if sys.stderr is None or sys.stderr.closed or not sys.stderr.isatty():
+        return text
+    with contextlib.suppress(OSError, ValueError):
+        width = int(os.environ.get("COLUMNS") or os.get_terminal_size(sys.stderr.fileno()).columns)
+        return wrap_words(text, width) if width else text  # 0: the terminal does not know
+    return text
+
+
+def wrap_words(text: str, width: int) -> str:
+    """Break the lines of a text between words, into lines of at most `width` columns."""
+    return "\n".join(wrap(line.split(" "), width) for line in text.split("\n"))
+
+
+def wrap(fields: Sequence[str], width: int, separator: str = " ") -> str:
+    """Join fields into lines of at most `width` columns, broken between fields; a longer field has its own line.
+
+    >>> print(wrap(["valid at 200:", "loss 1.482", "accuracy 0.6123"], 30))
+    valid at 200: loss 1.482
+      accuracy 0.6123
+    """
+    from rich.cells import cell_len
+
+    lines = [""]
+    for i, field in enumerate(fields):
+        if i and lines[-1].strip() and cell_len(lines[-1] + separator + field) > width:
+            lines.append(f"  {field}")
+        else:
+            lines[-1] += separator * bool(i) + field
+    return "\n".join(lines)
 
 
 def number(value: float) -> str:

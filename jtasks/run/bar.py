@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jtasks.console import metric
+from jtasks.console import metric, wrap, wrap_words
 from jtasks.errors import printable
 from jtasks.run.activity import Activity
 
@@ -47,11 +47,11 @@ class Bar:
 
     def message(self, text: str, style: str = "") -> None:
         """Print a text above the bar, broken between words."""
-        self._print([line.split(" ") for line in printable(text).split("\n")], " ", style)
+        self._print(wrap_words(printable(text), self._console.width), style)
 
     def fields(self, fields: Sequence[str], separator: str = " ") -> None:
         """Print fields on a line above the bar, broken between fields."""
-        self._print([[printable(field) for field in fields]], separator)
+        self._print(wrap([printable(field) for field in fields], self._console.width, separator))
 
     def advance(self, step: int) -> None:
         """Draw the bar if the last drawing is a tenth of a second ago."""
@@ -101,10 +101,9 @@ class Bar:
             line.add_row(Text(text, no_wrap=True))
         return line
 
-    def _print(self, lines: Iterable[Sequence[str]], separator: str, style: str = "") -> None:
+    def _print(self, text: str, style: str = "") -> None:
         from rich.text import Text
 
-        text = "\n".join(wrap(line, self._console.width, separator) for line in lines)
         with contextlib.suppress(OSError, ValueError):  # the terminal was closed
             self._console.print(Text(text, style), soft_wrap=True)
 
@@ -132,34 +131,17 @@ class Bar:
                 self._live.refresh()
 
 
-def wrap(fields: Sequence[str], width: int, separator: str = " ") -> str:
-    """Join fields into lines of at most `width` columns, broken between fields; a longer field has its own line.
-
-    >>> print(wrap(["valid at 200:", "loss 1.482", "accuracy 0.6123"], 30))
-    valid at 200: loss 1.482
-      accuracy 0.6123
-    """
-    from rich.cells import cell_len
-
-    lines = [""]
-    for i, field in enumerate(fields):
-        if i and lines[-1].strip() and cell_len(lines[-1] + separator + field) > width:
-            lines.append(f"  {field}")
-        else:
-            lines[-1] += separator * bool(i) + field
-    return "\n".join(lines)
-
-
 def fitting(texts: Iterable[tuple[int, str]], width: int) -> list[str]:
     """Return the texts that fit on a line, in order, with two blanks between them; the lowest ranks come first.
 
     >>> fitting([(0, "200/1000"), (2, "1,000 examples/s"), (1, "00:10 left")], 24)
     ['200/1000', '00:10 left']
     """
-    texts, chosen, used = [pair for pair in texts if pair[1]], set[tuple[int, str]](), 0
-    for rank, text in sorted(texts):
-        if chosen and used + 2 + len(text) > width:
+    texts, chosen, used = [pair for pair in texts if pair[1]], set[int](), 0
+    for i in sorted(range(len(texts)), key=lambda i: texts[i][0]):
+        length = len(texts[i][1]) + 2 * bool(chosen)
+        if chosen and used + length > width:
             break
-        chosen.add((rank, text))
-        used += len(text) + 2 * bool(used)
-    return [text for rank, text in texts if (rank, text) in chosen]
+        chosen.add(i)
+        used += length
+    return [text for i, (_, text) in enumerate(texts) if i in chosen]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jtasks.console import number
+from jtasks.console import metric
 from jtasks.run.activity import Activity
 from jtasks.run.lines import Lines
 
@@ -23,6 +23,8 @@ def in_notebook() -> bool:
 
 class Notebook(Lines):
     """A bar, the step, the loss, the speed and the time left in one output; messages are lines on stderr."""
+
+    live = True
 
     def __init__(self, start: int, steps: int):
         super().__init__(steps)
@@ -52,13 +54,15 @@ class Notebook(Lines):
 
     def train(self, step: int, metrics: Mapping[str, float], speed: Sequence[str], left: str) -> None:
         """Draw the bar with all metrics, the speed and the time left."""
-        values = [f"{name} {number(value)}" for name, value in metrics.items()]
+        values = [metric(name, value) for name, value in metrics.items()]
         self._step, self._texts = step, [*values, *speed, *([left] if left else [])]
         if self._drawn < time.perf_counter() - REDRAW or step == self._total:
             self.advance(step)
 
     def tick(self, activity: Activity) -> None:
-        """Draw the bar with the activity."""
+        """Draw the bar with the activity; before the bar starts, print lines."""
+        if self._handle is None:
+            super().tick(activity)
         self._draw(activity)
 
     def end(self, activity: Activity) -> None:
