@@ -27,12 +27,10 @@ class Input(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Return the input as named fields, to be carried along with its answer."""
+        """Return what is carried along with the answer: the columns of a row; a line or a path as `input`."""
         if isinstance(self.value, dict):
             return self.value
-        if isinstance(self.value, DataError):
-            return {}
-        return {"path": str(self.value)} if isinstance(self.value, pathlib.Path) else {"text": self.value}
+        return {} if isinstance(self.value, DataError) else {"input": str(self.value)}
 
 
 def read(source: str, kind: str | None = None) -> Iterator[Input]:

@@ -43,7 +43,7 @@ def test_json_lines_and_plain_lines_skip_empty_lines_and_count_them(tmp_path):
     lines = read(tmp_path, "a.txt", b"\xef\xbb\xbfone\r\n \rtwo, 2\x85\rthr\xc3\xa9e")
     assert [item.place[-1] for item in lines] == ["1", "3", "4"]
     assert [item.value for item in lines[::2]] == ["one", "thrée"] and isinstance(lines[1].value, DataError)
-    assert lines[0].fields == {"text": "one"}
+    assert lines[0].fields == {"input": "one"}
 
 
 def test_the_rows_of_parquet_are_numbered(tmp_path):
