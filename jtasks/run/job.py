@@ -17,7 +17,7 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import checked_shares
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import huggingface
+from jtasks.interop import model_config
 from jtasks.run import names
 
 SPLITS = ("train", "valid", "test")
@@ -185,7 +185,7 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
     fields, folder = task.fields(module), ""
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
-    if folder and config.data.get("size", 0) is None and (size := huggingface.image_size(folder)):
+    if folder and config.data.get("size", 0) is None and (size := model_config.image_size(folder)):
         config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
     values = module.model_args(config) if data and hasattr(module, "model_args") else {}
     if not isinstance(values, Mapping):
@@ -198,7 +198,7 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
     if fields:
         ranges.check_against_data(config.model, values)
     if folder:
-        values = huggingface.complete(values, config.model, folder)
+        values = model_config.complete(values, config.model, folder)
     model = {name: values.get(name) if value is None else value for name, value in config.model.items()}
     model = {name: configs.plain(value, f"config.model.{name}") for name, value in ({**values} | model).items()}
     for name, field in fields.items():

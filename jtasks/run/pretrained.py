@@ -12,7 +12,7 @@ from jtasks import task
 from jtasks.data import examples, hub, tokenizer_files
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.interop import files, huggingface, settings
+from jtasks.interop import files, huggingface, model_config, settings
 from jtasks.run.job import Job, fill
 
 BODIES = {"bert": "bert", "gpt2": "lm", "imagegpt": "igpt", "vit": "vit"}  # tasks of models with another head or none
@@ -63,7 +63,7 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
         known["data.labels"] = tuple(names)
     if "data.name" in fields:
         known["data.name"] = "folder:"  # pictures of any kind
-    known |= {f"model.{name}": value for name, value in huggingface.model_fields(folder).items()}
+    known |= {f"model.{name}": value for name, value in model_config.model_fields(folder).items()}
     if names:
         known |= {"model.classes": len(names)}
     if "model.resize" in known:

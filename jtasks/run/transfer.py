@@ -19,7 +19,7 @@ from jtasks.console import warn
 from jtasks.data import assets, hub, tokenizer_files, tokenizers
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import huggingface
+from jtasks.interop import fitting, huggingface, model_config
 from jtasks.run import checkpoint, workdir
 from jtasks.run.job import Job
 from jtasks.tree import leaf_name
@@ -36,7 +36,7 @@ def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     own = job.assets()
     if source.startswith(hub.PREFIX):
         folder = hub.model_folder(source, *hub.MODEL)
-        classes, architecture = huggingface.class_names(folder), huggingface.architecture(job.task)
+        classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task)
         _compare_tokens(source, folder, own, config)
         taken, report = huggingface.import_params(str(folder), params, config.model, architecture, warn)
     else:
@@ -121,7 +121,7 @@ def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
     theirs |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
     for name, there in theirs.items():
         here = model.get(name)
-        if there is not None and here is not None and not huggingface.alike(here, there):
+        if there is not None and here is not None and not fitting.alike(here, there):
             raise ConfigError(
                 f"config.model.{name} is not that of config.init_from={source}: {_format_value(here)}, there"
                 f" {_format_value(there)}; "

@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from jtasks import cli, models
 from jtasks.data import assets
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import files, huggingface, layouts
+from jtasks.interop import files, huggingface, layouts, model_config
 from jtasks.run import job
 
 GOLDEN = tiny.ROOT / "tests" / "golden"
@@ -47,7 +47,7 @@ def arguments(fields):
 
 
 def model(name, **changes):
-    fields = arguments(huggingface.model_fields(GOLDEN / name)) | changes
+    fields = arguments(model_config.model_fields(GOLDEN / name)) | changes
     params, kind = imported(name)[0], read_config(name)["model_type"]
     if kind == "bert":
         labels = params["classifier"]["bias"].size if "classifier" in params else 0
@@ -303,7 +303,7 @@ def start(name, method=None, seed=1, **changes):
 
 
 def take(name, params, architecture=None, folder=None, **changes):
-    fields = huggingface.model_fields(GOLDEN / name) | changes
+    fields = model_config.model_fields(GOLDEN / name) | changes
     return huggingface.import_params(str(folder or GOLDEN / name), params, fields, architecture, pytest.fail)
 
 
@@ -363,7 +363,7 @@ def test_a_config_of_another_model_is_told_field_by_field():
 
 def test_what_no_shape_shows_and_the_config_does_not_say_is_told():
     told = []
-    fields = huggingface.model_fields(GOLDEN / "gpt2_lm")
+    fields = model_config.model_fields(GOLDEN / "gpt2_lm")
     given_ = {name: value for name, value in fields.items() if name != "epsilon"}
     huggingface.import_params(str(GOLDEN / "gpt2_lm"), start("gpt2_lm"), given_, None, told.append)
     assert len(told) == 1 and "config.model has no epsilon" in told[0] and "epsilon=1e-05" in told[0]
@@ -403,10 +403,10 @@ def test_another_output_layer_than_the_embedding_is_used(tmp_path):
     tensors = load_file(GOLDEN / "gpt2_lm" / files.WEIGHTS)
     table = tensors["transformer.wte.weight"]
     folder = rewritten("gpt2_lm", tmp_path / "other", str, {"lm_head.weight": 2 * table})
-    assert huggingface.model_fields(folder)["tied"] is False
+    assert model_config.model_fields(folder)["tied"] is False
     same(huggingface.from_hf(folder)[0], imported("gpt2_lm")[0] | {"head": {"kernel": 2 * table.T}})
     copy = rewritten("gpt2_lm", tmp_path / "copy", str, {"lm_head.weight": table})
-    assert huggingface.model_fields(copy)["tied"] is True
+    assert model_config.model_fields(copy)["tied"] is True
     lone = rewritten("gpt2_lm", tmp_path / "lone", lambda key: key.replace("transformer.wte.", "lm_head."))
     same(huggingface.from_hf(lone)[0], imported("gpt2_lm")[0])
 
@@ -465,7 +465,7 @@ def resized(tmp_path, name, **processor):
     folder = tmp_path / "resized"
     shutil.copytree(GOLDEN / name, folder, dirs_exist_ok=True)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    return huggingface.model_fields(folder)["resize"]
+    return model_config.model_fields(folder)["resize"]
 
 
 @pytest.mark.parametrize(
@@ -506,7 +506,7 @@ def test_an_imagegpts_pictures_are_resized_as_its_folder_says(tmp_path):
     processor = {"clusters": np.linspace(-1, 1, 48).reshape(16, 3).tolist(), "size": {"height": 4, "width": 4}}
     assert resized(tmp_path, "imagegpt_causal", **processor) == (2, 4, 4, 0, 0)
     with pytest.raises(ConfigError, match=r"makes pictures of 4x4, config.model.shape is \(8, 8\)"):
-        huggingface.complete({"shape": (8, 8), "palette": None, "resize": None}, {}, str(tmp_path / "resized"))
+        model_config.complete({"shape": (8, 8), "palette": None, "resize": None}, {}, str(tmp_path / "resized"))
     with pytest.raises(CheckpointError, match="do_normalize is False, but an ImageGPT"):
         resized(tmp_path, "imagegpt_causal", **processor, do_normalize=False)
 
@@ -522,11 +522,11 @@ def test_an_export_says_how_pictures_come_to_their_size(tmp_path):
 
 def test_placeholders_are_filled_from_the_folder_and_what_the_data_says_stays():
     model_ = dict.fromkeys(("vocab", "max_length", "width", "heads", "shape", "labels")) | {"depth": 7}
-    filled = huggingface.complete({"vocab": 90, "labels": 3}, model_, str(GOLDEN / "bert_pretraining"))
+    filled = model_config.complete({"vocab": 90, "labels": 3}, model_, str(GOLDEN / "bert_pretraining"))
     assert filled == {"vocab": 120, "max_length": 48, "width": 48, "heads": 4, "labels": 3}
     with pytest.raises(ConfigError, match=r"the data needs config\.model\.vocab=121, but the model in .* has 120"):
-        huggingface.complete({"vocab": 121}, model_, str(GOLDEN / "bert_pretraining"))
-    images = huggingface.complete({"shape": (8, 8)}, model_, str(GOLDEN / "vit_classification"))
+        model_config.complete({"vocab": 121}, model_, str(GOLDEN / "bert_pretraining"))
+    images = model_config.complete({"shape": (8, 8)}, model_, str(GOLDEN / "vit_classification"))
     assert images["shape"] == (8, 8) and images["width"] == 48
 
 
@@ -535,10 +535,10 @@ def test_an_imagegpts_clusters_are_the_palette(tmp_path):
     clusters = np.linspace(-1, 1, 48).reshape(16, 3)
     (tmp_path / "image" / "preprocessor_config.json").write_text(json.dumps({"clusters": clusters.tolist()}))
     fields = {"palette": None, "num_colors": None, "norm": None}
-    filled = huggingface.complete({"palette": "fitted", "num_colors": 3}, fields, str(tmp_path / "image"))
+    filled = model_config.complete({"palette": "fitted", "num_colors": 3}, fields, str(tmp_path / "image"))
     np.testing.assert_allclose(filled["palette"], (clusters + 1) * 127.5)
     assert (filled["num_colors"], filled["norm"]) == (16, "rms")
-    without = huggingface.complete({"palette": "fitted", "num_colors": 3}, fields, str(GOLDEN / "imagegpt_causal"))
+    without = model_config.complete({"palette": "fitted", "num_colors": 3}, fields, str(GOLDEN / "imagegpt_causal"))
     assert without == {"palette": "fitted", "num_colors": 3, "norm": "rms"}
 
 
@@ -549,7 +549,7 @@ def test_an_imagegpts_clusters_are_the_palette(tmp_path):
 def test_what_came_in_goes_out_bit_for_bit(folder):
     config = read_config(folder)
     tensors, written = huggingface.to_hf(
-        imported(folder)[0], huggingface.model_fields(folder), config["architectures"][0]
+        imported(folder)[0], model_config.model_fields(folder), config["architectures"][0]
     )
     expected = load_file(folder / files.WEIGHTS)
     assert sorted(tensors) == sorted(expected)
@@ -566,11 +566,11 @@ def test_what_came_in_goes_out_bit_for_bit(folder):
 def test_a_written_folder_is_read_as_it_was(tmp_path):
     name = "bert_token_classification"
     tensors, config = huggingface.to_hf(
-        imported(name)[0], huggingface.model_fields(GOLDEN / name), "BertForTokenClassification"
+        imported(name)[0], model_config.model_fields(GOLDEN / name), "BertForTokenClassification"
     )
     files.write(tmp_path / "out", config, tensors)
     same(huggingface.from_hf(tmp_path / "out")[0], imported(name)[0])
-    assert huggingface.model_fields(tmp_path / "out") == huggingface.model_fields(GOLDEN / name)
+    assert model_config.model_fields(tmp_path / "out") == model_config.model_fields(GOLDEN / name)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.safetensors"]
 
 
@@ -588,7 +588,7 @@ def test_an_imagegpt_with_layer_norms_becomes_a_gpt2_that_never_says_start(bias,
     tensors, config = huggingface.to_hf(params, fields, "ImageGPTForCausalImageModeling")
     assert config["architectures"] == ["GPT2LMHeadModel"] and not config["tie_word_embeddings"]
     files.write(tmp_path / "gpt2", config, tensors)
-    theirs = models.GPT(**huggingface.model_fields(tmp_path / "gpt2"))
+    theirs = models.GPT(**model_config.model_fields(tmp_path / "gpt2"))
     logits = jax.jit(theirs.apply)({"params": huggingface.from_hf(tmp_path / "gpt2")[0]}, ids)
     np.testing.assert_allclose(logits[..., :7], jax.jit(ours.apply)({"params": params}, ids), atol=1e-4)
     np.testing.assert_allclose(logits[..., 7], -1000, rtol=1e-4)
@@ -604,7 +604,7 @@ def without(tree, *path):
 
 
 def test_what_transformers_cannot_express_is_refused():
-    gpt2, fields = imported("gpt2_lm")[0], huggingface.model_fields(GOLDEN / "gpt2_lm")
+    gpt2, fields = imported("gpt2_lm")[0], model_config.model_fields(GOLDEN / "gpt2_lm")
     image = imported("imagegpt_causal")[0]
     with pytest.raises(CheckpointError, match="GPT2LMHeadModel of Hugging Face has layer norms"):
         huggingface.to_hf(image, fields, "GPT2LMHeadModel")

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jtasks import models
 from jtasks.errors import ConfigError
-from jtasks.interop import huggingface
+from jtasks.interop import huggingface, model_config
 from jtasks.ops import decode
 
 VOCAB, EOS, PAD = 5, 1, 0
@@ -22,7 +22,7 @@ VOCAB, EOS, PAD = 5, 1, 0
 
 @functools.cache
 def gpt2(folder):
-    model = models.GPT(**huggingface.model_fields(folder))
+    model = models.GPT(**model_config.model_fields(folder))
     return model, {"params": huggingface.from_hf(folder)[0]}
 
 

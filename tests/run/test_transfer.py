@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jtasks.data import assets, palettes, tokenizers
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import beside, huggingface, vit
+from jtasks.interop import beside, model_config, vit
 from jtasks.run import job, transfer
 from jtasks.tasks import vit as vit_task
 
@@ -65,7 +65,7 @@ def test_rows_of_other_classes_start_afresh_and_are_told(capsys):
 def test_class_names_of_a_folder(tmp_path):
     def names(**config):
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return huggingface.class_names(tmp_path)
+        return model_config.class_names(tmp_path)
 
     assert names(id2label={"1": "b", "0": "a"}) == ["a", "b"] and names() is None
     for odd in (["a", "b"], {"0": "a", "2": "b"}, 3):

@@ -16,7 +16,7 @@ from jtasks.data import pipeline, tokenizers
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.errors import DataError
-from jtasks.interop import huggingface
+from jtasks.interop import huggingface, model_config
 from jtasks.run import job, step
 from jtasks.tasks import avsd
 
@@ -227,7 +227,7 @@ def test_official_results_fill_in_what_is_undisclosed_or_else_every_answer(made)
 def test_gpt2s_weights_are_taken_and_what_the_video_needs_is_left(folder):
     golden = ROOT / "tests" / "golden" / "gpt2_lm"
     fields = ("width", "depth", "heads", "epsilon", "dropout", "attention_dropout", "tied", "activation", "norm")
-    found = huggingface.model_fields(golden)
+    found = model_config.model_fields(golden)
     sizes = [f"--config.model.{name}={found[name]}" for name in fields]
     overrides = [f"--config.init_from=hf:{golden}", "--config.data.max_context_tokens=32", "--config.data.frames=4"]
     made = prepared(folder, *sizes, *overrides)

@@ -1,0 +1,142 @@
+"""A Hugging Face folder as fields of config.model: what its config.json and its image processor say."""
+
+import pathlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from jtasks.data import assets
+from jtasks.errors import CheckpointError, ConfigError
+from jtasks.interop import bert, files, gpt2, resizing, settings, vit
+
+GPT = "ImageGPTImageProcessor"
+SIZES = ("vocab", "outputs", "max_length", "width", "depth", "heads", "mlp_dim", "token_types", "patch")
+
+
+def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
+    """Return the fields of config.model that describe the folder's model, from its config.json.
+
+    Includes the fields that a task derives from its data: `num_colors` and `palette` of an ImageGPT (if its folder
+    holds color clusters), `shape` of a ViT's images.
+
+    Raises:
+      CheckpointError: there is no such folder, or its model is none of ours.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    config, fields = read(folder)
+    clusters = folder / "preprocessor_config.json"
+    if config["model_type"] == "imagegpt" and clusters.exists():
+        processor = files.read_json(clusters)
+        levels = np.asarray(processor.get("clusters", ()), np.float64)
+        if levels.shape == (fields["num_colors"], 3):
+            fields["palette"] = tuple(tuple(float(x) for x in color) for color in (levels + 1) * 127.5)
+            if "size" in processor:
+                fields["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
+    if config["model_type"] == "vit" and clusters.exists():
+        processor = files.read_json(clusters)
+        fields |= vit.normalization(processor, config.get("num_channels", 3), clusters)
+        height, width = fields["shape"]
+        own = {
+            "size": {"height": height, "width": width}
+        } | processor  # without sizes in the file, config.json has them
+        fields["resize"] = tuple(resizing.read(own, clusters))
+    return fields
+
+
+def class_names(folder: pathlib.Path) -> list[str] | None:
+    """Return a folder's class names in the order of the classifier's rows; None if config.json has none."""
+    return settings.class_names(files.read_config(folder))
+
+
+def image_size(folder: str) -> int | None:
+    """Return the width and height of the images of a folder's ViT; None if they differ, or for another model."""
+    config = files.read_config(pathlib.Path(folder).expanduser())
+    height, width = vit.fields(config)["shape"] if config.get("model_type") == "vit" else (0, 1)
+    return height if height == width else None
+
+
+def complete(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Return values for the placeholders (None) of config.model: the folder's, else `values` from the data.
+
+    The folder's model may have more ids and positions than the data needs. The data sets the images' shape, and without
+    a palette in the folder the number of colors.
+
+    Raises:
+      ConfigError: the data needs more ids or positions than the folder's model has, or pictures have another size.
+    """
+    asked = {name for name in {*model, *values} if model.get(name) is None}
+    if not asked:
+        return dict(values)
+    theirs = model_fields(folder)
+    for name in sorted({"vocab", "max_length"} & asked & set(values) & set(theirs)):
+        if values[name] > theirs[name]:
+            raise ConfigError(
+                f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {theirs[name]}"
+            )
+    shape = model.get("shape") or values.get("shape")
+    if (
+        shape
+        and "resize" in asked & set(theirs)
+        and resizing.Resize(*theirs["resize"]).shape not in ((0, 0), tuple(shape))
+    ):
+        made = "x".join(map(str, resizing.Resize(*theirs["resize"]).shape))
+        raise ConfigError(
+            f"{folder}/{assets.PROCESSOR} makes pictures of {made}, config.model.shape is {tuple(shape)}: set"
+            " config.data.size, or size and crop_size of that file"
+        )
+    of_the_data = {"shape"} if "palette" in theirs else {"shape", "num_colors"}
+    return {**values, **{name: value for name, value in theirs.items() if name in asked - of_the_data}}
+
+
+def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the folder's config.json and the fields of our model.
+
+    As in transformers, weights that config.json ties stay separate if the files hold both and they differ.
+
+    Raises:
+      CheckpointError: config.json lacks a field, has an odd one, or describes more weights than the files hold.
+    """
+    config = files.read_config(folder)
+    family = family_of(config)
+    where = files.where(folder)
+    for name, source in family.TIED:
+        source = source if source in where else source.removeprefix(family.PREFIX)
+        if config.get("tie_word_embeddings", True) and name in where and source in where:
+            one, other = (files.read(where[key], key) for key in (name, source))
+            config["tie_word_embeddings"] = bool(np.array_equal(one, other))
+    try:
+        fields = family.fields(config)
+    except KeyError as error:
+        raise CheckpointError(
+            f"{folder / files.CONFIG} has no {error}, which a {config['model_type']} must have"
+        ) from None
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{folder / files.CONFIG} has an odd value: {error}") from error
+    for name in SIZES:
+        value = fields.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a whole number")
+    for name in ("epsilon", "dropout", "attention_dropout", "classifier_dropout"):
+        if isinstance(value := fields.get(name, 0), bool) or not isinstance(value, int | float):
+            raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a number")
+    size = sum(file.stat().st_size for file in set(where.values()))
+    table, layers = (
+        fields["width"] * factor for factor in (fields.get("vocab", 0), fields["depth"] * fields["mlp_dim"])
+    )
+    if table + layers > size or fields["width"] % fields["heads"]:
+        raise CheckpointError(
+            f"{folder / files.CONFIG} does not go with the weights beside it: width {fields['width']}, heads"
+            f" {fields['heads']}, depth {fields['depth']}, and {size:,} bytes of weights"
+        )
+    return config, fields
+
+
+def family_of(config: Mapping[str, Any]) -> ModuleType:
+    """Return the module that converts the models of config.json's model_type; CheckpointError if there is none."""
+    families = {"gpt2": gpt2, "imagegpt": gpt2, "bert": bert, "vit": vit}
+    kind = config.get("model_type")
+    if not isinstance(kind, str) or kind not in families:
+        raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {', '.join(families)}")
+    return families[kind]
