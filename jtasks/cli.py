@@ -15,7 +15,7 @@ from typing import Any
 
 from jtasks import console, environment, shipped
 from jtasks.errors import EXIT_STOPPED
-from jtasks.flags import check_flags, config_overrides, make_parser, run_folders, user_path, workdir_path
+from jtasks.flags import check_flags, config_overrides, is_pretrained, make_parser, run_folders, user_path, workdir_path
 
 SMALLER = (
     "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
@@ -159,15 +159,17 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
 
         return command.run(flags, overrides, workdir)
     _join(flags)
+    if flags.input is not None:
+        return _answer(flags, overrides, workdir)
     config = configs.load(_config_file(flags), overrides)
-    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "input", "output")}
+    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "output")}
     processes.require_same(same | dict(configs.fields(config)))
     try:
         result = _mode(flags, config, workdir)
     except (errors.ConfigError, errors.DataError) as error:
         from jtasks.run.workdir import started_elsewhere
 
-        if flags.config is None and flags.input is None and (elsewhere := started_elsewhere(workdir)):
+        if flags.config is None and (elsewhere := started_elsewhere(workdir)):
             error.add_note(elsewhere)
         raise
     return result if processes.first() else None
@@ -228,8 +230,7 @@ def _join(flags: argparse.Namespace) -> None:
         print(f"this process is alone: {hint}", file=sys.stderr, flush=True)
 
 
-def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any] | None:
-    """Return the result, which is the last line of stdout; None if stdout holds answers."""
+def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
     which, split = _checkpoint(flags), flags.split or "test"
     output = None if flags.output is None else user_path("--output", flags.output)
     if flags.mode == "train":
@@ -246,8 +247,6 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
         from jtasks.run import export
 
         return {"exported": str(export.run(config, workdir, output, which))}
-    if flags.input is not None:
-        return _answer(flags, config, workdir, output)
     from jtasks.run import predict
 
     if flags.mode == "predict":
@@ -261,17 +260,23 @@ def _checkpoint(flags: argparse.Namespace) -> str:
     return "newest" if flags.checkpoint is None else flags.checkpoint
 
 
-def _answer(
-    flags: argparse.Namespace, config: Any, workdir: pathlib.Path, output: pathlib.Path | None
-) -> dict[str, Any] | None:
-    from jtasks.run import answer
+def _answer(flags: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> dict[str, Any] | None:
+    """Answer an --input; return None if the answers went to stdout."""
+    from jtasks import config as configs
+    from jtasks.run import answer, inference, restore
 
+    def open_model() -> inference.Run:
+        if is_pretrained(flags.workdir):
+            return inference.load(flags.workdir, overrides=overrides)
+        config = configs.load(_config_file(flags), overrides)
+        return inference.Run(restore.open_alone(config, workdir, _checkpoint(flags)))
+
+    output = None if flags.output is None else user_path("--output", flags.output)
+    source = flags.input if flags.input == "-" else str(user_path("--input", flags.input))
     counts = answer.run(
-        config,
-        workdir,
-        flags.input if flags.input == "-" else str(user_path("--input", flags.input)),
+        open_model,
+        source,
         function=flags.mode,
-        which=_checkpoint(flags),
         kind=flags.input_format,
         output=output,
         skip_bad=flags.skip_bad,

@@ -73,7 +73,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     flags.add_argument("--list", action="store_true", help="print the shipped configs and exit")
     flags.add_argument("--version", action="version", version=f"jtasks {jtasks.__version__}")
-    flags.add_argument("--workdir", metavar="DIR", help="the run's folder, with log, checkpoints and pictures")
+    flags.add_argument(
+        "--workdir",
+        metavar="DIR",
+        help="the run's folder, with log, checkpoints and pictures; or with --input also hf:FOLDER or hf:NAME, a model",
+    )
     flags.add_argument("--mode", default="train", choices=MODES)
     flags.add_argument("--format", default="hf", choices=("hf",), help="for export: Hugging Face's format")
     flags.add_argument(
@@ -146,6 +150,12 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
         raise ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
     if flags.input is not None and flags.mode not in ANSWERING:
         raise ConfigError(f"--input is for --mode={' and --mode='.join(ANSWERING)}, not --mode={flags.mode}")
+    if is_pretrained(flags.workdir) and (
+        flags.input is None or flags.checkpoint is not None or flags.config is not None
+    ):
+        raise ConfigError(
+            f"--workdir={flags.workdir} is a model without a run: it needs --input, and has no checkpoints"
+        )
     if flags.input is None and (flags.input_format or flags.skip_bad):
         raise ConfigError("--input-format and --skip-bad describe an --input, which is not given")
     if flags.input is not None and flags.split is not None:
@@ -173,6 +183,11 @@ def config_overrides(words: Sequence[str]) -> list[str]:
         if "=" not in word:
             raise ConfigError(f"{name} has no value: write {name}=VALUE")
     return joined
+
+
+def is_pretrained(workdir: str | None) -> bool:
+    """Return whether --workdir is `hf:FOLDER` or `hf:NAME`, a Hugging Face model instead of a run."""
+    return workdir is not None and workdir.startswith("hf:")
 
 
 def workdir_path(flags: argparse.Namespace) -> pathlib.Path:

@@ -2,44 +2,40 @@
 
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
-from jtasks.config import Config
+from jtasks import faults
 from jtasks.console import say, warn
 from jtasks.data import inputs
 from jtasks.errors import DataError
 from jtasks.run import row_files, signals
 from jtasks.run.inference import Run
-from jtasks.run.restore import open_alone
 from jtasks.writing import require_writable
 
 
 def run(
-    config: Config,
-    workdir: pathlib.Path,
+    open_model: Callable[[], Run],
     source: str,
     *,
     function: str = "predict",
-    which: str = "newest",
     kind: str | None = None,
     output: pathlib.Path | None = None,
     skip_bad: bool = False,
 ) -> dict[str, Any]:
-    """Answer each input by a checkpoint, and return the number of answers and of skipped inputs.
+    """Answer each input, and return the number of answers and of skipped inputs.
 
     Args:
-      config: that of the run's config.json, except for fields that do not identify a run.
-      workdir: the run's folder.
+      open_model: returns the model; called once the input and the output have been checked.
       source: file, folder or "-" for stdin, as for `inputs.read`.
       function: "predict" or "embed".
-      which: the checkpoint, see `open_alone`.
       kind: format of the input, see `inputs.read`.
       output: file for the rows, see `row_files.open_rows`; None: stdout, which gets each row at once.
       skip_bad: name a bad input on stderr and go on. JSONL then has a row with its `error`; other formats leave it out.
 
     Raises:
-      ConfigError: source, output or config are wrong.
+      ConfigError: source or output are wrong.
       DataError: an input is bad, with its place, or all inputs are.
       ClosedOutputError: stdout is a pipe that nobody reads any more.
       Stopped: a signal came; nothing is left of the output file.
@@ -48,11 +44,12 @@ def run(
         row_files.check_suffix(output, arrays=function == "embed")
         require_writable(output.parent)
     reading = inputs.read(source, kind)
-    model = Run(open_alone(config, workdir, which))
+    model = open_model()
     if source == inputs.STDIN and sys.stdin is not None and sys.stdin.isatty():
         say("type an input for an answer; Ctrl-D ends")
     with signals.raise_stopped(), row_files.open_rows(output) as write:
-        answers = _Answers(write, skip_bad, keep_errors=output is None or output.suffix.lower() == ".jsonl")
+        keep_errors = output is None or output.suffix.lower() == ".jsonl"
+        answers = _Answers(write, model.task, skip_bad=skip_bad, keep_errors=keep_errors)
         for index, result in model.stream(answers.values(reading), function, answers.skip):
             answers.add(index, result)
         if not answers.count:
@@ -63,8 +60,8 @@ def run(
 class _Answers:
     """Writes a row for each input in the order of the inputs, also if the errors of a batch are known first."""
 
-    def __init__(self, write: row_files.Write, skip_bad: bool, keep_errors: bool):
-        self.write, self.skip_bad, self.keep_errors = write, skip_bad, keep_errors
+    def __init__(self, write: row_files.Write, task: ModuleType, *, skip_bad: bool, keep_errors: bool):
+        self.write, self.task, self.skip_bad, self.keep_errors = write, task, skip_bad, keep_errors
         self.items: dict[int, inputs.Input] = {}  # inputs that have no row yet
         self.errors: dict[int, str] = {}  # of bad inputs whose turn has not come
         self.next = self.count = self.skipped = 0
@@ -83,7 +80,9 @@ class _Answers:
 
     def skip(self, index: int, error: DataError) -> None:
         """Name a bad input and write its row in its turn, or raise DataError in its turn."""
-        place, text = self.items[index].place, str(error).removeprefix(f"input {index}: ")
+        place, text, cause = self.items[index].place, str(error).removeprefix(f"input {index}: "), error.__cause__
+        if cause is not None and not isinstance(cause, DataError):  # perhaps the task is wrong, not the input
+            text = faults.explained(cause, self.task).replace("\n", " ")
         self.errors[index] = text if place in text else f"{place}: {text}"
         if self.skip_bad:
             warn(f"skipped: {self.errors[index]}")

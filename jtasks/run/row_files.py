@@ -246,8 +246,11 @@ def _values(row: Row, columns: Sequence[str]) -> list[Any]:
 
 
 def _cell(value: Any) -> str:
-    """Return a text as it is, nothing for None, and other values as JSON."""
-    return "" if value is None else value if isinstance(value, str) else to_json(_plain(value))
+    """Return a text as it is, nothing for None, nan and inf by their names, and other values as JSON."""
+    plain = _plain(value)
+    if isinstance(plain, float):
+        return repr(plain)
+    return "" if plain is None else plain if isinstance(plain, str) else to_json(plain)
 
 
 def _tab_line(values: Sequence[Any], row: Row) -> bytes:

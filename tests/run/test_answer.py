@@ -29,7 +29,8 @@ def ask(trained, capfd, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
     def command(*arguments, mode="predict"):
-        code = cli.run([f"--workdir={trained}", f"--mode={mode}", *arguments])
+        place = [] if any(word.startswith("--workdir") for word in arguments) else [f"--workdir={trained}"]
+        code = cli.run([*place, f"--mode={mode}", *arguments])
         output, errors = capfd.readouterr()
         return code, [json.loads(line) for line in output.splitlines()], errors
 
@@ -99,6 +100,13 @@ def test_bad_rows_are_skipped_by_name_and_have_rows_in_json_lines_alone(ask):
     assert len(pathlib.Path("out.csv").read_text().splitlines()) == 5  # of these, one is within quotes
 
 
+def test_a_function_of_the_task_that_fails_is_named_with_its_line(ask):
+    pathlib.Path("in.jsonl").write_text('{"words": "one"}\n')
+    code, rows, errors = ask("--input=in.jsonl")
+    assert (code, rows) == (1, []) and "error: in.jsonl, line 1: examples raised KeyError: 'text' at " in errors
+    assert "words.py:" in errors
+
+
 def test_embeddings_of_inputs_and_of_a_split(ask, trained):
     pathlib.Path("in.txt").write_text("one\n\ntwo\n")
     assert ask("--input=in.txt", "--output=out.safetensors", mode="embed")[0] == 0
@@ -117,6 +125,7 @@ def test_embeddings_of_inputs_and_of_a_split(ask, trained):
         (["--skip-bad"], 2, "describe an --input, which is not given"),
         (["--input=.", "--output=out.xlsx"], 2, "--output=out.xlsx is of unknown kind"),
         (["--input=.", "--output=out.safetensors"], 2, "--output=out.safetensors is of unknown kind"),
+        (["--workdir=hf:x"], 2, "--workdir=hf:x is a model without a run: it needs --input"),
         (["--input=/dev/null"], 1, "/dev/null holds no input: expected at least a row or a line"),
         (["--input=."], 1, ". holds no input: expected at least a picture"),
     ],

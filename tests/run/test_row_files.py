@@ -37,7 +37,8 @@ def test_rows_come_back_from_each_format(tmp_path):
     assert parquet.read_table(tmp_path / "rows.parquet").to_pylist() == ROWS
     with open(tmp_path / "rows.csv", newline="") as file:
         assert [row["text"] for row in csv.DictReader(file)] == TEXTS
-    write(tmp_path / "rows.tsv", [{"index": 0, "text": 'a "b'}, {"index": 1, "text": "c"}])
+    write(tmp_path / "rows.tsv", [{"index": 0, "text": 'a "b', "p": np.float32("nan")}, {"index": 1, "text": "c"}])
+    assert (tmp_path / "rows.tsv").read_text() == 'index\ttext\tp\n0\ta "b\tnan\n1\tc\t\n'
     read = tables.rows(str(tmp_path / "rows.tsv"), "test", {"index": values.text, "text": values.text})
     assert read == [{"index": "0", "text": 'a "b'}, {"index": "1", "text": "c"}]
 
