@@ -90,7 +90,7 @@ def bare_step(config):
     from jtasks.run import step
 
     job = jobs.prepare(config)
-    examples = job.required("train")
+    examples = job.require("train")
     plan = job.plan(examples, shuffle=True)
     batches = [job.batch_at(examples, plan, i) for i in range(8)]
     params = job.task.init(jax.random.key(0), batches[0], job.config)

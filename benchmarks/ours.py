@@ -64,7 +64,7 @@ def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
     from jtasks.run import flops, step
     from jtasks.run.compile import Compiled
 
-    config, replicated = made.config, sharding.replicated(made.mesh)
+    config, replicated = made.config, sharding.replicated_sharding(made.mesh)
     params = jax.jit(lambda batch: made.task.init(jax.random.key(0), batch, config), out_shardings=replicated)(batch)
     optimizer, schedule = optim.optimizer(config.optim, config.steps, params)
     create = functools.partial(step.init_state, optimizer=optimizer, ema=False)

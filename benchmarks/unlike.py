@@ -153,7 +153,7 @@ def sums(where: str, process: str) -> None:
 
     processes.start(where, 2, int(process))
     made = job.prepare(configs.load(str(ROOT / "configs" / "igpt_digits.py")))
-    examples = made.required("train")
+    examples = made.require("train")
     batch = made.batch_at(examples, made.plan(examples, shuffle=True), 0)
     params = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
     count = sum(x.size for x in jax.tree.leaves(params))

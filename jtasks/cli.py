@@ -98,7 +98,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
         return f"{type(error).__name__}: {error}", traceback.format_exc()
     from jtasks.testing import kit
 
-    return f"{faults.explained(error, modules[0], whole=True)}\n-> {kit.hint(error, modules[0])}", ""
+    return f"{faults.explain(error, modules[0], whole=True)}\n-> {kit.hint(error, modules[0])}", ""
 
 
 def _absent_field_message(error: BaseException) -> str:
@@ -136,7 +136,7 @@ def _fail(code: int, text: str, trace: str = "") -> int:
 
     message = console.fit(errors.printable(f"error: {text}"))
     print(f"{message}\n{errors.printable(trace)}", end="", file=sys.stderr, flush=True)
-    processes.failed(code, text)
+    processes.report_failure(code, text)
     return code
 
 
@@ -167,9 +167,9 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     try:
         result = _mode(flags, config, workdir)
     except (errors.ConfigError, errors.DataError) as error:
-        from jtasks.run.workdir import started_elsewhere
+        from jtasks.run.workdir import relative_paths_note
 
-        if flags.config is None and (elsewhere := started_elsewhere(workdir)):
+        if flags.config is None and (elsewhere := relative_paths_note(workdir)):
             error.add_note(elsewhere)
         raise
     return result if processes.first() else None

@@ -77,7 +77,8 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
         _merge(tree, defaults(_optimizer(tree, overrides), own), "config", path, frozenset(own))
         overrides_.apply(tree, overrides, FIELDS | own)
         for length, other in (("steps", "epochs"), ("epochs", "steps")):
-            if overrides_.given(overrides, f"config.{length}") and not overrides_.given(overrides, f"config.{other}"):
+            texts = [overrides_.last_text(overrides, f"config.{name}") for name in (length, other)]
+            if texts[0] and not texts[1]:
                 overrides_.set_value(tree, other, FIELDS[other].default)  # the command line's replaces the file's
     with _refuse_recursion(path):
         fields = plain(tree, "config")
@@ -170,14 +171,16 @@ def _optimizer(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> s
     """Return the name of the optimizer, which determines the fields of config.optim."""
     group = overrides_.value(config, "optim") if "optim" in config else {}
     if not isinstance(group, Mapping | ml_collections.ConfigDict):
-        raise ConfigError(f"config.optim must be a dict of fields, not {ranges.shown(group)}")
+        raise ConfigError(f"config.optim must be a dict of fields, not {ranges.format_value(group)}")
     of_file = overrides_.value(group, "name") if "name" in group else None
-    return overrides_.given(overrides, "config.optim.name") or of_file or "adamw"
+    return overrides_.last_text(overrides, "config.optim.name") or of_file or "adamw"
 
 
 def _own_fields(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> dict[str, Field]:
     """Return the fields that the config's task declares; {} for a task that does not exist, which `prepare` reports."""
-    name = overrides_.given(overrides, "config.task") or (overrides_.value(config, "task") if "task" in config else "")
+    name = overrides_.last_text(overrides, "config.task") or (
+        overrides_.value(config, "task") if "task" in config else ""
+    )
     return task.fields(task.load(name)) if isinstance(name, str) and task.exists(name) else {}
 
 
@@ -202,7 +205,7 @@ def _merge(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] 
             config[name] = default
         elif isinstance(default, ml_collections.ConfigDict):
             if not isinstance(inner := overrides_.value(config, name), ml_collections.ConfigDict):
-                raise ConfigError(f"{here} must be a dict of fields, not {ranges.shown(inner)}")
+                raise ConfigError(f"{here} must be a dict of fields, not {ranges.format_value(inner)}")
             _merge(inner, default, here, path, own)
 
 
@@ -226,7 +229,7 @@ def plain(value: Any, name: str) -> Any:
         if isinstance(value, kind):
             return _check_printable(kind(value), name)
     raise ConfigError(
-        f"{name} is a {type(value).__name__} ({ranges.shown(value)}), which JSON does not have:"
+        f"{name} is a {type(value).__name__} ({ranges.format_value(value)}), which JSON does not have:"
         " give numbers, texts, True, False, None, or lists and dicts of these"
     )
 
@@ -248,7 +251,7 @@ def _key(key: Any, name: str) -> str:
 
 def _check_printable(value: Any, name: str) -> Any:
     if isinstance(value, str) and CONTROL.search(value):
-        raise ConfigError(f"{name}={ranges.shown(value)} has a control character in it")
+        raise ConfigError(f"{name}={ranges.format_value(value)} has a control character in it")
     if isinstance(value, int) and value.bit_length() > 1024:
         raise ConfigError(f"{name} is a number of more than 300 digits")
     if value != value:
@@ -269,7 +272,7 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
         if isinstance(node, dict) and last in node:
             default = None if groups == ["model"] else field.default
             node[last] = ranges.check(f"config.{name}", default if node[last] is None else node[last], field)
-    config["optim"] = optim.checked(config["optim"])
+    config["optim"] = optim.resolve_fields(config["optim"])
     _check_length(config)
     _check_batches(config)
     sharding.check_form(config["sharding"])
@@ -298,7 +301,9 @@ def _check_batches(config: Mapping[str, Any]) -> None:
     if accumulate > size and not config["batch_tokens"]:
         raise ConfigError(f"config.accumulate={accumulate} must be at most config.batch_size={size}")
     if any(type(length) is not int for length in buckets) or list(buckets) != sorted(set(buckets)):
-        raise ConfigError(f"config.data.buckets={ranges.shown(buckets)} must be whole numbers in ascending order")
+        raise ConfigError(
+            f"config.data.buckets={ranges.format_value(buckets)} must be whole numbers in ascending order"
+        )
     sizes = list(config["mesh"].values())
     if 0 in sizes or sizes.count(-1) > 1:
         raise ConfigError(

@@ -32,13 +32,15 @@ def some(names: Iterable[str], limit: int = 5) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def explained(error: BaseException, task: ModuleType | None, *, whole: bool = False) -> str:
+def explain(error: BaseException, task: ModuleType | None, *, whole: bool = False) -> str:
     """Describe an error by the contract's function, the exception, and the author's last line, or all such lines."""
     frames, function = _frames(error, task), raised_in(error, task)
     text = " ".join(str(error).strip().split("\n\n")[0].split())
     text = text if len(text) <= 400 else text[:400] + " ..."
     raised = f"{function} raised {type(error).__name__}" if function else type(error).__name__
-    return "\n".join([f"{raised}: {text}", *(f"at {located(frame)}" for frame in (frames if whole else frames[-1:]))])
+    return "\n".join(
+        [f"{raised}: {text}", *(f"at {format_frame(frame)}" for frame in (frames if whole else frames[-1:]))]
+    )
 
 
 def raised_in(error: BaseException, task: ModuleType | None) -> str:
@@ -47,7 +49,7 @@ def raised_in(error: BaseException, task: ModuleType | None) -> str:
     return next((names[frame.name] for frame in _frames(error, task) if frame.name in names), "")
 
 
-def located(frame: traceback.FrameSummary) -> str:
+def format_frame(frame: traceback.FrameSummary) -> str:
     """Format a frame as `file.py:12, in function: code`."""
     line = linecache.getline(frame.filename, frame.lineno or 0).strip()
     return f"{frame.filename}:{frame.lineno}, in {frame.name}" + (f": {line}" if line else "")

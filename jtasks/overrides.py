@@ -8,12 +8,12 @@ import ml_collections
 from ml_collections.config_dict import FieldReference, RequiredValueError
 
 from jtasks.errors import ConfigError
-from jtasks.ranges import Field, did_you_mean, shown
+from jtasks.ranges import Field, did_you_mean, format_value
 
 BOOLS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
-def given(overrides: Sequence[str], name: str) -> str | None:
+def last_text(overrides: Sequence[str], name: str) -> str | None:
     """Return the text of the last override of a field; None if there is none."""
     texts = [text for key, _, text in (override.partition("=") for override in overrides) if key == f"--{name}"]
     return texts[-1] if texts else None
@@ -41,13 +41,13 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[str], known: Ma
             raise ConfigError(unknown(name, node))
         if isinstance(value(node, last), ml_collections.ConfigDict):
             raise ConfigError(f"{name} is a dict of fields: set one of {name}.{{{','.join(node[last])}}}")
-        set_value(node, last, parsed(text, _kind(node, last, name, known), override))
+        set_value(node, last, parse_value(text, _kind(node, last, name, known), override))
 
 
-def parsed(text: str, kind: type, override: str) -> Any:
+def parse_value(text: str, kind: type, override: str) -> Any:
     """Parse a text as a value of a type.
 
-    >>> parsed("1e-3", float, ""), parsed("3,1", tuple, ""), parsed("123", str, "")
+    >>> parse_value("1e-3", float, ""), parse_value("3,1", tuple, ""), parse_value("123", str, "")
     (0.001, (3, 1), '123')
     """
     if text == "None" and kind is not bool:
@@ -62,7 +62,7 @@ def parsed(text: str, kind: type, override: str) -> Any:
         if kind is int:
             return _integer(text)
     except (KeyError, ValueError, TypeError, OverflowError):
-        raise ConfigError(f"{override[:60]}: expected {kind.__name__}, not {shown(text)}") from None
+        raise ConfigError(f"{override[:60]}: expected {kind.__name__}, not {format_value(text)}") from None
     read = _literal(text)
     if kind not in (tuple, list):
         return read

@@ -76,13 +76,13 @@ def check(name: str, value: Any, field: Field) -> Any:
     value = value.item() if hasattr(value, "item") else value  # a NumPy scalar
     fits = isinstance(value, kind) or (kind is float and type(value) is int)
     if not fits or (isinstance(value, bool) and kind not in (bool, object)):
-        raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({shown(value)})")
+        raise ConfigError(f"{name} must be {kind.__name__}, not {type(value).__name__} ({format_value(value)})")
     if allowed == "regex":
         _check_regex(name, value)
     elif isinstance(allowed, tuple):
         if value not in allowed:
             raise ConfigError(
-                f"{name} must be {_join_choices(allowed)}, not {shown(value)}{did_you_mean(value, allowed)}"
+                f"{name} must be {_join_choices(allowed)}, not {format_value(value)}{did_you_mean(value, allowed)}"
             )
     elif allowed is not None:
         for number in value if isinstance(value, tuple) else (value,):
@@ -135,9 +135,9 @@ def check_shapes(config: Mapping[str, Any]) -> None:
     check_heads(model)
     palette = model.get("palette")
     if palette is not None and {len(c) if isinstance(c, tuple) else 0 for c in palette} not in ({1}, {3}):
-        raise ConfigError(f"config.model.palette={shown(palette)} must be a tuple of (level,) or of (r, g, b)")
+        raise ConfigError(f"config.model.palette={format_value(palette)} must be a tuple of (level,) or of (r, g, b)")
     if len(model.get("shape") or (1, 1)) != 2:
-        raise ConfigError(f"config.model.shape={shown(model['shape'])} must be (height, width)")
+        raise ConfigError(f"config.model.shape={format_value(model['shape'])} must be (height, width)")
     depth, layer = model.get("depth"), model.get("layer")
     if depth is not None and layer is not None and not -1 <= layer <= depth:
         raise ConfigError(f"config.model.layer={layer} must be in [-1, {depth}]: there are {depth} layers")
@@ -155,7 +155,7 @@ def did_you_mean(name: Any, known: Collection[str], prefix: str = "", cutoff: fl
     return f", did you mean {prefix}{near[0]}?" if near else ""
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a value on one line of an error, cut to 80 characters."""
     try:
         text = repr(value).replace("\n", " ")
@@ -166,12 +166,12 @@ def shown(value: Any) -> str:
 
 def _check_number(name: str, value: Any, interval: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name} must hold numbers, not {shown(value)}")
+        raise ConfigError(f"{name} must hold numbers, not {format_value(value)}")
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = low < value or (interval[0] == "[" and value == low)
     below = value < high or (interval[-1] == "]" and value == high)
     if not (above and below and _is_finite(value)):
-        raise ConfigError(f"{name} must be {_describe_interval(interval, value)}, not {shown(value)}")
+        raise ConfigError(f"{name} must be {_describe_interval(interval, value)}, not {format_value(value)}")
 
 
 def _check_regex(name: str, value: Any) -> None:

@@ -58,7 +58,7 @@ import jax
 
 from jtasks.errors import ConfigError
 from jtasks.metrics import TERM, Mean
-from jtasks.ranges import Field, did_you_mean, shown
+from jtasks.ranges import Field, did_you_mean, format_value
 from jtasks.schema import Config
 from jtasks.writing import check_name
 
@@ -167,10 +167,10 @@ def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
     return getattr(task, "eval_fn", None) or evaluate
 
 
-def checked_texts(texts: Any, function: str) -> dict[str, str]:
+def check_texts(texts: Any, function: str) -> dict[str, str]:
     """Return the texts that a function returned; raise ConfigError if they are not {file name: text}."""
     if not isinstance(texts, Mapping) or not all(isinstance(text, str) for text in texts.values()):
-        raise ConfigError(f"{function} must return {{file name: text}}, not {shown(texts)}")
+        raise ConfigError(f"{function} must return {{file name: text}}, not {format_value(texts)}")
     for name in texts:
         check_name(name, function)
     return dict(texts)

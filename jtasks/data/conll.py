@@ -144,7 +144,7 @@ def windows(
                 rows.append((number, word, word, [], []))
             _, first, _, line, known = rows[-1]
             rows[-1] = (number, first, word, line + own, known + [numbers[tag]] + [-1] * (len(own) - 1))
-    arrays = encoding.stacked([[row[3]] for row in rows], marked, length)
+    arrays = encoding.stack([[row[3]] for row in rows], marked, length)
     labels = np.full((len(rows), length), -1, np.int32)
     for i, row in enumerate(rows):
         labels[i, 1 : 1 + len(row[4])] = row[4]

@@ -76,7 +76,7 @@ def read(path: pathlib.Path) -> list[dict[str, Any]]:
     return dialogues
 
 
-def asked(given: Any) -> Turn:
+def parse_turn(given: Any) -> Turn:
     """Return the question that an input asks in a dialogue, as a turn whose answer is undisclosed.
 
     Args:

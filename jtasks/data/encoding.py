@@ -66,10 +66,10 @@ def pairs(
         room = length - 2 if partner is None else length - 3
         kept = min(len(a), max(room - len(b), room - room // 2))
         rows.append([a[:kept]] if partner is None else [a[:kept], b[: room - kept]])
-    return stacked(rows, marks(tokenizer), length)
+    return stack(rows, marks(tokenizer), length)
 
 
-def stacked(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:
+def stack(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:
     """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens."""
     rows = list(rows)
     tokens = np.full((len(rows), length), marked.padding, np.int32)

@@ -45,8 +45,8 @@ class Examples(Sequence[Example]):
         """Return the source restricted to `rows`."""
         return dataclasses.replace(self, rows=rows)
 
-    def fitted(self, size: "int | Resize") -> "Examples":
-        """Return the examples with each image resized by `fit`."""
+    def resize(self, size: "int | Resize") -> "Examples":
+        """Return the examples with each image resized to `size`."""
         return dataclasses.replace(self, size=size)
 
 

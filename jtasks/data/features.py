@@ -52,7 +52,7 @@ class Features:
           videos: names, or features [time, width] themselves.
         """
         with concurrent.futures.ThreadPoolExecutor(self.threads) as pool:
-            arrays = list(pool.map(self.aligned, videos))
+            arrays = list(pool.map(self.align, videos))
         widths = {array.shape[1] for array in arrays}
         if len(widths) > 1:
             raise DataError(
@@ -63,7 +63,7 @@ class Features:
             row[: len(array)] = array
         return batch, np.array([len(array) for array in arrays], np.int32)
 
-    def aligned(self, video: str | np.ndarray) -> np.ndarray:
+    def align(self, video: str | np.ndarray) -> np.ndarray:
         """Read features [time, width] of all kinds side by side, with at most `frames` frames.
 
         Kinds differ in frame rate. All are linearly interpolated at evenly spaced times, as many as the shortest kind

@@ -153,7 +153,7 @@ def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None]
 def _builder(name: str, folder: str | None) -> Any:
     root = data_folder(folder)
     folders: list[pathlib.Path | None] = [root] if folder else [root, None]
-    return tfds.prepared(name, folders)
+    return tfds.prepared_builder(name, folders)
 
 
 def _part(data: Data | None, split: str, seed: int, valid: float) -> Data | None:
@@ -171,7 +171,7 @@ def _resize(data: Data | None, size: int | Resize | None) -> Data | None:
     if data is None or size is None:
         return data
     if isinstance(data, Examples):
-        return data.fitted(size)
+        return data.resize(size)
     return {**data, "image": np.stack([fit(image, size) for image in data["image"]])}
 
 

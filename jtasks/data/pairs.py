@@ -9,7 +9,7 @@ import numpy as np
 
 from jtasks.data import files, store, text, tokenizers, values
 from jtasks.data.shuffle import draws
-from jtasks.data.tokens import batched, token_dtype
+from jtasks.data.tokens import batches, token_dtype
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Pairs(Sequence[dict[str, Any]]):
         return example if self.begins is None else example | {"begins": self.begins[tokens]}
 
 
-def tokenized(
+def tokenize(
     paths: Sequence[pathlib.Path], split: str, tokenizer: "Tokenizer", *, seed: int, valid: float, folder: pathlib.Path
 ) -> store.Arrays:
     """Tokenize the documents of one part of the text, once and in parallel.
@@ -73,7 +73,7 @@ def tokenized(
         tokens = sentences = written = 0
         writer.append("sentences", np.zeros(1, np.int64))
         writer.append("documents", np.zeros(1, np.int64))
-        for batch in batched(_lines(text.documents(paths, "blank", split, seed=seed, valid=valid)), _BATCH):
+        for batch in batches(_lines(text.documents(paths, "blank", split, seed=seed, valid=valid)), _BATCH):
             ids: list[int] = []
             ends: dict[str, list[int]] = {"sentences": [], "documents": []}
             encoded = iter(tokenizers.encode(tokenizer, [line for line in batch if line], offsets=False))
@@ -90,7 +90,7 @@ def tokenized(
                 writer.append(name, np.array(places, np.int64))
 
     parts = [files.identity(paths, "sentences", split, seed, valid), tokenizer.to_str()]
-    arrays, _ = store.stored("sentences", parts, folder, write)
+    arrays, _ = store.load_or_make("sentences", parts, folder, write)
     if len(arrays["documents"]) < 3:
         raise DataError(
             f"the {split} part of the text has {len(arrays['documents']) - 1} documents; at least 2 are needed, to pair"
@@ -99,7 +99,7 @@ def tokenized(
     return arrays
 
 
-def paired(
+def make_pairs(
     sources: store.Arrays, parts: Sequence[object], *, length: int, duplicates: int, seed: int, folder: pathlib.Path
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Return the pairs of `duplicates` passes over the documents, made once; each pass draws different pairs.
@@ -108,7 +108,7 @@ def paired(
     for each epoch anyway.
 
     Args:
-      sources: arrays of `tokenized`.
+      sources: arrays of `tokenize`.
       parts: everything that `sources` depend on.
       length: length of an example, including its three special tokens.
 
@@ -135,7 +135,7 @@ def paired(
                 follows, pairs = follows + int((labels == 0).sum()), pairs + len(labels)
         writer.facts |= {"padding": 1 - used / (pairs * length), "follows": follows / pairs, "pairs": pairs}
 
-    arrays, facts = store.stored("sentence-pairs", [*parts, length, duplicates, seed], folder, write)
+    arrays, facts = store.load_or_make("sentence-pairs", [*parts, length, duplicates, seed], folder, write)
     return arrays["spans"], arrays["labels"], facts
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from jtasks.data import pipeline
 from jtasks.data.files import array, data_folder, places, store
 from jtasks.data.pipeline import Examples
-from jtasks.data.shuffle import permuted
+from jtasks.data.shuffle import permute
 from jtasks.errors import ConfigError, DataError
 from jtasks.ops.palette import Palette
 
@@ -33,7 +33,7 @@ def fit(images: np.ndarray, colors: int, seed: int = 0, pixels: int = 2_000_000)
 
     flat = images.reshape(-1, images.shape[-1])
     if len(flat) > pixels:
-        flat = flat[permuted(np.arange(pixels), len(flat), seed)]
+        flat = flat[permute(np.arange(pixels), len(flat), seed)]
     distinct, counts = np.unique(flat, axis=0, return_counts=True)
     if len(distinct) < colors:
         raise DataError(f"config.data.num_colors={colors}, but the images hold only {len(distinct)} different colors")
@@ -59,7 +59,7 @@ def prepare(read: Callable[[], Examples], options: Any, seed: int) -> None:
         return
     examples = read()
     n = pipeline.size(examples)
-    rows = np.sort(permuted(np.arange(min(n, 10_000)), n, seed))
+    rows = np.sort(permute(np.arange(min(n, 10_000)), n, seed))
     images = pipeline.fetch(examples, rows, None)["image"]
     palette = fit(images, options.num_colors, seed) if options.num_colors else levels(images)
     content = io.BytesIO()

@@ -75,7 +75,7 @@ def read(
                     writer.append(name, rows)
 
     try:
-        arrays, _ = store.stored("shards", [files.identity(paths), vocab], folder, write)
+        arrays, _ = store.load_or_make("shards", [files.identity(paths), vocab], folder, write)
     except ValueError as error:
         raise DataError(f"the shards {', '.join(map(str, paths))} do not fit together: {error}") from None
     if not valid:

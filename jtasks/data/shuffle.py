@@ -15,7 +15,7 @@ def order(seed: int, n: int, positions: np.ndarray) -> tuple[np.ndarray, np.ndar
     indices = np.empty_like(positions)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        indices[here] = permuted(offsets[here], n, seed, int(epoch))
+        indices[here] = permute(offsets[here], n, seed, int(epoch))
     return epochs, indices
 
 
@@ -25,12 +25,12 @@ def example_seeds(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndar
 
 
 def permutation(n: int, *key: int) -> np.ndarray:
-    """Return the whole permutation of `permuted`, int64 [n]."""
-    parts = [permuted(np.arange(i, min(i + 2**16, n)), n, *key) for i in range(0, n, 2**16)]
+    """Return the whole permutation of `permute`, int64 [n]."""
+    parts = [permute(np.arange(i, min(i + 2**16, n)), n, *key) for i in range(0, n, 2**16)]
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def permuted(positions: np.ndarray, n: int, *key: int) -> np.ndarray:
+def permute(positions: np.ndarray, n: int, *key: int) -> np.ndarray:
     """Return the values at `positions` of the permutation of range(n) for `key`, int64.
 
     Only these positions are computed, by a Feistel network over pairs (left, right), where left * width + right has a
@@ -42,7 +42,7 @@ def permuted(positions: np.ndarray, n: int, *key: int) -> np.ndarray:
       n: up to 2**63 - 1.
       key: non-negative numbers.
 
-    >>> permuted(np.arange(5), 5, 0).tolist()
+    >>> permute(np.arange(5), 5, 0).tolist()
     [2, 4, 0, 1, 3]
     """
     width = math.isqrt(n - 1) + 1
@@ -55,7 +55,7 @@ def permuted(positions: np.ndarray, n: int, *key: int) -> np.ndarray:
     result = (halves[0] * sizes[1] + halves[1]).astype(np.int64)
     outside = result >= n
     if outside.any():
-        result[outside] = permuted(result[outside], n, *key)
+        result[outside] = permute(result[outside], n, *key)
     return result
 
 

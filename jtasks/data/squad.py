@@ -141,7 +141,7 @@ def windows(
             first += stride
     start, end, begin = np.array(spans, np.int32).T
     return {
-        **encoding.stacked(rows, marked, length),
+        **encoding.stack(rows, marked, length),
         "start": start,
         "end": end,
         "begin": begin,

@@ -45,7 +45,7 @@ class Writer:
         (self.folder / "arrays.json").write_text(json.dumps({"arrays": arrays, "facts": self.facts}), encoding="utf-8")
 
 
-def stored(
+def load_or_make(
     kind: str, parts: Iterable[object], folder: pathlib.Path, write: Callable[[Writer], None]
 ) -> tuple[Arrays, dict[str, Any]]:
     """Return memory-mapped arrays and their facts; `write` makes them if absent.
@@ -88,7 +88,7 @@ def load(path: pathlib.Path) -> tuple[Arrays, dict[str, Any]]:
     """Map the arrays of a folder into memory; return them and their facts.
 
     Raises:
-      DataError: the folder is not what `stored` wrote.
+      DataError: the folder is not what `load_or_make` wrote.
     """
     try:
         described: Mapping[str, Any] = json.loads(files.read(path / "arrays.json"))

@@ -139,7 +139,7 @@ def _read_lines(lines: parsing.Lines, kind: str, bare: bool) -> Iterator[tuple[s
 def _read_tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str, Row]]:
     name, _, other = name.partition("#")
     root = files.data_folder(folder)
-    builder = tfds.prepared(name, [root] if folder else [root, None], features=())
+    builder = tfds.prepared_builder(name, [root] if folder else [root, None], features=())
     source = tfds.source(name, builder, other or tfds.SPLITS[split])
     if source is None:
         splits = ", ".join(builder.info.splits)

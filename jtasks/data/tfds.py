@@ -16,7 +16,9 @@ OWN = "tensorflow_datasets.core.features."
 SPLITS = {"train": "train", "valid": "validation", "test": "test"}
 
 
-def prepared(name: str, folders: Sequence[pathlib.Path | None], features: Collection[str] = ("image", "label")) -> Any:
+def prepared_builder(
+    name: str, folders: Sequence[pathlib.Path | None], features: Collection[str] = ("image", "label")
+) -> Any:
     """Return the builder of a prepared data set, such as `mnist` or `oxford_flowers102:2.1.1`.
 
     Only prepared files are read: nothing is generated or downloaded.

@@ -25,7 +25,7 @@ from jtasks.config import Config
 from jtasks.data import files, hub, tokenizer_files
 from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
 from jtasks.errors import ConfigError, DataError
-from jtasks.ranges import shown
+from jtasks.ranges import format_value
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -145,11 +145,13 @@ def digest(texts: Iterable[str]) -> str:
       ConfigError: the texts are not an iterable of str.
     """
     if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise ConfigError(f"the texts to train a tokenizer on are {shown(texts)}: give an iterator of texts")
+        raise ConfigError(f"the texts to train a tokenizer on are {format_value(texts)}: give an iterator of texts")
     hasher = hashlib.blake2b(digest_size=16)
     for text in texts:
         if not isinstance(text, str):
-            raise ConfigError(f"one of the texts to train a tokenizer on is {shown(text)}: give texts (str) alone")
+            raise ConfigError(
+                f"one of the texts to train a tokenizer on is {format_value(text)}: give texts (str) alone"
+            )
         hasher.update(text.encode("utf-8", "surrogatepass") + b"\xff")
     return hasher.hexdigest()
 
@@ -159,7 +161,7 @@ def assets(tokenizer: "Tokenizer") -> dict[str, str]:
     return {FILE: tokenizer.to_str(pretty=True)}
 
 
-def parsed(text: str) -> "Tokenizer":
+def parse(text: str) -> "Tokenizer":
     """Parse the tokenizer that a run stored by `assets`."""
     from tokenizers import Tokenizer
 

@@ -35,7 +35,7 @@ def stream(
     """Return the tokens [n] of one part of the text, and its size in bytes of UTF-8; tokenized once, in parallel.
 
     The result is None if the fraction `valid` of few documents is no document. The tokenizer's end of a document stands
-    between documents and counts as one byte. For the arguments see `text.documents` and `store.stored`.
+    between documents and counts as one byte. For the arguments see `text.documents` and `store.load_or_make`.
 
     Raises:
       DataError: the part is empty.
@@ -44,7 +44,7 @@ def stream(
     def write(writer: store.Writer) -> None:
         separated = _separate(text.documents(paths, kind, split, seed=seed, valid=valid))
         size, end = 0, -1
-        for batch in batched(separated, _BATCH):
+        for batch in batches(separated, _BATCH):
             rows: list[int] = []
             encoded = iter(tokenizers.encode(tokenizer, [part for part in batch if part], offsets=False))
             for part in batch:
@@ -56,7 +56,7 @@ def stream(
         writer.facts["bytes"] = size
 
     parts = [files.identity(paths, kind, split, seed if kind != "file" else 0, valid), tokenizer.to_str()]
-    arrays, facts = store.stored("tokens", parts, folder, write)
+    arrays, facts = store.load_or_make("tokens", parts, folder, write)
     if "tokens" not in arrays and split == "valid" and valid:
         warn(f"no document of the text falls into the share valid={valid:g}: there is no valid split")
         return None
@@ -132,7 +132,7 @@ def token_dtype(vocab: int) -> Any:
     return np.uint16 if vocab <= 1 << 16 else np.int32
 
 
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield lists of `size` items, the last one shorter."""
     iterator = iter(items)
     while batch := list(itertools.islice(iterator, size)):

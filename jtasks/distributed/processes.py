@@ -174,7 +174,7 @@ def find(coordinator: str | None, count: int | None, index: int | None) -> Clust
     return Cluster("the command line", coordinator, count, index) if count > 1 else None
 
 
-def failed(code: int, text: str) -> None:
+def report_failure(code: int, text: str) -> None:
     """End this process with `code`, and send the reason to the others; does nothing if the process is alone."""
     if _links:
         _links[0].fail(code, text)
@@ -184,7 +184,7 @@ def end(text: str, code: int) -> NoReturn:
     """Print `text` and end this process with `code`, from any thread; the other processes of the run end too."""
     with contextlib.suppress(OSError, ValueError):
         print(printable(text), file=sys.stderr, flush=True)
-    failed(code, text.removeprefix("error: "))
+    report_failure(code, text.removeprefix("error: "))
     os._exit(code)
 
 
@@ -217,7 +217,7 @@ def alone() -> bool:
     return jax.process_count() == 1
 
 
-def unlinked() -> bool:
+def is_external() -> bool:
     """Return whether another program than jtasks connected the processes of this run."""
     return not _links and not alone()
 

@@ -52,7 +52,7 @@ def accept_peers(
                 for selected, _ in waiting.select(min(left, 1.0)):
                     if selected.data is None:
                         _admit(server, waiting, hall)
-                    elif not hall.greeted(selected.data):
+                    elif not hall.greet(selected.data):
                         waiting.unregister(selected.fileobj)
                         selected.data.sock.close()
         except (ConfigError, TrainingError) as error:
@@ -181,7 +181,7 @@ class _Hall:
         if any(now - self.keyless[i][0] >= seconds for i, _ in claims):
             raise ConfigError(_other_key_message(claims, self.source))
 
-    def greeted(self, connection: Connection) -> bool:
+    def greet(self, connection: Connection) -> bool:
         """Admit a process that reports; returns False if it left again or is a stranger."""
         messages = connection.receive()
         if messages == []:

@@ -74,7 +74,7 @@ def num_batch_shards(mesh: Any) -> int:
     return math.prod(mesh.shape[axis] for axis in BATCH_AXES if axis in mesh.shape)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding in which every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
@@ -176,7 +176,7 @@ def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules) -> 
     return after(params, specs, earlier, PartitionSpec(), mesh)
 
 
-def constrained(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:
+def constrain_params(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:
     """Shard parameters, or their gradients, by the rules inside a jitted function."""
     if mesh is None or mesh.size == 1:
         return params

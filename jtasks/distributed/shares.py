@@ -41,7 +41,7 @@ def check_form(shares: Any, accumulate: int) -> None:
         raise ConfigError(f"{field} chooses the microbatches itself: config.accumulate={accumulate} must be 1")
 
 
-def checked_shares(config: Config, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
+def check_shares(config: Config, devices: Mapping[str, int], *, mixes: bool) -> tuple[int, ...]:
     """Return the microbatches of each shard of the batch, in the order of the mesh.
 
     Args:

@@ -101,5 +101,5 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
         "tie_word_embeddings": True,
     }
     if "classifier" in params and architecture in CLASSIFIERS[:2]:
-        config |= settings.labels(settings.unnamed(params["classifier"]["bias"].size))
+        config |= settings.labels(settings.default_names(params["classifier"]["bias"].size))
     return config, params

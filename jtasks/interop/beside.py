@@ -111,4 +111,4 @@ def _special(vocabulary: Mapping[str, int]) -> dict[str, str]:
 
 
 def _vocabulary(files: Mapping[str, str]) -> dict[str, int]:
-    return tokenizers.parsed(files[tokenizer_files.FILE]).get_vocab() if tokenizer_files.FILE in files else {}
+    return tokenizers.parse(files[tokenizer_files.FILE]).get_vocab() if tokenizer_files.FILE in files else {}

@@ -34,10 +34,10 @@ def encoder_out(blocks: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str
     """Return Hugging Face's fields of the layers of a BERT or ViT with the parameters `blocks`."""
     return {
         "num_hidden_layers": blocks["up"]["kernel"].shape[0],
-        "num_attention_heads": needed(model, "heads"),
+        "num_attention_heads": require_field(model, "heads"),
         "intermediate_size": blocks["up"]["kernel"].shape[-1],
-        "hidden_act": activation_out(needed(model, "activation")),
-        "layer_norm_eps": needed(model, "epsilon"),
+        "hidden_act": activation_out(require_field(model, "activation")),
+        "layer_norm_eps": require_field(model, "epsilon"),
         "hidden_dropout_prob": model.get("dropout", 0.0),
         "attention_probs_dropout_prob": model.get("attention_dropout", 0.0),
     }
@@ -56,7 +56,7 @@ def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
             raise CheckpointError(f"config.json says {name}={config[name]!r}; our model has {value!r} only")
 
 
-def needed(model: Mapping[str, Any], name: str) -> Any:
+def require_field(model: Mapping[str, Any], name: str) -> Any:
     """Return a field of config.model that the parameters do not reveal; ConfigError if it is missing."""
     if model.get(name) is None:
         raise ConfigError(f"the export needs config.model.{name}, which this config does not have: give it there")
@@ -83,6 +83,6 @@ def labels(names: Sequence[str]) -> dict[str, Any]:
     return {"id2label": {str(i): name for i, name in enumerate(names)}, "label2id": numbers}
 
 
-def unnamed(count: int) -> list[str]:
+def default_names(count: int) -> list[str]:
     """Return names for unnamed classes."""
     return [f"LABEL_{i}" for i in range(count)]

@@ -69,7 +69,7 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
             f"{architecture} of Hugging Face classifies a class token, this model the mean over patches: only models"
             ' with config.model.pool="token" can be exported'
         )
-    patch, width = settings.needed(model, "patch"), params["position"].shape[1]
+    patch, width = settings.require_field(model, "patch"), params["position"].shape[1]
     side = patch * math.isqrt(len(params["position"]) - 1)
     height, breadth = model.get("shape") or (side, side)
     return {
@@ -81,7 +81,7 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
         "hidden_size": width,
         **settings.encoder_out(params["blocks"], model),
         "qkv_bias": True,
-        **settings.labels(settings.unnamed(params["head"]["bias"].size)),
+        **settings.labels(settings.default_names(params["head"]["bias"].size)),
     }, params
 
 

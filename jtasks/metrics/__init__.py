@@ -100,7 +100,7 @@ def example_weights(batch: Mapping[str, Any]) -> jax.Array:
     return batch["mask"] if "mask" in batch else jnp.ones(len(next(iter(batch.values()))), jnp.float32)
 
 
-def scaled(mean: Mean, coefficient: float) -> Mean:
+def scale(mean: Mean, coefficient: float) -> Mean:
     """Return the mean of values multiplied by a coefficient, such as bits for nats."""
     return Mean(mean.total * coefficient, mean.count)
 
@@ -121,7 +121,7 @@ def weight(term: Mean) -> float:
     return term.weight if isinstance(term, Loss) else 1.0
 
 
-def checked(metrics: Any, function: str) -> dict[str, Mean]:
+def check(metrics: Any, function: str) -> dict[str, Mean]:
     """Return the metrics of a task's `function` after checking their types.
 
     Raises:
@@ -135,7 +135,7 @@ def checked(metrics: Any, function: str) -> dict[str, Mean]:
     return dict(metrics)
 
 
-def summed(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
+def merge(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
     """Add up metrics on the host, in float64, which counts exactly up to 2**53."""
     sums: dict[str, Mean] = {}
     for metrics in batches:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jtasks.models import kernels
-from jtasks.models.dropout import dropped
+from jtasks.models.dropout import drop
 from jtasks.ops.precision import wide
 
 BLOCK = 128  # queries; on two CPU cores 64 and 128 were equally fast, 256 a third slower
@@ -33,7 +33,7 @@ def attention_with_dropout(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rng: jax.Array, rate: float
 ) -> jax.Array:
     """Return `attention` with dropout on the weights (Vaswani et al. 2017, as in BERT)."""
-    return _mix(dropped(_weights(query, key, mask), rng, rate), value)
+    return _mix(drop(_weights(query, key, mask), rng, rate), value)
 
 
 def attend_to_past(

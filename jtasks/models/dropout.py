@@ -15,7 +15,7 @@ LEVELS = 2**16
 DRAWS = "dropout"  # checkpoint_name of the draws, saved for the backward pass
 
 
-def dropped(x: jax.Array, rng: jax.Array, rate: float, broadcast: tuple[int, ...] = ()) -> jax.Array:
+def drop(x: jax.Array, rng: jax.Array, rate: float, broadcast: tuple[int, ...] = ()) -> jax.Array:
     """Zero each number of `x` with probability `rate` (to within 1/2**17), and scale up the rest to keep the mean.
 
     Args:
@@ -46,4 +46,4 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
         if deterministic or not self.rate:
             return x
-        return dropped(x, self.make_rng("dropout"), self.rate, self.broadcast)
+        return drop(x, self.make_rng("dropout"), self.rate, self.broadcast)

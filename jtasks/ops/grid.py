@@ -50,7 +50,7 @@ def grid(
     return np.asarray(canvas)
 
 
-def classified(
+def show_classes(
     images: Sequence[np.ndarray],
     examples: Iterable[Mapping[str, Any]],
     outputs: Iterable[Mapping[str, Any]],

@@ -109,7 +109,7 @@ def schedule(optim: Any, steps: int) -> optax.Schedule:
     >>> [float(rate(count)) for count in range(5)]
     [0.5, 1.0, 1.0, 0.5, 0.0]
     """
-    fields = checked(optim)
+    fields = resolve_fields(optim)
     name, peak, end, power = (fields[field] for field in ("schedule", "lr", "end_lr", "power"))
     warmup, total = _spans(fields, steps)
     held = max(warmup, 1)
@@ -164,7 +164,7 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     [[-0.5 -0.5]
      [-0.5 -0.5]] [0. 0.]
     """
-    fields, rate, train = checked(optim), schedule(optim, steps), trainable(optim, params)
+    fields, rate, train = resolve_fields(optim), schedule(optim, steps), trainable(optim, params)
     transformation = _named_optimizer(fields, rate, params, train)
     if fields["name"] in PER_LEAF or (fields["name"] == "muon" and fields.get("adaptive")):
         transformation = layerwise.one_by_one(transformation, params)
@@ -211,7 +211,7 @@ def trainable(optim: Any, params: Any) -> Any:
     >>> trainable({"freeze": "^encoder/"}, {"encoder": {"kernel": 1}, "head": {"kernel": 2}})
     {'encoder': {'kernel': False}, 'head': {'kernel': True}}
     """
-    regex = checked(optim)["freeze"]
+    regex = resolve_fields(optim)["freeze"]
     if not regex:
         return jax.tree.map(_real, params)
     train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _mask("freeze", regex, params))
@@ -260,7 +260,7 @@ def factories() -> dict[str, Callable[..., optax.GradientTransformation]]:
     return optimizers
 
 
-def checked(optim: Any) -> dict[str, Any]:
+def resolve_fields(optim: Any) -> dict[str, Any]:
     """Return all common fields of `config.optim` and the given further ones.
 
     Raises:

@@ -70,6 +70,6 @@ def watch(watcher: Watcher, name: str, total: int | None = None) -> Iterator[Upd
         watcher.end(activity)
 
 
-def unwatched(name: str, total: int | None) -> contextlib.AbstractContextManager[Update]:
+def watch_nothing(name: str, total: int | None) -> contextlib.AbstractContextManager[Update]:
     """Show nothing."""
     return contextlib.nullcontext(lambda done: None)

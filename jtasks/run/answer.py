@@ -82,7 +82,7 @@ class _Answers:
         """Name a bad input and write its row in its turn, or raise DataError in its turn."""
         place, text, cause = self.items[index].place, str(error).removeprefix(f"input {index}: "), error.__cause__
         if cause is not None and not isinstance(cause, DataError):  # perhaps the task is wrong, not the input
-            text = faults.explained(cause, self.task).replace("\n", " ")
+            text = faults.explain(cause, self.task).replace("\n", " ")
         self.errors[index] = text if place in text else f"{place}: {text}"
         if self.skip_bad:
             warn(f"skipped: {self.errors[index]}")

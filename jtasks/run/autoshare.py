@@ -105,7 +105,7 @@ def _gather(job: Job, local: np.ndarray) -> np.ndarray:
     divided, shape = sharding.batch_sharding(job.mesh), (job.mesh.size, *local.shape[1:])
     rows = sharding.local_rows(divided, len(job.mesh.devices.flat))
     array = sharding.put({"seconds": local.astype(np.float32)}, divided, rows, shape[0])["seconds"]
-    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(job.mesh))(array)
+    whole = jax.jit(lambda x: x, out_shardings=sharding.replicated_sharding(job.mesh))(array)
     return np.asarray(whole.addressable_data(0), np.float64)
 
 

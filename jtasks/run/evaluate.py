@@ -13,9 +13,9 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
-from jtasks.ranges import shown
+from jtasks.ranges import format_value
 from jtasks.run import display, predict, records
-from jtasks.run.activity import Watch, unwatched
+from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
 from jtasks.run.restore import SavedRun, open_run
@@ -28,12 +28,14 @@ Evaluate = Callable[[Any, pipeline.Examples, str], dict[str, float]]  # paramete
 AHEAD = 16
 
 
-def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = unwatched) -> Evaluate:
+def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing) -> Evaluate:
     """Return a function (params, examples, name) -> metrics that compiles once.
 
     Between batches the function calls `poll`; `watch` shows its progress under the name.
     """
-    function = jax.jit(job.on_mesh(functools.partial(sums_of, job)), out_shardings=sharding.replicated(job.mesh))
+    function = jax.jit(
+        job.on_mesh(functools.partial(sums_of, job)), out_shardings=sharding.replicated_sharding(job.mesh)
+    )
     step = Compiled(function, lambda: watch("compiling the evaluation", None))
 
     def evaluate(params: Any, examples: pipeline.Examples, name: str = "evaluation") -> dict[str, float]:
@@ -47,9 +49,9 @@ def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = unwat
                 update(at)
                 pending.append(step(params, batch))
                 if len(pending) == AHEAD:
-                    sums = metrics.summed([sums, *jax.device_get(pending)])
+                    sums = metrics.merge([sums, *jax.device_get(pending)])
                     pending.clear()
-            sums = metrics.summed([sums, *jax.device_get(pending)])
+            sums = metrics.merge([sums, *jax.device_get(pending)])
         return metrics.values(sums)
 
     return evaluate
@@ -57,7 +59,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = unwat
 
 def sums_of(job: Job, params: Any, batch: dict[str, jax.Array]) -> dict[str, metrics.Mean]:
     """Return the metrics of one batch, as sums and counts."""
-    return metrics.checked(eval_fn(job.task)(params, batch, job.config), "eval_fn")
+    return metrics.check(eval_fn(job.task)(params, batch, job.config), "eval_fn")
 
 
 def wants_scores(job: Job) -> bool:
@@ -65,7 +67,7 @@ def wants_scores(job: Job) -> bool:
     return hasattr(job.task, "score_fn") and job.config.report_metric
 
 
-def limited(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Examples, dict[str, float]]:
+def limit_examples(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Examples, dict[str, float]]:
     """Return the examples of the first `config.eval_batches` batches, and what says so among the metrics.
 
     With batches by length, these are the first examples too: a share of all as large as that of the batches.
@@ -90,7 +92,7 @@ def scores(
     params: Any,
     examples: pipeline.Examples,
     name: str = "predictions",
-    watch: Watch = unwatched,
+    watch: Watch = watch_nothing,
 ) -> dict[str, float]:
     """Return the scores of the task's predictions over a whole split; {} without score_fn or report_metric.
 
@@ -100,17 +102,17 @@ def scores(
         return {}
     outputs = predictor(params, examples, name)
     with watch(f"scoring {name}", None):
-        return processes.broadcast_from_first(lambda: scored(job, predict.rows(examples), outputs))
+        return processes.broadcast_from_first(lambda: compute_scores(job, predict.rows(examples), outputs))
 
 
-def scored(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
+def compute_scores(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
     """Return the result of score_fn; raise ConfigError if it is not {name: number}."""
     scores = job.task.score_fn(examples, outputs, job.config)
     if not isinstance(scores, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in scores):
-        raise ConfigError(f"score_fn must return {{name: number}}, not {shown(scores)}")
+        raise ConfigError(f"score_fn must return {{name: number}}, not {format_value(scores)}")
     for name, value in scores.items():
         if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
-            raise ConfigError(f"score_fn must return a number as {name!r}, not {shown(value)}")
+            raise ConfigError(f"score_fn must return a number as {name!r}, not {format_value(value)}")
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -123,7 +125,7 @@ def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest"
 def of_run(run: SavedRun, split: str, restore: Callable[[], Any]) -> dict[str, float]:
     """Evaluate an open checkpoint, whose parameters `restore` returns, on one split; keys are `split/metric`."""
     job, watch = run.job, display.watcher()
-    examples, marks = limited(job, run.required(split))
+    examples, marks = limit_examples(job, run.require(split))
     params = restore()
     values = make(job, watch=watch)(params, examples, split) | marks
     if wants_scores(job):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jtasks.config import Config
 from jtasks.distributed import sharding
 from jtasks.distributed.shares import count_microbatches, unequal
-from jtasks.metrics import Mean, checked, terms, weight
+from jtasks.metrics import Mean, check, terms, weight
 
 Params = dict[str, Any]
 Batch = dict[str, jax.Array]
@@ -42,7 +42,7 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
         microbatches = count_microbatches(config)
         after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
         gradient, metrics = exact_gradient(sharded_loss, params, batch, rng, microbatches=microbatches, after=after)
-        return sharding.constrained(gradient, mesh, config.sharding), metrics
+        return sharding.constrain_params(gradient, mesh, config.sharding), metrics
 
     return measure
 
@@ -114,7 +114,7 @@ def uneven_gradient(
 def _totals(
     loss_fn: LossFn, params: Params, part: Batch, rng: jax.Array, number: Any
 ) -> tuple[dict[str, jax.Array], Metrics]:
-    metrics = checked(loss_fn(params, part, jax.random.fold_in(rng, number))[1], "loss_fn")
+    metrics = check(loss_fn(params, part, jax.random.fold_in(rng, number))[1], "loss_fn")
     return {name: term.total for name, term in terms(metrics).items()}, metrics
 
 

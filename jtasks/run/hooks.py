@@ -211,7 +211,7 @@ class Hooks:
         for split in names:
             if self.splits[split] is None:
                 continue
-            examples, marks = evaluate.limited(job, self.splits[split])
+            examples, marks = evaluate.limit_examples(job, self.splits[split])
             recorded = functools.partial(self.log.has, step, split, marks.get(EVALUATED))
             if processes.broadcast_from_first(recorded):
                 continue
@@ -279,7 +279,7 @@ class Hooks:
 
 def _values(outputs: list[StepOutput]) -> dict[str, float]:
     """Return the metrics of some steps, added up, with the last gradient norm and learning rate."""
-    sums = metrics.summed(output.metrics for output in outputs if output.nonfinite_steps == 0)
+    sums = metrics.merge(output.metrics for output in outputs if output.nonfinite_steps == 0)
     skipped = sum(output.nonfinite_steps > 0 for output in outputs)
     values = metrics.values(sums) if sums else {}
     values |= {"gradient_norm": float(outputs[-1].gradient_norm), "lr": float(outputs[-1].learning_rate)}

@@ -171,7 +171,7 @@ class Run:
             else:
                 result = jax.tree.map(lambda *xs: np.stack(xs), *parts) if portion.several else parts[0]
             result = jax.tree.map(lambda x: x if np.ndim(x) else x.item(), result)
-            yield index, predict.named(result) | (answers[own[0]] if answers else {})
+            yield index, predict.name_output(result) | (answers[own[0]] if answers else {})
 
     def _computed(self, program: Any, batch: dict[str, jax.Array]) -> Any:
         try:

@@ -15,7 +15,7 @@ from jtasks.console import warn
 from jtasks.data import buckets, hub, pipeline, tokenizers
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
-from jtasks.distributed.shares import checked_shares
+from jtasks.distributed.shares import check_shares
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import model_config
 from jtasks.run import names
@@ -49,7 +49,7 @@ class Job(NamedTuple):
             return pipeline.Tolerant(examples, self.config.data.skip_bad, warn)
         return examples
 
-    def required(self, split: str) -> pipeline.Examples:
+    def require(self, split: str) -> pipeline.Examples:
         """Return the task's dataset of one split; raise DataError if there is none."""
         examples = self.examples(split)
         if examples is None:
@@ -69,7 +69,7 @@ class Job(NamedTuple):
         config, n, shares = self.config, pipeline.size(examples), (1,) * sharding.num_batch_shards(self.mesh)
         if shuffle:
             mixes = getattr(self.task, "MIXES_EXAMPLES", False)
-            shares = checked_shares(config, self.mesh.shape, mixes=mixes)
+            shares = check_shares(config, self.mesh.shape, mixes=mixes)
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         rows = config.batch_size if shuffle or full else min(config.batch_size, n)
@@ -101,7 +101,7 @@ class Job(NamedTuple):
         own = self.task.assets(self.config) if hasattr(self.task, "assets") else {}
         texts = getattr(self.task, "texts", None)
         tokenizer = tokenizers.assets(tokenizers.of(self.config, texts)) if texts else {}
-        return tokenizer | task.checked_texts(own, f"assets of {self.config.task}")
+        return tokenizer | task.check_texts(own, f"assets of {self.config.task}")
 
     def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> BatchPlan:
         config = self.config
@@ -190,7 +190,8 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
     values = module.model_args(config) if data and hasattr(module, "model_args") else {}
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"model_args of {config.task} must return {{field of config.model: value}}, not {ranges.shown(values)}"
+            f"model_args of {config.task} must return {{field of config.model: value}}, not"
+            f" {ranges.format_value(values)}"
         )
     if hasattr(module, "texts"):
         values = {"vocab": tokenizers.size(tokenizers.of(config, module.texts, fresh=True)), **values}

@@ -7,9 +7,9 @@ from jtasks.run import checkpoint, profile
 from jtasks.run.hooks import AHEAD, Hooks, due
 from jtasks.run.log import Log
 from jtasks.run.signals import Stop
-from jtasks.run.start import Setup, Step, begin, finished, set_up
+from jtasks.run.start import Setup, Step, begin, is_finished, set_up
 from jtasks.run.step import State, StepOutput
-from jtasks.run.workdir import cleared_on_error, locked
+from jtasks.run.workdir import clear_on_error, lock
 
 
 def train(config: Config, workdir: pathlib.Path | str, *, owns_process: bool = False) -> dict[str, float]:
@@ -34,10 +34,10 @@ def train(config: Config, workdir: pathlib.Path | str, *, owns_process: bool = F
     """
     config, workdir = freeze(config), pathlib.Path(workdir)
     fresh = not workdir.exists()
-    with locked(workdir), Stop(owns_process=owns_process) as stop:
-        with stop.rescue(lambda: None), cleared_on_error(workdir, fresh=fresh):  # nothing to save yet
+    with lock(workdir), Stop(owns_process=owns_process) as stop:
+        with stop.rescue(lambda: None), clear_on_error(workdir, fresh=fresh):  # nothing to save yet
             setup = set_up(config, workdir)
-            if finished(setup):
+            if is_finished(setup):
                 return result(setup.log, setup.start)
             setup, state, step = begin(setup)
         stop.running = True

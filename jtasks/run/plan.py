@@ -45,7 +45,7 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     if not hardware.peak_tflops or not 0 < hardware.efficiency <= 1 or not hardware.bandwidth_gbs:
         raise ConfigError("--peak-tflops and --bandwidth-gbs must be above 0, and --efficiency above 0 and at most 1")
     job = prepare(config)
-    examples = job.required("train")
+    examples = job.require("train")
     plan = job.plan(examples, shuffle=True)
     batched = sharding.batch_sharding(job.mesh)
     host = pipeline.batch_at(examples, plan, 0, job.collate)
@@ -57,10 +57,10 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     operations = flops.count(program.step, state, batch)
     compute = operations / job.mesh.size / (hardware.peak_tflops * 1e12 * hardware.efficiency)
     memory = {
-        "parameters": held(state.params),
-        "optimizer": held(state.opt_state),
-        "ema_params": held(state.ema_params),
-        "batch": held(batch),
+        "parameters": bytes_on_fullest(state.params),
+        "optimizer": bytes_on_fullest(state.opt_state),
+        "ema_params": bytes_on_fullest(state.ema_params),
+        "batch": bytes_on_fullest(batch),
         "activations and gradients": int(compiled.memory_analysis().temp_size_in_bytes),
     }
     return {
@@ -93,7 +93,7 @@ def times(compute: float, traffic: Sequence[Collective], hardware: Hardware) -> 
     }
 
 
-def held(tree: Any) -> int:
+def bytes_on_fullest(tree: Any) -> int:
     """Return the bytes of a tree of shapes on the fullest device, by their shardings."""
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 

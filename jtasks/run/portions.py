@@ -13,7 +13,7 @@ from jtasks.data import pipeline
 from jtasks.data.shuffle import example_seeds
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError, DataError
-from jtasks.ranges import shown
+from jtasks.ranges import format_value
 from jtasks.run.job import Job
 
 ARRIVAL_SECONDS = 0.02  # wait this long for another input before a batch that is not full starts
@@ -133,7 +133,7 @@ class Portions:
         form = {name: kind for name, kind in form.items() if name not in ("mask", "seed")}
         if not isinstance(item, Mapping):
             raise DataError(
-                f"expected an example, a dict with the entries {form}, not {shown(item)}: task {task} has no"
+                f"expected an example, a dict with the entries {form}, not {format_value(item)}: task {task} has no"
                 " examples(inputs, config), which makes examples of other inputs"
             )
         row = dict(item)

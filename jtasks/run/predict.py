@@ -14,7 +14,7 @@ from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.run import display, row_files
-from jtasks.run.activity import Watch, unwatched
+from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
 from jtasks.run.restore import open_run
@@ -24,7 +24,7 @@ from jtasks.writing import check_name, require_writable, write_file, writer
 Predict = Callable[[Any, pipeline.Examples, str], Sequence[Any]]  # parameters, examples and their name
 
 
-def program(job: Job, function: str = "predict_fn", watch: Watch = unwatched) -> Compiled:
+def program(job: Job, function: str = "predict_fn", watch: Watch = watch_nothing) -> Compiled:
     """Return predict_fn or embed_fn of the task as a function (params, batch) -> outputs, compiled for each shape.
 
     `watch` shows that it compiles.
@@ -39,14 +39,14 @@ def program(job: Job, function: str = "predict_fn", watch: Watch = unwatched) ->
     def outputs(params: Any, batch: Any) -> Any:
         return getattr(job.task, function)(params, batch, rng, job.config)
 
-    jitted = jax.jit(job.on_mesh(outputs), out_shardings=sharding.replicated(job.mesh))
+    jitted = jax.jit(job.on_mesh(outputs), out_shardings=sharding.replicated_sharding(job.mesh))
     return Compiled(jitted, lambda: watch(f"compiling {function}", None))
 
 
 def make(
     job: Job,
     poll: Callable[[], None] = lambda: None,
-    watch: Watch = unwatched,
+    watch: Watch = watch_nothing,
     *,
     full: bool = False,
     function: str = "predict_fn",
@@ -93,7 +93,9 @@ def answers(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> li
         return [{} for _ in outputs]
     given = job.task.answers(rows(examples), outputs, job.config)
     if not isinstance(given, list) or [type(answer) for answer in given] != [dict] * len(outputs):
-        raise ConfigError(f"answers must return one dict per example, {len(outputs)} here, not {ranges.shown(given)}")
+        raise ConfigError(
+            f"answers must return one dict per example, {len(outputs)} here, not {ranges.format_value(given)}"
+        )
     return given
 
 
@@ -102,13 +104,13 @@ def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -
     shown = list(rows(examples)[: job.config.show_count])
     arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
     outputs = list(predict(params, arrays or shown, "examples to show"))
-    return checked_shown(job.task.show_fn(shown, outputs, job.config)) if processes.first() else {}
+    return check_shown(job.task.show_fn(shown, outputs, job.config)) if processes.first() else {}
 
 
-def checked_shown(shown: Any) -> dict[str, np.ndarray | str]:
+def check_shown(shown: Any) -> dict[str, np.ndarray | str]:
     """Return show_fn's result with pictures as NumPy arrays; raise ConfigError if it is not {name: picture or text}."""
     if not isinstance(shown, Mapping):
-        raise ConfigError(f"show_fn must return {{name: picture or text}}, not {ranges.shown(shown)}")
+        raise ConfigError(f"show_fn must return {{name: picture or text}}, not {ranges.format_value(shown)}")
     checked = dict[str, np.ndarray | str]()
     for name, content in shown.items():
         check_name(name, "show_fn of the task")
@@ -118,7 +120,9 @@ def checked_shown(shown: Any) -> dict[str, np.ndarray | str]:
         picture = np.asarray(content)
         gray_or_rgb = picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (1, 3))
         if picture.dtype != np.uint8 or not gray_or_rgb or not picture.size:
-            kind = f"{picture.dtype}{list(picture.shape)}" if hasattr(content, "shape") else ranges.shown(content)
+            kind = (
+                f"{picture.dtype}{list(picture.shape)}" if hasattr(content, "shape") else ranges.format_value(content)
+            )
             raise ConfigError(f"show_fn must return {name!r} as a text or a picture, uint8 [h, w, 1 or 3], not {kind}")
         checked[name] = picture
     return checked
@@ -155,17 +159,17 @@ def run(
     """
     run, path = open_run(config, workdir, which), row_files.place(output, workdir, f"predictions-{split}.jsonl")
     processes.on_first_process(lambda: require_writable(path.parent))
-    job, examples = run.job, run.required(split)
+    job, examples = run.job, run.require(split)
     outputs = make(job, watch=display.watcher(), full=True)(run.params(), examples, f"{split} predictions")
 
     def write() -> None:
         said = answers(job, examples, outputs)
         with row_files.open_rows(path) as add:
             for index, (result, answer) in enumerate(zip(outputs, said, strict=True)):
-                add([row_files.join(index, {}, named(result) | answer)])
+                add([row_files.join(index, {}, name_output(result) | answer)])
         if hasattr(job.task, "export_fn"):
             reports = job.task.export_fn(rows(examples), outputs, job.config)
-            for name, text in task.checked_texts(reports, "export_fn").items():
+            for name, text in task.check_texts(reports, "export_fn").items():
                 report = pathlib.PurePath(name)
                 write_file(path.parent / f"{report.stem}-{split}{report.suffix}", text)
 
@@ -185,7 +189,7 @@ def run_embed(
     run = open_run(config, workdir, which)
     path = row_files.place(output, workdir, f"embeddings-{split}.safetensors")
     processes.on_first_process(lambda: require_writable(path.parent))
-    examples = run.required(split)
+    examples = run.require(split)
     embed = make(run.job, watch=display.watcher(), full=True, function="embed_fn")
     features = embed(run.params(), examples, f"{split} embeddings")
 
@@ -210,11 +214,11 @@ def run_show(
         raise ConfigError("config.show_count=0 shows nothing: --mode=show needs at least 1")
     folder = output or workdir / "show"
     processes.on_first_process(lambda: require_writable(folder))
-    examples = run.required(split)
+    examples = run.require(split)
     shown = show(job, make(job, watch=display.watcher()), run.params(), examples)
     return write_shown(shown, folder, f"{split}-{run.step}") if processes.first() else []
 
 
-def named(output: Any) -> dict[str, Any]:
+def name_output(output: Any) -> dict[str, Any]:
     """Return an output tree as a dict, under "output" if it is anything else."""
     return output if isinstance(output, dict) else {"output": output}

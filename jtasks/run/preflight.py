@@ -15,7 +15,7 @@ from jtasks.console import warn
 from jtasks.data import pipeline
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.faults import Fault, explained, require, some
+from jtasks.faults import Fault, explain, require, some
 from jtasks.metrics import TERM, Loss, Mean
 from jtasks.run import evaluate, predict
 from jtasks.run.job import Job
@@ -210,7 +210,7 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
         _try(job, "show_fn", split, lambda: _show(job.task.show_fn(first, zeros, job.config)))
     scores: dict[str, float] = {}
     if evaluate.wants_scores(job):
-        _try(job, "score_fn", split, lambda: scores.update(evaluate.scored(job, first, zeros)))
+        _try(job, "score_fn", split, lambda: scores.update(evaluate.compute_scores(job, first, zeros)))
     return set(scores)
 
 
@@ -222,9 +222,9 @@ def _try(job: Job, name: str, split: str, call: Any) -> None:
         misnamed = isinstance(error, KeyError) and error.args and isinstance(error.args[0], str)
         if misnamed or isinstance(error, MISTAKES):
             raise
-        warn(f"{name} fails on outputs of zeros for examples of {split}: {explained(error, job.task)}")
+        warn(f"{name} fails on outputs of zeros for examples of {split}: {explain(error, job.task)}")
 
 
 def _show(shown: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        predict.write_shown(predict.checked_shown(shown), pathlib.Path(folder), "preflight")
+        predict.write_shown(predict.check_shown(shown), pathlib.Path(folder), "preflight")

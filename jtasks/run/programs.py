@@ -12,7 +12,7 @@ from jtasks.run import checkpoint, preflight
 from jtasks.run import step as steps_
 from jtasks.run.job import Job
 from jtasks.run.step import Batch, State
-from jtasks.run.transfer import imported
+from jtasks.run.transfer import transfer_params
 
 
 class Programs(NamedTuple):
@@ -51,7 +51,7 @@ def build(job: Job, batch: Batch, steps: int) -> Programs:
     step = jax.jit(
         steps_.make_train_step(job.task, config, optimizer, schedule, trainable, job.mesh),
         donate_argnums=0,
-        out_shardings=(shardings, sharding.replicated(job.mesh)),
+        out_shardings=(shardings, sharding.replicated_sharding(job.mesh)),
     )
     return Programs(init, create, state, shardings, step, trainable)
 
@@ -67,7 +67,7 @@ def state_at(
         return state
     params = jax.jit(program.init, out_shardings=program.shardings.params)(batch)  # initialized already sharded
     if job.config.init_from:
-        params, taken = imported(job, params)
+        params, taken = transfer_params(job, params)
         for kind, names in taken.items():
             say(f"init_from: {len(names)} parameters {kind}" + "".join(f"\n  {name}" for name in names))
     return jax.jit(program.create, out_shardings=program.shardings, donate_argnums=0)(params)

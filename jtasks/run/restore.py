@@ -32,9 +32,9 @@ class SavedRun(NamedTuple):
             processes.on_first_process(lambda: self._compare(split, examples))
         return examples
 
-    def required(self, split: str) -> pipeline.Examples:
+    def require(self, split: str) -> pipeline.Examples:
         """Return the examples of a split; raise DataError if there are none."""
-        return self.job.required(split) if (examples := self.examples(split)) is None else examples
+        return self.job.require(split) if (examples := self.examples(split)) is None else examples
 
     def params(self) -> Any:
         """Restore the parameters, or their moving average if config.ema is set.
@@ -73,7 +73,7 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Sav
     """
     _check_choice(which)
     config = freeze(config)
-    job = compared(config, folder, free=BATCHES)
+    job = prepare_and_compare(config, folder, free=BATCHES)
     step = processes.broadcast_from_first(lambda: _choose(config, folder, which))
     return SavedRun(job, folder, step)
 
@@ -104,7 +104,7 @@ def open_alone(
     return SavedRun(job, folder, step)
 
 
-def compared(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
+def prepare_and_compare(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
     """Return the job of a config, compared with the run in `folder`, if there is one; `free` fields may differ."""
     processes.on_first_process(lambda: workdir.require_files(folder))
     job = prepare(workdir.own_names(config, folder), pretrained=not (folder / "config.json").exists())

@@ -59,7 +59,7 @@ class Stop:
 
     def should_stop(self, step: int = 0) -> bool:
         """Return whether to stop now; all processes call this after the same batches, or after the same `step`."""
-        if processes.unlinked():
+        if processes.is_external():
             from jax.experimental import multihost_utils
 
             if step and multihost_utils.reached_preemption_sync_point(step):
@@ -69,7 +69,7 @@ class Stop:
         return self.requested is not None
 
     def __enter__(self) -> "Stop":
-        if processes.unlinked():
+        if processes.is_external():
             for number in self.numbers[1:]:
                 self._previous[number] = signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
             return self

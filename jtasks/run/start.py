@@ -17,7 +17,7 @@ from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
 from jtasks.run import autoshare, checkpoint, flops, preflight, programs, provenance, summary
 from jtasks.run.compile import Compiled
-from jtasks.run.evaluate import limited
+from jtasks.run.evaluate import limit_examples
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
@@ -81,7 +81,7 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     job = prepare(config, pretrained=not start)
     splits: dict[str, Any] = {split: job.examples(split) for split in SPLITS}
     if splits["train"] is None:
-        splits["train"] = job.required("train")
+        splits["train"] = job.require("train")
     plan = job.plan(splits["train"], shuffle=True)
     steps, n = total_steps(job.config, plan), pipeline.size(splits["train"])
     if not job.config.batch_tokens and job.config.batch_size > n:
@@ -117,13 +117,13 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         record_batch(pipeline.batch_at(splits["train"], plan, 0, job.collate, slice(0, 1)), workdir)
 
 
-def finished(setup: Setup) -> bool:
+def is_finished(setup: Setup) -> bool:
     """Return whether all steps are done and evaluated, and say so."""
     job, workdir, splits, _, start, steps, log = setup
     evaluated = {split: splits[split] for split in ("valid", "test") if splits[split] is not None}
 
     def measured() -> bool:
-        numbers = {split: limited(job, examples)[1].get(EVALUATED) for split, examples in evaluated.items()}
+        numbers = {split: limit_examples(job, examples)[1].get(EVALUATED) for split, examples in evaluated.items()}
         return all(log.has(start, split, number) for split, number in numbers.items())
 
     if start < steps or not processes.broadcast_from_first(measured):

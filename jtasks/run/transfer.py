@@ -25,7 +25,7 @@ from jtasks.run.job import Job
 from jtasks.tree import leaf_name
 
 
-def imported(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
+def transfer_params(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     """Return the parameters, with those of `config.init_from` that fit, and the names of taken and other parameters.
 
     Raises:
@@ -90,7 +90,7 @@ def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], conf
     if there is None or tokenizers.FILE not in own:
         return
     theirs = _tokens(there)
-    ours = _tokens(tokenizers.parsed(own[tokenizers.FILE]))
+    ours = _tokens(tokenizers.parse(own[tokenizers.FILE]))
     other = [i for i in sorted(ours) if theirs.get(i, ours[i]) != ours[i]]
     if other:
         raise ConfigError(

@@ -56,7 +56,7 @@ OWN = (
 
 
 @contextlib.contextmanager
-def locked(workdir: pathlib.Path) -> Iterator[None]:
+def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Lock the folder for this run, and create it if absent; the lock ends with the process.
 
     Raises:
@@ -91,7 +91,7 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def cleared_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
+def clear_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
     """Delete the files in a `fresh` folder, and the folder, if the run fails inside, which is before its first step.
 
     Folders that the task created there, such as data, stay.
@@ -108,7 +108,7 @@ def cleared_on_error(workdir: pathlib.Path, *, fresh: bool) -> Iterator[None]:
         raise
 
 
-def started_elsewhere(workdir: pathlib.Path) -> str:
+def relative_paths_note(workdir: pathlib.Path) -> str:
     """Say where the run was last started, from where relative paths in its config start; "" if that is here."""
     try:
         folder = (workdir / ".lock").read_text(encoding="utf-8").partition(STARTED)[2].removesuffix("\n")
@@ -120,7 +120,7 @@ def started_elsewhere(workdir: pathlib.Path) -> str:
     return f"relative paths in {workdir / 'config.json'} are from {folder}, where the run was started; this is {here}"
 
 
-def stored(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Read a file of the run that holds a JSON object; {} if there is no file.
 
     Raises:
@@ -138,7 +138,7 @@ def stored(path: pathlib.Path) -> dict[str, Any]:
 def record_file(workdir: pathlib.Path, name: str, text: str) -> None:
     """Write a file of the run, after its checksum; files.json keeps the old one too, so that a kill does no harm."""
     content = text.encode(errors="backslashreplace")
-    known, sums = stored(workdir / FILES), sorted({*_sums(workdir / name), hashlib.sha256(content).hexdigest()})
+    known, sums = read_json(workdir / FILES), sorted({*_sums(workdir / name), hashlib.sha256(content).hexdigest()})
     if known.get(name) != sums:
         write_file(workdir / FILES, json.dumps(known | {name: sums}, indent=1) + "\n")
     write_file(workdir / name, content)
@@ -148,7 +148,7 @@ def require_files(workdir: pathlib.Path) -> None:
     """Raise ConfigError if a recorded file of the run is missing or has changed."""
     problems = [
         f"{workdir / name} {'is not what the run wrote' if (workdir / name).is_file() else 'is missing'}"
-        for name, sums in stored(workdir / FILES).items()
+        for name, sums in read_json(workdir / FILES).items()
         if not any(checksum in str(sums) for checksum in _sums(workdir / name))
     ]
     if problems:
@@ -172,7 +172,7 @@ def own_names(config: Config, workdir: pathlib.Path) -> Config:
     Names on the hub keep their commit (see `names.as_recorded`). The run's tokenizer counts, if other text is allowed
     and would make another one.
     """
-    if recorded := stored(workdir / "config.json"):
+    if recorded := read_json(workdir / "config.json"):
         config = names.as_recorded(config, recorded, workdir)
     learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
     if not (learned and config.data.allow_changes and (workdir / "tokenizer.json").is_file()):
@@ -213,7 +213,7 @@ def stored_batch(workdir: pathlib.Path, rows: int) -> dict[str, jax.ShapeDtypeSt
     if not (workdir / BATCH).is_file():
         raise ConfigError(f"{workdir / BATCH} is missing, which a run writes at its start: restore it from a copy")
     try:
-        entries = stored(workdir / BATCH).items()
+        entries = read_json(workdir / BATCH).items()
         return {name: jax.ShapeDtypeStruct((rows, *shape), jax.numpy.dtype(kind)) for name, (kind, shape) in entries}
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{workdir / BATCH} is damaged ({error}): restore it from a copy") from error
@@ -223,7 +223,7 @@ def record_config(config: Config, workdir: pathlib.Path) -> None:
     """Write config.json, which lets later commands omit `--config`."""
     new = configs.to_json(config)
     if _is_own(new["data"].get("tokenizer"), workdir):  # the run's own tokenizer: record how it was made
-        new["data"]["tokenizer"] = stored(workdir / "config.json").get("data", {}).get("tokenizer", str(workdir))
+        new["data"]["tokenizer"] = read_json(workdir / "config.json").get("data", {}).get("tokenizer", str(workdir))
     new["data"] |= {"allow_changes": False}  # for this part of the run only
     if config.task.endswith(".py"):
         new["task"] = str(pathlib.Path(config.task).resolve())
@@ -244,7 +244,7 @@ def compare_config(
     Raises:
       ConfigError: a field of the task, data or model differs from the run's; all are listed.
     """
-    old, new = stored(workdir / "config.json"), configs.to_json(config)
+    old, new = read_json(workdir / "config.json"), configs.to_json(config)
     if not old:
         return
     before, now = dict(configs.fields(old)), dict(configs.fields(new))
@@ -298,7 +298,7 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
     Raises:
       ConfigError: a split has changed; the message lists the changes.
     """
-    known = stored(workdir / DATA)
+    known = read_json(workdir / DATA)
     if not all(isinstance(old, dict) and all(isinstance(old.get(k), dict) for k in KINDS) for old in known.values()):
         raise ConfigError(f"{workdir / DATA} is damaged (no splits): restore it from a copy, or delete it")
     lines = [f"{split}: {text}" for split, new in data.items() for text in fingerprint.changes(known.get(split), new)]
@@ -313,13 +313,13 @@ def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bo
 
 def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, fresh: bool) -> None:
     """Write data.json: number of examples, entries and hashes of each split that the run has used."""
-    known = {} if fresh else stored(workdir / DATA)
+    known = {} if fresh else read_json(workdir / DATA)
     record_file(workdir, DATA, json.dumps(known | dict(data), indent=1) + "\n")
 
 
 def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:
     """Return the splits that the run has used."""
-    return frozenset(stored(workdir / DATA))
+    return frozenset(read_json(workdir / DATA))
 
 
 def _is_own(tokenizer: Any, workdir: pathlib.Path) -> bool:

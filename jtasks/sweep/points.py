@@ -13,7 +13,7 @@ from jtasks import config as configs
 from jtasks import task
 from jtasks.config import Config
 from jtasks.errors import ConfigError
-from jtasks.ranges import shown
+from jtasks.ranges import format_value
 
 FLAG = "--sweep."
 MOST = 10_000  # runs of a sweep, so that an endless iterator is an error
@@ -129,7 +129,9 @@ def _split(text: str, flag: str) -> list[str]:
         try:
             values = [_text(value, flag) for value in ast.literal_eval(text.strip())]
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-            raise ConfigError(f"{flag}={shown(text)} is not a Python list: write {flag}=[VALUE, VALUE]") from None
+            raise ConfigError(
+                f"{flag}={format_value(text)} is not a Python list: write {flag}=[VALUE, VALUE]"
+            ) from None
     else:
         values = [value.strip() for value in text.split(",")]
     if not values or ("" in values and not text.strip().startswith("[")):
@@ -159,7 +161,7 @@ def _checked(search: Search, path: str) -> Search:
 
 def _check(point: Any, path: str) -> Point:
     if not isinstance(point, Mapping) or not point or not all(isinstance(name, str) and name for name in point):
-        raise ConfigError(f'{path} must give points such as {{"optim.lr": 0.001}}, not {shown(point)}')
+        raise ConfigError(f'{path} must give points such as {{"optim.lr": 0.001}}, not {format_value(point)}')
     return {name.removeprefix("config."): value for name, value in point.items()}
 
 

@@ -17,7 +17,7 @@ from jtasks.config import Config
 from jtasks.console import number, say
 from jtasks.errors import EXIT_STOPPED, ConfigError, printable
 from jtasks.run.signals import Stop, Stopped
-from jtasks.run.workdir import locked
+from jtasks.run.workdir import lock
 from jtasks.sweep import table
 from jtasks.sweep.points import Load, Point, Run, Search, make_run, make_runs
 from jtasks.sweep.table import Record
@@ -60,7 +60,7 @@ def train(
             "--sweep-index needs points that are known in advance: give the file a function sweep(config)"
         )
     failed: dict[str, str] = {}
-    with locked(folder) if index is None else contextlib.nullcontext(), Stop(owns_process=True) as stop:
+    with lock(folder) if index is None else contextlib.nullcontext(), Stop(owns_process=True) as stop:
         (folder / table.RECORDS).mkdir(parents=True, exist_ok=True)
         metrics: Any = None
         for count in itertools.count(1):

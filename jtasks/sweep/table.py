@@ -22,7 +22,7 @@ Record = Mapping[str, Any]  # run, values, state, digest, metrics, seconds, mess
 
 def read_record(folder: pathlib.Path, name: str) -> Record:
     """Return the record of a run of the sweep in `folder`; {} if the run never began."""
-    return workdir.stored(folder / RECORDS / f"{name}.json")
+    return workdir.read_json(folder / RECORDS / f"{name}.json")
 
 
 def write_record(folder: pathlib.Path, record: Record, config: Config) -> None:
@@ -42,7 +42,7 @@ def write_record(folder: pathlib.Path, record: Record, config: Config) -> None:
 def read_records(folder: pathlib.Path) -> list[Record]:
     """Return the records of all runs, sorted by their values."""
     paths = sorted((folder / RECORDS).glob("*.json"))
-    records = [workdir.stored(path) for path in paths if not path.name.startswith(".")]
+    records = [workdir.read_json(path) for path in paths if not path.name.startswith(".")]
     fields = _names(records, "values")
     return sorted(records, key=lambda record: [_order(record["values"].get(name)) for name in fields])
 

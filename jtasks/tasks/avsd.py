@@ -82,7 +82,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
-    """Return questions in dialogues (see `dialogues.asked`) as `dataset` returns undisclosed turns.
+    """Return questions in dialogues (see `dialogues.parse_turn`) as `dataset` returns undisclosed turns.
 
     With config.data.features an input has `features`, an array [time, width] of all kinds side by side, or an
     `image_id`, whose files are read.
@@ -219,7 +219,7 @@ def _asked(given: Any) -> dialogues.Turn:
     if isinstance(given, Mapping) and "dialogue" in given:  # a row of `dataset`
         past = given["dialogue"]["dialog"][: int(given["turn"]) + 1]
         given = {**given["dialogue"], "dialog": past}
-    return dialogues.asked(given)
+    return dialogues.parse_turn(given)
 
 
 def _check_features(given: Any, dialogue: dict[str, Any], config: Config) -> None:

@@ -199,10 +199,10 @@ def _sharded(source: text.Source) -> bool:
 
 
 def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
-    """Return the tokenized documents of a split, and their `pairs.paired`."""
+    """Return the tokenized documents of a split, and their `pairs.make_pairs`."""
     tokenizer, folder = tokenizers.of(config, texts), _folder(config)
-    sources = pairs.tokenized(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)
-    return sources, *pairs.paired(
+    sources = pairs.tokenize(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)
+    return sources, *pairs.make_pairs(
         sources,
         [files.identity(source.paths, source.part, source.valid), tokenizer.to_str()],
         length=config.data.length,

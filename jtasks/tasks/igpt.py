@@ -20,7 +20,7 @@ from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import palettes, unlabeled
 from jtasks.data.assets import labels, palette_files
-from jtasks.metrics import Loss, Mean, classification, example_weights, scaled, total
+from jtasks.metrics import Loss, Mean, classification, example_weights, scale, total
 from jtasks.ops import augment, decode, grid, palette
 from jtasks.ranges import Field
 
@@ -113,7 +113,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
         pixels = models.apply(_model(config), params, _inputs(tokens, config), rng=rng)
         nats = Loss.of(cross_entropy(pixels, tokens), weights)
         metrics = {"loss": nats}
-    metrics["bits"] = scaled(nats, 1 / np.log(2))
+    metrics["bits"] = scale(nats, 1 / np.log(2))
     return total(metrics), metrics
 
 
@@ -152,7 +152,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     tokens = [np.asarray(palette.nearest(example["image"][None], levels))[0] for example in examples]
     originals = [palette.pictures(row, levels, shape) for row in tokens]
     if config.model.classes:
-        return grid.classified(originals, examples, outputs, _names(config))
+        return grid.show_classes(originals, examples, outputs, _names(config))
     rows = []
     for original, output in zip(originals, outputs, strict=True):
         half = original.copy()

@@ -16,7 +16,7 @@ from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
-from jtasks.faults import CONTRACT, Fault, explained, require, some
+from jtasks.faults import CONTRACT, Fault, explain, require, some
 from jtasks.run.job import SPLITS, Job, fill, make_files
 from jtasks.run.preflight import check_loss, check_metrics, kind, require_arrays, require_no_leak, require_unchanged
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, small, unequal, variables
@@ -215,7 +215,7 @@ def _init_params(subject: Subject) -> Tree:
     resized = [f"{p} is {list(a.shape)} or {list(b.shape)}" for p, a, b in leaves if a.shape != b.shape]
     detail = f"init's shapes depend on the batch size: {some(resized)}, for {len(subject.batch['mask'])} or 5 examples"
     require(not resized, detail, "take sizes from config and from the other axes of the batch")
-    return jax.jit(init, out_shardings=sharding.replicated(subject.job.mesh))(key(config.seed), subject.batch)
+    return jax.jit(init, out_shardings=sharding.replicated_sharding(subject.job.mesh))(key(config.seed), subject.batch)
 
 
 def _check_evaluation(subject: Subject) -> None:
@@ -273,7 +273,7 @@ def _check_other_splits(subject: Subject, splits: dict[str, pipeline.Examples]) 
                 if not differences:
                     raise
                 raise Fault(
-                    f"dataset({split!r}, config): {some(differences)}; {explained(error, subject.task)}", hint
+                    f"dataset({split!r}, config): {some(differences)}; {explain(error, subject.task)}", hint
                 ) from error
 
 

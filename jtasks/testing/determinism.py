@@ -124,7 +124,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_data(subject: Subject) -> None:
-    reloaded = subject.job.required("train")
+    reloaded = subject.job.require("train")
     counts = pipeline.size(subject.examples), pipeline.size(reloaded)
     hint = "make dataset(split, config) a pure function; draw with np.random.default_rng(config.seed)" + _suspects(
         subject.task

@@ -122,7 +122,7 @@ def meshes_agree(subject: Subject) -> str:
     mesh = mesh_of(devices)
     one = jax.device_get(subject.measure(subject.params, subject.batch, key(0)))
     measure = subject.measurement(subject.config)
-    params, rng = jax.device_put((subject.params, key(0)), sharding.replicated(mesh))
+    params, rng = jax.device_put((subject.params, key(0)), sharding.replicated_sharding(mesh))
     many = jax.device_get(measure(params, jax.device_put(subject.batch, sharding.batch_sharding(mesh)), rng))
     difference, path = gradient_difference(one[0], many[0])
     hint = "a task sees the whole batch whatever the mesh: no pmean, psum, axis_index or device_count in it"

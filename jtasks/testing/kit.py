@@ -9,7 +9,7 @@ import jax
 
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
-from jtasks.faults import Fault, explained, raised_in
+from jtasks.faults import Fault, explain, raised_in
 from jtasks.testing import contract, determinism, exactness, padding, training
 from jtasks.testing.result import Result, Skip
 from jtasks.testing.subject import Subject
@@ -92,9 +92,9 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
     except (ConfigError, DataError) as error:
         if error.__cause__ is None:
             return Result(name, False, str(error), "see jtasks/task.py for the contract")
-        return Result(name, False, explained(error, task), "see jtasks/task.py for the contract")
+        return Result(name, False, explain(error, task), "see jtasks/task.py for the contract")
     except Exception as error:
-        return Result(name, False, explained(error, task), hint(error, task))
+        return Result(name, False, explain(error, task), hint(error, task))
 
 
 HOST = ("dataset", "texts", "prepare", "model_args", "collate_fn", "assets", "lengths")

@@ -16,12 +16,12 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
-from jtasks.faults import author_frames, located, some
+from jtasks.faults import author_frames, format_frame, some
 from jtasks.run import autoshare, checkpoint, programs
 from jtasks.run import step as steps
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job, total_steps
-from jtasks.run.restore import compared
+from jtasks.run.restore import prepare_and_compare
 from jtasks.tree import leaf_name
 
 
@@ -35,9 +35,9 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
       ConfigError: there is no such step.
       CheckpointError: the checkpoint does not fit the config.
     """
-    job = compared(config, workdir)
+    job = prepare_and_compare(config, workdir)
     job = autoshare.load_shares(job, workdir) or job
-    examples = job.required("train")
+    examples = job.require("train")
     plan = job.plan(examples, shuffle=True)
     steps_ = total_steps(config, plan)
     if not 1 <= step <= steps_:
@@ -50,7 +50,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
         return job.task.loss_fn(params, batch, rng, job.config)
 
     exact = gradient_fn(job.task, job.config, job.mesh)
-    measure = jax.jit(lambda p, b: exact(p, b, rng), out_shardings=sharding.replicated(job.mesh))
+    measure = jax.jit(lambda p, b: exact(p, b, rng), out_shardings=sharding.replicated_sharding(job.mesh))
     gradient, metrics = jax.device_get(measure(state.params, batch))
     indices, entries = plan.at(plan.positions(step - 1))
     lines = [
@@ -92,7 +92,7 @@ def first_non_finite(
             text = " ".join(str(failure).split())
             frames = author_frames(_python_frames(failure), task)
             return f"in the {what}, first: {text.split('. Check failed')[0]}" + (
-                f"\nat {located(frames[-1])}" if frames else ""
+                f"\nat {format_frame(frames[-1])}" if frames else ""
             )
     return _operation_by_operation(jax.value_and_grad(forward), params, task)
 
@@ -111,7 +111,7 @@ def out_of_bounds(
         return ""
     frames = author_frames(_python_frames(failure), task)
     text = " ".join(str(failure).split()).split(". Check failed")[0]
-    return "" if failure is None else text + (f"\nat {located(frames[-1])}" if frames else "")
+    return "" if failure is None else text + (f"\nat {format_frame(frames[-1])}" if frames else "")
 
 
 def _python_frames(error: Any) -> list[traceback.FrameSummary]:
@@ -128,7 +128,7 @@ def _operation_by_operation(function: Callable[[Any], Any], params: Any, task: M
             chain = [error.__cause__ or error, error]
             for link in chain:
                 if frames := author_frames(traceback.extract_tb(link.__traceback__), task):
-                    return f"first: {error}\nat {located(frames[-1])}"
+                    return f"first: {error}\nat {format_frame(frames[-1])}"
             return f"first: {error}"
         except Exception as error:
             return f"no place found: {type(error).__name__} when run operation by operation"

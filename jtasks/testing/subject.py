@@ -125,7 +125,9 @@ class Subject:
             size = max(float(np.sqrt(np.mean(np.square(x)))), 0.02) if x.size else 0.0
             return x + 0.5 * size * draw(x.shape, np.float32)
 
-        return jax.device_put(jax.tree.map(noisy, jax.device_get(self.params)), sharding.replicated(self.job.mesh))
+        return jax.device_put(
+            jax.tree.map(noisy, jax.device_get(self.params)), sharding.replicated_sharding(self.job.mesh)
+        )
 
     @functools.cached_property
     def measure(self) -> Measure:

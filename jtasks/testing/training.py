@@ -136,7 +136,7 @@ def resumes_exactly(subject: Subject) -> str:
 def subject_state(subject: Subject) -> steps.State:
     """Return the state before the first step, with the config's own optimizer."""
     transformation, _ = optim.optimizer(subject.config.optim, subject.steps, subject.params)
-    replicated = sharding.replicated(subject.job.mesh)
+    replicated = sharding.replicated_sharding(subject.job.mesh)
     create = jax.jit(
         lambda p: steps.init_state(p, transformation, ema=subject.config.ema > 0), out_shardings=replicated
     )
@@ -154,7 +154,7 @@ def subject_step(subject: Subject) -> Any:
 def _new_step(subject: Subject) -> Any:
     transformation, schedule = optim.optimizer(subject.config.optim, subject.steps, subject.params)
     step = steps.make_train_step(subject.task, subject.config, transformation, schedule, subject.trainable)
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated(subject.job.mesh))
+    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated_sharding(subject.job.mesh))
 
 
 def _run(subject: Subject, state: steps.State, step: Any, start: int, stop: int) -> steps.State:

@@ -172,7 +172,7 @@ def stored(folder, **arrays):
 def test_kinds_are_aligned_to_the_shortest(tmp_path_factory, lengths, frames):
     ramps = [np.linspace(0, 1, length)[:, None].astype(np.float32) for length in lengths]
     features = stored(tmp_path_factory.mktemp("features"), one=ramps[0], two=2 * ramps[1] + 3)
-    found = Features(features.folder, features.kinds, frames).aligned("A")
+    found = Features(features.folder, features.kinds, frames).align("A")
     length = min(*lengths, frames)
     assert found.shape == (length, 2) and found.dtype == np.float32
     expected = np.linspace(0, 1, length)  # a straight line stays one, from its first to its last value

@@ -262,8 +262,10 @@ def wordpiece(corpus, tmp_path_factory):
 
 
 def made(corpus, wordpiece, folder, *, length=48, duplicates=4, seed=0):
-    sources = pairs.tokenized(sorted(corpus.glob("*.txt")), "train", wordpiece, seed=0, valid=0.0, folder=folder)
-    return sources, pairs.paired(sources, ["corpus"], length=length, duplicates=duplicates, seed=seed, folder=folder)
+    sources = pairs.tokenize(sorted(corpus.glob("*.txt")), "train", wordpiece, seed=0, valid=0.0, folder=folder)
+    return sources, pairs.make_pairs(
+        sources, ["corpus"], length=length, duplicates=duplicates, seed=seed, folder=folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -497,12 +499,12 @@ def grow(writer: store.Writer) -> None:
 
 def test_stored_arrays_come_back_with_their_facts_and_are_made_once(tmp_path):
     for write in (grow, lambda _: pytest.fail("made again")):
-        arrays, facts = store.stored("things", ["a", 1], tmp_path, write)
+        arrays, facts = store.load_or_make("things", ["a", 1], tmp_path, write)
         np.testing.assert_array_equal(arrays["x"], [[0, 1], [2, 3], [4, 5], [0, 1], [2, 3]])
         assert arrays["x"].dtype == np.int16 and not arrays["x"].flags.writeable
         assert arrays["empty"].shape == (0, 3)
         assert facts == {"count": 5}
-    store.stored("things", ["a", 2], tmp_path, grow)
+    store.load_or_make("things", ["a", 2], tmp_path, grow)
     assert len(list((tmp_path / "prepared").iterdir())) == 2
 
 
@@ -512,18 +514,18 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
         raise KeyError("broken")
 
     with pytest.raises(KeyError):
-        store.stored("things", [], tmp_path, fail)
+        store.load_or_make("things", [], tmp_path, fail)
     assert not list((tmp_path / "prepared").iterdir())
-    assert store.stored("things", [], tmp_path, grow)[1] == {"count": 5}
+    assert store.load_or_make("things", [], tmp_path, grow)[1] == {"count": 5}
 
 
 def test_processes_that_make_the_same_at_once_agree(tmp_path):
     def overtaken(writer: store.Writer) -> None:
-        store.stored("things", [], tmp_path, grow)  # as another process would, which ends first
+        store.load_or_make("things", [], tmp_path, grow)  # as another process would, which ends first
         writer.append("x", np.zeros(1))
 
     partial = tmp_path / "prepared"
-    arrays, facts = _as_another_process(lambda: store.stored("things", [], tmp_path, overtaken))
+    arrays, facts = _as_another_process(lambda: store.load_or_make("things", [], tmp_path, overtaken))
     assert facts == {"count": 5} and len(arrays["x"]) == 5
     assert [path.name for path in partial.iterdir() if path.name.startswith(".")] == []
 
@@ -539,16 +541,16 @@ def _as_another_process(action):
 def test_where_the_folder_cannot_be_written_the_cache_serves(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert store.stored("things", [], tmp_path / "file", grow)[1] == {"count": 5}
+    assert store.load_or_make("things", [], tmp_path / "file", grow)[1] == {"count": 5}
     assert list((tmp_path / "cache").rglob("arrays.json"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(DataError, match="things can be stored neither beside the data nor in the user's cache folder"):
-        store.stored("things", [], tmp_path / "file", grow)
+        store.load_or_make("things", [], tmp_path / "file", grow)
 
 
 @pytest.mark.parametrize("damage", ["short", "absent", "json"])
 def test_damage_is_told_with_the_way_out(damage, tmp_path):
-    store.stored("things", [], tmp_path, grow)
+    store.load_or_make("things", [], tmp_path, grow)
     (folder,) = (tmp_path / "prepared").iterdir()
     if damage == "short":
         (folder / "x").write_bytes((folder / "x").read_bytes()[:-1])
@@ -557,7 +559,7 @@ def test_damage_is_told_with_the_way_out(damage, tmp_path):
     else:
         (folder / "arrays.json").write_text(json.dumps({"arrays": 3})[:-1])
     with pytest.raises(DataError, match=f"{folder} is damaged .* delete that folder, and it is made again"):
-        store.stored("things", [], tmp_path, grow)
+        store.load_or_make("things", [], tmp_path, grow)
 
 
 @pytest.mark.parametrize(
@@ -576,23 +578,23 @@ def test_damage_is_told_with_the_way_out(damage, tmp_path):
     ],
 )
 def test_only_numbers_under_plain_names_are_mapped(tmp_path, name, change):
-    store.stored("things", [], tmp_path, grow)
+    store.load_or_make("things", [], tmp_path, grow)
     (folder,) = (tmp_path / "prepared").iterdir()
     (tmp_path / "secret").write_bytes(bytes(20))
     described = json.loads((folder / "arrays.json").read_text())
     described["arrays"] = {name: described["arrays"]["x"] | change}
     (folder / "arrays.json").write_text(json.dumps(described))
     with pytest.raises(DataError, match=f"{folder} is damaged"):
-        store.stored("things", [], tmp_path, grow)
+        store.load_or_make("things", [], tmp_path, grow)
 
 
 @pytest.mark.parametrize("content", ["[1]", "null", '{"arrays": []}', '{"arrays": {}}', "[" * 100_000])
 def test_a_description_of_another_kind_is_damage(tmp_path, content):
-    store.stored("things", [], tmp_path, grow)
+    store.load_or_make("things", [], tmp_path, grow)
     (folder,) = (tmp_path / "prepared").iterdir()
     (folder / "arrays.json").write_text(content)
     with pytest.raises(DataError, match=f"{folder} is damaged"):
-        store.stored("things", [], tmp_path, grow)
+        store.load_or_make("things", [], tmp_path, grow)
 
 
 def test_rows_of_another_shape_are_refused(tmp_path):

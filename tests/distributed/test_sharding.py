@@ -233,7 +233,7 @@ def trained(job, examples, steps=20, ema=True):
     born = jax.jit(init, out_shardings=held.params)(batch)
     state = jax.jit(create, out_shardings=held)(born)
     made = step.make_train_step(job.task, config, optimizer, schedule, optim.trainable(config.optim, params), job.mesh)
-    run = jax.jit(made, donate_argnums=0, out_shardings=(held, sharding.replicated(job.mesh)))
+    run = jax.jit(made, donate_argnums=0, out_shardings=(held, sharding.replicated_sharding(job.mesh)))
     program, losses = run.lower(state, batch).compile(), []
     for at in range(steps):
         state, report = program(state, job.batch_at(examples, plan, at))
@@ -322,4 +322,4 @@ def test_activations_are_left_alone_outside_of_a_mesh():
     assert sharding.constrain_batch(x) is x
     assert sharding.on_mesh(None, (), optax.tree.norm) is optax.tree.norm
     assert sharding.on_mesh(mesh(), (), optax.tree.norm) is optax.tree.norm
-    assert PartitionSpec() == sharding.replicated(mesh()).spec
+    assert PartitionSpec() == sharding.replicated_sharding(mesh()).spec

@@ -187,7 +187,7 @@ def job(devices, **fields):
 def measured(job):
     """Gradient and metrics of a step's batch."""
     plan = job.plan(EXAMPLES, shuffle=True)
-    measure = jax.jit(gradient_fn(job.task, job.config, job.mesh), out_shardings=sharding.replicated(job.mesh))
+    measure = jax.jit(gradient_fn(job.task, job.config, job.mesh), out_shardings=sharding.replicated_sharding(job.mesh))
     return jax.device_get(measure(PARAMS, job.batch_at(EXAMPLES, plan, 3), jax.random.key(4)))
 
 
@@ -240,9 +240,9 @@ def test_steps_with_shares_follow_those_of_one_device():
     for made in (job(1, accumulate=4), job(2, shares=(3, 1))):
         optimizer = optax.adam(0.01)
         run = step.make_train_step(TASK, made.config, optimizer, lambda _: 0.01, {"kernel": True}, made.mesh)
-        run = jax.jit(run, out_shardings=sharding.replicated(made.mesh))
+        run = jax.jit(run, out_shardings=sharding.replicated_sharding(made.mesh))
         state, plan = step.init_state(PARAMS, optimizer, ema=False), made.plan(EXAMPLES, shuffle=True)
-        state = jax.device_put(state, sharding.replicated(made.mesh))
+        state = jax.device_put(state, sharding.replicated_sharding(made.mesh))
         for at in range(20):
             state, _ = run(state, made.batch_at(EXAMPLES, plan, at))
         ends.append(np.asarray(state.params["kernel"]))

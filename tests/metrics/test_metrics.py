@@ -79,7 +79,7 @@ def test_any_split_merged_in_any_order_gives_the_whole(rows, data):
     values, weights = np.array(rows).T
     whole = float(values @ weights), float(weights.sum())
     for order in (means, means[::-1]):
-        np.testing.assert_allclose(numbers(metrics.summed(order)["x"]), whole, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(numbers(metrics.merge(order)["x"]), whole, rtol=1e-9, atol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -106,7 +106,7 @@ def test_a_mean_passes_through_jit_vmap_and_scan():
 
 
 def test_a_coefficient_scales_the_value_and_not_the_count():
-    assert numbers(metrics.scaled(Mean(6.0, 3.0), 0.5)) == (3.0, 3.0)
+    assert numbers(metrics.scale(Mean(6.0, 3.0), 0.5)) == (3.0, 3.0)
 
 
 def test_values_has_the_sum_of_the_terms_first_and_every_mean_after():
@@ -119,7 +119,7 @@ def test_values_has_the_sum_of_the_terms_first_and_every_mean_after():
 
 def test_a_term_keeps_its_weight_when_batches_are_merged_and_added_up():
     one, two = Loss.of(jnp.array([1.0, 2.0]), weight=0.5), Loss.of(jnp.array([6.0]), weight=0.5)
-    for whole in (one.merge(two), metrics.summed([{"a": one}, {"a": two}])["a"], jax.tree.map(jnp.add, one, two)):
+    for whole in (one.merge(two), metrics.merge([{"a": one}, {"a": two}])["a"], jax.tree.map(jnp.add, one, two)):
         assert numbers(whole) == (9.0, 3.0) and whole.weight == 0.5
         assert float(metrics.total({"a": whole, "b": Mean(5.0, 1.0)})) == 1.5
     with pytest.raises(ValueError, match="metadata"):
@@ -132,13 +132,13 @@ def test_values_of_one_term_called_loss_names_it_once():
 
 def test_counts_above_what_float32_holds_stay_exact():
     one, many = Mean(np.float32(1), np.float32(1)), Mean(np.float32(0), np.float32(2**24))
-    found = metrics.summed([{"x": many}, *[{"x": one}] * 3])["x"]
+    found = metrics.merge([{"x": many}, *[{"x": one}] * 3])["x"]
     assert numbers(found) == (3.0, 2**24 + 3)
     assert numbers(many.merge(one)) != (1.0, 2**24 + 1)  # what float32 would have made of it
 
 
 def test_summed_adds_names_that_only_some_batches_have():
-    found = metrics.summed([{"a": Mean(1, 1)}, {"a": Mean(2, 1), "b": Mean(5, 1)}])
+    found = metrics.merge([{"a": Mean(1, 1)}, {"a": Mean(2, 1), "b": Mean(5, 1)}])
     assert {name: numbers(mean) for name, mean in found.items()} == {"a": (3.0, 2.0), "b": (5.0, 1.0)}
 
 
@@ -147,7 +147,7 @@ def test_perplexity_merges_as_nats_do_and_is_printed_as_their_exponential():
     parts = [metrics.Perplexity.of(jnp.asarray(nats[:3])), metrics.Perplexity.of(jnp.asarray(nats[3:]))]
     expected = np.exp(nats.mean())
     np.testing.assert_allclose(parts[0].merge(parts[1]).value, expected, rtol=1e-5)
-    sums = metrics.summed([{"perplexity": part, "loss": Mean(part.total, part.count)} for part in parts])
+    sums = metrics.merge([{"perplexity": part, "loss": Mean(part.total, part.count)} for part in parts])
     assert isinstance(sums["perplexity"], metrics.Perplexity)
     numbers = metrics.values(sums)
     np.testing.assert_allclose([numbers["perplexity"], numbers["loss"]], [expected, nats.mean()], rtol=1e-6)

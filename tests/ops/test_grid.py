@@ -68,7 +68,7 @@ def captions(labels, predictions, names=("cat", "dog")):
     images = [image(255, 64, 64)] * len(predictions)
     examples = [{} if label is None else {"label": np.int32(label)} for label in labels]
     outputs = [{"label": np.int32(label), "probability": np.float32(0.75)} for label in predictions]
-    return grid.classified(images, examples, outputs, names)
+    return grid.show_classes(images, examples, outputs, names)
 
 
 def test_a_classified_picture_has_both_classes_below_it_green_if_equal_and_red_if_not():

@@ -123,7 +123,7 @@ def scored(tmp_path):
 @pytest.mark.parametrize(("n", "batch_size"), [(37, 16), (5, 16), (37, 64)])
 def test_score_fn_gets_the_whole_split_in_order(scored, n, batch_size):
     job = scored(n, batch_size=batch_size)
-    found = evaluate.scores(job, predict.make(job), {"w": np.ones(())}, job.required("test"))
+    found = evaluate.scores(job, predict.make(job), {"w": np.ones(())}, job.require("test"))
     assert found == {"examples": n, "last": 2.0 * (n - 1)}
     assert all(type(value) is float for value in found.values())
 
@@ -133,8 +133,8 @@ def test_other_processes_than_the_first_predict_along_and_are_told_the_scores(sc
     predictor = predict.make(job)
     monkeypatch.setattr(processes, "first", lambda: False)
     monkeypatch.setattr(processes, "broadcast_from_first", lambda decide: {"told": 0.5})
-    assert evaluate.scores(job, predictor, {"w": np.ones(())}, job.required("test")) == {"told": 0.5}
-    assert len(predictor({"w": np.ones(())}, job.required("test"))) == 0
+    assert evaluate.scores(job, predictor, {"w": np.ones(())}, job.require("test")) == {"told": 0.5}
+    assert len(predictor({"w": np.ones(())}, job.require("test"))) == 0
 
 
 def test_a_task_without_score_fn_has_no_scores():
@@ -155,13 +155,13 @@ def test_a_task_without_predict_fn_says_so(scored):
 
 def test_evaluation_is_exact_where_the_last_batch_is_mostly_padding(scored):
     job = scored(33)
-    assert evaluate.make(job)({"w": np.float32(1)}, job.required("test")) == {"loss": 16.0}
+    assert evaluate.make(job)({"w": np.float32(1)}, job.require("test")) == {"loss": 16.0}
 
 
 def test_evaluation_of_many_batches_waits_for_each_of_them_once(scored):
     job = scored(2 * evaluate.AHEAD * 8 + 3, batch_size=8)
     polls = []
-    found = evaluate.make(job, lambda: polls.append(1))({"w": np.float32(1)}, job.required("test"))
+    found = evaluate.make(job, lambda: polls.append(1))({"w": np.float32(1)}, job.require("test"))
     assert found == {"loss": (job.config.n - 1) / 2} and len(polls) == 2 * evaluate.AHEAD + 1
 
 
@@ -172,13 +172,13 @@ def test_evaluation_compiles_once_for_all_splits(scored):
     job = scored(33, "TRACES = []\n" + text.replace("TRACES.append(1); return", "TRACES.append(1)\n    return"))
     run = evaluate.make(job)
     for split in ("train", "test"):
-        run({"w": np.float32(1)}, job.required(split))
+        run({"w": np.float32(1)}, job.require(split))
     assert len(job.task.TRACES) == 1
 
 
 def test_a_split_that_the_task_lacks_or_that_is_empty_is_an_error(scored):
     with pytest.raises(DataError, match="has no valid split"):
-        scored(3).required("valid")
+        scored(3).require("valid")
     with pytest.raises(DataError, match="the test split is empty"):
         scored(0).examples("test")
 

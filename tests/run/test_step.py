@@ -217,7 +217,7 @@ def made(accumulate=1, ema=0.0, freeze="", name="adamw", devices=1):
     config = configs.Config(full)
     optimizer, schedule = optim.optimizer(config.optim, 100, make_params())
     trainable = optim.trainable(config.optim, make_params())
-    replicated = sharding.replicated(tiny.mesh(devices))
+    replicated = sharding.replicated_sharding(tiny.mesh(devices))
     jitted = jax.jit(
         step.make_train_step(TASK, config, optimizer, schedule, trainable), donate_argnums=0, out_shardings=replicated
     )

@@ -264,8 +264,8 @@ def test_the_first_batches_are_the_first_examples(task, kind):
     from jtasks.run.job import prepare
 
     job = prepare(configs.load(task[0].removeprefix("--config="), ["--config.steps=1", "--config.eval_batches=2"]))
-    examples = job.required("valid" if kind == "arrays" else "test")
-    some, marks = evaluate.limited(job, examples)
+    examples = job.require("valid" if kind == "arrays" else "test")
+    some, marks = evaluate.limit_examples(job, examples)
     values = some["x"] if kind == "arrays" else np.array([example["x"] for example in some])
     np.testing.assert_array_equal(values, np.arange(16))
     assert marks["evaluated_examples"] == 16

@@ -90,7 +90,7 @@ def inputs_of(name: str, run) -> list:
     """What people hold of the valid split: the same rows without their labels."""
     if name in ("lm", "bert"):
         return {"lm": ["the cat", "a dog ran"], "bert": ["the cat [MASK] on", "birds"]}[name]
-    rows = [dict(row) for row in predict.rows(run.required("valid"))][:9]
+    rows = [dict(row) for row in predict.rows(run.require("valid"))][:9]
     if name == "classify":
         return [row["text"] for row in rows]
     if name == "tag":

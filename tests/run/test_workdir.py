@@ -238,6 +238,6 @@ def test_a_file_system_without_locks_is_told_and_serves(tmp_path, monkeypatch, c
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
     monkeypatch.setattr(workdir.fcntl, "flock", flock)
-    with workdir.locked(tmp_path / "run"):
+    with workdir.lock(tmp_path / "run"):
         assert (tmp_path / "run" / ".lock").read_text().startswith("process ")
     assert "WARNING: --workdir=" in capfd.readouterr().err

@@ -38,7 +38,7 @@ def prepared(folder, *overrides, features="('near', 'far')"):
 
 
 def batch(made, split="valid", count=8):
-    examples = made.required(split)
+    examples = made.require(split)
     return pipeline.batch_at(examples, BatchPlan(pipeline.size(examples), 0, count, False), 0, made.collate)
 
 
@@ -74,7 +74,7 @@ def _exchanges(made, split):
 
 
 def _rows(made, split):
-    examples = made.required(split)
+    examples = made.require(split)
     return [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
 
 
@@ -151,7 +151,7 @@ def test_the_score_of_a_predicted_answer_is_what_the_loss_says_of_it(made):
 
 def trained(made, steps):
     config = made.config
-    examples = made.required("train")
+    examples = made.require("train")
     plan = made.plan(examples, shuffle=True)
     first = jax.jit(lambda b: avsd.init(RNG, b, config))(made.batch_at(examples, plan, 0))
     optimizer, schedule = optim.optimizer(config.optim, steps, first)

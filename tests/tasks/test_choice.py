@@ -16,7 +16,7 @@ CHOICE = task.load("jtasks.tasks.choice")
 
 def test_swag_reads_the_endings_behind_the_sentence(tmp_path):
     made = prepared("swag.py:small", tmp_path)
-    examples = made.required("valid")
+    examples = made.require("valid")
     assert examples["tokens"].shape == examples["token_types"].shape == examples["segment_ids"].shape == (9, 4, 24)
     assert examples["label"].tolist() == [i % 4 for i in range(9)]
     assert examples["choices"].shape == (9, 4) and examples["choices"][0, 1].startswith("so ")
@@ -86,7 +86,7 @@ def test_unknown_fields_are_told(tmp_path):
 
 def test_choices_are_scored_alone_and_compared(tmp_path):
     made = prepared("swag.py:small", tmp_path)
-    examples = made.required("valid")
+    examples = made.require("valid")
     batch = {name: x for name, x in examples.items() if x.dtype != object}
     batch |= {"mask": np.ones(9, np.float32), "seed": np.zeros(9, np.uint32)}
     shapes = jax.eval_shape(lambda b: CHOICE.init(jax.random.key(0), b, made.config), batch)

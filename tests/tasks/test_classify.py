@@ -17,7 +17,7 @@ CLASSIFY = task.load("jtasks.tasks.classify")
 
 def test_texts_become_tokens_with_the_labels_of_the_config(tmp_path):
     made = prepared("sst2.py", tmp_path)
-    examples = made.required("valid")
+    examples = made.require("valid")
     assert {k: (v.shape, v.dtype.kind) for k, v in examples.items()} == {
         "tokens": ((21, 16), "i"),
         "token_types": ((21, 16), "u"),
@@ -49,7 +49,7 @@ def rows(folder, **columns):
 def test_pairs_with_named_classes_in_alphabetical_order(tmp_path):
     changes = rows(tmp_path, premise=["a b", "c", "d"], hypothesis=["e", "f g", "h"], gold=["yes", "no", "maybe"])
     made = prepared("sst2.py", tmp_path, *changes)
-    examples = made.required("train")
+    examples = made.require("train")
     assert examples["label"].tolist() == [2, 1, 0] and made.config.model.labels == 3
     assert examples["token_types"].sum(1).tolist() == [2, 3, 2]  # the second text and its [SEP]
     assert examples["text_pair"].tolist() == ["e", "f g", "h"]
@@ -58,7 +58,7 @@ def test_pairs_with_named_classes_in_alphabetical_order(tmp_path):
 
 def test_numbers_are_sorted_as_numbers(tmp_path):
     changes = rows(tmp_path, premise=list("abc"), hypothesis=list("def"), gold=[10, 9, 2])
-    assert prepared("sst2.py", tmp_path, *changes).required("train")["label"].tolist() == [2, 1, 0]
+    assert prepared("sst2.py", tmp_path, *changes).require("train")["label"].tolist() == [2, 1, 0]
 
 
 def test_a_label_without_a_class_is_named(tmp_path):

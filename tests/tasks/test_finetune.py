@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
 def parameters(name, folder):
     """A job, its first batch, and parameters that all show in the output."""
     made = prepared(name, folder)
-    examples = made.required("train")
+    examples = made.require("train")
     batch = made.batch_at(examples, BatchPlan(pipeline.size(examples), 0, 8, shuffle=True), 0)
     shapes = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
     random = np.random.default_rng(1)
@@ -66,7 +66,7 @@ def test_what_is_cut_off_is_nothing(name, folder):
 def test_evaluation_and_predictions_are_the_same_by_length_and_by_rows(name, folder):
     made, _, params = parameters(name, folder)
     by_rows = job.Job(made.task, prepared(name, folder, "batch_tokens=0", "batch_size=8").config, made.mesh)
-    examples = made.required("valid")
+    examples = made.require("valid")
     assert made.plan(examples, shuffle=False).varies and not by_rows.plan(examples, shuffle=False).varies
     one, two = (evaluate.make(each)(params, examples) for each in (made, by_rows))
     assert one.keys() == two.keys()
@@ -125,7 +125,7 @@ def test_a_run_by_length_compiles_once_a_bucket_and_resumes_bit_for_bit(tmp_path
     first = train(config("sst2.py", tmp_path, "epochs=2.0", *fixed), whole)
     errors = capsys.readouterr().err
     made = prepared("sst2.py", tmp_path, *RUN)
-    examples = made.required("train")
+    examples = made.require("train")
     plan = made.plan(examples, shuffle=True)
     assert first["step"] == plan.steps(2.0) >= 5
     assert len(steps[0].programs) == len(plan.shapes()) == 2
@@ -154,7 +154,7 @@ def test_the_devices_change_nothing_but_rounding(accumulate, folder):
     made, _, params = parameters("sst2.py", folder)
     quiet = ["model.dropout=0.0", "model.attention_dropout=0.0", "model.classifier_dropout=0.0"]
     settings = prepared("sst2.py", folder, *quiet, f"accumulate={accumulate}").config
-    examples = made.required("train")
+    examples = made.require("train")
     losses = []
     for devices in (1, 8):
         here = job.Job(made.task, settings, tiny.mesh(devices))
@@ -162,7 +162,7 @@ def test_the_devices_change_nothing_but_rounding(accumulate, folder):
         optimizer, schedule = optim.optimizer(settings.optim, 4, params)
         trainable = optim.trainable(settings.optim, params)
         run = jax.jit(step.make_train_step(made.task, settings, optimizer, schedule, trainable, here.mesh))
-        state = step.init_state(jax.device_put(params, sharding.replicated(here.mesh)), optimizer, ema=False)
+        state = step.init_state(jax.device_put(params, sharding.replicated_sharding(here.mesh)), optimizer, ema=False)
         losses.append([])
         for batch in here.batches(examples, plan, range(4)):
             state, report = run(state, batch)
@@ -187,7 +187,7 @@ def test_a_body_is_taken_from_another_run_with_its_tokenizer(tmp_path, capsys):
 def test_a_task_that_tells_no_lengths_cannot_go_by_tokens(tmp_path):
     made = prepared("swag.py:small", tmp_path, "batch_tokens=512", "data.buckets=(24,)")
     with pytest.raises(ConfigError, match="does not give the lengths of its examples"):
-        made.plan(made.required("train"), shuffle=True)
+        made.plan(made.require("train"), shuffle=True)
 
 
 def test_lengths_come_with_the_names_of_what_is_cut(tmp_path):
@@ -209,7 +209,7 @@ def test_layers_are_frozen_and_slowed_in_a_run(tmp_path):
     settings = config("sst2.py", tmp_path, *changes, *ALONE)
     train(settings, tmp_path / "run")
     made = prepared("sst2.py", tmp_path, *changes)
-    examples = made.required("train")
+    examples = made.require("train")
     batch = made.batch_at(examples, made.plan(examples, shuffle=True), 0)
     start = jax.jit(lambda b: made.task.init(jax.random.key(0), b, made.config))(batch)
     end = open_run(settings, tmp_path / "run").params(examples)

@@ -196,7 +196,7 @@ def test_palette_and_sizes_come_from_the_data(tmp_path):
 def train(prepared, steps):
     """The library's step over the pipeline's batches; the losses."""
     config, mesh = prepared.config, prepared.mesh
-    examples = prepared.required("train")
+    examples = prepared.require("train")
     plan = prepared.plan(examples, shuffle=True)
     params = jax.jit(lambda batch: prepared.task.init(RNG, batch, config))(prepared.batch_at(examples, plan, 0))
     optimizer, schedule = optim.optimizer(config.optim, steps, params)

@@ -125,7 +125,7 @@ def test_questions_without_an_answer_must_be_expected(tmp_path):
 
 def test_the_loss_is_the_mean_of_start_and_end_and_right_logits_score_full_marks(tmp_path, monkeypatch):
     made = prepared("squad.py:small", tmp_path, "data.max_answer_tokens=8")
-    examples = made.required("valid")
+    examples = made.require("valid")
     batch = {name: x for name, x in examples.items() if x.dtype != object}
     batch["mask"] = np.ones(len(batch["start"]), np.float32)
 

@@ -31,7 +31,7 @@ def rows(examples):
 @pytest.mark.parametrize("length", [12, 24])
 def test_scores_are_those_of_the_sentences_however_they_are_cut(tmp_path, length):
     made = prepared("wnut17.py", tmp_path, f"data.length={length}", f"data.buckets=({length},)")
-    examples = made.required("valid")
+    examples = made.require("valid")
     sentences = conll.sentences((tmp_path / "valid.conll").read_text(), "valid")
     assert (len(examples["tokens"]) > len(sentences)) == (length == 12)
     names = list(conll.classes(("location", "person")))
@@ -53,7 +53,7 @@ def test_scores_are_those_of_the_sentences_however_they_are_cut(tmp_path, length
 
 def test_labels_stand_on_first_pieces_and_count_once_a_word(tmp_path):
     made = prepared("wnut17.py", tmp_path)
-    examples = made.required("train")
+    examples = made.require("train")
     batch = {name: x[:4] for name, x in examples.items() if x.dtype != object}
     batch |= {"mask": np.array([1, 1, 0, 1], np.float32), "seed": np.zeros(4, np.uint32)}
     params = jax.jit(lambda b: TAG.init(jax.random.key(0), b, made.config))(batch)

@@ -48,7 +48,7 @@ def known_id(path: pathlib.Path, start: int) -> str | None:
 
 def _find(name: str) -> Logger:
     if not isinstance(name, str):
-        raise ConfigError(f"config.log.to must hold names of loggers, not {ranges.shown(name)}")
+        raise ConfigError(f"config.log.to must hold names of loggers, not {ranges.format_value(name)}")
     shipped = name in SHIPPED
     place, _, function = (f"{__name__}.{name}", "", "logger") if shipped else name.rpartition(":")
     if not place:
