@@ -40,14 +40,14 @@ def record(
     """
     start, end = steps
     part: dict[str, Any] = {"wall": round(time.time(), 3), "step": start, "steps": end, "host": socket.gethostname()}
-    usual = configs.to_json(Config(configs.defaults(config.optim.name, task.fields(module))))
     try:
+        usual = configs.to_json(Config(configs.defaults(config.optim.name, task.fields(module))))
         part |= {"system": f"{platform.system()} {platform.machine()}", "facts": dict(facts)}
         part |= {"versions": versions(), "git": _code(module)}
         parts = _parts(workdir / FILE) if start else []
         content = {"defaults": dict(configs.fields(usual)), "parts": [*parts, part][-MAX_PARTS:]}
         write_file(workdir / FILE, json.dumps(content, indent=1) + "\n")
-    except OSError as error:
+    except Exception as error:  # nothing here is worth a run
         warn(f"{workdir / FILE} is not written ({error}); training goes on")
 
 

@@ -15,10 +15,11 @@ from typing import Any, NamedTuple
 from jtasks.errors import ConfigError
 from jtasks.run import records
 from jtasks.run.chart import Points
+from jtasks.run.records import EVALUATED, OF
 
 MAX_PICTURE, MAX_PICTURES, MAX_TEXT = 4 << 20, 24 << 20, 20_000  # bytes of one and of all; characters
 _SHOWN = re.compile(r"(?P<name>.+)-(?P<split>train|valid|test)-(?P<step>\d+)\.(?P<kind>png|txt)", re.DOTALL)
-_OWN = {"step", "split", "wall"}
+_NO_METRICS = {"step", "split", "wall", EVALUATED, OF}
 
 
 class Shown(NamedTuple):
@@ -64,26 +65,24 @@ class Run(NamedTuple):
         return steps if isinstance(steps, int) else 0
 
     def series(self) -> dict[str, dict[str, Points]]:
-        """Return the points of each metric, and in it of each split: `{"loss": {"train": [(10, 2.5), ...]}}`."""
+        """Return the points of each metric, by `examples_of`: `{"loss": {"train": [(10, 2.5), ...]}}`."""
         series: dict[str, dict[str, list[tuple[int, float]]]] = {}
         for record in self.records:
-            for name, value in record.items():
-                if name not in _OWN and (number := _number(value)) is not None:
-                    series.setdefault(name, {}).setdefault(record["split"], []).append((record["step"], number))
-        return {name: dict(splits) for name, splits in series.items()}
+            examples = examples_of(record)
+            for name, value in _metrics(record).items():
+                series.setdefault(name, {}).setdefault(examples, []).append((record["step"], value))
+        return {name: dict(lines) for name, lines in series.items()}
 
     def points(self, metric: str, split: str) -> Points:
-        """Return the steps and values of one metric of one split."""
+        """Return the steps and values of one metric of a split, if on the same examples as the newest value."""
         records = [record for record in self.records if record["split"] == split]
+        records = [record for record in records if examples_of(record) == examples_of(records[-1])]
         return [(record["step"], value) for record in records if (value := _number(record.get(metric))) is not None]
 
-    def final(self) -> dict[str, dict[str, float]]:
-        """Return the metrics of the newest record of each split."""
-        newest = {record["split"]: record for record in self.records}
-        return {
-            split: {k: number for k, v in record.items() if k not in _OWN and (number := _number(v)) is not None}
-            for split, record in newest.items()
-        }
+    def final(self) -> dict[str, tuple[int, dict[str, float]]]:
+        """Return the step and the metrics of the newest record of each `examples_of`."""
+        newest = {examples_of(record): record for record in self.records}
+        return {examples: (record["step"], _metrics(record)) for examples, record in newest.items()}
 
     def seconds(self) -> float | None:
         """Return the time from each start to the last record before the next one, added up; None without records."""
@@ -149,6 +148,21 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for run in runs for name in run.config)
     values = {name: [run.config.get(name) for run in runs] for name in names}
     return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+
+
+def examples_of(record: dict[str, Any]) -> str:
+    """Return what a record was measured on: its split, or the first examples of it by `config.eval_batches`.
+
+    >>> examples_of({"split": "valid"}), examples_of({"split": "valid", "evaluated_examples": 1000.0})
+    ('valid', 'valid, first 1,000')
+    """
+    evaluated = _number(record.get(EVALUATED))
+    return record["split"] if evaluated is None else f"{record['split']}, first {evaluated:,.0f}"
+
+
+def _metrics(record: dict[str, Any]) -> dict[str, float]:
+    numbers = {name: _number(value) for name, value in record.items() if name not in _NO_METRICS}
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _number(value: Any) -> float | None:

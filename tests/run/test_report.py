@@ -86,6 +86,17 @@ def test_a_page_has_the_curves_results_pictures_and_texts_of_a_run(tmp_path):
     assert any("step 40 of 40 · 30 s · 2 steps/s" in text for text in made.texts["p"])
 
 
+def test_numbers_of_a_limited_evaluation_say_so(tmp_path):
+    few = {"evaluated_examples": 128.0, "split_examples": 5000.0}
+    run = make_run(tmp_path / "run", [*descent(), (30, "valid", {"loss": 7.5} | few)], {"best": "valid/loss"})
+    made = Page(page.write(run))
+    heads = [text for text in made.texts["th"] if ", step" in text]
+    assert heads == ["train, step 40", "valid, step 40", "valid, first 128, step 30"]
+    assert "Best valid/loss: 0.2 at step 40." in made.texts["p"]
+    assert "evaluated_examples" not in made.text()
+    assert "valid, first 128: loss" in Page(page.write_comparison([run], tmp_path / "all.html")).texts["th"]
+
+
 def test_a_page_names_what_the_config_changes_and_what_the_run_ran_on(tmp_path):
     part = {"wall": 1e9, "step": 0, "steps": 40, "host": "node7", "facts": {"devices": "8 x TPU v4"}}
     part |= {"versions": {"jax": "0.10.2"}, "git": [{"folder": "/src", "commit": "c0ffee" * 7, "dirty": True}]}
