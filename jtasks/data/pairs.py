@@ -171,7 +171,7 @@ def _pairs(
         else:
             c, d = b, int(bounds[stop])
             label, at = 0, stop
-        rows.append((*_cut(a, b, c, d, room, random), label))
+        rows.append((*cut(a, b, c, d, room, random), label))
     return rows
 
 
@@ -186,7 +186,7 @@ def _elsewhere(sources: store.Arrays, document: int, aim: int, random: Iterator[
     return int(bounds[at]), int(bounds[stop])
 
 
-def _cut(a: int, b: int, c: int, d: int, room: int, random: Iterator[int]) -> tuple[int, int, int, int]:
+def cut(a: int, b: int, c: int, d: int, room: int, random: Iterator[int]) -> tuple[int, int, int, int]:
     """Shorten two texts to `room` tokens together: always the longer text, at a random end for each token."""
     first, second = b - a, d - c
     while first + second > room:

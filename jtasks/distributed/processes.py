@@ -70,13 +70,13 @@ def start(
     if cluster.process == 0:
         try:
             unwritable = _write_token(token, make=make)
-            peers = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, _key(token), source)
+            peers = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, read_key(token), source)
         finally:
             with contextlib.suppress(OSError):
                 token.unlink()
     else:
         members = cluster.process, cluster.processes
-        peers = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: _key(token), source)]
+        peers = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: read_key(token), source)]
     local = connections.interface(host)
     jax.config.update("jax_enable_preemption_service", False)  # the service would take over SIGTERM
     _links[:] = [monitor.PeerMonitor(cluster.process, peers)]  # detects crashes from here on
@@ -141,7 +141,7 @@ def _write_token(path: pathlib.Path, *, make: bool) -> str:
         )
 
 
-def _key(path: pathlib.Path) -> bytes:
+def read_key(path: pathlib.Path) -> bytes:
     """Return a hash of what only members know: the token in the shared folder, and the environment's secret, if any.
 
     In a read-only folder the run's config takes the token's place.

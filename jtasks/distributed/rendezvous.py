@@ -65,7 +65,7 @@ def accept_peers(
                     connection.sock.close()
     hosts = [socket.gethostname(), *(hall.members[i].host for i in range(1, processes))]
     for connection in hall.members.values():
-        connection.send({"start": hosts, "proof": _proof(key, "start", connection.challenge)})
+        connection.send({"start": hosts, "proof": proof(key, "start", connection.challenge)})
     return [hall.members[i] for i in range(1, processes)]
 
 
@@ -150,9 +150,9 @@ def _greet(connection: Connection, process: int, processes: int, key: bytes, dea
             if isinstance(challenge, str):
                 connection.challenge = challenge
                 hello = {"process": process, "processes": processes, "host": host}
-                connection.send({**hello, "proof": _proof(key, challenge, process, processes, host)})
+                connection.send({**hello, "proof": proof(key, challenge, process, processes, host)})
                 continue
-            started = "start" in message and _is_same(message.get("proof"), _proof(key, "start", connection.challenge))
+            started = "start" in message and _is_same(message.get("proof"), proof(key, "start", connection.challenge))
             if started or "keyless" in message or isinstance(message.get("refused"), str):
                 return message
     return None
@@ -193,7 +193,7 @@ class _Hall:
             return False
         hello = messages[0]
         process, processes, host = hello["process"], hello["processes"], hello["host"]
-        if not _is_same(hello["proof"], _proof(self.key, connection.challenge, process, processes, host)):
+        if not _is_same(hello["proof"], proof(self.key, connection.challenge, process, processes, host)):
             if process < self.processes:
                 self.keyless.setdefault(process, (time.monotonic(), printable(host)))
             connection.send({"keyless": True})
@@ -223,7 +223,8 @@ def _is_hello(message: Message) -> bool:
     return known and len(message["host"]) < 256 and 0 < message["process"] < message["processes"]
 
 
-def _proof(key: bytes, *parts: object) -> str:
+def proof(key: bytes, *parts: object) -> str:
+    """Return the hash of parts of a greeting that only who knows the key can make."""
     return hmac.new(key, json.dumps(parts).encode(), "sha256").hexdigest()
 
 

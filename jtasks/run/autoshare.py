@@ -42,7 +42,7 @@ def resolve_shares(job: Job, workdir: pathlib.Path, examples: pipeline.Examples)
     start, example = time_devices(job, pipeline.batch_at(examples, plan, at, job.collate), batch_size)
     shares, seconds = best_shares(start, example, batch_size)
     equal = float(np.max(start + -(-batch_size // job.mesh.size) * example))
-    processes.on_first_process(lambda: _record(job, workdir, shares, start, example))
+    processes.on_first_process(lambda: record_shares(job, workdir, shares, start, example))
     say(
         f"shares {_format_shares(shares)}: {seconds:.3g} s a step expected, equal ones {equal:.3g} s; recorded in"
         f" {workdir / FILE}"
@@ -109,7 +109,10 @@ def _gather(job: Job, local: np.ndarray) -> np.ndarray:
     return np.asarray(whole.addressable_data(0), np.float64)
 
 
-def _record(job: Job, workdir: pathlib.Path, shares: tuple[int, ...], start: np.ndarray, example: np.ndarray) -> None:
+def record_shares(
+    job: Job, workdir: pathlib.Path, shares: tuple[int, ...], start: np.ndarray, example: np.ndarray
+) -> None:
+    """Write the shares, with the times and the devices that they follow from."""
     record = {
         "shares": shares,
         "devices": _devices(job),

@@ -79,7 +79,7 @@ class Hooks:
         if step and (last or due(step, self.job.config.eval_every)):
             rescue = self._save_and_wait if processes.alone() else self._wait_for_save  # saved before, by all
             with self.log.pause(), self.stop.rescue(rescue):
-                self._evaluate(state, step, ("valid", "test") if last else ("valid",))
+                self.evaluate_splits(state, step, ("valid", "test") if last else ("valid",))
 
     def hold(self, state: State, step: int) -> None:
         """Hold the newest state, which a signal or an error saves."""
@@ -205,7 +205,7 @@ class Hooks:
             " a smaller config.optim.lr, a config.optim.clip or a longer warm-up may help"
         )
 
-    def _evaluate(self, state: State, step: int, names: tuple[str, ...]) -> None:
+    def evaluate_splits(self, state: State, step: int, names: tuple[str, ...]) -> None:
         """Evaluate the splits that metrics.jsonl does not have yet, and show examples."""
         job = self.job
         for split in names:

@@ -69,7 +69,7 @@ def describe(
         ("batch", f"{plan.describe()}{microbatches}, {config.precision}"),
         ("steps", _length(plan.epoch_steps if sizes.get("train") else 0, *steps)),
         ("FLOPs a step", format_si(flops) if flops else "unknown"),
-        ("devices", _devices(jax.devices())),
+        ("devices", count_devices(jax.devices())),
         ("mesh", " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items()) or "none"),
         ("on a device", _memory(state.params, state)),
         ("files", f"{workdir}{os.sep}"),
@@ -175,7 +175,8 @@ def _length(epoch: float, start: int, steps: int) -> str:
     return f"{resumed}{steps:,}{epochs}"
 
 
-def _devices(devices: Sequence[jax.Device]) -> str:
+def count_devices(devices: Sequence[jax.Device]) -> str:
+    """Describe devices by number and kind."""
     kinds = collections.Counter(device.device_kind for device in devices)
     hosts = len({device.process_index for device in devices})
     return ", ".join(f"{size} x {kind}" for kind, size in kinds.items()) + (f" on {hosts} hosts" if hosts > 1 else "")

@@ -37,16 +37,16 @@ def transfer_params(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     if source.startswith(hub.PREFIX):
         folder = hub.model_folder(source, *hub.MODEL)
         classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task)
-        _compare_tokens(source, folder, own, config)
+        compare_tokens(source, folder, own, config)
         taken, report = huggingface.import_params(str(folder), params, config.model, architecture, warn)
     else:
         folder = checkpoint.locate(source)[0].parent
         classes = assets.read(folder / assets.LABELS)
-        _compare_tokens(source, folder, own, config)
-        _compare_pictures(source, folder, config.model)
+        compare_tokens(source, folder, own, config)
+        compare_pictures(source, folder, config.model)
         taken, report = checkpoint.import_params(source, params, warn)
     if assets.LABELS in own and isinstance(classes, list):
-        return _by_class(taken, params, report, _order(classes, json.loads(own[assets.LABELS])))
+        return reorder_classes(taken, params, report, class_order(classes, json.loads(own[assets.LABELS])))
     return taken, report
 
 
@@ -84,7 +84,7 @@ def _require_model(source: str) -> None:
         )
 
 
-def _compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], config: Config) -> None:
+def compare_tokens(source: str, folder: pathlib.Path, own: dict[str, str], config: Config) -> None:
     """Refuse a model whose ids stand for other tokens: the rows of its embedding would belong to other tokens here."""
     there = tokenizer(folder, config)
     if there is None or tokenizers.FILE not in own:
@@ -113,7 +113,7 @@ def _tokens(tokenizer: Any) -> dict[int, str]:
     return {i: token for token, i in tokenizer.get_vocab().items()}
 
 
-def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
+def compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
     """Refuse a run with another palette, or with another mean or standard deviation of pixels."""
     processor = assets.read(folder / assets.PROCESSOR)
     processor = processor if isinstance(processor, dict) else {}
@@ -129,7 +129,7 @@ def _compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
             )
 
 
-def _order(there: Sequence[str], here: Sequence[str]) -> np.ndarray | None:
+def class_order(there: Sequence[str], here: Sequence[str]) -> np.ndarray | None:
     """Return the row there of each class here, -1 for a class not there; None if no row moves or rows have no names."""
     there, here = _fold_case(there, here)
     unnamed = [tuple(f"{prefix}{i}" for i in range(len(here))) for prefix in ("", "label_", "LABEL_")]
@@ -148,7 +148,7 @@ def _fold_case(there: Sequence[str], here: Sequence[str]) -> tuple[list[str], li
     return [str(name) for name in there], [str(name) for name in here]
 
 
-def _by_class(
+def reorder_classes(
     params: Any, fresh: Any, report: dict[str, list[str]], order: np.ndarray | None
 ) -> tuple[Any, dict[str, list[str]]]:
     """Reorder the classifier's rows to this task's classes; rows of new classes stay as initialized."""

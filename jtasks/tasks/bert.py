@@ -119,7 +119,7 @@ def model_args(config: Config) -> dict[str, Any]:
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize BERT with both heads."""
-    return _model(config).init(rng, *_inputs(batch, config)[:5], method="pretrain")["params"]
+    return _model(config).init(rng, *masked_inputs(batch, config)[:5], method="pretrain")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
@@ -127,7 +127,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
     Masks are drawn from the examples' seeds, so every evaluation has the same masks.
     """
-    *inputs, masked = _inputs(batch, config)
+    *inputs, masked = masked_inputs(batch, config)
     nats, correct, follows = models.apply(_model(config), params, *inputs, rng=rng, method="pretrain")
     weights = example_weights(batch)
     hidden = masked * weights[:, None]
@@ -150,7 +150,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Predict the hidden tokens: `places` [b, m], 0 for none, their likeliest `ids` and `probability` [b, m]."""
-    inputs = _inputs(batch, config)[:4]
+    inputs = masked_inputs(batch, config)[:4]
     probabilities = jax.nn.softmax(models.apply(_model(config), params, *inputs, method="fill"))
     return {"places": inputs[3], "ids": probabilities.argmax(-1), "probability": probabilities.max(-1)}
 
@@ -216,7 +216,7 @@ def _model(config: Config) -> Any:
     return models.build(models.BERT, config)
 
 
-def _inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
+def masked_inputs(batch: Batch, config: Config) -> tuple[jax.Array, ...]:
     """Return tokens, token_types, segment_ids [b, t]; places, labels and weights [b, m] of the hidden tokens."""
     tokens, token_types, segment_ids = (batch[name].astype(jnp.int32) for name in INPUTS)
     if "places" in batch:

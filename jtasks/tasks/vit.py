@@ -72,7 +72,7 @@ def assets(config: Config) -> dict[str, str]:
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize the ViT."""
-    return _model(config).init(rng, _scaled(batch["image"], config))["params"]
+    return _model(config).init(rng, normalize(batch["image"], config))["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
@@ -106,7 +106,7 @@ def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
     """Return the classifier's input [b, width]: `token`, or `mean` over patches, as config.model.pool says."""
-    pixels = _scaled(batch["image"] if rng is None else _augmented(batch, config), config)
+    pixels = normalize(batch["image"] if rng is None else _augmented(batch, config), config)
     features = models.apply(_model(config), params, pixels, rng=rng, pooled=True)
     return {config.model.pool: features.astype(jnp.float32)}
 
@@ -135,7 +135,7 @@ def _augmented(batch: Batch, config: Config) -> jax.Array:
     return pixels
 
 
-def _scaled(images: jax.Array, config: Config) -> jax.Array:
+def normalize(images: jax.Array, config: Config) -> jax.Array:
     """Normalize pixels by config.model's mean and deviation; 0.5 and 0.5 give [-1, 1]."""
     mean, std, rescale = (np.asarray(value, np.float64) for value in _normalization(config))
     scale, shift = (np.broadcast_to(x, images.shape[-1:])[None, None, None] for x in (rescale / std, -mean / std))
@@ -149,4 +149,4 @@ def _normalization(config: Config) -> tuple[Any, Any, float]:
 
 
 def _logits(params: Any, images: jax.Array, rng: jax.Array | None, config: Config) -> jax.Array:
-    return models.apply(_model(config), params, _scaled(images, config), rng=rng)
+    return models.apply(_model(config), params, normalize(images, config), rng=rng)

@@ -363,7 +363,7 @@ def test_pairs_are_a_function_of_the_seed_and_passes_differ(corpus, wordpiece, p
 @settings(max_examples=200, deadline=None)
 @given(first=st.integers(1, 60), second=st.integers(1, 60), room=st.integers(2, 80), seed=st.integers(0, 5))
 def test_cutting_fits_and_takes_from_the_longer_text(first, second, room, seed):
-    a, b, c, d = pairs._cut(100, 100 + first, 500, 500 + second, room, shuffle.draws(seed))
+    a, b, c, d = pairs.cut(100, 100 + first, 500, 500 + second, room, shuffle.draws(seed))
     assert 100 <= a < b <= 100 + first and 500 <= c < d <= 500 + second
     assert (b - a) + (d - c) == min(first + second, room)
     if first + second > room:

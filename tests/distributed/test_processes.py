@@ -216,10 +216,10 @@ def test_a_folder_that_cannot_be_written_ends_both_at_once_with_a_sentence(tmp_p
 
 def test_in_a_folder_without_a_token_the_config_takes_its_place(tmp_path):
     token = tmp_path / processes.TOKEN
-    keys = [processes._key(token)]
+    keys = [processes.read_key(token)]
     for path, content in ((tmp_path / "config.json", "a"), (tmp_path / "config.json", "b"), (token, "a")):
         path.write_text(content)
-        keys.append(processes._key(token))
+        keys.append(processes.read_key(token))
     assert len(set(keys)) == 3
     assert keys[1] == keys[3]
 

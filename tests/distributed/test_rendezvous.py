@@ -78,7 +78,7 @@ def test_one_that_came_and_went_is_missing():
         with socket.create_connection(("localhost", port)) as sock:
             connection = connections.Connection(sock)
             (challenge,) = connection.receive()
-            proof = rendezvous._proof(KEY, challenge["challenge"], 1, 3, "x")
+            proof = rendezvous.proof(KEY, challenge["challenge"], 1, 3, "x")
             connection.send({"process": 1, "processes": 3, "host": "x", "proof": proof})
         join, *arguments = joining(port, 2, 3, 1.5)
         join(*arguments)

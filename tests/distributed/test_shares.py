@@ -343,7 +343,7 @@ def test_measured_shares_are_told_recorded_used_again_and_measured_again_on_requ
 
 def test_a_record_of_other_devices_or_another_batch_is_not_used(tmp_path):
     auto = job(2, shares="auto")
-    autoshare._record(auto, tmp_path, (3, 1), np.zeros(2), np.ones(2))
+    autoshare.record_shares(auto, tmp_path, (3, 1), np.zeros(2), np.ones(2))
     assert autoshare.load_shares(auto, tmp_path).config.shares == (3, 1)
     assert autoshare.load_shares(job(3, shares="auto"), tmp_path) is None
     assert autoshare.load_shares(job(2, shares="auto", batch_size=8), tmp_path) is None

@@ -1,7 +1,6 @@
 """Claims about jtasks.run.evaluate and jtasks.run.predict: batches and devices change nothing, and nothing is lost."""
 
 import functools
-import json
 
 import jax
 import numpy as np
@@ -198,12 +197,3 @@ def test_show_fn_pictures_the_first_examples(name):
     texts = [value for value in shown.values() if isinstance(value, str)]
     assert len(pictures) == 1 and pictures[0].dtype == np.uint8 and pictures[0].shape[2] == 3
     assert all(len(text.splitlines()) == 3 for text in texts) and len(texts) == (name != "igpt")
-
-
-def test_outputs_are_json_of_any_kind():
-    plain = predict._plain
-    assert json.loads(json.dumps(plain({"a": np.int32(3), "b": {"c": np.ones(2, np.float32)}}))) == {
-        "a": 3,
-        "b": {"c": [1.0, 1.0]},
-    }
-    assert plain(np.arange(2)) == {"output": [0, 1]}

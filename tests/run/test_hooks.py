@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from task_head import HEAD
 
 from jtasks import cli
 from jtasks import config as configs
@@ -15,11 +16,9 @@ from jtasks.run.loop import train
 
 # A linear model on made numbers. While the file `fault` holds a function's name, that function fails once steps are
 # logged, for what fails earlier is found before step 1.
-TASK = """
-import pathlib, sys
-import jax, jax.numpy as jnp, ml_collections, numpy as np
-from jtasks.metrics import Mean
-
+TASK = (
+    HEAD
+    + """
 FAULT = pathlib.Path(__file__).with_name("fault")
 
 def fault(function):
@@ -28,13 +27,6 @@ def fault(function):
         raise KeyError("picture")
     if told == f"{function} exits":
         sys.exit(0)
-
-def get_config():
-    config = ml_collections.ConfigDict()
-    config.task = __file__
-    config.steps, config.batch_size, config.log_every = 20, 8, 1
-    config.optim = dict(name="sgd", lr=0.01)
-    return config
 
 class Rows:
     def __init__(self, arrays): self.arrays, self.read = arrays, 0
@@ -73,6 +65,7 @@ def show_fn(examples, outputs, config):
     fault("show_fn")
     return {"y": str([float(o["y"]) for o in outputs])}
 """
+)
 
 
 @pytest.fixture

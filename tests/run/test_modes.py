@@ -350,8 +350,8 @@ def test_a_split_is_read_and_recorded_when_it_is_first_evaluated_and_compared_fr
         if step != 2:
             original(self, state, step, names)
 
-    original = Hooks._evaluate
-    monkeypatch.setattr(Hooks, "_evaluate", evaluated)
+    original = Hooks.evaluate_splits
+    monkeypatch.setattr(Hooks, "evaluate_splits", evaluated)
     train(config, tmp_path / "run")
     assert [(step, used) for step, read, used in seen] == [(2, {"train"}), (4, {"train"}), (6, {"train", "valid"})]
     reads = [(read["valid"], read["test"]) for step, read, used in seen]

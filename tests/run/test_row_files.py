@@ -3,6 +3,7 @@
 import csv
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -79,3 +80,18 @@ def test_a_name_of_unknown_kind_is_refused(tmp_path):
         with pytest.raises(ConfigError, match="give a file that ends in "):
             row_files.check_suffix(name, arrays=False)
     row_files.check_suffix(tmp_path / "a.SAFETENSORS", arrays=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float32, np.float64])
+def test_lines_are_json_of_arrays_too_and_of_what_is_not_finite(tmp_path, dtype):
+    row = {"index": 3, "x": np.array([1.5, np.nan, np.inf, -np.inf], dtype), "y": dtype(np.nan)}
+    mixed = {
+        "index": np.int32(4),
+        "z": [np.array([True]), np.complex64(complex(1, np.inf))],
+        "w": {"v": np.zeros((0, 2))},
+    }
+    write(tmp_path / "rows.jsonl", [row, mixed])
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    first, second = (json.loads(line, parse_constant=pytest.fail) for line in lines)
+    assert first == {"index": 3, "x": [1.5, "nan", "inf", "-inf"], "y": "nan"}
+    assert second == {"index": 4, "z": [[True], [1.0, "inf"]], "w": {"v": []}}

@@ -133,7 +133,7 @@ def test_a_model_without_parameters_has_a_total():
 def test_devices_of_several_kinds_and_hosts_are_counted():
     kinds = [("NVIDIA A100", 0), ("NVIDIA A100", 0), ("Tesla T4", 1)]
     devices = [types.SimpleNamespace(device_kind=kind, process_index=host) for kind, host in kinds]
-    assert summary._devices(devices) == "2 x NVIDIA A100, 1 x Tesla T4 on 2 hosts"
+    assert summary.count_devices(devices) == "2 x NVIDIA A100, 1 x Tesla T4 on 2 hosts"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
+from task_head import HEAD
 
 from jtasks import cli
 from jtasks import config as configs
@@ -17,17 +18,9 @@ from jtasks.run import checkpoint
 from jtasks.run.loop import train
 
 # A linear model on made numbers; BAD is an expression that is true for the examples that spoil a step.
-LINEAR = """
-import jax, jax.numpy as jnp, ml_collections, numpy as np
-from jtasks.metrics import Mean
-
-def get_config():
-    config = ml_collections.ConfigDict()
-    config.task = __file__
-    config.steps, config.batch_size, config.log_every = 20, 8, 1
-    config.optim = dict(name="sgd", lr=0.01)
-    return config
-
+LINEAR = (
+    HEAD
+    + """
 def dataset(split, config):
     x = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
     return {{"x": x, "y": x @ np.array([1, 2, 3], np.float32), "index": np.arange(64)}} if split != "test" else None
@@ -44,6 +37,7 @@ def loss_fn(params, batch, rng, config):
     metrics = {{"loss": Mean.of(loss, batch["mask"])}}
     return metrics["loss"].value, metrics
 """
+)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ def take(there, here):
     taken = {"classifier": {"kernel": jnp.arange(1.0, len(there) + 1)[None], "bias": jnp.arange(1.0, len(there) + 1)}}
     fresh = {"classifier": {"kernel": jnp.zeros((1, len(here))), "bias": jnp.zeros(len(here))}}
     report = {"taken": ["classifier/kernel", "classifier/bias"]}
-    params, _ = transfer._by_class(taken, fresh, report, transfer._order(there, here))
+    params, _ = transfer.reorder_classes(taken, fresh, report, transfer.class_order(there, here))
     np.testing.assert_array_equal(params["classifier"]["kernel"][0], params["classifier"]["bias"])
     return np.asarray(params["classifier"]["bias"]).tolist()
 
@@ -91,14 +91,14 @@ def test_a_model_of_another_tokenizer_is_refused_and_of_the_same_taken_in_silenc
         there = tmp_path / "run"
         there.mkdir()
         (there / "tokenizer.json").write_text(files["tokenizer.json"])
-    transfer._compare_tokens(source, there, files, config)
-    transfer._compare_tokens(source, there, shorter, config)
-    transfer._compare_tokens(source, tmp_path, other, config)  # nothing to compare with
-    transfer._compare_tokens(source, there, {}, config)
+    transfer.compare_tokens(source, there, files, config)
+    transfer.compare_tokens(source, there, shorter, config)
+    transfer.compare_tokens(source, tmp_path, other, config)  # nothing to compare with
+    transfer.compare_tokens(source, there, {}, config)
     assert not capsys.readouterr().err
     with pytest.raises(ConfigError, match=r"1 of 6 ids stand for other tokens there, 4 for 'sun' and here for 'cat'"):
-        transfer._compare_tokens(source, there, other, config)
-    transfer._compare_tokens(source, there, longer, config)
+        transfer.compare_tokens(source, there, other, config)
+    transfer.compare_tokens(source, there, longer, config)
     assert "1 tokens, such as 'new', are not in the tokenizer" in capsys.readouterr().err
 
 
@@ -111,7 +111,7 @@ def test_pixels_go_in_as_the_folders_processor_makes_them(tmp_path):
     config = types.SimpleNamespace(model=found)
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     expected = (images * (1 / 255) - np.array(processor["image_mean"])) / 0.25
-    np.testing.assert_allclose(vit_task._scaled(jnp.asarray(images), config), expected, atol=1e-6)
+    np.testing.assert_allclose(vit_task.normalize(jnp.asarray(images), config), expected, atol=1e-6)
     written = json.loads(
         assets.image_processor(found["mean"], found["std"], found["rescale"])["preprocessor_config.json"]
     )
@@ -145,15 +145,15 @@ def test_a_run_that_saw_other_pixels_or_colors_is_refused(tmp_path):
     half, other = (0.5,) * 3, (0.4, 0.5, 0.6)
     for name, text in assets.image_processor(other, half, 1 / 255).items():
         (tmp_path / name).write_text(text)
-    transfer._compare_pictures("run", tmp_path, {"mean": other, "std": half})
+    transfer.compare_pictures("run", tmp_path, {"mean": other, "std": half})
     with pytest.raises(ConfigError, match=r"config\.model\.mean is not that of config\.init_from=run"):
-        transfer._compare_pictures("run", tmp_path, {"mean": half, "std": half})
+        transfer.compare_pictures("run", tmp_path, {"mean": half, "std": half})
     palette = ((0.0, 1.0, 2.0), (9.0, 8.0, 7.0))
     for name, text in assets.palette_files({"palette": palette, "shape": (8, 8)}).items():
         (tmp_path / name).write_text(text)
-    transfer._compare_pictures("run", tmp_path, {"palette": palette})
+    transfer.compare_pictures("run", tmp_path, {"palette": palette})
     with pytest.raises(ConfigError, match=r"set --config\.data\.palette="):
-        transfer._compare_pictures("run", tmp_path, {"palette": palette[::-1]})
+        transfer.compare_pictures("run", tmp_path, {"palette": palette[::-1]})
 
 
 @pytest.mark.parametrize("name", ["vit", "igpt", "classifier", "mnist"])

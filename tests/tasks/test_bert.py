@@ -12,7 +12,7 @@ import pytest
 from front_door import QUICK, ROOT, run
 
 from jtasks import config as configs
-from jtasks import optim, testing
+from jtasks import models, optim, testing
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.run import job
@@ -59,12 +59,12 @@ def params(config):
 
 
 evaluated = jax.jit(bert.eval_fn, static_argnames="config")
-inputs = jax.jit(bert._inputs, static_argnames="config")
+inputs = jax.jit(bert.masked_inputs, static_argnames="config")
 
 
 def reference(config, tokens, token_types, segment_ids):
     """Log-probabilities of the tokens [b, t, vocab] and of the next sentence [b, 2]."""
-    model = bert._model(config)
+    model = models.build(models.BERT, config)
     run = jax.jit(functools.partial(model.apply, method="masked_logits"))
     return [jax.nn.log_softmax(x) for x in run({"params": params(config)}, tokens, token_types, segment_ids)]
 

@@ -15,7 +15,7 @@ from front_door import ROOT
 from PIL import Image
 
 from jtasks import config as configs
-from jtasks import task
+from jtasks import models
 from jtasks.data import pipeline, tokenizers
 from jtasks.data.pictures import decode
 from jtasks.errors import DataError
@@ -401,6 +401,6 @@ def test_a_prompt_is_continued_alike_with_and_without_padding(packed, data):
     (padded,) = predicted(own, weights, short | {"seed": np.zeros(1, np.uint32)}, 1)
     ids = padded["tokens"][-12:]
     text = np.concatenate([short["tokens"][0, :5], ids]).astype(np.int32)
-    model = task.load("jtasks.tasks.lm")._model(own.config)
+    model = models.build(models.GPT, own.config, outputs=own.config.model.vocab)
     logits = model.apply({"params": weights}, text[None, :8])
     assert logits[0, 4:7].argmax(-1).tolist() == ids[:3].tolist()

@@ -11,7 +11,7 @@ import pytest
 from front_door import QUICK, ROOT, records, run
 
 from jtasks import config as configs
-from jtasks import testing
+from jtasks import models, testing
 from jtasks.data import pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import huggingface
@@ -60,7 +60,7 @@ predicted = jax.jit(lm.predict_fn, static_argnames="config")
 
 
 def logits(config, inputs):
-    model = lm._model(config)
+    model = models.build(models.GPT, config, outputs=config.model.vocab)
     return np.asarray(jax.jit(model.apply)({"params": params(config)}, jnp.asarray(inputs, jnp.int32)))
 
 
