@@ -30,7 +30,7 @@ from jtasks.data import hub, pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
 from jtasks.run import checkpoint as checkpoints_
-from jtasks.run import evaluate, predict, workdir
+from jtasks.run import display, evaluate, predict, workdir
 from jtasks.run.job import Job
 from jtasks.run.portions import Portion, Portions
 from jtasks.run.pretrained import Pretrained, open_pretrained
@@ -184,7 +184,7 @@ class Run:
     def _program(self, function: str, job: Job) -> Any:
         key = function, job.config
         if key not in self._programs:
-            self._programs[key] = predict.program(job, f"{function}_fn")
+            self._programs[key] = predict.program(job, f"{function}_fn", display.watcher())
         return self._programs[key]
 
     @functools.cached_property
