@@ -30,11 +30,14 @@ DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"
 def join(index: int, fields: Mapping[str, Any], answer: Mapping[str, Any]) -> Row:
     """Return the row of an input: its index, its own fields and the answer; clashing fields go under "input".
 
+    What people read comes before the answer's arrays.
+
     >>> join(3, {"text": "so good", "label": "neg"}, {"label": 1, "class": "pos"})
     {'index': 3, 'text': 'so good', 'input': {'label': 'neg'}, 'label': 1, 'class': 'pos'}
     """
     if "index" in answer:
         answer = {"output": answer}
+    answer = dict(sorted(answer.items(), key=lambda item: _is_array(item[1])))
     clashing = {name: value for name, value in fields.items() if name == "index" or name in answer}
     others = {name: value for name, value in fields.items() if name not in clashing}
     if not clashing:
@@ -222,6 +225,10 @@ def _safetensors(file: IO[bytes]) -> Iterator[Write]:
 
 def _json_line(row: Row) -> bytes:
     return to_json({name: _plain(value) for name, value in row.items()}).encode() + b"\n"
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim > 0
 
 
 def _plain(value: Any) -> Any:

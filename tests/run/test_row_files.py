@@ -29,6 +29,11 @@ def test_the_input_loses_nothing_to_the_answer():
     assert row_files.join(7, {"label": "b"}, {"label": 1, "input": 2})["inputs"] == {"label": "b"}
 
 
+def test_what_people_read_comes_before_arrays():
+    row = row_files.join(0, {"text": "a"}, {"tokens": np.arange(3), "label": np.int32(1), "class": "b"})
+    assert list(row) == ["index", "text", "label", "class", "tokens"]
+
+
 def test_rows_come_back_from_each_format(tmp_path):
     from pyarrow import parquet
 
