@@ -103,13 +103,13 @@ def finish(process: subprocess.Popen) -> None:
 
 def outcome(command: list[str], workdir: pathlib.Path, environment: dict) -> dict[str, bytes]:
     """Return all that must be equal: the last checkpoint's arrays, the recorded metrics, the predictions."""
-    from jtasks.run import checkpoint
+    from jtasks.run import checkpoint, checkpoint_files
 
     finish(start([*command, "--mode=predict", "--split=test"], workdir, environment))
     folder = workdir / "checkpoints"
     result = {
         name: np.asarray(array).tobytes()
-        for name, array in checkpoint.arrays(folder / str(max(checkpoint.saved_steps(folder)))).items()
+        for name, array in checkpoint.arrays(folder / str(max(checkpoint_files.saved_steps(folder)))).items()
     }
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     timed = ("wall", "examples_per_second", "seconds_per_step")

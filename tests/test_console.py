@@ -9,7 +9,7 @@ import pytest
 from front_door import LINEAR, ROOT
 
 from jtasks.console import Lasting
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint_files
 
 
 def test_a_stream_whose_reader_is_gone_goes_nowhere():
@@ -35,5 +35,5 @@ def test_a_run_does_not_need_its_streams_nor_a_locale(streams, tmp_path):
         capture_output=True,
     )
     assert (tmp_path / "code").read_text() == "0\n"
-    assert checkpoint.newest(workdir / "checkpoints", pytest.fail) == 2
+    assert checkpoint_files.newest(workdir / "checkpoints", pytest.fail) == 2
     assert all(map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines()))

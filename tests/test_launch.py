@@ -15,7 +15,7 @@ from front_door import LINEAR, ROOT
 from jtasks import cli
 from jtasks.distributed.clusters import Cluster, detect
 from jtasks.flags import make_parser
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint_files
 
 LAUNCH = ROOT / "launch"
 SHORT = [*LINEAR, "--config.steps=2"]
@@ -109,7 +109,7 @@ def test_a_list_of_hosts_trains_as_one_run(tmp_path, fakes):
     (result,) = [line.removeprefix("localhost: ") for line in lines if line.startswith("localhost: {")]
     assert json.loads(result)["step"] == 2
     assert not any("step" in line for line in lines if line.startswith("me@127.0.0.1"))
-    assert checkpoint.saved_steps(tmp_path / "a run" / "checkpoints") == [2]
+    assert checkpoint_files.saved_steps(tmp_path / "a run" / "checkpoints") == [2]
 
 
 SLEEPER = """

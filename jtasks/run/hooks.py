@@ -14,7 +14,7 @@ from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, TrainingError
 from jtasks.faults import some
-from jtasks.run import checkpoint, evaluate, page, predict
+from jtasks.run import checkpoint, checkpoint_files, evaluate, page, predict
 from jtasks.run.meter import peak_memory
 from jtasks.run.records import EVALUATED
 from jtasks.run.signals import Stop, Stopped
@@ -100,7 +100,7 @@ class Hooks:
                 (self._save_and_wait if processes.alone() else self._wait_for_save)()
             except Exception as failure:  # the failed step may have taken the device's memory with it
                 self.log.warn(f"step {self.step} is lost: {failure}")
-            if steps := checkpoint.saved_steps(self.workdir / "checkpoints"):
+            if steps := checkpoint_files.saved_steps(self.workdir / "checkpoints"):
                 error.add_note(f"step {steps[-1]} is saved: fix the error and run the same command again")
             raise
 
@@ -124,7 +124,7 @@ class Hooks:
         self._wait_for_save()
         if self.step in (self.saved, 0):
             return
-        steps = sorted({*checkpoint.saved_steps(self.workdir / "checkpoints"), self.step})
+        steps = sorted({*checkpoint_files.saved_steps(self.workdir / "checkpoints"), self.step})
         try:
             # A checkpoint after non-finite steps replaces no good one.
             self.checkpoints.save(
@@ -145,7 +145,7 @@ class Hooks:
             raise self.save_error
         # The last evaluation may have found a better checkpoint.
         if self.state is not None and not int(self.state.nonfinite_steps):
-            self.checkpoints.delete(self._expendable_steps(checkpoint.saved_steps(self.workdir / "checkpoints")))
+            self.checkpoints.delete(self._expendable_steps(checkpoint_files.saved_steps(self.workdir / "checkpoints")))
 
     def write_report(self) -> None:
         """Write DIR/report.html. A failure warns: the run is done."""
@@ -273,7 +273,7 @@ class Hooks:
         config = self.job.config
         keep = set(steps[-config.keep :])
         values = {step: value for step, value in self.log.values(config.best).items() if step in steps}
-        best = checkpoint.best(values, config.best_mode)
+        best = checkpoint_files.best(values, config.best_mode)
         return [step for step in steps if step not in keep | {best}]
 
 

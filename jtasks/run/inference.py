@@ -29,8 +29,7 @@ from jtasks.config import Config
 from jtasks.data import hub, pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
-from jtasks.run import checkpoint as checkpoints_
-from jtasks.run import display, evaluate, predict, workdir
+from jtasks.run import checkpoint_files, display, evaluate, predict, workdir
 from jtasks.run.job import Job
 from jtasks.run.portions import Portion, Portions
 from jtasks.run.pretrained import Pretrained, open_pretrained
@@ -231,7 +230,7 @@ def load(
         return Run(open_pretrained(str(run), config, overrides))
     if config is not None:
         raise ConfigError(f"{os.fspath(run)} is a run, which has its own config: use overrides for its other fields")
-    checkpoints, step = checkpoints_.locate(os.fspath(run))
+    checkpoints, step = checkpoint_files.locate(os.fspath(run))
     folder = checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints
     if step and str(checkpoint) not in ("newest", step):
         raise ConfigError(

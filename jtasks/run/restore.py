@@ -11,7 +11,7 @@ from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.run import checkpoint, records, workdir
+from jtasks.run import checkpoint, checkpoint_files, records, workdir
 from jtasks.run.job import Job, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
@@ -111,7 +111,7 @@ def prepare_and_compare(config: Config, folder: pathlib.Path, free: tuple[str, .
 
     def compare() -> None:
         missing = [name for name in ("config.json", workdir.FILES) if not (folder / name).exists()]
-        if missing and checkpoint.saved_steps(folder / "checkpoints"):
+        if missing and checkpoint_files.saved_steps(folder / "checkpoints"):
             console.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config is unknown")
         workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
         workdir.compare_assets(job.assets(), folder)
@@ -129,10 +129,10 @@ def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
     """Return the step of the requested checkpoint, after reading it once to verify its checksums."""
     checkpoints = folder / "checkpoints"
     if which.isdigit():
-        return checkpoint.require(checkpoints, int(which))
+        return checkpoint_files.require(checkpoints, int(which))
     if which == "best":
-        return checkpoint.require(checkpoints, _best_step(config, folder))
-    step = checkpoint.newest(checkpoints, console.warn)
+        return checkpoint_files.require(checkpoints, _best_step(config, folder))
+    step = checkpoint_files.newest(checkpoints, console.warn)
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints}: train first, with the same --config and --workdir")
     return step
@@ -142,11 +142,11 @@ def _best_step(config: Config, folder: pathlib.Path) -> int:
     split, _, name = config.best.partition("/")
     if not name:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
-    steps = checkpoint.saved_steps(folder / "checkpoints")
+    steps = checkpoint_files.saved_steps(folder / "checkpoints")
     measured = records.Records(folder / "metrics.jsonl")
     measured.load(warn=console.warn)
     values = measured.values(config.best)
-    step = checkpoint.best({step: values[step] for step in steps if step in values}, config.best_mode)
+    step = checkpoint_files.best({step: values[step] for step in steps if step in values}, config.best_mode)
     if step is None:
         raise CheckpointError(
             f"{folder / 'metrics.jsonl'} has no finite {split}/{name} of a checkpoint that is kept"

@@ -15,7 +15,7 @@ from jtasks.data import buckets, fingerprint, pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
-from jtasks.run import autoshare, checkpoint, flops, preflight, programs, provenance, summary
+from jtasks.run import autoshare, checkpoint_files, flops, preflight, programs, provenance, summary
 from jtasks.run.compile import Compiled
 from jtasks.run.evaluate import limit_examples
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
@@ -70,8 +70,8 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     folder = workdir / "checkpoints"
     loggers: dict[str, Logger] = {}
     processes.on_first_process(lambda: loggers.update(find(config.log.to)))
-    processes.on_first_process(lambda: checkpoint.clear_unfinished(folder))
-    start = processes.broadcast_from_first(lambda: checkpoint.newest(folder, warn) or 0)
+    processes.on_first_process(lambda: checkpoint_files.clear_unfinished(folder))
+    start = processes.broadcast_from_first(lambda: checkpoint_files.newest(folder, warn) or 0)
     if start:
         processes.on_first_process(lambda: require_files(workdir))
         config = own_names(config, workdir)

@@ -20,7 +20,7 @@ from jtasks.data import assets, hub, tokenizer_files, tokenizers
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import fitting, huggingface, model_config
-from jtasks.run import checkpoint, workdir
+from jtasks.run import checkpoint, checkpoint_files, workdir
 from jtasks.run.job import Job
 from jtasks.tree import leaf_name
 
@@ -40,7 +40,7 @@ def transfer_params(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
         compare_tokens(source, folder, own, config)
         taken, report = huggingface.import_params(str(folder), params, config.model, architecture, warn)
     else:
-        folder = checkpoint.locate(source)[0].parent
+        folder = checkpoint_files.locate(source)[0].parent
         classes = assets.read(folder / assets.LABELS)
         compare_tokens(source, folder, own, config)
         compare_pictures(source, folder, config.model)
@@ -60,9 +60,9 @@ def require_source(source: str) -> None:
     if source.startswith(hub.PREFIX):
         processes.on_first_process(lambda: _require_model(source))
         return
-    folder, step = checkpoint.locate(source)
+    folder, step = checkpoint_files.locate(source)
     workdir.require_files(folder.parent)
-    saved = map(str, checkpoint.saved_steps(folder))
+    saved = map(str, checkpoint_files.saved_steps(folder))
     if source and (step not in saved if step else not any(saved)):
         raise ConfigError(
             f"no checkpoint in config.init_from={source}: give a workdir of a run, its checkpoints/STEP, or hf:FOLDER"

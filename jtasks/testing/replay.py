@@ -17,7 +17,7 @@ from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
 from jtasks.faults import author_frames, format_frame, some
-from jtasks.run import autoshare, checkpoint, programs
+from jtasks.run import autoshare, checkpoint_files, programs
 from jtasks.run import step as steps
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job, total_steps
@@ -146,7 +146,9 @@ def _state(
     """Return the state before `step`, and the step of the checkpoint that it comes from (0: initial state)."""
     batch = job.batch_at(examples, plan, 0)
     program = programs.build(job, batch, total)
-    start = processes.broadcast_from_first(lambda: checkpoint.newest(workdir / "checkpoints", warn, before=step) or 0)
+    start = processes.broadcast_from_first(
+        lambda: checkpoint_files.newest(workdir / "checkpoints", warn, before=step) or 0
+    )
     state = programs.state_at(start, program, job, workdir, batch, say)
     for index in range(start, step - 1):
         state, _ = program.step(state, job.batch_at(examples, plan, index))

@@ -13,7 +13,7 @@ from front_door import LINEAR, records, run, start, untimed, wait_for
 from jtasks import cli
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint_files
 
 RUN = [*LINEAR, "--config.log_every=5", "--config.save_every=20", "--config.eval_every=20"]
 
@@ -156,7 +156,7 @@ def test_a_signal_to_one_of_two_stops_both_after_the_same_step_and_the_run_goes_
     os.kill(running[1].pid, signal.SIGTERM)
     ends = finish(running)
     assert [code for code, _, _ in ends] == [75, 75], ends
-    step = checkpoint.saved_steps(tmp_path / "pair" / "checkpoints")[-1]
+    step = checkpoint_files.saved_steps(tmp_path / "pair" / "checkpoints")[-1]
     assert all(f"stopped at step {step} of 2000" in errors for _, _, errors in ends)
 
     length = f"--config.steps={step + 20}"
@@ -181,7 +181,7 @@ def test_when_one_is_killed_the_other_ends_with_its_name_and_the_same_command_go
         code, _, errors = ends[1 - victim]
         assert code == 1, errors
         assert f"error: process {victim} on {socket.gethostname()} is gone" in errors
-        saved = checkpoint.saved_steps(tmp_path / "checkpoints")[-1]
+        saved = checkpoint_files.saved_steps(tmp_path / "checkpoints")[-1]
     ends = finish(pair(tmp_path, f"--config.steps={saved + 2}", "--config.eval_every=0"))
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert f"resumed from step {saved}" in ends[0][2]
@@ -267,7 +267,7 @@ def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(number,
         running[victim].send_signal(number)
         ends = finish(running)
         assert [code for code, _, _ in ends] == [75, 75], ends
-        assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == [2]
+        assert checkpoint_files.saved_steps(tmp_path / "run" / "checkpoints") == [2]
         (tmp_path / "waiting").unlink()
 
 

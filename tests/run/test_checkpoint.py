@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtasks.errors import CheckpointError
-from jtasks.run import checkpoint, step
+from jtasks.run import checkpoint, checkpoint_files, step
 
 
 def state(seed: int = 0, at: int = 3) -> step.State:
@@ -69,12 +69,12 @@ def test_a_state_that_all_devices_hold_is_saved_once_whoever_saves_what(least, t
 
 
 def test_the_newest_undamaged_checkpoint_is_chosen(folder):
-    assert checkpoint.newest(folder, pytest.fail) == 5
-    assert checkpoint.newest(folder / "absent", pytest.fail) is None
+    assert checkpoint_files.newest(folder, pytest.fail) == 5
+    assert checkpoint_files.newest(folder / "absent", pytest.fail) is None
 
 
 def files(folder: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in checkpoint.UNCHECKED)
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name not in checkpoint_files.UNCHECKED)
 
 
 def test_any_flipped_bit_of_any_file_is_found_named_and_the_one_before_is_used(folder):
@@ -83,11 +83,11 @@ def test_any_flipped_bit_of_any_file_is_found_named_and_the_one_before_is_used(f
         for position in {0, len(content) // 2, len(content) - 1}:
             path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
             warnings: list[str] = []
-            assert checkpoint.newest(folder, warnings.append) == 3
+            assert checkpoint_files.newest(folder, warnings.append) == 3
             assert path.name in warnings[0]
             assert "has changed" in warnings[0]
         path.write_bytes(content)
-    assert checkpoint.newest(folder, pytest.fail) == 5
+    assert checkpoint_files.newest(folder, pytest.fail) == 5
 
 
 @pytest.mark.parametrize("harm", ["truncate", "delete", "empty", "checksums", "all"])
@@ -101,11 +101,11 @@ def test_any_truncated_or_missing_file_is_found(folder, harm):
         elif harm == "delete":
             path.unlink()
         elif harm == "checksums":
-            (folder / "5" / checkpoint.CHECKSUMS).unlink(missing_ok=True)
+            (folder / "5" / checkpoint_files.CHECKSUMS).unlink(missing_ok=True)
         else:
             for each in files(folder / "5"):
                 each.unlink()
-        assert checkpoint.newest(folder, lambda _: None) == 3
+        assert checkpoint_files.newest(folder, lambda _: None) == 3
         path.write_bytes(content)
 
 
@@ -113,13 +113,13 @@ def test_when_none_is_good_it_is_an_error_and_no_fresh_start(folder):
     for number in ("3", "5"):
         files(folder / number)[-1].write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"(?s)5 is damaged.*3 is damaged.*no undamaged checkpoint is left"):
-        checkpoint.newest(folder, lambda _: None)
+        checkpoint_files.newest(folder, lambda _: None)
 
 
 def test_a_save_that_never_ended_is_no_checkpoint(folder):
     shutil.copytree(folder / "5", folder / "saving-9")
-    assert checkpoint.newest(folder, pytest.fail) == 5
-    checkpoint.clear_unfinished(folder)
+    assert checkpoint_files.newest(folder, pytest.fail) == 5
+    checkpoint_files.clear_unfinished(folder)
     assert not (folder / "saving-9").exists()
 
 
@@ -174,9 +174,9 @@ def test_what_is_expendable_is_deleted_once_the_next_is_saved(folder):
     with checkpoint.Checkpoints(folder) as checkpoints:
         checkpoints.save(state(3, 7), 7, expendable=[3])
         checkpoints.wait()
-        assert checkpoint.saved_steps(folder) == [5, 7]
+        assert checkpoint_files.saved_steps(folder) == [5, 7]
         checkpoints.delete([5])
-    assert checkpoint.saved_steps(folder) == [7]
+    assert checkpoint_files.saved_steps(folder) == [7]
 
 
 def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):
@@ -197,11 +197,11 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_old_checkpoint_stays(fo
     blocked.write_text("a file where the folder should be")
     with pytest.raises(CheckpointError, match="step 7 cannot be saved"), checkpoint.Checkpoints(blocked) as checkpoints:
         checkpoints.save(state(2, 7), 7)
-    assert checkpoint.newest(folder, pytest.fail) == 5
+    assert checkpoint_files.newest(folder, pytest.fail) == 5
 
 
 def test_a_save_that_is_cleared_meanwhile_fails_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "flush", lambda partial: checkpoint.clear_unfinished(partial.parent))
+    monkeypatch.setattr(checkpoint_files, "flush", lambda partial: checkpoint_files.clear_unfinished(partial.parent))
     with pytest.raises(CheckpointError, match="step 7 was not saved"):
         save(tmp_path, state(2, 7))
     assert not list(tmp_path.iterdir())
@@ -211,7 +211,7 @@ def test_in_a_run_of_several_processes_a_failed_save_ends_this_one_at_once(tmp_p
     ends = []
     monkeypatch.setattr(checkpoint.processes, "end", lambda *end: ends.append(end))
     monkeypatch.setattr(checkpoint.processes, "alone", lambda: False)
-    monkeypatch.setattr(checkpoint, "flush", lambda partial: os.listdir(partial / "absent"))
+    monkeypatch.setattr(checkpoint_files, "flush", lambda partial: os.listdir(partial / "absent"))
     with pytest.raises(CheckpointError):  # reached only because `end` is replaced
         save(tmp_path, state(2, 7))
     ((text, code),) = ends
@@ -221,7 +221,7 @@ def test_in_a_run_of_several_processes_a_failed_save_ends_this_one_at_once(tmp_p
 
 
 def test_the_checksums_cover_every_file(folder):
-    listed = set(json.loads((folder / "5" / checkpoint.CHECKSUMS).read_text()))
+    listed = set(json.loads((folder / "5" / checkpoint_files.CHECKSUMS).read_text()))
     assert listed == {path.relative_to(folder / "5").as_posix() for path in files(folder / "5")}
     assert len(listed) > 3
 
@@ -233,7 +233,7 @@ def test_any_name_of_a_folder_serves(name, tmp_path):
     folder = tmp_path / name / "checkpoints"
     folder.parent.mkdir()
     save(folder, state(1, 5))
-    assert checkpoint.newest(folder, pytest.fail) == 5
+    assert checkpoint_files.newest(folder, pytest.fail) == 5
     assert_same(checkpoint.restore(folder / "5", placed(jax.devices()[:1])), state(1, 5))
     taken, report = checkpoint.import_params(str(folder.parent), state(2).params, pytest.fail)
     assert_same(taken, state(1).params)

@@ -11,7 +11,7 @@ from task_head import HEAD
 
 from jtasks import cli
 from jtasks import config as configs
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, checkpoint_files
 from jtasks.run.loop import train
 
 # A linear model on made numbers. While the file `fault` holds a function's name, that function fails once steps are
@@ -95,7 +95,7 @@ def test_an_error_in_a_function_of_the_task_leaves_the_state_saved_and_the_mende
     fault.write_text(place)
     assert cli.run(command) == 1
     errors = capfd.readouterr().err
-    steps = checkpoint.saved_steps(tmp_path / "run" / "checkpoints")
+    steps = checkpoint_files.saved_steps(tmp_path / "run" / "checkpoints")
     if place == "data":
         assert steps and 0 < steps[0] < 20
     else:
@@ -129,7 +129,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_a_run_of_nothing_else_fails
     assert not output
     assert "the update was not finite in 8 steps in a row" in errors
     assert "step 2 is not saved: it is one of 2 in a row" in errors
-    assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == []
+    assert checkpoint_files.saved_steps(tmp_path / "run" / "checkpoints") == []
 
 
 def test_bad_steps_never_push_good_checkpoints_out(task, tmp_path):
@@ -147,7 +147,7 @@ def test_bad_steps_never_push_good_checkpoints_out(task, tmp_path):
     )
     arguments = [f"--config={bad}", f"--workdir={tmp_path / 'again'}", *more, "--config.steps=40"]
     assert cli.run(arguments) == 1
-    assert checkpoint.saved_steps(tmp_path / "again" / "checkpoints") == [8, 10]
+    assert checkpoint_files.saved_steps(tmp_path / "again" / "checkpoints") == [8, 10]
 
 
 def test_bad_steps_in_a_row_are_found_long_before_the_next_line_of_the_log(task, tmp_path, capfd):

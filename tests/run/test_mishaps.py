@@ -8,7 +8,7 @@ import pytest
 
 from jtasks import cli
 from jtasks import config as configs
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, checkpoint_files
 from jtasks.run.loop import train
 
 # A linear model; the file `fault` beside it holds a statement for each function that is to fail.
@@ -78,7 +78,7 @@ def task(tmp_path):
 
 
 def saved(tmp_path: pathlib.Path, name: str = "run") -> list[int]:
-    return checkpoint.saved_steps(tmp_path / name / "checkpoints")
+    return checkpoint_files.saved_steps(tmp_path / name / "checkpoints")
 
 
 @pytest.mark.parametrize(

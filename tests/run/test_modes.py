@@ -10,7 +10,7 @@ import pytest
 from jtasks import cli, task
 from jtasks import config as configs
 from jtasks.errors import ConfigError
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint_files
 from jtasks.run.hooks import Hooks
 from jtasks.run.loop import train
 from jtasks.run.workdir import recorded_splits
@@ -228,9 +228,9 @@ def test_the_best_is_finite_and_kept_and_lines_that_are_lost_are_told(door):
 
 def test_nan_and_infinity_are_never_the_best():
     values = {10: float("nan"), 20: 0.5, 30: 0.4, 40: float("-inf"), 50: float("inf"), 60: 0.4}
-    assert checkpoint.best(values, "min") == 30
-    assert checkpoint.best(values, "max") == 20
-    assert checkpoint.best({1: float("nan")}, "min") is None
+    assert checkpoint_files.best(values, "min") == 30
+    assert checkpoint_files.best(values, "max") == 20
+    assert checkpoint_files.best({1: float("nan")}, "min") is None
 
 
 @pytest.mark.parametrize("text", ["null", "3", "[]", "[1]", "{}", '{"a": 1}', "{"])
@@ -262,16 +262,16 @@ def test_fewer_steps_than_the_run_has_give_what_is_true_of_its_state(door, evalu
 def test_a_run_whose_name_is_a_number_is_a_run(trained, tmp_path, name, inner):
     source = tmp_path / name / inner
     shutil.copytree(trained / inner, source)
-    folder, step = checkpoint.locate(str(source))
+    folder, step = checkpoint_files.locate(str(source))
     assert (folder, step) == (tmp_path / name / "checkpoints", "4" if inner.endswith("4") else "")
-    assert checkpoint.saved_steps(folder) in ([2, 4, 6], [4])
+    assert checkpoint_files.saved_steps(folder) in ([2, 4, 6], [4])
 
 
 def test_folders_of_odd_digits_are_no_checkpoints(trained, tmp_path):
     shutil.copytree(trained / "checkpoints", tmp_path / "checkpoints")
     for name in ("²", "٣", "007", "0"):
         (tmp_path / "checkpoints" / name).mkdir()
-    assert checkpoint.saved_steps(tmp_path / "checkpoints") == [2, 4, 6]
+    assert checkpoint_files.saved_steps(tmp_path / "checkpoints") == [2, 4, 6]
 
 
 def test_an_output_called_index_does_not_hide_the_index(door, tmp_path):

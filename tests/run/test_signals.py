@@ -10,7 +10,7 @@ import time
 import pytest
 from front_door import LINEAR, ROOT, run, start, untimed, wait_for
 
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, checkpoint_files
 
 LONG = [*LINEAR, "--config.steps=300", "--config.log_every=5", "--config.save_every=50", "--config.eval_every=100"]
 PACE = "0.002"  # seconds an example, so that the run is still under way when the test acts
@@ -100,7 +100,7 @@ def test_a_signal_saves_the_very_step_and_the_run_goes_on_to_the_same_end(number
     wait_for(tmp_path, 5, process)
     code, errors = signalled(process, number)
     assert code == 75, errors
-    (step,) = checkpoint.saved_steps(tmp_path / "checkpoints")[-1:]
+    (step,) = checkpoint_files.saved_steps(tmp_path / "checkpoints")[-1:]
     assert f"{number.name}: saving step {step}" in errors
     assert 5 <= step < 300
     run(*LONG, f"--workdir={tmp_path}")
@@ -134,7 +134,7 @@ def test_a_signal_is_answered_wherever_the_run_is(place, saved, tmp_path):
     path, workdir = tmp_path / "holding.py", tmp_path / "run"
     code, errors = signalled(held(path, workdir, place), signal.SIGTERM)
     assert code == 75, errors
-    steps = checkpoint.saved_steps(workdir / "checkpoints")
+    steps = checkpoint_files.saved_steps(workdir / "checkpoints")
     assert steps == saved if saved is not None else steps[-1] >= 10  # how far it read ahead depends on the machine
     result, errors = run(f"--config={path}", f"--workdir={workdir}")
     assert result["step"] == 40
@@ -187,7 +187,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_ends_non_zero(tmp_path):
     assert found.returncode == 1, found.stderr
     assert "WARNING: step 4 was not saved in" in found.stderr
     assert "step 6/6" in found.stderr
-    assert checkpoint.newest(tmp_path / "checkpoints", pytest.fail) == 2
+    assert checkpoint_files.newest(tmp_path / "checkpoints", pytest.fail) == 2
     result, errors = run(*arguments, "--config.steps=6")
     assert result["step"] == 6
     assert "resumed from step 2" in errors

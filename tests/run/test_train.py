@@ -14,7 +14,7 @@ from task_head import HEAD
 from jtasks import cli
 from jtasks import config as configs
 from jtasks.errors import ConfigError
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, checkpoint_files
 from jtasks.run.loop import train
 
 # A linear model on made numbers; BAD is an expression that is true for the examples that spoil a step.
@@ -101,7 +101,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(linear, tmp_path):
     train(config, tmp_path / "run")
     losses = {step: line["loss"] for step, line in records(tmp_path / "run", "valid").items()}
     best = min(losses, key=lambda step: losses[step])
-    assert checkpoint.saved_steps(tmp_path / "run" / "checkpoints") == sorted({best, 20})
+    assert checkpoint_files.saved_steps(tmp_path / "run" / "checkpoints") == sorted({best, 20})
 
 
 def test_the_average_is_what_is_evaluated_and_saved(linear, tmp_path):

@@ -12,7 +12,7 @@ from front_door import ROOT
 
 import jtasks
 from jtasks.errors import ConfigError
-from jtasks.run import checkpoint, notebook
+from jtasks.run import checkpoint_files, notebook
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FIELDS = {"optim": {"name": "adamw", "lr": 0.01}, "data": {"threads": 1}, "model": {"width": 3}, "batch_size": 8}
@@ -57,7 +57,7 @@ def test_an_interrupt_saves_and_the_same_call_goes_on(task, tmp_path, monkeypatc
     monkeypatch.setattr(task.Rows, "__getitem__", item)
     with pytest.raises(jtasks.Stopped, match=r"stopped at step \d+ of 30"):
         jtasks.train(config, tmp_path / "run")
-    saved = checkpoint.saved_steps(tmp_path / "run" / "checkpoints")
+    saved = checkpoint_files.saved_steps(tmp_path / "run" / "checkpoints")
     assert len(saved) == 1 and 0 < saved[0] < 30
     assert jtasks.train(config, tmp_path / "run") == whole
 

@@ -8,7 +8,7 @@ import pytest
 from front_door import LINEAR, run, start, wait_for
 
 from jtasks import cli
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint_files
 
 SWEEP = [*LINEAR, "--config.steps=60", "--config.log_every=5", "--config.save_every=20", "--sweep.optim.lr=0.01,0.1"]
 PACE = "0.002"  # seconds an example, so that a run is still under way when the test acts
@@ -50,7 +50,7 @@ def test_a_signal_saves_the_current_run_and_the_sweep_goes_on(number, whole, tmp
     assert process.returncode == 75, errors
     assert errors.endswith("stopped in run lr=0.1: run the same command again to resume\n")
     assert [row["state"] for row in untimed_table(tmp_path)] == ["done", "stopped"]
-    assert 5 <= checkpoint.saved_steps(tmp_path / "lr=0.1" / "checkpoints")[-1] < 60
+    assert 5 <= checkpoint_files.saved_steps(tmp_path / "lr=0.1" / "checkpoints")[-1] < 60
     run(*SWEEP, f"--workdir={tmp_path}")
     assert untimed_table(tmp_path) == whole[1]
 
