@@ -167,17 +167,17 @@ def _cider(hypotheses: list[Words], references: list[list[Words]], sigma: float 
         documents.update({gram for counts in counted for some in counts for gram in some})
     total = np.log(len(known))
 
-    def weighted(counts: list[Counts]) -> list[dict[tuple[str, ...], float]]:
+    def weigh(counts: list[Counts]) -> list[dict[tuple[str, ...], float]]:
         return [{gram: n * (total - np.log(max(documents[gram], 1))) for gram, n in some.items()} for some in counts]
 
     def norms(vectors: list[dict[tuple[str, ...], float]]) -> list[float]:
         return [np.sqrt(sum(weight**2 for weight in vector.values())) for vector in vectors]
 
     def score(hypothesis: Words, texts: list[Words], counted: list[list[Counts]]) -> float:
-        mine = weighted(all_counts(hypothesis))
+        mine = weigh(all_counts(hypothesis))
         lengths, similarity = norms(mine), 0.0
         for text, counts in zip(texts, counted, strict=True):
-            theirs = weighted(counts)
+            theirs = weigh(counts)
             # COCO counts bigrams here, so zero words and one word are equally long.
             difference = max(len(hypothesis) - 1, 0) - max(len(text) - 1, 0)
             penalty = np.exp(-(difference**2) / (2 * sigma**2))

@@ -78,7 +78,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         turns = [turn for turn in turns if dialogues.references(turn)]
     if data.features:
         _features(config).require(dialogue["image_id"] for dialogue, _ in turns)
-    return _encoded(turns, config)
+    return _encode(turns, config)
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
@@ -90,14 +90,14 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
     Raises:
       DataError: an input is no question, or has no features.
     """
-    turns = [_asked(given) for given in inputs]
+    turns = [_read_turn(given) for given in inputs]
     for given, (dialogue, _) in zip(inputs, turns, strict=True):
         if config.data.features:
             _check_features(given, dialogue, config)
-    return _encoded(turns, config)
+    return _encode(turns, config)
 
 
-def _encoded(turns: Sequence[dialogues.Turn], config: Config) -> dict[str, np.ndarray]:
+def _encode(turns: Sequence[dialogues.Turn], config: Config) -> dict[str, np.ndarray]:
     data, tokenizer = config.data, tokenizers.of(config, texts)
     return dialogues.arrays(
         turns,
@@ -215,7 +215,7 @@ def answer_texts(outputs: Any, config: Config) -> list[str]:
     return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
 
 
-def _asked(given: Any) -> dialogues.Turn:
+def _read_turn(given: Any) -> dialogues.Turn:
     if isinstance(given, Mapping) and "dialogue" in given:  # a row of `dataset`
         past = given["dialogue"]["dialog"][: int(given["turn"]) + 1]
         given = {**given["dialogue"], "dialog": past}

@@ -49,7 +49,7 @@ def defaults() -> dict[str, Any]:
 def texts(config: Config) -> tokenizers.Corpus | None:
     """Return the documents of the train split; None for shards, which have no text."""
     source = _source("train", config)
-    if source is None or _sharded(source):
+    if source is None or _is_sharded(source):
         return None
     read = functools.partial(text.documents, source.paths, "blank", seed=config.seed, valid=source.valid)
     return tokenizers.Corpus(read, files.identity(source.paths, config.seed, source.valid))
@@ -59,9 +59,9 @@ def prepare(config: Config) -> None:
     """Tokenize the text and make the pairs once, stored beside the data."""
     for split in ("train", "valid", "test"):
         source = _source(split, config)
-        if source is None or _sharded(source):
+        if source is None or _is_sharded(source):
             continue
-        *_, facts = _paired(split, source, config)
+        *_, facts = _pair_documents(split, source, config)
         say(
             f"{split}: {facts['pairs']:,} pairs of {config.data.length} tokens, {facts['padding']:.1%} of them padding;"
             f" in {facts['follows']:.1%} the second text follows the first"
@@ -73,7 +73,7 @@ def dataset(split: str, config: Config) -> Any:
     source, tokenizer = _source(split, config), tokenizers.of(config, texts)
     if source is None:
         return None
-    if _sharded(source):
+    if _is_sharded(source):
         return shards.read(
             source.paths,
             source.part,
@@ -83,7 +83,7 @@ def dataset(split: str, config: Config) -> Any:
             folder=_folder(config),
         )
     begins = np.array(tokenizers.words(tokenizer), np.uint8) if config.data.whole_words else None
-    sources, spans, labels, _ = _paired(split, source, config)
+    sources, spans, labels, _ = _pair_documents(split, source, config)
     first, separator = (tokenizers.special(tokenizer, name) for name in ("[CLS]", "[SEP]"))
     return pairs.Pairs(sources["tokens"], spans, labels, config.data.length, first, separator, begins)
 
@@ -158,7 +158,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
     """Return the text with the predicted tokens in the places of the hidden ones."""
     tokenizer = tokenizers.of(config, texts)
-    return [{"filled": _filled(tokenizer, *pair)} for pair in zip(examples, outputs, strict=True)]
+    return [{"filled": _fill_text(tokenizer, *pair)} for pair in zip(examples, outputs, strict=True)]
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
@@ -167,7 +167,7 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
     return models.apply(_model(config), params, *inputs, rng=rng, method="embed")
 
 
-def _filled(tokenizer: Any, example: Any, output: Any) -> str:
+def _fill_text(tokenizer: Any, example: Any, output: Any) -> str:
     ids = [int(i) for place, i in zip(output["places"], output["ids"], strict=True) if place]
     if "text" not in example:  # an example of `dataset`, without its text
         tokens = np.where(example["segment_ids"] > 0, example["tokens"], 0).astype(int)
@@ -191,14 +191,16 @@ def _source(split: str, config: Config) -> text.Source | None:
     return text.source(split, config.data, _folder(config))
 
 
-def _sharded(source: text.Source) -> bool:
+def _is_sharded(source: text.Source) -> bool:
     kinds = {path.suffix in shards.SUFFIXES for path in source.paths}
     if len(kinds) > 1:
         raise ConfigError("config.data.files has both text and HDF5 shards: give one kind or the other")
     return kinds == {True}
 
 
-def _paired(split: str, source: text.Source, config: Config) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
+def _pair_documents(
+    split: str, source: text.Source, config: Config
+) -> tuple[Any, np.ndarray, np.ndarray, dict[str, Any]]:
     """Return the tokenized documents of a split, and their `pairs.make_pairs`."""
     tokenizer, folder = tokenizers.of(config, texts), _folder(config)
     sources = pairs.tokenize(source.paths, source.part, tokenizer, seed=config.seed, valid=source.valid, folder=folder)

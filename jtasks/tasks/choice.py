@@ -74,7 +74,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
             raise DataError(f"{config.data[split]}: example {i} has {len(own)} choices, the first has {count}")
         if not untold and not 0 <= (-1 if label is None else label) < count:
             raise DataError(f"{config.data[split]}: the answer of example {i} is none of its {count} choices")
-    return _encoded(contexts, choices, config) | ({} if untold else {"label": np.array(labels, np.int32)})
+    return _encode(contexts, choices, config) | ({} if untold else {"label": np.array(labels, np.int32)})
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
@@ -89,7 +89,7 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
     rows = [_choice(given, config.data.fields) for given in inputs]
     if len(counts := {len(choices) for _, choices in rows}) > 1:
         raise DataError(f"inputs with {' and '.join(map(str, sorted(counts)))} choices; expected equally many")
-    return _encoded([context for context, _ in rows], [choices for _, choices in rows], config)
+    return _encode([context for context, _ in rows], [choices for _, choices in rows], config)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     return {"choices": "\n".join(lines)}
 
 
-def _encoded(contexts: Sequence[str], choices: Sequence[Sequence[str]], config: Config) -> dict[str, np.ndarray]:
+def _encode(contexts: Sequence[str], choices: Sequence[Sequence[str]], config: Config) -> dict[str, np.ndarray]:
     """Encode contexts, each with its choices, of which all have equally many."""
     count, length = len(choices[0]) if choices else 0, config.data.length
     first = [context for context in contexts for _ in range(count)]

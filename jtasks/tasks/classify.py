@@ -67,14 +67,14 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
         hint = "; --config.data.labels='()' takes those of the data" if config.data.labels else ""
         raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}{hint}")
     known = {"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}
-    return _encoded(first, second, config) | known
+    return _encode(first, second, config) | known
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
     """Return texts, pairs of texts, or dicts with the columns of the files, as `dataset` returns unlabeled rows."""
     data = config.data
     first, second = unlabeled.text_pairs(inputs, data.text, data.text_pair, pairs=bool(data.text_pair))
-    return _encoded(first, second if data.text_pair else None, config)
+    return _encode(first, second if data.text_pair else None, config)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     return {"labels": "\n".join(lines)}
 
 
-def _encoded(first: Sequence[str], second: Sequence[Any] | None, config: Config) -> dict[str, np.ndarray]:
+def _encode(first: Sequence[str], second: Sequence[Any] | None, config: Config) -> dict[str, np.ndarray]:
     columns = {"text": first} | ({} if second is None else {"text_pair": second})
     return {
         **encoding.pairs(tokenizers.of(config, texts), first, second, config.data.length),

@@ -102,7 +102,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
     metrics: dict[str, Mean]
     if config.model.classes:
-        pixels, classes = _classified(params, tokens, rng, config)
+        pixels, classes = _classify(params, tokens, rng, config)
         nats, label = Loss.of(cross_entropy(pixels, tokens), weights, config.generation), batch["label"]
         metrics = {
             "classification": Loss.of(cross_entropy(classes, label), weights),
@@ -129,8 +129,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     """
     tokens = _tokens(batch, config)
     if not config.model.classes:
-        return {"tokens": _completed(params, tokens, augment.keys(batch.get("seed")), config)}
-    return classification.likeliest(_classified(params, tokens, None, config)[1])
+        return {"tokens": _complete(params, tokens, augment.keys(batch.get("seed")), config)}
+    return classification.likeliest(_classify(params, tokens, None, config)[1])
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
@@ -161,7 +161,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     return {"completions": grid.grid(rows, [("given", 1), ("samples", config.sample.count), ("original", 1)])}
 
 
-def _completed(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) -> jax.Array:
+def _complete(params: Any, tokens: jax.Array, keys: jax.Array, config: Config) -> jax.Array:
     """Sample completions of the first rows of images [b, h * w]."""
     sampling, (b, length) = config.sample, tokens.shape
     rows, columns = config.model.shape
@@ -191,7 +191,7 @@ def _inputs(tokens: jax.Array, config: Config) -> jax.Array:
     return models.shift_right(tokens, config.model.num_colors)
 
 
-def _classified(params: Any, tokens: jax.Array, rng: jax.Array | None, config: Config) -> tuple[jax.Array, jax.Array]:
+def _classify(params: Any, tokens: jax.Array, rng: jax.Array | None, config: Config) -> tuple[jax.Array, jax.Array]:
     """Return the logits of the pixels and of the classes."""
     inputs = _inputs(tokens, config)
     return models.apply(_model(config), params, inputs, config.model.layer, rng=rng, method="classify")

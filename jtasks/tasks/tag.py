@@ -107,18 +107,18 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Compute precision, recall and F1 of whole entities."""
-    sentences = list(_tagged(examples, outputs, config))
+    sentences = list(_join_windows(examples, outputs, config))
     return entities.scores([tags for _, tags, _ in sentences], [guess for _, _, guess in sentences])
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
     """Return the `entities` of each sentence: type, text, and bounds in characters of the text."""
-    sentences = _tagged(examples, outputs, config)
+    sentences = _join_windows(examples, outputs, config)
     answered = []
     for _, windows in itertools.groupby(examples, lambda example: int(example["sentence"])):
         (words, _, guess), whole = next(sentences), list(windows)
         text = whole[0].get("text", " ".join(words))
-        answered += [{"entities": _located(text, words, guess)}] * len(whole)
+        answered += [{"entities": _locate(text, words, guess)}] * len(whole)
     return answered
 
 
@@ -130,7 +130,7 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format the sentences with the predicted entities and the true ones."""
     lines = []
-    for words, tags, guess in _tagged(examples, outputs, config):
+    for words, tags, guess in _join_windows(examples, outputs, config):
         said, true = (
             [f"{' '.join(words[first : last + 1])} ({name})" for name, first, last in entities.entities(given)]
             for given in (guess, tags)
@@ -145,12 +145,12 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     return {
         "tags.conll": "\n".join(
             "".join(f"{' '.join(line)}\n" for line in zip(*filter(None, sentence), strict=True))
-            for sentence in _tagged(examples, outputs, config)
+            for sentence in _join_windows(examples, outputs, config)
         )
     }
 
 
-def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[str], list[str], list[str]]]:
+def _join_windows(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[str], list[str], list[str]]]:
     """Yield words, true tags and predicted tags of each sentence, merged from its windows."""
     names = np.array(conll.classes(_types(config)))
     words, tags, guess = list[str](), list[str](), list[str]()
@@ -166,7 +166,7 @@ def _tagged(examples: Any, outputs: Any, config: Config) -> Iterator[tuple[list[
         yield words, tags, guess
 
 
-def _located(text: str, words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
+def _locate(text: str, words: Sequence[str], tags: Sequence[str]) -> list[dict[str, Any]]:
     """Return the entities of a text that has these words in this order."""
     bounds, at = [], 0
     for word in words:

@@ -80,7 +80,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
     Training has augmentation and dropout.
     """
-    pixels = batch["image"] if rng is None else _augmented(batch, config)
+    pixels = batch["image"] if rng is None else _augment(batch, config)
     logits, labels, weights = _logits(params, pixels, rng, config), batch["label"], example_weights(batch)
     _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     metrics = classification.cross_entropy(logits, labels, weights)
@@ -106,7 +106,7 @@ def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
     """Return the classifier's input [b, width]: `token`, or `mean` over patches, as config.model.pool says."""
-    pixels = normalize(batch["image"] if rng is None else _augmented(batch, config), config)
+    pixels = normalize(batch["image"] if rng is None else _augment(batch, config), config)
     features = models.apply(_model(config), params, pixels, rng=rng, pooled=True)
     return {config.model.pool: features.astype(jnp.float32)}
 
@@ -124,7 +124,7 @@ def _model(config: Config) -> Any:
     return models.build(models.ViT, config)
 
 
-def _augmented(batch: Batch, config: Config) -> jax.Array:
+def _augment(batch: Batch, config: Config) -> jax.Array:
     options, pixels, seeds = config.data, batch["image"], batch.get("seed")
     if options.augment == "igpt":
         return augment.crop_and_flip(pixels, seeds, pad=options.crop, mirror=options.flip)

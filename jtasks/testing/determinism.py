@@ -153,14 +153,14 @@ def _check_data(subject: Subject) -> None:
 def _check_params(subject: Subject) -> None:
     task, config = subject.task, subject.config
 
-    def initialized(seed: int) -> Any:
+    def initialize(seed: int) -> Any:
         return jax.jit(lambda rng, batch: task.init(rng, batch, config))(key(seed), subject.batch)
 
-    differing = unequal(subject.params, initialized(config.seed))
+    differing = unequal(subject.params, initialize(config.seed))
     hint = "draw every parameter from the argument rng" + _suspects(task)
     require(not differing, f"init gives other values of {some(differing)} for the same rng", hint)
     varied = [leaf_name(p) for p, x in jax.tree_util.tree_leaves_with_path(subject.params) if np.ptp(x) > 0]
-    if varied and not unequal(subject.params, initialized(config.seed + 1)):
+    if varied and not unequal(subject.params, initialize(config.seed + 1)):
         raise Fault(f"init ignores rng: {some(varied)} are the same for every seed", hint)
 
 

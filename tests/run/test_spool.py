@@ -103,7 +103,7 @@ def test_predicting_holds_a_few_outputs_in_memory_not_a_split(tmp_path, monkeypa
         },
     )
     job = Job(task, tiny.config("mnist"), tiny.mesh(1))
-    opened = types.SimpleNamespace(job=job, required=lambda split: {"i": np.arange(n)}, params=dict)
+    opened = types.SimpleNamespace(job=job, require=lambda split: {"i": np.arange(n)}, params=dict)
     monkeypatch.setattr(predict, "open_run", lambda *_: opened)
     tracemalloc.start()
     try:
