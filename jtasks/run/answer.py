@@ -2,6 +2,7 @@
 
 import pathlib
 import sys
+import time
 from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,7 @@ from jtasks.console import say, warn
 from jtasks.data import inputs
 from jtasks.errors import DataError
 from jtasks.run import row_files, signals
+from jtasks.run.activity import EVERY
 from jtasks.run.inference import Run
 from jtasks.writing import require_writable
 
@@ -50,8 +52,12 @@ def run(
     with signals.raise_stopped(), row_files.open_rows(output) as write:
         keep_errors = output is None or output.suffix.lower() == ".jsonl"
         answers = _Answers(write, model.task, skip_bad=skip_bad, keep_errors=keep_errors)
+        due = time.monotonic() + EVERY
         for index, result in model.stream(answers.values(reading), function, answers.skip):
             answers.add(index, result)
+            if output is not None and time.monotonic() >= due:
+                say(f"answers: {answers.count:,}")
+                due = time.monotonic() + EVERY
         if not answers.count:
             raise DataError(f"each of the {answers.skipped} inputs is bad: see the messages above")
     return {"answers": answers.count, "skipped": answers.skipped}
