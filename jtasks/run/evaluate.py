@@ -80,7 +80,7 @@ def limit_examples(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Exam
     if plan is None or limit >= plan.steps(1):
         return examples, {}
     first = -(-n * limit // plan.steps(1)) if plan.varies else limit * plan.batch_size
-    marks = {records.EVALUATED: float(first), records.OF: float(n)}
+    marks: dict[str, float] = {records.EVALUATED: first, records.OF: n}
     if isinstance(examples, Mapping):
         return {name: array[:first] for name, array in examples.items()}, marks
     return Lazy(range(first), functools.partial(pipeline.example, examples)), marks

@@ -145,7 +145,11 @@ class Log:
         self.display.train(step, metrics, speed, left)
 
     def _record(self, step: int, split: str, metrics: dict[str, float]) -> dict[str, float]:
-        values = {name: float(value) for name, value in metrics.items() if name not in RESERVED}
+        values = {
+            name: value if type(value) is int else float(value)
+            for name, value in metrics.items()
+            if name not in RESERVED
+        }
         with self._guard():
             self.records.add(step, split, values, write=self._writer)
         self.loggers.write(step, split, values)

@@ -113,7 +113,8 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures and the predicted classes."""
-    return grid.show_classes([example["image"] for example in examples], examples, outputs, _names(config))
+    images = data.for_display((example["image"] for example in examples), config.data.name)
+    return grid.show_classes(images, examples, outputs, _names(config))
 
 
 def _names(config: Config) -> Sequence[str]:

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from jtasks.data import cifar10, class_names, examples, images, mnist
+from jtasks.data import cifar10, class_names, examples, for_display, images, mnist
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
 
@@ -629,3 +629,9 @@ def test_pictures_are_resized_and_cropped_as_transformers_does_with_pillow(shape
     resize = examples.Resize(kind, *edges, *crop)
     np.testing.assert_array_equal(examples.fit(image, resize), processed(image, resize))
     assert resize.shape in ((0, 0), examples.fit(image, resize).shape[:2])
+
+
+def test_images_to_look_at_have_the_levels_0_to_255():
+    levels = np.array([0, 8, 16], np.uint8)
+    assert [image.tolist() for image in for_display([levels], "digits")] == [[0, 128, 255]]
+    assert [image.tolist() for image in for_display([levels], "folder:pets")] == [[0, 8, 16]]
