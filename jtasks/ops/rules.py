@@ -56,7 +56,7 @@ class Rules:
         return jnp.isin(tokens, jnp.array(self.ending, jnp.int32)) if self.ending else jnp.zeros(tokens.shape, bool)
 
     def history(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-        """Return the prompts [*shape, t] padded on the left, and where they have tokens; t is 0 if unneeded."""
+        """Return the prompts `[*shape, t]` padded on the left, and where they have tokens; t is 0 if unneeded."""
         if self.prompt is None or (self.repetition_penalty == 1 and not self.no_repeat_ngram_size):
             return jnp.zeros((*shape, 0), jnp.int32), jnp.zeros((*shape, 0), bool)
         valid = jnp.ones(self.prompt.shape, bool) if self.valid is None else self.valid.astype(bool)

@@ -2,7 +2,7 @@
 
 A logger is a function `(config, workdir, start)` that returns a context manager. On entering, the context manager
 gives a function `write(step, split, values)`, where `values` maps a name to a number, a text, or a picture: uint8
-[h, w] or [h, w, c]. Only the first process of a run logs. A logger of one's own in 7 lines:
+[h, w] or [h, w, c]. Only the first process of a run logs. A logger of one's own in 7 lines::
 
     @contextlib.contextmanager
     def logger(config, workdir, start):
