@@ -18,7 +18,7 @@ th,td{padding:4px 14px 4px 0;text-align:left;vertical-align:top;border-bottom:1p
 max-width:30rem;min-width:3.5rem;overflow-wrap:break-word}
 thead th{color:var(--dim);white-space:nowrap}
 th:first-child{position:sticky;left:0;background:var(--paper);white-space:normal;
-max-width:min(24rem,45vw)}
+max-width:min(24rem,55vw)}
 td{font-variant-numeric:tabular-nums}
 .figures td,.figures thead th+th{text-align:right;padding-left:14px;padding-right:0;white-space:nowrap}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:18px}
