@@ -61,7 +61,7 @@ def train(
         )
     failed: dict[str, str] = {}
     with lock(folder) if index is None else contextlib.nullcontext(), Stop(owns_process=True) as stop:
-        (folder / table.RECORDS).mkdir(parents=True, exist_ok=True)
+        _make_records(folder)
         metrics: Any = None
         for count in itertools.count(1):
             try:
@@ -79,9 +79,17 @@ def train(
                 raise Stopped(f"stopped in run {run.name}: run the same command again to resume")
             metrics = dict(record["metrics"])
         stop.claim()
+    say(f"all runs of the sweep: {folder / table.TABLE}, drawn in {table.PICTURE}")
     records = table.read_records(folder)
     best = table.best(records, *table.target(config, records))
     return _result(best, folder) if best else {}, failed
+
+
+def _make_records(folder: pathlib.Path) -> None:
+    try:
+        (folder / table.RECORDS).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--workdir={folder} cannot be written to ({error.strerror}): give another folder") from None
 
 
 def choose(runs: list[Run], index: int | None) -> list[Run]:

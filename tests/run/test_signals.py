@@ -118,6 +118,16 @@ def test_killed_runs_end_like_an_undisturbed_one_and_record_no_step_twice(whole,
     assert untimed(tmp_path) == untimed(whole)
 
 
+@pytest.mark.slow
+def test_two_signals_at_once_are_one_as_a_scheduler_and_a_parent_send_them(tmp_path):
+    process = start(*LONG, f"--workdir={tmp_path}", PACE=PACE)
+    wait_for(tmp_path, 5, process)
+    os.kill(process.pid, signal.SIGINT)
+    code, errors = signalled(process, signal.SIGTERM)
+    assert code == 75, errors
+    assert checkpoint_files.saved_steps(tmp_path / "checkpoints")
+
+
 def test_a_second_signal_ends_it_at_once(tmp_path):
     process = held(tmp_path / "holding.py", tmp_path / "run", "compile")
     while process.poll() is None:  # two that come at once are one to the system

@@ -24,7 +24,8 @@ def whole(tmp_path_factory):
     """An undisturbed sweep: its best run and its table."""
     folder = tmp_path_factory.mktemp("whole")
     best, errors = run(*SWEEP, f"--workdir={folder}")
-    assert [line.partition(": ")[0] for line in errors.splitlines()] == ["[1/2] lr=0.01", "[2/2] lr=0.1"]
+    lines = [line.partition(": ")[0] for line in errors.splitlines()]
+    assert lines == ["[1/2] lr=0.01", "[2/2] lr=0.1", "all runs of the sweep"]
     return best, untimed_table(folder)
 
 

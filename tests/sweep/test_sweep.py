@@ -229,6 +229,13 @@ def test_the_folder_of_a_run_is_not_a_sweeps(sweep):
         sweep(points.grid(["--sweep.optim.lr=1e-3"]))
 
 
+@pytest.mark.parametrize("index", [None, 0])
+def test_a_folder_that_cannot_be_made_is_named(index, sweep):
+    sweep.folder.write_text("a file")
+    with pytest.raises(ConfigError, match=r"--workdir=.* (cannot be written to|is a file)"):
+        sweep(points.grid(["--sweep.optim.lr=1e-3"]), index)
+
+
 def test_a_damaged_record_is_named(sweep):
     sweep(points.grid(["--sweep.optim.lr=1e-3"]))
     (path,) = (sweep.folder / "records").glob("*.json")
