@@ -137,6 +137,8 @@ def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:
         if key is None:
             raise DataError(f"{describe(given)}; expected {PICTURE}")
         given = given[key]
+        if getattr(given, "shape", ())[:2] == (target.shape if isinstance(target, Resize) else None):
+            target = None  # a row of the data set: resized already
     if isinstance(given, str | os.PathLike):
         return _scaled(fit(_channels(pictures.decode(os.fspath(given)), channels), target), highest)
     if isinstance(given, Image.Image):

@@ -23,7 +23,13 @@ from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, smal
 from jtasks.tree import leaf_name
 
 CONSTANTS = ("MIXES_EXAMPLES", "SEQUENCE_KEYS", "HF_ARCHITECTURE")
-NICKNAMES = {"predict": "predict_fn", "collate": "collate_fn", "score": "score_fn", "show": "show_fn"}
+NICKNAMES = {
+    "predict": "predict_fn",
+    "collate": "collate_fn",
+    "score": "score_fn",
+    "show": "show_fn",
+    "embed": "embed_fn",
+}
 
 
 def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
@@ -66,7 +72,7 @@ def _check_order(module: ModuleType, function: str, arguments: tuple[str, ...]) 
         f"{function}({', '.join(given)}) takes its arguments in another order",
         f"write it as {wanted}: the library passes them by position",
     )
-    jitted = function in ("init", "loss_fn", "eval_fn", "predict_fn")
+    jitted = function in ("init", "loss_fn", "eval_fn", "predict_fn", "embed_fn")
     require(
         not jitted or "config" in inspect.signature(getattr(module, function)).parameters,
         f"{function}({', '.join(given)}) has no argument named config",

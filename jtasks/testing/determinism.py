@@ -14,6 +14,7 @@ from jtasks.data import pipeline
 from jtasks.faults import Fault, author_files, require, some
 from jtasks.metrics import Mean
 from jtasks.run.spool import Lazy
+from jtasks.testing import people
 from jtasks.testing.result import Skip
 from jtasks.testing.subject import Subject, clear_traces, key, pick, unequal, value, variables
 from jtasks.tree import leaf_name
@@ -87,7 +88,8 @@ def _check_host_functions(subject: Subject, outputs: Any, config: Config) -> str
     indices, _ = subject.plan.at(np.arange(count))
     examples = [pipeline.read(subject.examples, int(i)) for i in indices]
     rows = [jax.tree.map(lambda x, i=i: x[i], outputs) for i in range(count)]
-    summary, split = "", (Lazy(range(count), examples.__getitem__), Lazy(range(count), rows.__getitem__))
+    split = (Lazy(range(count), examples.__getitem__), Lazy(range(count), rows.__getitem__))
+    summary = people.answers(subject, *split)
     if hasattr(task, "score_fn"):
         scores = [task.score_fn(*split, config) for _ in range(2)]
         hint = 'return a dict of finite numbers, such as {"bleu": 12.3}, that the arguments alone decide'

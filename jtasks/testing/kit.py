@@ -10,7 +10,7 @@ import jax
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, raised_in
-from jtasks.testing import contract, determinism, exactness, padding, training
+from jtasks.testing import contract, determinism, exactness, padding, people, training
 from jtasks.testing.result import Result, Skip
 from jtasks.testing.subject import Subject
 
@@ -39,6 +39,8 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "one batch can be overfitted": training.overfits,
     "save and resume agree bit for bit": training.resumes_exactly,
     "predictions are deterministic given rng": determinism.predictions,
+    "rows of the dataset are inputs": people.inputs,
+    "features are those of each example alone": people.features,
 }
 
 
@@ -97,7 +99,7 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
         return Result(name, False, explain(error, task), hint(error, task))
 
 
-HOST = ("dataset", "texts", "prepare", "model_args", "collate_fn", "assets", "lengths")
+HOST = ("dataset", "texts", "prepare", "model_args", "collate_fn", "assets", "lengths", "examples")
 
 
 def hint(error: BaseException, task: ModuleType | None) -> str:
@@ -110,7 +112,7 @@ def hint(error: BaseException, task: ModuleType | None) -> str:
             "the function is jitted: no if, float(), int(), bool(), .item() or numpy on arrays; jnp.where, jax.lax.cond"
         )
     function = raised_in(error, task)
-    if function in ("score_fn", "show_fn", "export_fn"):
+    if function in ("score_fn", "show_fn", "export_fn", "answers"):
         return (
             f"{function}(examples, outputs, config) gets the dicts of dataset, before collate_fn, and for each of them"
             " what predict_fn gave for that row; it runs on the host, and its result must be what jtasks/task.py says"
