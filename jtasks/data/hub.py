@@ -84,6 +84,8 @@ def pin(spec: str, kind: Kind) -> str:
     name = parse(spec)
     if name is None or local(spec.partition("#")[0]).exists() or COMMIT.fullmatch(name.revision):
         return spec
+    if kind == "model":
+        _require_model(name)
     pinned = name._replace(revision=_commit(name, kind))
     if kind == "dataset" and not name.revision and not any(path.endswith(".parquet") for path in listing(pinned)):
         try:
@@ -107,9 +109,13 @@ def model_folder(spec: str, *patterns: str) -> pathlib.Path:
     folder, name = local(spec), parse(spec)
     if folder.is_dir() or name is None:
         return folder
-    if name.config or name.split:
-        raise ConfigError(f"{spec}: there is no such folder, and a model on the hub has a name such as hf:OWNER/NAME")
+    _require_model(name)
     return fetch(name, "model", patterns)
+
+
+def _require_model(name: Name) -> None:
+    if name.config or name.split:
+        raise ConfigError(f"{name}: there is no such folder, and a model on the hub has a name such as hf:OWNER/NAME")
 
 
 def listing(name: Name) -> list[str]:

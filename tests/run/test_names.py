@@ -2,12 +2,19 @@
 
 import json
 import shutil
+import socket
 
+import finetune
 import pytest
-from front_door import ROOT, run, start
+from data_tables import TEXT, class_label, parquet, table
+from front_door import QUICK, ROOT, run, start
 from hub_server import serving
 
+from jtasks.config import Config
+from jtasks.run import names
+
 GOLDEN = ROOT / "tests" / "golden" / "gpt2_lm"
+FEATURES = {"text": TEXT, "label": class_label("bad", "good")}
 
 
 @pytest.fixture
@@ -17,6 +24,11 @@ def server(tmp_path):
     with serving() as own:
         own.commit = own.add_folder("golden/gpt2", GOLDEN)
         yield own
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
 
 
 def begin(tmp_path, server, *more, code=0, workdir="run", **environment):
@@ -76,6 +88,60 @@ def test_a_command_killed_in_the_middle_of_a_download_is_completed_by_the_next(t
     server.requests.clear()
     assert begin(tmp_path, server)[0]["step"] == 2
     assert "model.safetensors" in server.fetched()
+
+
+@pytest.mark.slow
+def test_data_on_the_hub_is_pinned_for_the_run_and_fetched_once_for_all_processes(tmp_path, server):
+    columns = {"text": [f"a film {i % 2}" for i in range(24)], "label": [i % 2 for i in range(24)]}
+    whole = table(columns, FEATURES)
+    parts = {"train": whole[:16], "validation": whole[16:]}
+    commit = server.add("me/films", {f"{split}-0.parquet": parquet(part) for split, part in parts.items()}, "datasets")
+    data = [f"--config.data.{split}=hf:me/films" for split in ("train", "valid")]
+    model = [f"--config.{change}" for change in finetune.MODEL]
+    shape = [
+        "--config.data.length=8",
+        "--config.data.buckets=(8,)",
+        "--config.batch_tokens=64",
+        "--config.data.labels=()",
+    ]
+    fields = ["--config.data.text=text", "--config.data.test=", "--config.show_count=0", "--config.epochs=0.0"]
+    given = ["--config=configs/sst2.py", f"--workdir={tmp_path / 'run'}", *data, *model, *shape, *fields]
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), **QUICK}
+    place = ["--coordinator=127.0.0.1:" + str(free_port()), "--num-processes=2", "--config.steps=2"]
+    processes = [start(*given, *place, f"--process-id={i}", **environment) for i in (0, 1)]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    assert sorted(server.fetched()) == ["train-0.parquet", "validation-0.parquet"]
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text())["data"]
+    assert recorded["train"] == recorded["valid"] == f"hf:me/films@{commit}"
+    assert json.loads((tmp_path / "run" / "labels.json").read_text()) == ["bad", "good"]
+
+    server.add("me/films", {"train-0.parquet": parquet(parts["validation"])}, "datasets")
+    server.requests.clear()
+    assert run(*given, "--config.steps=3", **environment)[0]["step"] == 3
+    assert server.requests == []
+    _, errors = run(*given, "--config.steps=4", "--config.data.train=hf:me/films@main", code=2, **environment)
+    assert f'config.data.train: "hf:me/films@{commit}" -> "hf:me/films@' in errors
+
+
+def test_what_a_run_has_recorded_stands_for_names_without_revision(tmp_path):
+    commit = "0" * 40
+    recorded = {
+        "init_from": f"hf:me/model@{commit}",
+        "data": {"tokenizer": f"hf:me/model@{commit}", "train": f"hf:me/films/a@{commit}#x", "valid": "hf:folder"},
+        "model": {"width": 16, "shape": [8, 8], "depth": 2},
+    }
+    (tmp_path / "tokenizer.json").write_text("{}")
+    data = {"tokenizer": "hf:me/model", "train": "hf:me/films/a#x", "valid": "hf:folder", "test": "hf:me/films@v1"}
+    given = Config({"init_from": "hf:me/model", "data": data, "model": {"width": None, "shape": None, "depth": 3}})
+    made = names.as_recorded(given, recorded, tmp_path)
+    assert made.init_from == recorded["init_from"]
+    assert made.data.to_dict() == recorded["data"] | {"tokenizer": str(tmp_path), "test": "hf:me/films@v1"}
+    assert made.model.to_dict() == {"width": 16, "shape": (8, 8), "depth": 3}
+    other = Config(given.to_dict() | {"init_from": "hf:me/other", "data": {"train": "hf:me/films/b#x"}})
+    made = names.as_recorded(other, recorded, tmp_path)
+    assert (made.init_from, made.data.train) == ("hf:me/other", "hf:me/films/b#x")
 
 
 @pytest.mark.parametrize(
