@@ -10,7 +10,7 @@ from typing import Any
 from jtasks.console import number
 from jtasks.errors import ConfigError
 from jtasks.run import markup, report
-from jtasks.run.chart import Line, escape
+from jtasks.run.chart import Line, Points, escape
 from jtasks.run.report import Part, Run, Shown
 from jtasks.writing import write_file
 
@@ -69,40 +69,40 @@ def of_run(run: Run, now: float) -> str:
 def of_runs(runs: Sequence[Run], now: float) -> str:
     """Return a page that lays runs side by side; `now` is the time of writing, in seconds since the epoch."""
     names = labels([run.folder for run in runs])
-    all_series = [run.series() for run in runs]
-    metrics = sorted({metric: None for series in all_series for metric in series}, key=lambda name: name != "loss")
-    lines: dict[str, list[Line]] = {metric: [] for metric in metrics}
-    for i, (name, series) in enumerate(zip(names, all_series, strict=True)):
-        for metric, splits in series.items():
-            faint = len(splits) > 1
-            lines[metric] += [
-                Line(f"{name} {split}", points, i, faint and split == "train", split != "train")
-                for split, points in splits.items()
-            ]
-    evaluated = [name for name in metrics if any(set(series.get(name, ())) - {"train"} for series in all_series)]
-    keys = [Line(name, ((0, 0.0),), i) for i, name in enumerate(names)]
-    fields = report.differences(runs)
-    rows = [[field.removeprefix("config."), *map(markup.literal, values)] for field, values in fields.items()]
-    problems = [problem for run in runs for problem in run.problems]
+    lines = _lines(names, [run.series() for run in runs])
+    evaluated = [metric for metric in lines if any(line.dots for line in lines[metric])] or ["loss"]
+    main, rest = ([m for m in lines if (m in evaluated) is chosen] for chosen in (True, False))
+    keys = [Line(name, (), i) for i, name in enumerate(names)]
+    note = '<p class="note">Pale: train. Strong, with dots: valid and test.</p>'
+    differences = [
+        [field.removeprefix("config."), *map(markup.literal, values)]
+        for field, values in report.differences(runs).items()
+    ]
+    fields = markup.table(["field", *names], differences) if differences else "<p>Nothing.</p>"
     return markup.document(
         f"{len(runs)} runs",
         escape(", ".join(names)),
         [
-            markup.warnings(problems),
+            markup.warnings([problem for run in runs for problem in run.problems]),
             markup.section("Results", markup.table(*_side_by_side(runs, names), figures=True)),
-            markup.section(
-                "Curves",
-                markup.legend([keys])
-                + "<p class=note>Pale: train. Strong, with dots: valid and test.</p>"
-                + markup.charts(evaluated or [m for m in metrics if m == "loss"], lines),
-            ),
-            markup.section("Training", markup.charts([m for m in metrics if m not in (evaluated or ["loss"])], lines)),
-            markup.section(
-                "What differs in the configs", markup.table(["field", *names], rows) if rows else "<p>Nothing.</p>"
-            ),
+            markup.section("Curves", markup.legend([keys]) + note + markup.charts(main, lines)),
+            markup.section("Training", markup.charts(rest, lines)),
+            markup.section("What differs in the configs", fields),
         ],
         now,
     )
+
+
+def _lines(names: Sequence[str], runs: Sequence[Mapping[str, Mapping[str, Points]]]) -> dict[str, list[Line]]:
+    """Return the lines of each metric, "loss" first: a color a run, pale for train where there is more."""
+    lines: dict[str, list[Line]] = {}
+    for i, (name, series) in enumerate(zip(names, runs, strict=True)):
+        for metric, splits in series.items():
+            lines.setdefault(metric, []).extend(
+                Line(f"{name} {split}", points, i, len(splits) > 1 and split == "train", split != "train")
+                for split, points in splits.items()
+            )
+    return {metric: lines[metric] for metric in sorted(lines, key=lambda name: name != "loss")}
 
 
 def labels(folders: Sequence[pathlib.Path]) -> list[str]:
@@ -130,8 +130,8 @@ def _status(run: Run) -> str:
     facts = [_progress(run)]
     if (seconds := run.seconds()) is not None:
         facts.append(f"{markup.duration(seconds)}" + (f" in {len(run.parts)} parts" if len(run.parts) > 1 else ""))
-    if seconds := run.rate("seconds_per_step"):
-        facts.append(f"{number(1 / seconds)} steps/s")
+    if pace := run.rate("seconds_per_step"):
+        facts.append(f"{number(1 / pace)} steps/s")
     if rate := run.rate("examples_per_second"):
         facts.append(f"{number(rate)} examples/s")
     return " · ".join(facts)

@@ -53,8 +53,8 @@ def record(
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of jtasks and of the packages that compute."""
-    found = {package: metadata.version(package) for package in PACKAGES}
-    return {"python": platform.python_version(), "jtasks": jtasks.__version__, **found}
+    packages = {package: metadata.version(package) for package in PACKAGES}
+    return {"python": platform.python_version(), "jtasks": jtasks.__version__, **packages}
 
 
 def git_state(file: pathlib.Path) -> dict[str, Any] | None:
