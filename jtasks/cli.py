@@ -278,6 +278,7 @@ def _answer(flags: argparse.Namespace, overrides: Sequence[str], workdir: pathli
         source,
         function=flags.mode,
         kind=flags.input_format,
+        bare=flags.no_header,
         output=output,
         skip_bad=flags.skip_bad,
     )

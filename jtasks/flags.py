@@ -103,6 +103,7 @@ def make_parser() -> argparse.ArgumentParser:
     answering.add_argument(
         "--input-format", choices=FORMATS, help="of the input, if its suffix does not say it; stdin: jsonl or lines"
     )
+    answering.add_argument("--no-header", action="store_true", help="columns of a CSV or TSV are named 0, 1, ...")
     answering.add_argument("--skip-bad", action="store_true", help="name a bad input on stderr and go on")
     several = flags.add_argument_group(
         "a run of several processes, which share DIR",
@@ -156,8 +157,8 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
         raise ConfigError(
             f"--workdir={flags.workdir} is a model without a run: it needs --input, and has no checkpoints"
         )
-    if flags.input is None and (flags.input_format or flags.skip_bad):
-        raise ConfigError("--input-format and --skip-bad describe an --input, which is not given")
+    if flags.input is None and (flags.input_format or flags.no_header or flags.skip_bad):
+        raise ConfigError("--input-format, --no-header and --skip-bad describe an --input, which is not given")
     if flags.input is not None and flags.split is not None:
         raise ConfigError("--input and --split exclude each other: give one of them")
 

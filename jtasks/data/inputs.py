@@ -33,7 +33,7 @@ class Input(NamedTuple):
         return {} if isinstance(self.value, DataError) else {"input": str(self.value)}
 
 
-def read(source: str, kind: str | None = None) -> Iterator[Input]:
+def read(source: str, kind: str | None = None, *, bare: bool = False) -> Iterator[Input]:
     """Return an iterator of the inputs of a file, a folder or a stream, in order; it holds one at a time in memory.
 
     Args:
@@ -45,13 +45,14 @@ def read(source: str, kind: str | None = None) -> Iterator[Input]:
         - a picture, or a folder of pictures at any depth, by sorted folders, then names: pathlib.Path
 
       kind: one of FORMATS, if the file's suffix does not give it.
+      bare: CSV and TSV have no header, and their columns are "0", "1", ...
 
     Raises:
       ConfigError: the file is absent or of unknown kind; raised at once.
       DataError: there is no input, the header of a table is wrong, or the file cannot be read; raised by the iterator.
     """
     name = "stdin" if source == STDIN else source
-    return _checked(_open(source, name, kind), source, name)
+    return _checked(_open(source, name, kind, bare), source, name)
 
 
 def is_stream(source: str) -> bool:
@@ -75,7 +76,7 @@ def _checked(inputs: Iterator[Input], source: str, name: str) -> Iterator[Input]
         raise DataError(f"{name} holds no input: expected at least {expected}")
 
 
-def _open(source: str, name: str, kind: str | None) -> Iterator[Input]:
+def _open(source: str, name: str, kind: str | None, bare: bool) -> Iterator[Input]:
     if source != STDIN and not os.path.exists(source):
         raise ConfigError(f"--input={source}: there is no such file or folder; give one, or - for stdin")
     if source != STDIN and os.path.isdir(source):
@@ -87,10 +88,10 @@ def _open(source: str, name: str, kind: str | None) -> Iterator[Input]:
         raise ConfigError(f"--input={source}: expected {KNOWN}; or give --input-format={'|'.join(FORMATS)}")
     if kind == "table":
         return _table(source)
-    return _text(source, name, kind)
+    return _text(source, name, kind, bare)
 
 
-def _text(source: str, name: str, kind: str | None) -> Iterator[Input]:
+def _text(source: str, name: str, kind: str | None, bare: bool) -> Iterator[Input]:
     """Yield the rows or lines of a text file or stream; `kind` None is told by the first line that is not empty."""
     if source == STDIN and sys.stdin is None:
         return
@@ -105,7 +106,7 @@ def _text(source: str, name: str, kind: str | None) -> Iterator[Input]:
         if kind == "lines":
             yield from _lines(lines)
         else:
-            for number, row in parsing.parse(lines, f".{kind}"):
+            for number, row in parsing.parse(lines, f".{kind}", bare=bare):
                 yield Input(f"{name}, line {number}", row)
 
 

@@ -23,6 +23,7 @@ def run(
     *,
     function: str = "predict",
     kind: str | None = None,
+    bare: bool = False,
     output: pathlib.Path | None = None,
     skip_bad: bool = False,
 ) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def run(
       open_model: returns the model; called once the input and the output have been checked.
       source: file, folder or "-" for stdin, as for `inputs.read`.
       function: "predict" or "embed".
-      kind: format of the input, see `inputs.read`.
+      kind, bare: format of the input, see `inputs.read`.
       output: file for the rows, see `row_files.open_rows`; None: stdout, which gets each row at once.
       skip_bad: name a bad input on stderr and go on. JSONL then has a row with its `error`; other formats leave it out.
 
@@ -45,7 +46,7 @@ def run(
     if output is not None:
         row_files.check_suffix(output, arrays=function == "embed")
         require_writable(output.parent)
-    reading = inputs.read(source, kind)
+    reading = inputs.read(source, kind, bare=bare)
     model = open_model()
     if source == inputs.STDIN and sys.stdin is not None and sys.stdin.isatty():
         say("type an input for an answer; Ctrl-D ends")

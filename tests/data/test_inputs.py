@@ -32,6 +32,12 @@ def test_a_csv_keeps_rows_and_lines_and_goes_on_after_bad_ones(tmp_path):
         assert message in str(item.value)
 
 
+def test_a_table_without_a_header_has_numbered_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("one,1\ntwo,2\n")
+    rows = [item.value for item in inputs.read(str(tmp_path / "a.csv"), bare=True)]
+    assert rows == [{"0": "one", "1": "1"}, {"0": "two", "1": "2"}]
+
+
 def test_json_lines_and_plain_lines_skip_empty_lines_and_count_them(tmp_path):
     jsonl = read(tmp_path, "a.jsonl", b'{"text": "a", "n": 1}\r\n\n[1]\n{"text"\n{"text": "b"}')
     assert [(item.place[-1], type(item.value)) for item in jsonl] == [
