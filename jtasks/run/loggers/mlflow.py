@@ -5,6 +5,7 @@ its newest checkpoint are logged twice, with equal values.
 """
 
 import contextlib
+import os
 import pathlib
 import re
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ LONGEST = 500  # characters of a parameter's value
 @contextlib.contextmanager
 def logger(config: Config, workdir: pathlib.Path, start: int) -> Iterator[Write]:
     """Log to one MLflow run: metrics, images, and texts as artifacts; the config of the first start as parameters."""
+    # MLflow's own default lets the training wait more than four minutes for a server that does not answer.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "4")
     import mlflow
 
     path = workdir / "mlflow" / "id"
