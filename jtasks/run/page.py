@@ -75,8 +75,8 @@ def of_runs(runs: Sequence[Run], now: float) -> str:
     keys = [Line(name, (), i) for i, name in enumerate(names)]
     note = '<p class="note">Pale: train. Strong, with dots: valid and test.</p>'
     differences = [
-        [field.removeprefix("config."), *map(markup.literal, values)]
-        for field, values in report.differences(runs).items()
+        [field.removeprefix("config."), *(markup.literal(r.config[field]) if field in r.config else "" for r in runs)]
+        for field in report.differences(runs)
     ]
     fields = markup.table(["field", *names], differences) if differences else "<p>Nothing.</p>"
     return markup.document(

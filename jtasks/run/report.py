@@ -143,11 +143,13 @@ def changes(run: Run) -> dict[str, tuple[Any, Any]]:
     return {name: (usual.get(name), value) for name, value in run.config.items() if usual.get(name) != value}
 
 
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Return the values of the config's fields that differ between runs; None in a run that lacks the field."""
-    names = dict.fromkeys(name for run in runs for name in run.config)
-    values = {name: [run.config.get(name) for run in runs] for name in names}
-    return {name: row for name, row in values.items() if any(value != row[0] for value in row)}
+def differences(runs: Sequence[Run]) -> list[str]:
+    """Return the fields of the config that differ between runs, or that not all runs have, in alphabetical order."""
+    absent = object()
+    names = sorted({name for run in runs for name in run.config})
+    return [
+        name for name in names if any(run.config.get(name, absent) != runs[0].config.get(name, absent) for run in runs)
+    ]
 
 
 def examples_of(record: dict[str, Any]) -> str:
