@@ -1,6 +1,8 @@
 """The one training loop."""
 
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from jtasks.config import Config, freeze
 from jtasks.run import checkpoint, profile
@@ -12,7 +14,9 @@ from jtasks.run.step import State, StepOutput
 from jtasks.run.workdir import clear_on_error, lock
 
 
-def train(config: Config, workdir: pathlib.Path | str, *, owns_process: bool = False) -> dict[str, float]:
+def train(
+    config: Config | Mapping[str, Any], workdir: pathlib.Path | str, *, owns_process: bool = False
+) -> dict[str, float]:
     """Train until `config.steps`, starting from the newest checkpoint in `workdir`, if there is one.
 
     In a notebook or a script, Ctrl-C saves the state and raises Stopped; the same call then resumes the run. A second
