@@ -11,7 +11,7 @@ from jtasks import faults
 from jtasks.console import say, warn
 from jtasks.data import inputs
 from jtasks.errors import DataError
-from jtasks.run import row_files, signals
+from jtasks.run import display, row_files, signals
 from jtasks.run.activity import EVERY
 from jtasks.run.inference import Run
 from jtasks.writing import require_writable
@@ -48,6 +48,7 @@ def run(
         require_writable(output.parent)
     reading = inputs.read(source, kind, bare=bare)
     model = open_model()
+    model.watch = display.watcher()
     if source == inputs.STDIN and sys.stdin is not None and sys.stdin.isatty():
         say("type an input for an answer; Ctrl-D ends")
     with signals.raise_stopped(), row_files.open_rows(output) as write:

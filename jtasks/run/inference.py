@@ -29,7 +29,8 @@ from jtasks.config import Config
 from jtasks.data import hub, pipeline
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
-from jtasks.run import checkpoint_files, display, evaluate, predict, workdir
+from jtasks.run import checkpoint_files, evaluate, predict, workdir
+from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.job import Job
 from jtasks.run.portions import Portion, Portions
 from jtasks.run.pretrained import Pretrained, open_pretrained
@@ -48,6 +49,7 @@ class Run:
       task: the module of the task.
       step: the step of the checkpoint.
       folder: the run's folder.
+      watch: shows that a function compiles, such as `display.watcher()`; nothing by default.
     """
 
     def __init__(self, saved: SavedRun | Pretrained):
@@ -57,6 +59,7 @@ class Run:
         self.task: ModuleType = saved.job.task
         self.step: int = saved.step
         self.folder: pathlib.Path = saved.workdir
+        self.watch: Watch = watch_nothing
 
     def __repr__(self) -> str:
         return f"<Run {self.folder} at step {self.step}: {self.config.task}>"
@@ -183,7 +186,7 @@ class Run:
     def _program(self, function: str, job: Job) -> Any:
         key = function, job.config
         if key not in self._programs:
-            self._programs[key] = predict.program(job, f"{function}_fn", display.watcher())
+            self._programs[key] = predict.program(job, f"{function}_fn", self.watch)
         return self._programs[key]
 
     @functools.cached_property

@@ -16,7 +16,7 @@ from jtasks.interop import files, huggingface, model_config, settings
 from jtasks.run.job import Job, fill
 
 BODIES = {"bert": "bert", "gpt2": "lm", "imagegpt": "igpt", "vit": "vit"}  # tasks of models with another head or none
-ROWS = 16  # default batch size: there is no run whose batches these would be
+ROWS = 8  # default batch size: there is no run whose batches these would be
 
 
 class Pretrained(NamedTuple):
