@@ -14,20 +14,20 @@ from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import beside, files, huggingface
 from jtasks.ops import decode
-from jtasks.run import transfer
-from jtasks.run.job import SPLITS
-from jtasks.run.restore import open_run
+from jtasks.run import names, transfer
+from jtasks.run.restore import open_alone
+from jtasks.run.workdir import own_names, read_json, stored_assets
 from jtasks.writing import require_writable, write_file
 
 
 def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, which: str = "newest") -> pathlib.Path:
-    """Write a checkpoint in Hugging Face's format of the task's model.
+    """Write a checkpoint in Hugging Face's format of the task's model; the run's folder has all that it needs.
 
     Args:
       config: must be the run's own.
       workdir: the run's folder, DIR.
       folder: destination; None for DIR/export/hf.
-      which: checkpoint to export (see `open_run`).
+      which: checkpoint to export (see `restore.open_run`).
 
     Raises:
       ConfigError: the task does not name the architecture of its model, or `folder` holds something else.
@@ -42,13 +42,12 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     folder = (folder or workdir / "export" / "hf").expanduser()
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / files.CONFIG).exists()):
         raise ConfigError(f"--output={folder} holds something else: give a new folder, or that of an earlier export")
-    run = open_run(config, workdir, which)
+    if recorded := read_json(workdir / "config.json"):
+        config = names.fill(own_names(config, workdir), recorded)
+    run = open_alone(config, workdir, which)
     job = run.job
-    examples = next((data for split in SPLITS if (data := run.examples(split)) is not None), None)
-    if examples is None:
-        raise DataError(f"task {config.task} has no examples to initialize its model with")
     tensors, theirs = huggingface.to_hf(_fetch(run.params()), job.config.model, architecture)
-    assets = job.assets()
+    assets = stored_assets(workdir)
     first, generation, vocabulary = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
     sampling = decode.options(job.config.sample) if set(decode.SAMPLE) <= set(task.fields(job.task)) else {}

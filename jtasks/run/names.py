@@ -60,10 +60,20 @@ def as_recorded(config: Config, stored: Mapping[str, Any], workdir: pathlib.Path
             changes[field] = recorded
             if field == TOKENIZER and hub.COMMIT.search(recorded) and (workdir / "tokenizer.json").is_file():
                 changes[field] = str(workdir)
-    if str(old.get(f"config.{SOURCE}")).startswith(hub.PREFIX):
-        model = {f"model.{name}": value for name, value in stored["model"].items() if config.model.get(name) is None}
-        size = {"data.size": stored["data"].get("size")} if config.data.get("size", 0) is None else {}
-        changes |= {field: configs.plain(value, field) for field, value in (model | size).items() if value is not None}
+    config = _replace(config, changes)
+    return fill(config, stored) if str(old.get(f"config.{SOURCE}")).startswith(hub.PREFIX) else config
+
+
+def fill(config: Config, stored: Mapping[str, Any]) -> Config:
+    """Return the config with the fields of config.model and the size of pictures that are None as the run has them.
+
+    Args:
+      config: the current config.
+      stored: the run's config.json.
+    """
+    model = {f"model.{name}": value for name, value in stored["model"].items() if config.model.get(name) is None}
+    size = {"data.size": stored["data"].get("size")} if config.data.get("size", 0) is None else {}
+    changes = {field: configs.plain(value, field) for field, value in (model | size).items() if value is not None}
     return _replace(config, changes)
 
 

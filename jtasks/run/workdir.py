@@ -198,6 +198,12 @@ def with_own_assets(config: Config, workdir: pathlib.Path) -> Config:
     return Config(full)
 
 
+def stored_assets(workdir: pathlib.Path) -> dict[str, str]:
+    """Return {file name: text} of the task's assets that the run has stored."""
+    names = [name for name in read_json(workdir / FILES) if name not in OWN]
+    return {name: (workdir / name).read_text(encoding="utf-8") for name in names}
+
+
 def record_batch(batch: Mapping[str, np.ndarray], workdir: pathlib.Path) -> None:
     """Write batch.json, the dtype and shape of one row of each entry, from which the parameters' shapes follow."""
     rows = {name: [array.dtype.name, list(array.shape[1:])] for name, array in sorted(batch.items())}
