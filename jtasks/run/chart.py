@@ -178,7 +178,7 @@ def _frame(x: Axis, y: Axis) -> str:
     parts.append(f'<path class="axis" d="M{LEFT} {TOP}V{bottom}H{right}"/>')
     parts.append(f'<text class="label" x="{(LEFT + right) / 2}" y="{HEIGHT - 5}" text-anchor="middle">step</text>')
     if y.logarithmic:
-        parts.append(f'<text class="label" x="{right}" y="{TOP + 9}" text-anchor="end">log scale</text>')
+        parts.append(f'<text class="label" x="0" y="{HEIGHT - 5}">log scale</text>')
     return "".join(parts)
 
 
