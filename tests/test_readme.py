@@ -11,13 +11,26 @@ from front_door import ROOT, run
 from jtasks import shipped
 
 TEXT = (ROOT / "README.md").read_text()
-TASK, SCRIPT = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+TASK, ANSWERS, SCRIPT = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+
+
+def run_script(script, folder):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, "-c", script], check=True, cwd=folder, env=environment, timeout=300, stdout=subprocess.PIPE
+    ).stdout.decode()
 
 
 @pytest.mark.slow
 def test_the_loss_runs_in_research_code(tmp_path):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "-c", SCRIPT], check=True, cwd=tmp_path, env=environment, timeout=300)
+    run_script(SCRIPT, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_that_python_trains_answers(tmp_path):
+    answer, shape = run_script(ANSWERS, tmp_path).splitlines()[-2:]
+    assert "'label': 0" in answer and "'class': '0'" in answer
+    assert shape == "(1, 64)"
 
 
 def test_the_task_on_one_page_trains(tmp_path):
