@@ -1,6 +1,5 @@
 """Our side of the benchmarks, started by them: the library's own step, decoding and pipeline on made data."""
 
-import functools
 import itertools
 import math
 import sys
@@ -59,19 +58,13 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def step_of(made: Any, batch: Any) -> tuple[Any, Any, float]:
     """Return the compiled step as the loop runs it, its state, and its floating point operations."""
-    from jtasks import optim
-    from jtasks.distributed import sharding
-    from jtasks.run import flops, step
+    from jtasks.run import flops, programs
     from jtasks.run.compile import Compiled
 
-    config, replicated = made.config, sharding.replicated_sharding(made.mesh)
-    params = jax.jit(lambda batch: made.task.init(jax.random.key(0), batch, config), out_shardings=replicated)(batch)
-    optimizer, schedule = optim.optimizer(config.optim, config.steps, params)
-    create = functools.partial(step.init_state, optimizer=optimizer, ema=False)
-    state = jax.jit(create, out_shardings=replicated, donate_argnums=0)(params)
-    trainable = optim.trainable(config.optim, state.params)
-    function = step.make_train_step(made.task, config, optimizer, schedule, trainable)
-    run = jax.jit(function, donate_argnums=0, out_shardings=replicated)
+    built = programs.build(made, batch, made.config.steps)
+    params = jax.jit(built.init, out_shardings=built.shardings.params)(batch)
+    state = jax.jit(built.create, out_shardings=built.shardings, donate_argnums=0)(params)
+    run = built.step
     operations = flops.count(run, state, batch)
     program = Compiled(run)
     program.program(state, batch)

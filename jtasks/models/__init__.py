@@ -19,7 +19,7 @@ from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
 from jtasks.models.gpt import GPT, reorder_branches, shift_right
-from jtasks.models.video_gpt import VideoGPT
+from jtasks.models.video_gpt import Prompt, VideoGPT
 from jtasks.models.vit import ViT
 from jtasks.ops import precision
 
@@ -27,6 +27,7 @@ __all__ = [
     "BERT",
     "GPT",
     "ConvNet",
+    "Prompt",
     "ViT",
     "VideoGPT",
     "apply",

@@ -1,6 +1,6 @@
 """A GPT that reads a video's features before the text (Le and Hoi 2020, arXiv:2006.15319)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,17 @@ from jtasks.ops import pooling
 KINDS = ("video", "caption", "questioner", "answerer")  # of positions
 
 
+class Prompt(NamedTuple):
+    """What comes before the answer."""
+
+    video: jax.Array  # [b, f, features]
+    frames: jax.Array  # [b] number of valid ones
+    context: jax.Array  # [b, t] ids
+    kinds: jax.Array  # [b, t] indices into KINDS, 0 for padding
+
+
 class VideoGPT(GPT):
     """A GPT over [video | context | answer]; each position also has an embedding of its kind.
-
-    Arguments of the methods:
-      video: [b, f, features], of which the first `frames` [b] are valid.
-      context: [b, t] ids, with `kinds` [b, t], indices into KINDS, 0 for padding.
 
     No position attends to padding, and learned positions skip padding. Parameters have the names of a GPT's.
 
@@ -37,13 +42,7 @@ class VideoGPT(GPT):
             self.regress = Head(self.features, dtype=self.dtype, kernel_init=NORMAL)
 
     def losses(
-        self,
-        video: jax.Array,
-        frames: jax.Array,
-        context: jax.Array,
-        kinds: jax.Array,
-        answer: jax.Array,
-        deterministic: bool = True,
+        self, prompt: Prompt, answer: jax.Array, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Return the losses of the answer and of the video.
 
@@ -54,39 +53,24 @@ class VideoGPT(GPT):
           Nats [b, a] of the ids after the start mark; whether each is the likeliest id [b, a]; and the mean squared
           error [b, max(f - 1, 0)] of each feature vector but the first, predicted from what precedes it.
         """
-        x, valid = self._join(video, frames, context, kinds, answer[:, :-1], deterministic)
+        x, valid = self._join(prompt, answer[:, :-1], deterministic)
         hidden, _, _ = self._run(x, None, valid.astype(jnp.int32), deterministic)
         nats, correct = self._token_loss(hidden[:, -(answer.shape[1] - 1) :], answer[:, 1:])
+        video = prompt.video
         if not video.shape[1]:
             return nats, correct, jnp.zeros(video.shape[:2], jnp.float32)
         predicted = self.regress(hidden[:, : video.shape[1] - 1])
         return nats, correct, jnp.mean(jnp.square(predicted - video[:, 1:]), axis=-1)
 
-    def embed(
-        self,
-        video: jax.Array,
-        frames: jax.Array,
-        context: jax.Array,
-        kinds: jax.Array,
-        deterministic: bool = True,
-    ) -> jax.Array:
+    def embed(self, prompt: Prompt, deterministic: bool = True) -> jax.Array:
         """Return the activations of the last layer [b, width] at the last id of each context."""
-        x, valid = self._join(video, frames, context, kinds, context[:, :0], deterministic)
+        x, valid = self._join(prompt, prompt.context[:, :0], deterministic)
         hidden, _, _ = self._run(x, None, valid.astype(jnp.int32), deterministic)
         return pooling.last(hidden, valid)
 
-    def read(
-        self,
-        video: jax.Array,
-        frames: jax.Array,
-        context: jax.Array,
-        kinds: jax.Array,
-        start: jax.Array,
-        length: int,
-        branches: int = 1,
-    ) -> tuple[jax.Array, Cache]:
+    def read(self, prompt: Prompt, start: jax.Array, length: int, branches: int = 1) -> tuple[jax.Array, Cache]:
         """Read prompts as `GPT.prefill` does, for answers that begin with `start` [b]; `extend` continues them."""
-        x, valid = self._join(video, frames, context, kinds, start[:, None], True)
+        x, valid = self._join(prompt, start[:, None], True)
         return self._read(x, valid, length, branches)
 
     def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
@@ -94,16 +78,9 @@ class VideoGPT(GPT):
         x = self.tokens(tokens) + self.position(positions) + self._kind("answerer")
         return self.dropout_in(x, deterministic)
 
-    def _join(
-        self,
-        video: jax.Array,
-        frames: jax.Array,
-        context: jax.Array,
-        kinds: jax.Array,
-        answer: jax.Array,
-        deterministic: bool,
-    ) -> tuple[jax.Array, jax.Array]:
+    def _join(self, prompt: Prompt, answer: jax.Array, deterministic: bool) -> tuple[jax.Array, jax.Array]:
         """Return the embedded parts joined [b, f + t + a, width], and which positions are valid [b, f + t + a]."""
+        video, frames, context, kinds = prompt
         there = [jnp.arange(video.shape[1])[None] < frames[:, None], kinds > 0, jnp.ones(answer.shape, bool)]
         parts = [self.tokens(context) + self.kind(kinds), self.tokens(answer) + self._kind("answerer")]
         if self.features:

@@ -139,13 +139,13 @@ def model_args(config: Config) -> dict[str, Any]:
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize the GPT, the embeddings of kinds, and with video the projections of its features."""
     answer = batch["answer"][:, :2]
-    return _model(config).init(rng, *_context(batch), answer, method="losses")["params"]
+    return _model(config).init(rng, _prompt(batch), answer, method="losses")["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return both loss terms, and the perplexity and accuracy of the answers' tokens."""
     nats, correct, error = models.apply(
-        _model(config), params, *_context(batch), batch["answer"], rng=rng, method="losses"
+        _model(config), params, _prompt(batch), batch["answer"], rng=rng, method="losses"
     )
     weights = example_weights(batch)[:, None]
     said = (jnp.arange(nats.shape[1])[None] < batch["answered"][:, None]) * weights
@@ -167,7 +167,7 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Search the best answer: `tokens` [b, max_len], followed by the end mark, and its `score` [b]."""
-    inputs, end = (*_context(batch), batch["answer"][:, 0]), config.model.end
+    inputs, end = (_prompt(batch), batch["answer"][:, 0]), config.model.end
     beams = models.search(_model(config), params, inputs, config.beam, method="read", eos=end, pad=end)
     return {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
 
@@ -189,7 +189,7 @@ def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
     """Return the features [b, width] of the `last` id of each context."""
-    features = models.apply(_model(config), params, *_context(batch), rng=rng, method="embed")
+    features = models.apply(_model(config), params, _prompt(batch), rng=rng, method="embed")
     return {"last": features.astype(jnp.float32)}
 
 
@@ -249,8 +249,8 @@ def _turn(example: Any) -> dialogues.Turn:
     return example["dialogue"], int(example["turn"])
 
 
-def _context(batch: Batch) -> tuple[jax.Array, ...]:
-    return batch["video"], batch["frames"], batch["context"], batch["kinds"]
+def _prompt(batch: Batch) -> models.Prompt:
+    return models.Prompt(batch["video"], batch["frames"], batch["context"], batch["kinds"])
 
 
 def _model(config: Config) -> Any:

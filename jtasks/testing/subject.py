@@ -15,13 +15,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh
 
 from jtasks import config as configs
-from jtasks import optim
 from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.metrics import Mean, terms
+from jtasks.run import programs
 from jtasks.run.gradient import exact_gradient
 from jtasks.run.job import Job, total_steps
 from jtasks.tree import by_name, leaf_name
@@ -102,15 +102,14 @@ class Subject:
         """The first batch of training."""
         return self.job.batch_at(self.examples, self.plan, 0)
 
-    @property
-    def steps(self) -> int:
-        """Steps of the whole run, which schedules need."""
-        return max(1, total_steps(self.config, self.plan))
-
     @functools.cached_property
-    def trainable(self) -> Tree:
-        """False where config.optim.freeze holds a parameter."""
-        return optim.trainable(self.config.optim, self.params)
+    def program(self) -> programs.Programs:
+        """The functions of a run, built once."""
+        return self.build()
+
+    def build(self) -> programs.Programs:
+        """Build the functions of a run, with a newly jitted step."""
+        return programs.build(self.job, self.batch, max(1, total_steps(self.config, self.plan)))
 
     @functools.cached_property
     def perturbed(self) -> Tree:

@@ -10,13 +10,11 @@ import jax
 import numpy as np
 import optax
 
-from jtasks import optim
 from jtasks.data import pipeline
-from jtasks.distributed import sharding
 from jtasks.faults import Fault, require, some
 from jtasks.metrics import total
 from jtasks.run import checkpoint
-from jtasks.run import step as steps
+from jtasks.run.step import State
 from jtasks.testing.replay import first_non_finite, out_of_bounds
 from jtasks.testing.result import Skip
 from jtasks.testing.subject import Batch, Subject, Tree, close, keep, key, unequal, value
@@ -40,7 +38,7 @@ def gradients_reach(subject: Subject) -> str:
             if params is subject.params:
                 _check_finite(subject, gradient, metrics, batch, index)
             reached |= [bool(np.any(np.nan_to_num(leaf) != 0)) for leaf in jax.tree.leaves(gradient)]
-    train = [bool(np.any(leaf)) for leaf in jax.tree.leaves(subject.trainable)]
+    train = [bool(np.any(leaf)) for leaf in jax.tree.leaves(subject.program.trainable)]
     unreached = [n for n, hit, wanted in zip(names, reached, train, strict=True) if wanted and not hit]
     frozen = [n for n, wanted in zip(names, train, strict=True) if not wanted]
     require(
@@ -56,7 +54,7 @@ def gradients_reach(subject: Subject) -> str:
 def nothing_recompiles(subject: Subject) -> str:
     """Check that batches keep their shapes, the state keeps its types, and the jitted step compiles once."""
     _check_shapes(subject)
-    state, step = subject_state(subject), subject_step(subject)
+    state, step = _initial_state(subject), subject.program.step
     before = jax.eval_shape(lambda s: s, state)
     after = jax.eval_shape(step, state, subject.batch)[0]
     changed = [
@@ -106,21 +104,21 @@ def overfits(subject: Subject) -> str:
 def resumes_exactly(subject: Subject) -> str:
     """Check that four steps equal two steps, a checkpoint, and two more steps from the checkpoint."""
     count = 4
-    undisturbed = _run(subject, subject_state(subject), subject_step(subject), 0, count)
-    halfway = _run(subject, subject_state(subject), subject_step(subject), 0, count // 2)
+    undisturbed = _run(subject, _initial_state(subject), subject.program.step, 0, count)
+    halfway = _run(subject, _initial_state(subject), subject.program.step, 0, count // 2)
     with tempfile.TemporaryDirectory() as folder:
         with checkpoint.Checkpoints(pathlib.Path(folder)) as checkpoints:
             checkpoints.save(halfway, count // 2)
             checkpoints.wait()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), halfway)
         restored = checkpoint.restore(pathlib.Path(folder) / str(count // 2), like)
-    step, known = _new_step(subject), subject_step(subject)
+    step, known = subject.build().step, subject.program.step
     if step.lower(restored, subject.batch).as_text() == known.lower(restored, subject.batch).as_text():
         step = known  # the new trace is the same program: skip compiling
     resumed = _run(subject, restored, step, count // 2, count)
     differing = unequal(jax.device_get(undisturbed), jax.device_get(resumed))
     if differing and jax.default_backend() != "cpu":
-        again = _run(subject, subject_state(subject), subject_step(subject), 0, count)
+        again = _run(subject, _initial_state(subject), subject.program.step, 0, count)
         if unequal(jax.device_get(undisturbed), jax.device_get(again)):
             raise Skip("two undisturbed runs differ on this accelerator, whose sums have no fixed order")
     require(
@@ -133,31 +131,12 @@ def resumes_exactly(subject: Subject) -> str:
     return f"{len(jax.tree.leaves(resumed))} arrays after {count // 2} + {count // 2} steps"
 
 
-def subject_state(subject: Subject) -> steps.State:
+def _initial_state(subject: Subject) -> State:
     """Return the state before the first step, with the config's own optimizer."""
-    transformation, _ = optim.optimizer(subject.config.optim, subject.steps, subject.params)
-    replicated = sharding.replicated_sharding(subject.job.mesh)
-    create = jax.jit(
-        lambda p: steps.init_state(p, transformation, ema=subject.config.ema > 0), out_shardings=replicated
-    )
-    return create(subject.params)
+    return jax.jit(subject.program.create, out_shardings=subject.program.shardings)(subject.params)
 
 
-def subject_step(subject: Subject) -> Any:
-    """Return the training step, jitted once per subject."""
-    known = subject.__dict__.get("step")
-    if known is None:
-        known = subject.__dict__["step"] = _new_step(subject)
-    return known
-
-
-def _new_step(subject: Subject) -> Any:
-    transformation, schedule = optim.optimizer(subject.config.optim, subject.steps, subject.params)
-    step = steps.make_train_step(subject.task, subject.config, transformation, schedule, subject.trainable)
-    return jax.jit(step, donate_argnums=0, out_shardings=sharding.replicated_sharding(subject.job.mesh))
-
-
-def _run(subject: Subject, state: steps.State, step: Any, start: int, stop: int) -> steps.State:
+def _run(subject: Subject, state: State, step: Any, start: int, stop: int) -> State:
     for index in range(start, stop):
         state, _ = step(state, subject.job.batch_at(subject.examples, subject.plan, index))
     return state
@@ -231,7 +210,7 @@ def _descend(subject: Subject, batch: Batch, rate: float, begun: float) -> tuple
     adam = optax.adam(lambda count: rate * optax.linear_schedule(0.1, 1.0, 5)(count))
 
     def update(gradient: Tree, state: Any, params: Tree) -> Any:
-        gradient = jax.tree.map(lambda g, train: g * train, gradient, subject.trainable)
+        gradient = jax.tree.map(lambda g, train: g * train, gradient, subject.program.trainable)
         updates, state = adam.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, optax.tree.norm(gradient)
 

@@ -96,7 +96,7 @@ def backbones():
     ids = jnp.zeros((2, 4), jnp.int32)
     bert = models.BERT(vocab=9, max_length=4, labels=3, **common)
     gpt = {"vocab": 9, "outputs": 9, "max_length": 9, **common}
-    video, kinds = (jnp.zeros((2, 2, 5)), jnp.full(2, 2), ids, ids + 1, ids), {"features": 5, **gpt}
+    prompt, kinds = models.Prompt(jnp.zeros((2, 2, 5)), jnp.full(2, 2), ids, ids + 1), {"features": 5, **gpt}
     vit, images = {"classes": 3, "patch": 2, **common}, jnp.zeros((2, 4, 4, 1))
     return {
         "bert": (bert, (ids, ids, ids + 1, ids[:, :2], ids[:, :2]), "pretrain", "tokens position type norm"),
@@ -105,7 +105,7 @@ def backbones():
         "gpt": (models.GPT(**gpt), (ids,), "__call__", "tokens position"),
         "gpt-tied": (models.GPT(tied=True, **gpt), (ids,), "__call__", "tokens position"),
         "gpt-classify": (models.GPT(classes=2, **gpt), (ids,), "classify", "tokens position"),
-        "video": (models.VideoGPT(**kinds), video, "losses", "tokens position kind project"),
+        "video": (models.VideoGPT(**kinds), (prompt, ids), "losses", "tokens position kind project"),
         "vit-mean": (models.ViT(**vit), (images,), "__call__", "embed position"),
         "vit-token": (models.ViT(pool="token", **vit), (images,), "__call__", "embed position token"),
     }
