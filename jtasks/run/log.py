@@ -87,11 +87,9 @@ class Log:
         self.meter.start(step)
         self.display.advance(step)
 
-    @contextlib.contextmanager
-    def pause(self) -> Iterator[None]:
+    def pause(self) -> contextlib.AbstractContextManager[None]:
         """Exclude the time inside from the step time, for evaluating and saving. Do not call `train` inside."""
-        with self.meter.pause():
-            yield
+        return self.meter.pause()
 
     def preview(self, step: int, metrics: Mapping[str, float]) -> None:
         """Print metrics of training before the next `train`, with the rate and the time left, and record nothing."""
