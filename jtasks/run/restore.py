@@ -11,7 +11,7 @@ from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.run import checkpoint, checkpoint_files, records, workdir
+from jtasks.run import checkpoint, checkpoint_files, own, records, workdir
 from jtasks.run.job import Job, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
@@ -52,7 +52,7 @@ class SavedRun(NamedTuple):
 
     def entries(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the entries of a batch with this number of rows."""
-        return workdir.stored_batch(self.workdir, rows)
+        return own.stored_batch(self.workdir, rows)
 
     def _compare(self, split: str, examples: pipeline.Examples) -> None:
         allow = self.job.config.data.allow_changes
@@ -100,7 +100,7 @@ def open_alone(
         return _choose(config, folder, which)
 
     step = processes.broadcast_from_first(compare)
-    job = Job(task.load(config.task), workdir.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
+    job = Job(task.load(config.task), own.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
     return SavedRun(job, folder, step)
 
 

@@ -22,6 +22,7 @@ from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
 from jtasks.run.names import pin_names
+from jtasks.run.own import record_batch
 from jtasks.run.programs import Programs
 from jtasks.run.records import EVALUATED
 from jtasks.run.step import Batch, State, StepOutput
@@ -33,7 +34,6 @@ from jtasks.run.workdir import (
     compare_data,
     own_names,
     record_assets,
-    record_batch,
     record_config,
     record_data,
     recorded_splits,

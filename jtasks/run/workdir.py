@@ -12,15 +12,12 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
 from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.console import say, warn
-from jtasks.data import assets as assets_
-from jtasks.data import fingerprint, tokenizer_files
+from jtasks.data import fingerprint
 from jtasks.data.fingerprint import Prints
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
@@ -182,47 +179,10 @@ def own_names(config: Config, workdir: pathlib.Path) -> Config:
     return Config(full)
 
 
-def with_own_assets(config: Config, workdir: pathlib.Path) -> Config:
-    """Return the config of the run with the tokenizer and the class names that the run has stored.
-
-    With these, a task needs no training data: `config.data.tokenizer` is the run's folder, and `config.data.labels`,
-    if the task has such a field and it is empty, holds the names in labels.json.
-    """
-    full = ml_collections.ConfigDict(config)
-    if "tokenizer" in full.data and (workdir / tokenizer_files.FILE).is_file():
-        full.data.tokenizer = str(workdir.absolute())
-    names = assets_.read(workdir / assets_.LABELS)
-    if not full.data.get("labels", "absent") and isinstance(names, list):
-        with full.unlocked():
-            full.data.labels = tuple(map(str, names))
-    return Config(full)
-
-
 def stored_assets(workdir: pathlib.Path) -> dict[str, str]:
     """Return {file name: text} of the task's assets that the run has stored."""
     names = [name for name in read_json(workdir / FILES) if name not in OWN]
     return {name: (workdir / name).read_text(encoding="utf-8") for name in names}
-
-
-def record_batch(batch: Mapping[str, np.ndarray], workdir: pathlib.Path) -> None:
-    """Write batch.json, the dtype and shape of one row of each entry, from which the parameters' shapes follow."""
-    rows = {name: [array.dtype.name, list(array.shape[1:])] for name, array in sorted(batch.items())}
-    record_file(workdir, BATCH, json.dumps(rows) + "\n")
-
-
-def stored_batch(workdir: pathlib.Path, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Return the entries of a batch of the run with this number of rows.
-
-    Raises:
-      ConfigError: the run has no batch.json, or it is damaged.
-    """
-    if not (workdir / BATCH).is_file():
-        raise ConfigError(f"{workdir / BATCH} is missing, which a run writes at its start: restore it from a copy")
-    try:
-        entries = read_json(workdir / BATCH).items()
-        return {name: jax.ShapeDtypeStruct((rows, *shape), jax.numpy.dtype(kind)) for name, (kind, shape) in entries}
-    except (ValueError, TypeError) as error:
-        raise ConfigError(f"{workdir / BATCH} is damaged ({error}): restore it from a copy") from error
 
 
 def record_config(config: Config, workdir: pathlib.Path) -> None:
