@@ -1,6 +1,7 @@
 """Claims about runs that begin from the hub: commands of a user, against a server on this machine."""
 
 import json
+import pathlib
 import shutil
 import socket
 
@@ -68,6 +69,11 @@ def test_a_run_begins_from_the_hub_and_goes_on_without_it(tmp_path, server):
     result, errors = begin(tmp_path, server, "--config.steps=3", HF_HUB_OFFLINE="1")
     assert result["step"] == 3 and "resumed from step 2" in errors and "init_from" not in errors
     assert run(f"--workdir={tmp_path / 'run'}", "--mode=eval", "--split=train", HF_HUB_OFFLINE="1")[0]["step"] == 3
+    (tmp_path / "x.txt").unlink()
+    result, errors = run(
+        f"--workdir={tmp_path / 'run'}", "--mode=export", HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "x")
+    )
+    assert (pathlib.Path(result["exported"]) / "generation_config.json").is_file() and "is gone" in errors
     assert server.requests == []
 
 
