@@ -152,7 +152,7 @@ def windows(
         "tokens": arrays["tokens"],
         "segment_ids": arrays["segment_ids"],
         "starts": (labels >= 0).astype(np.uint8),
-        **({"labels": labels} if given[0].tags else {}),
+        **({"labels": labels} if given and given[0].tags else {}),
         "sentence": np.array([row[0] for row in rows], np.int32),
         "words": _lists([given[row[0]].words[row[1] : row[2] + 1] for row in rows]),
         "tags": _lists([given[row[0]].tags[row[1] : row[2] + 1] for row in rows]),

@@ -107,7 +107,7 @@ def decode(path: str) -> np.ndarray:
         # Given a path, Pillow would map a TIFF before it rotates it.
         with open(path, "rb") as file:
             return _decode_file(file, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: the path holds a zero byte or half a surrogate pair
         raise _damaged(path, error) from error
 
 

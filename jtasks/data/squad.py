@@ -139,7 +139,7 @@ def windows(
             if last == len(offsets):
                 break
             first += stride
-    start, end, begin = np.array(spans, np.int32).T
+    start, end, begin = np.array(spans or np.empty((0, 3)), np.int32).T
     return {
         **encoding.stack(rows, marked, length),
         "start": start,

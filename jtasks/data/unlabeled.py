@@ -11,6 +11,7 @@ from jtasks.data.examples import Resize, fit
 from jtasks.data.images import form
 from jtasks.errors import DataError
 
+LONGEST_PATH = 4096  # characters
 PICTURE = "a path, a PIL image, an array uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], or a dict with one as 'image'"
 
 
@@ -29,8 +30,8 @@ def image_arrays(
     The levels of a picture file are scaled to those of the data set, such as 0 to 16; an array has these already.
 
     Args:
-      inputs: each a path, a PIL image, an array (a fourth channel is alpha), or a dict with one of these as `image`,
-        `path` or `file`.
+      inputs: each a path, the bytes of a file, a PIL image, an array (a fourth channel is alpha), or a dict with one of
+        these as `image`, `bytes`, `path` or `file`.
       name: of the data set; `folder`, `size` and `resize` are as for `images.images`.
       shape: height and width of pictures without `size` and `resize`; None: those of the data set, if it has any.
 
@@ -133,14 +134,15 @@ def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:
     from PIL import Image
 
     if isinstance(given, Mapping):
-        key = next((key for key in ("image", "path", "file") if key in given), None)
-        if key is None:
-            raise DataError(f"{describe(given)}; expected {PICTURE}")
-        given = given[key]
+        given = _picture_of(given)
         if getattr(given, "shape", ())[:2] == (target.shape if isinstance(target, Resize) else None):
             target = None  # a row of the data set: resized already
+    if isinstance(given, bytes):
+        return _scaled(fit(_channels(pictures.decode_bytes(given, "bytes"), channels), target), highest)
     if isinstance(given, str | os.PathLike):
-        return _scaled(fit(_channels(pictures.decode(os.fspath(given)), channels), target), highest)
+        if len(path := os.fspath(given)) > LONGEST_PATH:
+            raise DataError(f"{describe(given)}; expected {PICTURE}")
+        return _scaled(fit(_channels(pictures.decode(path), channels), target), highest)
     if isinstance(given, Image.Image):
         return _scaled(fit(_channels(_rgb(given), channels), target), highest)
     if not hasattr(given, "__array__"):
@@ -157,6 +159,14 @@ def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:
     if array.shape[2] == 4:
         array = _rgb(Image.fromarray(array))
     return fit(_channels(array, channels), target)
+
+
+def _picture_of(given: Mapping[str, Any]) -> Any:
+    """Return the picture in a dict; the data sets of Hugging Face have {"image": {"bytes", "path"}}."""
+    key = next((key for key in ("image", "bytes", "path", "file") if given.get(key) is not None), None)
+    if key is None:
+        raise DataError(f"{describe(given)}; expected {PICTURE}")
+    return _picture_of(given[key]) if isinstance(given[key], Mapping) else given[key]
 
 
 def _rgb(picture: Any) -> np.ndarray:

@@ -216,7 +216,7 @@ def answer_texts(outputs: Any, config: Config) -> list[str]:
 
 
 def _read_turn(given: Any) -> dialogues.Turn:
-    if isinstance(given, Mapping) and "dialogue" in given:  # a row of `dataset`
+    if isinstance(given, Mapping) and {"dialogue", "turn", "kinds"} <= set(given):  # a row of `dataset`
         past = given["dialogue"]["dialog"][: int(given["turn"]) + 1]
         given = {**given["dialogue"], "dialog": past}
     return dialogues.parse_turn(given)
@@ -225,7 +225,7 @@ def _read_turn(given: Any) -> dialogues.Turn:
 def _check_features(given: Any, dialogue: dict[str, Any], config: Config) -> None:
     """Require the features of an input, in it or in files."""
     if "features" not in dialogue:
-        if not isinstance(given, Mapping) or not {"image_id", "dialogue"} & set(given):
+        if not isinstance(given, Mapping) or not {"image_id", "kinds"} & set(given):
             raise DataError(
                 f"{unlabeled.describe(given)}; expected a dict with 'features' [time, width] or 'image_id' beside"
                 " 'question', because of config.data.features"
@@ -236,8 +236,10 @@ def _check_features(given: Any, dialogue: dict[str, Any], config: Config) -> Non
         array = dialogue["features"] = np.asarray(dialogue["features"], np.float32)
     except (TypeError, ValueError) as error:
         raise DataError(f"'features' is no array of floats ({error})") from error
-    if array.ndim != 2 or not len(array) or array.shape[1] != config.model.features:
-        raise DataError(f"'features' is an array {list(array.shape)}; expected floats [time, {config.model.features}]")
+    if array.ndim != 2 or not len(array) or array.shape[1] != config.model.features or not np.isfinite(array).all():
+        raise DataError(
+            f"'features' is an array {list(array.shape)}; expected finite floats [time, {config.model.features}]"
+        )
 
 
 def _video(dialogue: dict[str, Any]) -> Any:

@@ -20,6 +20,8 @@ from jtasks.data import pipeline, tokenizers
 from jtasks.data.pictures import decode
 from jtasks.errors import DataError
 from jtasks.run import job
+from jtasks.testing import contract, people
+from jtasks.testing.result import Skip
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -261,7 +263,9 @@ def test_a_large_color_picture_becomes_a_small_gray_one(data):
         vit.task.examples([np.asarray(white)], vit.config)
 
 
-@pytest.mark.parametrize("bad", [3, None, np.zeros((8, 8)), np.zeros((2, 2, 2), np.uint8), {"label": 1}, "absent.png"])
+@pytest.mark.parametrize(
+    "bad", [3, None, np.zeros((8, 8)), np.zeros((2, 2, 2), np.uint8), {"label": 1}, "absent.png", "\0", "\ud800"]
+)
 def test_what_is_no_picture_is_refused_with_what_it_was(bad, data):
     with pytest.raises(DataError, match="expected"):
         made("mnist", data).task.examples([bad], made("mnist", data).config)
@@ -404,3 +408,16 @@ def test_a_prompt_is_continued_alike_with_and_without_padding(packed, data):
     model = models.build(models.GPT, own.config, outputs=own.config.model.vocab)
     logits = model.apply({"params": weights}, text[None, :8])
     assert logits[0, 4:7].argmax(-1).tolist() == ids[:3].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*TEXTS, "lm", "bert", "avsd", *IMAGES])
+def test_every_task_passes_the_checks_of_the_kit(name, data):
+    own = made(name, data)
+    subject, _ = contract.subject(own.task, own.config)
+    assert people.features(subject)
+    if name in ("lm", "bert"):  # whose rows are tokens
+        with pytest.raises(Skip, match="does not take rows of the dataset"):
+            people.inputs(subject)
+    else:
+        assert people.inputs(subject).startswith("8 rows of the dataset")
