@@ -8,12 +8,18 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jtasks.data import arrow, parsing, pictures, values
+from jtasks.data import arrow, parsing, pictures, table_files, values
 from jtasks.errors import ConfigError, DataError
 
 STDIN = "-"
 FORMATS = ("jsonl", "csv", "tsv", "lines")  # choices of --input-format
-SUFFIXES = {".jsonl": "jsonl", ".csv": "csv", ".tsv": "tsv", ".txt": "lines", **dict.fromkeys(arrow.SUFFIXES, "table")}
+SUFFIXES = {
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "lines",
+    **dict.fromkeys(table_files.SUFFIXES, "table"),
+}
 KNOWN = f"{', '.join(SUFFIXES)}, or a picture ({', '.join(sorted(pictures.SUFFIXES))})"
 
 Value = dict[str, Any] | str | pathlib.Path  # a row, a line, the path of a picture

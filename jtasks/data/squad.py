@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jtasks.data import arrow, encoding, files, tables, tokenizers, values
+from jtasks.data import encoding, files, table_files, tables, tokenizers, values
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def questions(name: str, split: str, *, folder: str | None = None) -> list[Quest
         names the paragraph or the question's id.
     """
     root = files.data_folder(folder)
-    if arrow.is_table(name, root):
+    if table_files.is_table(name, root):
         return _unique(_table_questions(name, split, folder), name)
     try:
         text = tables.read(name, f"config.data.{split}", folder=folder)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import arrow, files, parsing, tfds, values
+from jtasks.data import arrow, files, parsing, table_files, tfds, values
 from jtasks.data.parsing import Row
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
@@ -55,7 +55,7 @@ def rows(
     """
     if name.startswith("tfds:"):
         table = _read_tfds(name.removeprefix("tfds:"), split, folder)
-    elif arrow.is_table(name, files.data_folder(folder)):
+    elif table_files.is_table(name, files.data_folder(folder)):
         table = _read_arrow(name, split, fields, optional, folder)
     else:
         kind = pathlib.PurePath(name).suffix.lower()
@@ -86,7 +86,7 @@ def class_names(name: str, split: str, column: str, *, folder: str | None = None
       DataError: it cannot be read.
     """
     root = files.data_folder(folder)
-    if name.startswith("tfds:") or not arrow.is_table(name, root):
+    if name.startswith("tfds:") or not table_files.is_table(name, root):
         return None
     table = arrow.find(name, split, f"config.data.{split}", root)
     return table and table.classes(column)
@@ -161,7 +161,7 @@ def require_table(name: str, split: str, folder: str | None) -> arrow.Table:
     table = arrow.find(name, split, f"config.data.{split}", files.data_folder(folder))
     if table is None:
         raise ConfigError(
-            f"config.data.{split}={name!r} has no split {' or '.join(arrow.SPLITS[split])}: give another one as"
+            f"config.data.{split}={name!r} has no split {' or '.join(table_files.SPLITS[split])}: give another one as"
             f" {name}#SPLIT, or leave the field empty"
         )
     return table

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from jtasks.data import arrow, files, values
+from jtasks.data import arrow, files, table_files, values
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
@@ -58,7 +58,7 @@ def source(split: str, options: Any, folder: pathlib.Path) -> Source | None:
 
 def _find(names: str, split: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
     """Find files as `locate` does, or the files of one split of a table in a folder or on the hub."""
-    if not names or not arrow.is_folder(names, folder):
+    if not names or not table_files.is_folder(names, folder):
         return locate(names, folder, field)
     table = arrow.find(names, split, field, folder)
     if table is None:
@@ -175,7 +175,7 @@ def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
-    if path.suffix.lower() in arrow.SUFFIXES:
+    if path.suffix.lower() in table_files.SUFFIXES:
         yield from _rows(path)
         return
     try:
@@ -202,6 +202,6 @@ def _rows(path: pathlib.Path) -> Iterator[str]:
 
 
 def _read(path: pathlib.Path) -> str:
-    if path.suffix.lower() in arrow.SUFFIXES:
+    if path.suffix.lower() in table_files.SUFFIXES:
         return "\n".join(_rows(path))
     return files.decode(files.read(path), str(path))

@@ -7,12 +7,14 @@ from typing import Any
 from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import arrow, files, hub
+from jtasks.data import arrow, files, hub, table_files
 from jtasks.distributed import processes
 
 SOURCE, TOKENIZER = "init_from", "data.tokenizer"
 # The split that a field of names is for; other fields are for all splits.
-SPLITS = {f"data.{name}": name for name in arrow.SPLITS} | {f"data.{name}_files": name for name in arrow.SPLITS}
+SPLITS = {f"data.{name}": name for name in table_files.SPLITS} | {
+    f"data.{name}_files": name for name in table_files.SPLITS
+}
 SPLITS["data.files"] = "train"
 
 
@@ -88,7 +90,7 @@ def fetch(config: Config) -> None:
         if field == TOKENIZER:
             hub.model_folder(spec, *hub.TOKENIZER)
         elif field != SOURCE:
-            for split in [SPLITS[field]] if field in SPLITS else arrow.SPLITS:
+            for split in [SPLITS[field]] if field in SPLITS else table_files.SPLITS:
                 arrow.find(spec, split, f"config.{field}", files.data_folder(config.data.dir))
 
 

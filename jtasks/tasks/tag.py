@@ -13,7 +13,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import arrow, conll, encoding, tables, tokenizers, unlabeled
+from jtasks.data import conll, encoding, table_files, tables, tokenizers, unlabeled
 from jtasks.data.assets import labels
 from jtasks.data.files import data_folder
 from jtasks.errors import DataError
@@ -194,7 +194,7 @@ def _sentences(split: str, config: Config) -> list[conll.Sentence] | None:
     data = config.data
     if not data[split]:
         return None
-    if arrow.is_table(data[split], data_folder(data.dir)):
+    if table_files.is_table(data[split], data_folder(data.dir)):
         return conll.table_sentences(data[split], split, word=data.word, tag=data.tag, folder=data.dir)
     text = tables.read(data[split], f"config.data.{split}", folder=data.dir, source=data.source)
     return conll.sentences(text, data[split], word=data.word, tag=data.tag)

@@ -12,7 +12,7 @@ from data_tables import TEXT, class_label, parquet, sequence, table
 from hub_server import patched
 from PIL import Image
 
-from jtasks.data import arrow, conll, hub, squad, tables, text, values
+from jtasks.data import conll, hub, squad, table_files, tables, text, values
 from jtasks.data.images import class_names, images
 from jtasks.errors import ConfigError, DataError
 
@@ -85,17 +85,17 @@ def test_splits_go_by_their_usual_names_or_by_the_given_one(places):
 )
 def test_the_split_and_the_config_are_in_the_path(path, place):
     config, split = place
-    assert arrow.choose([path], config, "train", split, "") == [path]
+    assert table_files.choose([path], config, "train", split, "") == [path]
     with pytest.raises(ConfigError, match="none is 'other'"):
-        arrow.choose([path], "other", "train", "", "x")
+        table_files.choose([path], "other", "train", "", "x")
 
 
 def test_files_without_names_of_splits_are_train():
-    assert arrow.choose(["part-1.parquet", "part-0.parquet"], "", "train", "", "") == [
+    assert table_files.choose(["part-1.parquet", "part-0.parquet"], "", "train", "", "") == [
         "part-0.parquet",
         "part-1.parquet",
     ]
-    assert arrow.choose(["part-0.parquet"], "", "valid", "", "") is None
+    assert table_files.choose(["part-0.parquet"], "", "valid", "", "") is None
 
 
 def test_without_features_classes_are_numbers_and_absent_ones_minus_one(tmp_path):

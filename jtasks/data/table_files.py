@@ -1,0 +1,124 @@
+"""Files of tables in Parquet and Arrow by split: local ones, folders that `datasets` wrote, data sets on the hub."""
+
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from jtasks.data import files, hub, values
+from jtasks.errors import ConfigError, DataError
+
+SUFFIXES = (".parquet", ".arrow")
+SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "test": ("test",)}
+
+
+def is_table(name: str, folder: pathlib.Path) -> bool:
+    """Return whether `arrow.find` reads a name: `hf:NAME`, a Parquet or Arrow file, or a folder here or in `folder`."""
+    return pathlib.PurePath(name).suffix.lower() in SUFFIXES or is_folder(name, folder)
+
+
+def is_folder(name: str, folder: pathlib.Path) -> bool:
+    """Return whether a name is `hf:NAME`, or a folder's, perhaps with `#SPLIT`."""
+    path = pathlib.Path(name.partition("#")[0])
+    places = (path.expanduser(), folder / path) if path.name else ()
+    return name.startswith(hub.PREFIX) or any(place.is_dir() for place in places)
+
+
+def locate(name: str, split: str, field: str, folder: pathlib.Path) -> list[pathlib.Path] | None:
+    """Return the files of one split of a table, as `arrow.find` describes; None if there is no such split."""
+    plain, _, other = name.partition("#")
+    given = hub.local(plain)
+    path = next((place for place in (given, folder / given) if place.exists()), None)
+    if path is not None:
+        paths = _local_files(path.absolute(), split, other)
+    elif name.startswith(hub.PREFIX):
+        paths = _hub_files(hub.require(name), split)
+    else:
+        raise ConfigError(f"no file or folder {plain!r} ({field})\n  looked for: {given}, {folder / given}")
+    if paths is None and other:
+        raise ConfigError(f"{field}: {plain} has no split {other!r}")
+    return paths
+
+
+def _local_files(path: pathlib.Path, split: str, other: str) -> list[pathlib.Path] | None:
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise ConfigError(f"{path} must be a .parquet or .arrow file, or a folder of such files")
+        return [path]
+    if (path / "dataset_dict.json").is_file():
+        splits = values.entry(read_json(path / "dataset_dict.json"), "splits", list, str(path / "dataset_dict.json"))
+        chosen = next((name for name in ([other] if other else SPLITS[split]) if name in splits), None)
+        if chosen is None or not files.is_plain(chosen):
+            return None
+        path = path / chosen
+    if (path / "state.json").is_file():
+        where = str(path / "state.json")
+        entries = values.entry(read_json(path / "state.json"), "_data_files", list, where)
+        names = [values.entry(entry, "filename", str, where) for entry in entries]
+        if odd := [name for name in names if not files.is_plain(name) or not (path / name).is_file()]:
+            raise DataError(f"{where} names {odd[0]!r}, which is not a file of the folder")
+        return [path / name for name in names]
+    inside = sorted(str(place.relative_to(path).as_posix()) for place in path.rglob("*.parquet"))
+    if not inside:
+        raise ConfigError(
+            f"{path} holds no Parquet files, and is not a folder that save_to_disk of datasets wrote; other files are"
+            " given by their own names"
+        )
+    chosen_files = choose(inside, "", split, other, str(path))
+    return None if chosen_files is None else [path / name for name in chosen_files]
+
+
+def _hub_files(name: hub.Name, split: str) -> list[pathlib.Path] | None:
+    if not name.revision:
+        pinned = hub.parse(hub.pin(str(name), "dataset"))
+        assert pinned is not None
+        name = pinned
+    tables = [path for path in hub.listing(name) if path.endswith(".parquet")]
+    if not tables:
+        raise DataError(f"{name} has no Parquet files, the only ones that jtasks reads from the hub")
+    chosen = choose(tables, name.config, split, name.split, str(name))
+    return None if chosen is None else hub.fetch_files(name, chosen)
+
+
+def choose(paths: Sequence[str], config: str, split: str, other: str, where: str) -> list[str] | None:
+    """Choose the Parquet files of one config and split by their names; None if the config has no such split.
+
+    The split is the start of a file's name (`train-00000-of-00002.parquet`), else the folder's name; the folders before
+    it, without `data`, are the config. If no file has the name of a split, all are train.
+
+    >>> choose(["mnli/train-0.parquet", "mnli/test_matched-0.parquet"], "mnli", "test", "test_matched", "")
+    ['mnli/test_matched-0.parquet']
+
+    Raises:
+      ConfigError: there is no such config, or there are several and none is given.
+    """
+    places = {path: _place(path) for path in sorted(paths)}
+    configs = sorted({own for own, _ in places.values()})
+    usual = next((name for name in ("", "default") if name in configs), configs[0] if len(configs) == 1 else None)
+    wanted = config or usual
+    if wanted is None or (wanted not in configs):
+        hint = "give one of them" if wanted is None else f"none is {wanted!r}"
+        raise ConfigError(f"{where} has the configs {', '.join(map(repr, configs))}; {hint}, as in hf:NAME/CONFIG")
+    by_split: dict[str, list[str]] = {}
+    for path, (own, name) in places.items():
+        if own == wanted:
+            by_split.setdefault(name, []).append(path)
+    if other and other not in by_split:
+        raise ConfigError(f"{where} has the splits {', '.join(by_split)}; none is {other!r}")
+    if not other and not any(name in by_split for names in SPLITS.values() for name in names):
+        return [path for chosen in by_split.values() for path in chosen] if split == "train" else None
+    return next((by_split[name] for name in ([other] if other else SPLITS[split]) if name in by_split), None)
+
+
+def _place(path: str) -> tuple[str, str]:
+    """Return the config and the split of a Parquet file by its path."""
+    *folders, name = pathlib.PurePosixPath(path).parts
+    split = re.sub(r"(^\d+|[-_.]\d+(-of-\d+)?(-[0-9a-f]{16})?|)\.parquet$", "", name)
+    if not split and folders:
+        split = folders.pop()
+    return "/".join(folder for folder in folders if folder != "data"), split.removeprefix("partial-")
+
+
+def read_json(path: pathlib.Path) -> Any:
+    """Read a JSON file that `datasets` wrote."""
+    return values.parse(files.decode(files.read(path), str(path)), str(path))
