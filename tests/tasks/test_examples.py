@@ -278,8 +278,7 @@ def test_what_is_no_picture_is_refused_with_what_it_was(bad, data):
     "name",
     [
         "classify",
-        "lm",
-        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tag", "qa", "choice", "bert", "avsd", *IMAGES)),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("lm", "tag", "qa", "choice", "bert", "avsd", *IMAGES)),
     ],
 )
 def test_features_are_of_each_example_alone(name, data):
