@@ -19,6 +19,7 @@ from jtasks import models
 from jtasks.data import pipeline, tokenizers
 from jtasks.data.pictures import decode
 from jtasks.errors import DataError
+from jtasks.interop import huggingface, model_config
 from jtasks.run import job
 from jtasks.testing import contract, people
 from jtasks.testing.result import Skip
@@ -305,6 +306,17 @@ def test_the_mean_leaves_out_padding(data):
     for kind, value in embedded(own, weights, short).items():
         np.testing.assert_allclose(padded[kind], value, rtol=1e-5, atol=1e-6)
     assert set(padded) == {"cls", "mean", "pooled"}
+
+
+def test_the_mean_is_that_of_transformers_hidden_states():
+    golden = ROOT / "tests" / "golden" / "bert_pretraining"
+    arrays, (params, _) = np.load(golden / "io.npz"), huggingface.from_hf(golden)
+    model = models.BERT(**model_config.model_fields(golden))
+    inputs = [arrays[name].astype(np.int32) for name in ("input_ids", "token_type_ids", "attention_mask")]
+    features = jax.jit(lambda params, *inputs: models.apply(model, params, *inputs, method="embed"))(params, *inputs)
+    hidden, real = arrays["last_hidden_state"], arrays["attention_mask"][:, :, None]
+    np.testing.assert_allclose(features["mean"], (hidden * real).sum(1) / real.sum(1), atol=1e-5)
+    np.testing.assert_allclose(features["cls"], hidden[:, 0], atol=1e-5)
 
 
 def test_a_prompt_has_the_features_of_its_tokens(data):
