@@ -168,10 +168,11 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 
 
 def _fill_text(tokenizer: Any, example: Any, output: Any) -> str:
-    ids = [int(i) for place, i in zip(output["places"], output["ids"], strict=True) if place]
+    hidden = np.asarray(output["places"]) > 0
+    places, ids = np.asarray(output["places"])[hidden], np.asarray(output["ids"])[hidden].tolist()
     if "text" not in example:  # an example of `dataset`, without its text
         tokens = np.where(example["segment_ids"] > 0, example["tokens"], 0).astype(int)
-        tokens[np.asarray(output["places"])[: len(ids)]] = ids
+        tokens[places] = ids
         return tokenizer.decode(tokens[example["segment_ids"] > 0].tolist())
     head, *rest = example["text"].split("[MASK]")
     for number, piece in enumerate(rest):
