@@ -174,3 +174,16 @@ def test_the_import_takes_no_jax():
     code = "import sys, jtasks; print('jax' in sys.modules); jtasks.load; print('jax' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"] and not done.stderr
+
+
+def test_a_hugging_face_model_needs_no_run():
+    golden = ROOT / "tests" / "golden" / "vit_classification"
+    run = jtasks.load(f"hf:{golden}")
+    images = [np.full((16, 16, 3), level, np.uint8) for level in (0, 90, 200)]
+    answers = run.predict(images)
+    assert [answer["class"] for answer in answers] == [f"LABEL_{answer['label']}" for answer in answers]
+    assert run.embed(images)["token"].shape == (3, 48)
+    with pytest.raises(ConfigError, match="a model without data"):
+        run.evaluate()
+    with pytest.raises(ConfigError, match="there is no"):
+        jtasks.load(f"hf:{golden}/absent/x/y")
