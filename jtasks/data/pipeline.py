@@ -232,9 +232,13 @@ def _read_ahead(
         entries = {name: np.stack([added[name] for _, added in rows]) for name in rows[0][1]}
         return _merge(stack([row for row, _ in rows], collate), entries)
 
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
-    dataset = grain.MapDataset.source(stream).to_iter_dataset(options).batch(batch_size, batch_fn=batch)
-    if workers:
+    source = grain.MapDataset.source(stream)
+    if not workers:
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(2 * batch_size, threads))
+        dataset = source.to_iter_dataset(options).batch(batch_size, batch_fn=batch)
+    else:
+        # Batches come before grain deals their numbers to the workers, which would else mix the rows of several steps.
+        dataset = source.batch(batch_size, batch_fn=batch).to_iter_dataset(grain.ReadOptions(1, 2))
         from absl import flags
 
         if not flags.FLAGS.is_parsed():

@@ -140,10 +140,11 @@ def test_eight_devices_hold_the_same_global_batch_one_eighth_each(source):
         np.testing.assert_array_equal(np.concatenate([shard.data for shard in shards]), expected["x"])
 
 
-def test_worker_processes_read_the_same_batches():
+@pytest.mark.parametrize(("workers", "steps"), [(1, 2), (2, 5), (3, 2)])
+def test_worker_processes_read_the_same_batches(workers, steps):
     plan = BatchPlan(20, 1, 8, shuffle=True)
-    found = list(pipeline.batches(Rows(20), plan, range(2), on(1), workers=1))
-    assert len(found) == 2
+    found = list(pipeline.batches(Rows(20), plan, range(steps), on(1), workers=workers))
+    assert len(found) == steps
     for step, batch in enumerate(found):
         equal(jax.device_get(batch), pipeline.batch_at(Rows(20), plan, step))
 
