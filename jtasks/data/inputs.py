@@ -98,7 +98,7 @@ def _open(source: str, name: str, kind: str | None, bare: bool) -> Iterator[Inpu
 
 
 def _text(source: str, name: str, kind: str | None, bare: bool) -> Iterator[Input]:
-    """Yield the rows or lines of a text file or stream; `kind` None is told by the first line that is not empty."""
+    """Yield the rows or lines of a text file or stream; `kind` None: the first line that is not empty decides."""
     if source == STDIN and sys.stdin is None:
         return
     with open(0 if source == STDIN else source, "rb", closefd=source != STDIN) as file:

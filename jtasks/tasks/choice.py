@@ -145,7 +145,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 
 def _encode(contexts: Sequence[str], choices: Sequence[Sequence[str]], config: Config) -> dict[str, np.ndarray]:
-    """Encode contexts, each with its choices, of which all have equally many."""
+    """Encode contexts with their choices; each context has the same number of choices."""
     count, length = len(choices[0]) if choices else 0, config.data.length
     first = [context for context in contexts for _ in range(count)]
     second = [text for own in choices for text in own]
