@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import jax
 import ml_collections
-import numpy as np
 
 from jtasks.config import Config
 from jtasks.data import assets, tokenizer_files
@@ -30,7 +29,7 @@ def with_own_assets(config: Config, workdir: pathlib.Path) -> Config:
     return Config(full)
 
 
-def record_batch(batch: Mapping[str, np.ndarray], workdir: pathlib.Path) -> None:
+def record_batch(batch: Mapping[str, jax.Array], workdir: pathlib.Path) -> None:
     """Write batch.json, the dtype and shape of one row of each entry, from which the parameters' shapes follow."""
     rows = {name: [array.dtype.name, list(array.shape[1:])] for name, array in sorted(batch.items())}
     record_file(workdir, BATCH, json.dumps(rows) + "\n")

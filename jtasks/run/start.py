@@ -113,8 +113,6 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         record_config(job.config, workdir)
         record_assets(assets, workdir)
         record_data(data, workdir, fresh=not start)
-        plan = job.plan(splits["train"], shuffle=True)
-        record_batch(pipeline.batch_at(splits["train"], plan, 0, job.collate, slice(0, 1)), workdir)
 
 
 def is_finished(setup: Setup) -> bool:
@@ -144,6 +142,7 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     program = programs.build(job, batch, setup.steps)
     if not setup.start:
         preflight.check(job, setup.splits, batch, program.shapes.params)
+        processes.on_first_process(lambda: record_batch(batch, setup.workdir))
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
         state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     announce(setup, program, state, batch)

@@ -212,7 +212,7 @@ def test_layers_are_frozen_and_slowed_in_a_run(tmp_path):
     examples = made.require("train")
     batch = made.batch_at(examples, made.plan(examples, shuffle=True), 0)
     start = jax.jit(lambda b: made.task.init(jax.random.key(0), b, made.config))(batch)
-    end = open_run(settings, tmp_path / "run").params(examples)
+    end = open_run(settings, tmp_path / "run").params()
     for name in ("tokens", "position", "type", "norm"):
         jax.tree.map(np.testing.assert_array_equal, start[name], end[name])
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), start["blocks"], end["blocks"])
