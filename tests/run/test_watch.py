@@ -213,7 +213,7 @@ def test_a_limited_evaluation_says_so_in_its_line_its_record_and_the_result(task
         "step": 4,
         "valid/loss": 7.5,
         "valid/scored": 16.0,
-        "valid/evaluated_examples": 16.0,
+        "valid/evaluated_examples": 16,
         "valid/split_examples": 64.0,
         "test/loss": 7.5,
         "test/scored": 16.0,
@@ -305,4 +305,4 @@ def test_a_whole_run_in_a_terminal_of_80_columns_breaks_no_number(task, tmp_path
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.decode())
     lines = [line for line in re.split(r"[\r\n]+", text) if str(tmp_path) not in line]
     assert max(map(len, lines)) <= 80
-    assert '"valid/evaluated_examples": 16.0,' in text
+    assert '"valid/evaluated_examples": 16,' in text

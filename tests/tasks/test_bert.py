@@ -223,6 +223,7 @@ def test_lamb_decays_what_the_mask_says(folder):
             np.testing.assert_allclose(update, -6e-3 * leaf, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_both_phases_through_the_front_door(folder, tmp_path):
     arguments = [
         *SMALL[:4],

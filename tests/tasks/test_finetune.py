@@ -91,7 +91,7 @@ def test_padding_rows_are_nothing(name, folder):
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=[] if name[:2] in ("ss", "sq") else pytest.mark.slow) for name in finetune.CONFIGS],
+    [pytest.param(name, marks=[] if name[:2] == "ss" else pytest.mark.slow) for name in finetune.CONFIGS],
 )
 def test_every_config_runs_through_the_front_door_on_eight_devices(name, tmp_path):
     overrides = [f"--config.{change}" for change in finetune.CONFIGS[name](tmp_path)]
@@ -199,6 +199,7 @@ def test_lengths_come_with_the_names_of_what_is_cut(tmp_path):
         task.load(str(path))
 
 
+@pytest.mark.slow
 def test_layers_are_frozen_and_slowed_in_a_run(tmp_path):
     changes = [
         "optim.freeze=^(tokens|position|type|norm)/|^blocks/0/",
