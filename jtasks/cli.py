@@ -124,7 +124,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
     with contextlib.suppress(OSError, ValueError):
         print(text, file=sys.stderr, flush=True)
     if tell := getattr(
-        sys.modules.get("jtasks.distributed.processes"), "failed", None
+        sys.modules.get("jtasks.distributed.processes"), "report_failure", None
     ):  # the module may be half imported
         tell(EXIT_STOPPED, text)  # other processes end with the same code
     os._exit(EXIT_STOPPED)
