@@ -67,6 +67,7 @@ def test_impossible_hardware_is_refused(hardware, message):
         plan.run(tiny.config("igpt"), hardware)
 
 
+@pytest.mark.slow
 def test_the_front_door_plans_for_more_devices_than_there_are():
     result, errors = run(*DIGITS, "--mode=plan", "--config.mesh.data=4", "--config.mesh.fsdp=4", "--latency-us=0")
     assert result["devices"] == math.prod(result["mesh"].values()) == 16

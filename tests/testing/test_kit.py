@@ -128,7 +128,7 @@ TINY = ("model.width=16", "model.depth=1", "model.heads=2")
 @pytest.mark.parametrize(
     ("file", "overrides"),
     [
-        ("configs/mnist.py", ["task=jtasks.tasks.mnist", "data.name=digits"]),
+        pytest.param("configs/mnist.py", ["task=jtasks.tasks.mnist", "data.name=digits"], marks=pytest.mark.slow),
         pytest.param("configs/igpt_digits.py", [*TINY, "sample.count=2"], marks=pytest.mark.slow),
         pytest.param(
             "configs/igpt_cifar_classify.py",
