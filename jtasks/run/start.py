@@ -141,8 +141,8 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     batch = job.batch_at(setup.examples, setup.plan, setup.start)
     program = programs.build(job, batch, setup.steps)
     if not setup.start:
-        preflight.check(job, setup.splits, batch, program.shapes.params)
         processes.on_first_process(lambda: record_batch(batch, setup.workdir))
+        preflight.check(job, setup.splits, batch, program.shapes.params)
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
         state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     announce(setup, program, state, batch)
