@@ -64,6 +64,26 @@ def resized_crop(
     return jax.vmap(cut)(images, keys)
 
 
+def color(images: jax.Array, seeds: jax.Array | None, *, strength: float, white: float) -> jax.Array:
+    """Multiply brightness, contrast and saturation of each of the images [b, h, w, c] by random factors; float32.
+
+    The factors are uniform in [1 - strength, 1 + strength]; levels stay within 0 to `white`. This is the color jitter
+    of Howard (2013, arXiv:1312.5402).
+    """
+    luma = jnp.array([0.299, 0.587, 0.114]) if images.shape[-1] == 3 else jnp.ones(images.shape[-1])
+
+    def change(image: jax.Array, key: jax.Array) -> jax.Array:
+        brightness, contrast, saturation = jax.random.uniform(
+            jax.random.fold_in(key, 1), (3,), minval=1 - strength, maxval=1 + strength
+        )
+        image = image.astype(wide(image)) * brightness
+        image = (image - jnp.mean(image)) * contrast + jnp.mean(image)
+        gray = jnp.sum(image * luma[None, None], axis=-1, keepdims=True) / jnp.sum(luma)
+        return jnp.clip((image - gray) * saturation + gray, 0, white)
+
+    return jax.vmap(change)(images, keys(seeds))
+
+
 def resized_crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, area: float, mirror: bool) -> jax.Array:
     """Apply the standard augmentation of ImageNet; `area` is the smallest fraction of an image to crop."""
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)

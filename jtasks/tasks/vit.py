@@ -11,10 +11,8 @@ from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import pipeline, unlabeled
 from jtasks.data.assets import image_processor, labels
-from jtasks.errors import ConfigError
 from jtasks.metrics import Mean, classification, example_weights, total
-from jtasks.ops import augment, grid
-from jtasks.ranges import Field
+from jtasks.ops import grid, pixels
 
 Batch = dict[str, jax.Array]
 
@@ -25,17 +23,8 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the ViT, the normalization of pixels, the images, and their augmentation."""
     return {
         **models.fields(models.ViT, filled=["classes"]),
-        "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data, as are all of these
-        "model.mean": Field(tuple),  # per channel, of pixels multiplied by `rescale`
-        "model.std": Field(tuple),
-        "model.rescale": Field(float, "(0, inf)"),
-        "model.resize": Field(tuple, "[0, inf)"),  # fields of an `examples.Resize`, filled from a Hugging Face folder
+        **pixels.FIELDS,
         **data.IMAGES,
-        "data.white": Field(float, "(0, inf)", 255.0),  # the highest pixel
-        "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # augmentation of training images
-        "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding for random crops
-        "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest fraction of the image in a crop
-        "data.flip": Field(bool, None, False),  # mirror half of the images
     }
 
 
@@ -66,13 +55,14 @@ def model_args(config: Config) -> dict[str, Any]:
 
 def assets(config: Config) -> dict[str, str]:
     """Return the names of the classes, and the normalization of pixels."""
-    names = _names(config)
-    return labels(names) | image_processor(*_normalization(config), config.model.shape, config.model.get("resize"))
+    model = config.model
+    processor = image_processor(*pixels.normalization(config), model.shape, model.get("resize"))
+    return labels(_names(config)) | processor
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize the ViT."""
-    return _model(config).init(rng, normalize(batch["image"], config))["params"]
+    return _model(config).init(rng, pixels.normalize(batch["image"], config))["params"]
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
@@ -80,8 +70,8 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
     Training has augmentation and dropout.
     """
-    pixels = batch["image"] if rng is None else _augment(batch, config)
-    logits, labels, weights = _logits(params, pixels, rng, config), batch["label"], example_weights(batch)
+    images = batch["image"] if rng is None else pixels.for_training(batch, config.data)
+    logits, labels, weights = _logits(params, images, rng, config), batch["label"], example_weights(batch)
     _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     metrics = classification.cross_entropy(logits, labels, weights)
     metrics["top5"] = Mean.of((likeliest == labels[:, None]).any(-1), weights)
@@ -106,8 +96,8 @@ def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
     """Return the classifier's input [b, width]: `token`, or `mean` over patches, as config.model.pool says."""
-    pixels = normalize(batch["image"] if rng is None else _augment(batch, config), config)
-    features = models.apply(_model(config), params, pixels, rng=rng, pooled=True)
+    images = batch["image"] if rng is None else pixels.for_training(batch, config.data)
+    features = models.apply(_model(config), params, pixels.normalize(images, config), rng=rng, pooled=True)
     return {config.model.pool: features.astype(jnp.float32)}
 
 
@@ -125,29 +115,5 @@ def _model(config: Config) -> Any:
     return models.build(models.ViT, config)
 
 
-def _augment(batch: Batch, config: Config) -> jax.Array:
-    options, pixels, seeds = config.data, batch["image"], batch.get("seed")
-    if options.augment == "igpt":
-        return augment.crop_and_flip(pixels, seeds, pad=options.crop, mirror=options.flip)
-    if options.augment == "imagenet":
-        return augment.resized_crop_and_flip(pixels, seeds, area=options.area, mirror=options.flip)
-    if options.augment:
-        raise ConfigError(f"config.data.augment={options.augment!r}: expected igpt, imagenet, or nothing for neither")
-    return pixels
-
-
-def normalize(images: jax.Array, config: Config) -> jax.Array:
-    """Normalize pixels by config.model's mean and deviation; 0.5 and 0.5 give [-1, 1]."""
-    mean, std, rescale = (np.asarray(value, np.float64) for value in _normalization(config))
-    scale, shift = (np.broadcast_to(x, images.shape[-1:])[None, None, None] for x in (rescale / std, -mean / std))
-    return images * scale.astype(np.float32) + shift.astype(np.float32)
-
-
-def _normalization(config: Config) -> tuple[Any, Any, float]:
-    """Return mean and deviation per channel, of pixels multiplied by the third value."""
-    model = config.model
-    return model.get("mean") or (0.5,), model.get("std") or (0.5,), model.get("rescale") or 1 / config.data.white
-
-
 def _logits(params: Any, images: jax.Array, rng: jax.Array | None, config: Config) -> jax.Array:
-    return models.apply(_model(config), params, normalize(images, config), rng=rng)
+    return models.apply(_model(config), params, pixels.normalize(images, config), rng=rng)

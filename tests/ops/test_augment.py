@@ -111,3 +111,12 @@ def test_a_resized_crop_depends_on_the_examples_own_seed_alone():
     np.testing.assert_allclose(all_[32:], last, atol=1e-3)
     same = run(np.repeat(IMAGES[:1], N, 0), SEEDS)
     assert len(np.unique(np.asarray(same).reshape(N, -1), axis=0)) == N
+
+
+def test_colors_change_within_the_levels_and_alike_in_any_batch():
+    color = jax.jit(augment.color, static_argnames=("strength", "white"))
+    whole = np.asarray(color(IMAGES, SEEDS, strength=0.5, white=255.0))
+    np.testing.assert_allclose(color(IMAGES[::-1], SEEDS[::-1], strength=0.5, white=255.0), whole[::-1], atol=1e-3)
+    assert whole.min() >= 0 and whole.max() <= 255 and np.abs(whole - IMAGES).mean((1, 2, 3)).min() > 0.5
+    gray = IMAGES[..., :1]
+    np.testing.assert_allclose(color(gray, SEEDS, strength=0.0, white=255.0), gray, atol=1e-3)

@@ -1,0 +1,58 @@
+"""Pixels of a batch of pictures on the device: augmentation and normalization, by the fields of a config."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from jtasks.errors import ConfigError
+from jtasks.ops import augment
+from jtasks.ranges import Field
+
+# Fields of config.model and config.data of a task whose model reads pictures, for its `defaults`.
+FIELDS = {
+    "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data, as are all of config.model's
+    "model.mean": Field(tuple),  # per channel, of pixels multiplied by `rescale`
+    "model.std": Field(tuple),
+    "model.rescale": Field(float, "(0, inf)"),
+    "model.resize": Field(tuple, "[0, inf)"),  # fields of an `examples.Resize`, filled from a Hugging Face folder
+    "data.white": Field(float, "(0, inf)", 255.0),  # the highest pixel
+    "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # augmentation of training images
+    "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding for random crops
+    "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest fraction of the image in a crop
+    "data.flip": Field(bool, None, False),  # mirror half of the images
+    "data.color": Field(float, "[0, 1]", 0.0),  # of any: strength of random brightness, contrast and saturation
+}
+
+
+def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
+    """Return the images of a batch, augmented as `options` (config.data) says.
+
+    Args:
+      batch: `image` [b, h, w, c] with levels 0 to `options.white`, and `seed` [b] if there is any augmentation.
+      options: has the fields `augment`, `crop`, `area`, `flip`, `color` and `white`.
+
+    Raises:
+      ConfigError: `options.augment` is unknown, or the batch has no seeds.
+    """
+    images, seeds = batch["image"], batch.get("seed")
+    if options.augment == "igpt":
+        images = augment.crop_and_flip(images, seeds, pad=options.crop, mirror=options.flip)
+    elif options.augment == "imagenet":
+        images = augment.resized_crop_and_flip(images, seeds, area=options.area, mirror=options.flip)
+    elif options.augment:
+        raise ConfigError(f"config.data.augment={options.augment!r}: expected igpt, imagenet, or nothing for neither")
+    return augment.color(images, seeds, strength=options.color, white=options.white) if options.color else images
+
+
+def normalize(images: jax.Array, config: Any) -> jax.Array:
+    """Normalize pixels by config.model's mean and deviation; 0.5 and 0.5 give [-1, 1]."""
+    mean, std, rescale = (np.asarray(value, np.float64) for value in normalization(config))
+    scale, shift = (np.broadcast_to(x, images.shape[-1:])[None, None, None] for x in (rescale / std, -mean / std))
+    return images * scale.astype(np.float32) + shift.astype(np.float32)
+
+
+def normalization(config: Any) -> tuple[Any, Any, float]:
+    """Return mean and deviation per channel, of pixels multiplied by the third value."""
+    model = config.model
+    return model.get("mean") or (0.5,), model.get("std") or (0.5,), model.get("rescale") or 1 / config.data.white
