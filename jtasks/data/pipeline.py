@@ -56,12 +56,15 @@ def fetch(examples: Examples, indices: np.ndarray, collate: Collate | None) -> d
     return stack([read(examples, int(i)) for i in indices], collate)
 
 
-def read(examples: Examples, index: int) -> Mapping[str, Any]:
-    """Read one example; an error names its index."""
+def read(examples: Examples, index: int, *, whole: bool = True) -> Mapping[str, Any]:
+    """Read one example; an error names its index. `whole`: with the entries that it reads only when they are asked for.
+
+    Such an example is a mapping that is no dict, as `picture_rows.Row`.
+    """
     try:
         row = example(examples, index)
         if isinstance(row, Mapping) and all(isinstance(name, str) for name in row):
-            return row
+            return dict(row) if whole else row
         raise DataError(f"example {index} of the dataset is a {type(row).__name__}: give a dict of arrays by name")
     except DataError:
         raise

@@ -80,7 +80,7 @@ def make(
 
 def rows(examples: pipeline.Examples) -> Sequence[Mapping[str, Any]]:
     """Return the examples of a split as a sequence of dicts, each read on demand."""
-    return Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples))
+    return Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples, whole=False))
 
 
 def answers(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> list[dict[str, Any]]:
