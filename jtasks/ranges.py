@@ -31,7 +31,9 @@ class Field(NamedTuple):
 
 ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu", "relu", "silu", "tanh")
 NORMS = ("layer", "rms")
-POOLS = ("mean", "token")
+POOLS = ("mean", "token", "map")
+TEXT_TOWERS = ("causal", "bidirectional", "bert")
+PAIR_LOSSES = ("softmax", "sigmoid")
 
 MODEL = {
     "width": Field(int, "[1, 2e9]"),
@@ -53,10 +55,22 @@ MODEL = {
     "dropout": Field(float, "[0, 1)"),
     "attention_dropout": Field(float, "[0, 1)"),
     "classifier_dropout": Field(float, "[0, 1)"),
+    "norm_first": Field(bool),
+    "patch_bias": Field(bool),
     "tied": Field(bool),
     "remat": Field(bool),
     "plain": Field(bool),
+    "image_pool": Field(str, POOLS),
+    "image_norm_first": Field(bool),
+    "text_tower": Field(str, TEXT_TOWERS),
+    "end": Field(int, "[-1, 2e9]"),
+    "pad": Field(int, "[0, 2e9]"),
+    "embed_dim": Field(int, "[1, 2e9]"),
+    "loss": Field(str, PAIR_LOSSES),
 }
+TOWERS = ("image_", "text_")  # prefixes of the fields of a model with two towers
+STACK = ("width", "depth", "heads", "mlp_dim", "activation", "epsilon")  # those fields
+MODEL |= {f"{tower}{name}": MODEL[name] for tower in TOWERS for name in STACK}
 
 COUNTS = {"vocab", "max_length", "classes", "labels"}  # at least as large as in the data
 
@@ -120,10 +134,11 @@ def check_module(module: Any) -> None:
 
 
 def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
-    """Raise ConfigError if the heads do not divide the width."""
-    width, heads = fields.get("width"), fields.get("heads")
-    if width and heads and width % heads:
-        raise ConfigError(f"{prefix}width={width} must be divisible by {prefix}heads={heads}")
+    """Raise ConfigError if the heads do not divide the width, in any tower."""
+    for tower in ("", *TOWERS):
+        width, heads = fields.get(f"{tower}width"), fields.get(f"{tower}heads")
+        if width and heads and width % heads:
+            raise ConfigError(f"{prefix}{tower}width={width} must be divisible by {prefix}{tower}heads={heads}")
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:

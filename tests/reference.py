@@ -11,7 +11,8 @@ FOLDER = pathlib.Path(os.environ.get("JTASKS_GOLDEN") or pathlib.Path(__file__).
 GPT2, IMAGEGPT, VIT = "GPT2LMHeadModel", "ImageGPTForCausalImageModeling", "ViTForImageClassification"
 BERT_PRETRAINING, BERT_ANSWERS = "BertForPreTraining", "BertForQuestionAnswering"
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", VIT)
-KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS)
+TOWERS = ("CLIPModel", "SiglipModel")
+KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS, *TOWERS)
 
 
 def of(*architectures):

@@ -230,7 +230,7 @@ def test_a_valid_override_comes_back_from_json(size, rate, name):
         ({"activation": "gleu"}, "did you mean gelu"),
         ({"dropout": 1.0}, "dropout must be in"),
         ({"patch": 3}, "not divisible into patches 3x3"),
-        ({"pool": "max"}, "pool must be mean or token"),
+        ({"pool": "max"}, "pool must be mean, token or map"),
     ],
 )
 def test_a_model_made_by_hand_checks_its_fields(fields, message):

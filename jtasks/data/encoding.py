@@ -69,6 +69,38 @@ def pairs(
     return stack(rows, marks(tokenizer), length)
 
 
+def rows(tokenizer: "Tokenizer", texts: Sequence[str], length: int, *, pad: int, end: int | None = None) -> np.ndarray:
+    """Encode texts with the tokenizer's own special tokens, cut or filled up with `pad`: int32 [n, length].
+
+    These are the ids of transformers with `padding="max_length"` and `truncation=True`: `<|startoftext|> ...
+    <|endoftext|>` of CLIP, `... </s>` of SigLIP. A text that is too long loses tokens from its end.
+
+    Args:
+      end: id after each text if the tokenizer adds no special tokens.
+
+    Raises:
+      ConfigError: `length` leaves no room for a token of the text.
+    """
+    before, after = frame(tokenizer)
+    if not before and not after and end is not None:
+        after = [end]
+    room = length - len(before) - len(after)
+    if room < 1:
+        raise ConfigError(f"config.data.length={length} must be at least {length - room + 1}: special tokens take room")
+    tokens = np.full((len(texts), length), pad, np.int32)
+    for row, encoding in zip(tokens, tokenizers.encode(tokenizer, texts, offsets=False), strict=True):
+        line = [*before, *encoding.ids[:room], *after]
+        row[: len(line)] = line
+    return tokens
+
+
+def frame(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
+    """Return the special tokens that a tokenizer's own file puts before and after a text."""
+    whole, bare = (tokenizer.encode("a", add_special_tokens=special).ids for special in (True, False))
+    starts = [i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare]
+    return whole[: starts[0]], whole[starts[0] + len(bare) :]
+
+
 def stack(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:
     """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens."""
     rows = list(rows)

@@ -66,7 +66,7 @@ def write(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f"{WEIGHTS}.tmp"
     # safetensors would silently write the memory of a non-contiguous array in its storage order.
-    save_file({name: np.ascontiguousarray(x) for name, x in tensors.items()}, partial, metadata={"format": "pt"})
+    save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, partial, metadata={"format": "pt"})
     partial.chmod(0o644)  # safetensors' files are private, but a folder of weights is often shared
     partial.replace(folder / WEIGHTS)
     write_json(folder / CONFIG, config)

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from jtasks.errors import ConfigError
+from jtasks.ranges import TOWERS
 
 # Fields of config.model that depend on the task, not on the weights; all others must agree.
 FREE = ("dropout", "attention_dropout", "classifier_dropout")
 # Hyperparameters that cannot be inferred from parameter shapes.
-UNSEEN = ("heads", "activation", "norm", "epsilon")
+UNSEEN = tuple(f"{tower}{name}" for tower in ("", *TOWERS) for name in ("heads", "activation", "norm", "epsilon"))
 
 
 def require_same_fields(
@@ -19,8 +20,9 @@ def require_same_fields(
 ) -> None:
     """Raise ConfigError if config.model is not the folder's model; `warn` of fields that cannot be compared."""
     resolved = {name: model[name] for name in model}
-    if resolved.get("mlp_dim") == 0:
-        resolved["mlp_dim"] = 4 * resolved["width"]
+    for tower in ("", *TOWERS):
+        if resolved.get(f"{tower}mlp_dim") == 0:
+            resolved[f"{tower}mlp_dim"] = 4 * resolved[f"{tower}width"]
     hints = {"shape": " (config.data.size scales the images)"}
     different = [
         f"config.model.{name} is {resolved[name]!r}, there {value!r}{hints.get(name, '')}"

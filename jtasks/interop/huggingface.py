@@ -1,4 +1,4 @@
-"""Import and export of Hugging Face weights, GPT-2, ImageGPT, BERT and ViT, as folders of transformers.
+"""Import and export of Hugging Face weights, GPT-2, ImageGPT, BERT, ViT, CLIP and SigLIP, as folders of transformers.
 
 | architecture | our model |
 |---|---|
@@ -8,6 +8,7 @@
 | BertForSequenceClassification, BertForMultipleChoice | `models.BERT`, initialized for `classify` |
 | BertForTokenClassification, BertForQuestionAnswering | `models.BERT`, initialized for `tag` |
 | ViTForImageClassification | `models.ViT` with `pool="token"` |
+| CLIPModel, SiglipModel | `models.TwoTowers` |
 """
 
 import pathlib
@@ -20,9 +21,11 @@ import jax
 import numpy as np
 
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, files, fitting, gpt2, model_config, settings, vit
+from jtasks.interop import bert, files, fitting, gpt2, model_config, settings, two_towers, vit
 from jtasks.interop.layouts import Entry
 from jtasks.tree import by_name, leaf_name
+
+FAMILIES = (gpt2, bert, vit, two_towers)
 
 
 def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
@@ -37,11 +40,11 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
     folder = pathlib.Path(folder).expanduser()
     config, fields = model_config.read(folder)
     table, where = model_config.family_of(config).entries(config), files.where(folder)
-    names = _canonical(where, table, model_config.family_of(config), fields["depth"])
+    names = _canonical(where, table, model_config.family_of(config), fields)
     flat: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for entry in table:
-        wanted = _tensor_names(entry, fields["depth"])
+        wanted = _tensor_names(entry, fields)
         absent = [name for layer in wanted for name in layer if name not in names]
         if absent and entry.head and len(absent) == sum(map(len, wanted)):
             continue
@@ -115,9 +118,9 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
       ConfigError: the architecture is unknown, or config.model lacks a field.
       CheckpointError: the architecture cannot express the model.
     """
-    families = [family for family in (gpt2, bert, vit) if architecture in family.ARCHITECTURES]
+    families = [family for family in FAMILIES if architecture in family.ARCHITECTURES]
     if not families:
-        known = ", ".join((*gpt2.ARCHITECTURES, *bert.ARCHITECTURES, *vit.ARCHITECTURES))
+        known = ", ".join(name for family in FAMILIES for name in family.ARCHITECTURES)
         raise ConfigError(f"no export to {architecture!r}: expected one of {known}")
     try:
         config, params = families[0].to_hf(jax.tree.map(np.asarray, params), model, architecture)
@@ -133,7 +136,7 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
         stacked = "{}" in entry.names[0]
         for layer, ours in enumerate(array if stacked else [array]):
             for name, tensor in zip(entry.names, entry.layout.write(ours), strict=True):
-                tensors[name.format(layer)] = np.ascontiguousarray(tensor, np.float32)
+                tensors[name.format(layer)] = np.asarray(tensor, np.float32, order="C")
     if flat:
         raise CheckpointError(f"Hugging Face's {architecture} has no place for the parameters {', '.join(flat)}")
     return tensors, config
@@ -144,12 +147,14 @@ def architecture(task: ModuleType) -> str | None:
     return getattr(task, "HF_ARCHITECTURE", None)
 
 
-def _canonical(names: Mapping[str, Any], table: list[Entry], family: ModuleType, depth: int) -> dict[str, str]:
+def _canonical(
+    names: Mapping[str, Any], table: list[Entry], family: ModuleType, fields: Mapping[str, Any]
+) -> dict[str, str]:
     """Map the table's names of tensors to names in the files.
 
     Handles the missing prefix of a bare body and BERT's old norm names. Of two tied tensors one is enough.
     """
-    known = {name for entry in table for layer in _tensor_names(entry, depth) for name in layer}
+    known = {name for entry in table for layer in _tensor_names(entry, fields) for name in layer}
     canonical = {}
     for name in names:
         renamed = re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
@@ -164,9 +169,9 @@ def _canonical(names: Mapping[str, Any], table: list[Entry], family: ModuleType,
     return canonical
 
 
-def _tensor_names(entry: Entry, depth: int) -> list[list[str]]:
+def _tensor_names(entry: Entry, fields: Mapping[str, Any]) -> list[list[str]]:
     """Return the names of an entry's tensors, a list per layer."""
-    layers = range(depth) if "{}" in entry.names[0] else [0]
+    layers = range(fields[entry.depth]) if "{}" in entry.names[0] else [0]
     return [[name.format(layer) for name in entry.names] for layer in layers]
 
 

@@ -27,6 +27,7 @@ class Entry(NamedTuple):
       layout: conversion of the values.
       head: optional, such as the classifier of another task.
       zeros: absent tensors mean zeros.
+      depth: field of the model with the number of layers, for names with "{}".
     """
 
     path: str
@@ -34,6 +35,7 @@ class Entry(NamedTuple):
     layout: Layout
     head: bool = False
     zeros: bool = False
+    depth: str = "depth"
 
 
 IDENTITY = Layout(lambda theirs: theirs[0], lambda ours: [ours])
@@ -60,6 +62,12 @@ def split_qkv(heads: int) -> Layout:
         return [array.T for array in np.split(fused_qkv(heads).write(ours)[0], 3, axis=-1)]
 
     return Layout(read, write)
+
+
+def joined_qkv(heads: int) -> Layout:
+    """Return the layout of one linear layer for query, key and value, [3 * width, in], as of torch's attention."""
+    fused = fused_qkv(heads)
+    return Layout(lambda theirs: fused.read([theirs[0].T]), lambda ours: [fused.write(ours)[0].T])
 
 
 def patches(side: int) -> Layout:

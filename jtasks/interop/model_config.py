@@ -9,17 +9,19 @@ import numpy as np
 
 from jtasks.data import assets
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, files, gpt2, resizing, settings, vit
+from jtasks.interop import bert, files, gpt2, resizing, settings, two_towers, vit
+from jtasks.ranges import TOWERS
 
 GPT = "ImageGPTImageProcessor"
-SIZES = ("vocab", "outputs", "max_length", "width", "depth", "heads", "mlp_dim", "token_types", "patch")
+SIZES = ("vocab", "outputs", "max_length", "token_types", "patch", "embed_dim")
+STACK = ("width", "depth", "heads", "mlp_dim")
 
 
 def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     """Return the fields of config.model that describe the folder's model, from its config.json.
 
     Includes the fields that a task derives from its data: `num_colors` and `palette` of an ImageGPT (if its folder
-    holds color clusters), `shape` of a ViT's images.
+    holds color clusters), `shape` of the images of a ViT, CLIP or SigLIP.
 
     Raises:
       CheckpointError: there is no such folder, or its model is none of ours.
@@ -34,9 +36,10 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
             fields["palette"] = tuple(tuple(float(x) for x in color) for color in (levels + 1) * 127.5)
             if "size" in processor:
                 fields["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
-    if config["model_type"] == "vit" and clusters.exists():
+    if "shape" in fields and clusters.exists():
         processor = files.read_json(clusters)
-        fields |= vit.normalization(processor, config.get("num_channels", 3), clusters)
+        channels = (config.get("vision_config") or config).get("num_channels", 3)
+        fields |= vit.normalization(processor, channels, clusters)
         height, width = fields["shape"]
         own = {
             "size": {"height": height, "width": width}
@@ -51,9 +54,8 @@ def class_names(folder: pathlib.Path) -> list[str] | None:
 
 
 def image_size(folder: str) -> int | None:
-    """Return the width and height of the images of a folder's ViT; None if they differ, or for another model."""
-    config = files.read_config(pathlib.Path(folder).expanduser())
-    height, width = vit.fields(config)["shape"] if config.get("model_type") == "vit" else (0, 1)
+    """Return the width and height of the images of a folder's model; None if they differ, or without images."""
+    height, width = read(pathlib.Path(folder).expanduser())[1].get("shape", (0, 1))
     return height if height == width else None
 
 
@@ -114,28 +116,30 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         ) from None
     except (TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{folder / files.CONFIG} has an odd value: {error}") from error
-    for name in SIZES:
+    towers = [tower for tower in ("", *TOWERS) if f"{tower}width" in fields]
+    for name in (*SIZES, *(f"{tower}{name}" for tower in towers for name in STACK)):
         value = fields.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a whole number")
-    for name in ("epsilon", "dropout", "attention_dropout", "classifier_dropout"):
+    numbers = ("dropout", "attention_dropout", "classifier_dropout", *(f"{tower}epsilon" for tower in towers))
+    for name in numbers:
         if isinstance(value := fields.get(name, 0), bool) or not isinstance(value, int | float):
             raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a number")
     size = sum(file.stat().st_size for file in set(where.values()))
-    table, layers = (
-        fields["width"] * factor for factor in (fields.get("vocab", 0), fields["depth"] * fields["mlp_dim"])
-    )
-    if table + layers > size or fields["width"] % fields["heads"]:
-        raise CheckpointError(
-            f"{folder / files.CONFIG} does not go with the weights beside it: width {fields['width']}, heads"
-            f" {fields['heads']}, depth {fields['depth']}, and {size:,} bytes of weights"
-        )
+    for tower in towers:
+        width, depth, heads, mlp_dim = (fields[f"{tower}{name}"] for name in STACK)
+        table = 0 if tower == "image_" else width * fields.get("vocab", 0)
+        if table + width * depth * mlp_dim > size or width % heads:
+            raise CheckpointError(
+                f"{folder / files.CONFIG} does not go with the weights beside it: {tower}width {width}, {tower}heads"
+                f" {heads}, {tower}depth {depth}, and {size:,} bytes of weights"
+            )
     return config, fields
 
 
 def family_of(config: Mapping[str, Any]) -> ModuleType:
     """Return the module that converts the models of config.json's model_type; CheckpointError if there is none."""
-    families = {"gpt2": gpt2, "imagegpt": gpt2, "bert": bert, "vit": vit}
+    families = {"gpt2": gpt2, "imagegpt": gpt2, "bert": bert, "vit": vit, "clip": two_towers, "siglip": two_towers}
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in families:
         raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {', '.join(families)}")

@@ -56,6 +56,15 @@ def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
             raise CheckpointError(f"config.json says {name}={config[name]!r}; our model has {value!r} only")
 
 
+def patch(config: Mapping[str, Any]) -> int:
+    """Return the side of square patches; CheckpointError if they are not square."""
+    size = config["patch_size"]
+    height, width = (size, size) if isinstance(size, int) else (size[0], size[1])
+    if height != width:
+        raise CheckpointError(f"config.json says patch_size={size}; our patches are square")
+    return height
+
+
 def require_field(model: Mapping[str, Any], name: str) -> Any:
     """Return a field of config.model that the parameters do not reveal; ConfigError if it is missing."""
     if model.get(name) is None:

@@ -28,7 +28,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     config = {**DEFAULTS, **config}
     return {
         "shape": _pair(config["image_size"]),
-        "patch": _patch(config),
+        "patch": settings.patch(config),
         "width": config["hidden_size"],
         "depth": config["num_hidden_layers"],
         "heads": config["num_attention_heads"],
@@ -47,7 +47,7 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
     weights, biases = (tuple(f"{layer}.attention.attention.{x}.{kind}" for x in three) for kind in ("weight", "bias"))
     embed, three_layout = f"{embeddings}.patch_embeddings.projection", split_qkv(config["num_attention_heads"])
     return [
-        *linear("embed", embed, patches(_patch({**DEFAULTS, **config}))),
+        *linear("embed", embed, patches(settings.patch({**DEFAULTS, **config}))),
         Entry("token", (f"{embeddings}.cls_token",), leading_ones(2)),
         Entry("position", (f"{embeddings}.position_embeddings",), leading_ones(1)),
         *norm("blocks/norm1", f"{layer}.layernorm_before"),
@@ -111,10 +111,3 @@ def normalization(processor: Mapping[str, Any], channels: int, path: pathlib.Pat
 
 def _pair(size: Any) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
-
-
-def _patch(config: Mapping[str, Any]) -> int:
-    height, width = _pair(config["patch_size"])
-    if height != width:
-        raise CheckpointError(f"config.json says patch_size={config['patch_size']}; our patches are square")
-    return height

@@ -19,6 +19,7 @@ from jtasks.models.bert import BERT
 from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
 from jtasks.models.gpt import GPT, reorder_branches, shift_right
+from jtasks.models.two_towers import TwoTowers, scale_and_bias
 from jtasks.models.video_gpt import Prompt, VideoGPT
 from jtasks.models.vit import ViT
 from jtasks.ops import precision
@@ -28,6 +29,7 @@ __all__ = [
     "GPT",
     "ConvNet",
     "Prompt",
+    "TwoTowers",
     "ViT",
     "VideoGPT",
     "apply",
@@ -35,6 +37,7 @@ __all__ = [
     "fields",
     "generate",
     "reorder_branches",
+    "scale_and_bias",
     "search",
     "shift_right",
 ]

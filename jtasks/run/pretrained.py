@@ -15,7 +15,8 @@ from jtasks.errors import ConfigError
 from jtasks.interop import files, huggingface, model_config, settings
 from jtasks.run.job import Job, fill
 
-BODIES = {"bert": "bert", "gpt2": "lm", "imagegpt": "igpt", "vit": "vit"}  # tasks of models with another head or none
+# Tasks of models with another head or none, by model_type.
+BODIES = {"bert": "bert", "clip": "contrast", "gpt2": "lm", "imagegpt": "igpt", "siglip": "contrast", "vit": "vit"}
 ROWS = 8  # default batch size: there is no run whose batches these would be
 
 
