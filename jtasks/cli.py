@@ -89,7 +89,7 @@ def _explain(error: BaseException) -> tuple[str, str]:
     from jtasks import faults, task
 
     scopes = [frame.f_globals for frame, _ in traceback.walk_tb(error.__traceback__)]
-    modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if set(task.REQUIRED) <= scope.keys()]
+    modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if not task.missing(scope)]
     if "RESOURCE_EXHAUSTED" in str(error):
         return f"{str(error).splitlines()[0]}\n-> {SMALLER}", ""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

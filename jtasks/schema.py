@@ -63,6 +63,9 @@ class Data(OpenGroup):
     buckets: tuple[int, ...] = field((), "[1, 2e9]")  # for batch_tokens: lengths that batches are cut to, ascending
 
 
+BATCH_AXES = ("data", "fsdp")  # of the mesh, over which a batch is sharded
+
+
 class Mesh(Group):
     """Fields of config.mesh: devices along each axis; -1: all remaining devices."""
 

@@ -6,6 +6,11 @@ Required::
     init(rng, batch, config)               parameters, a dict of arrays
     loss_fn(params, batch, rng, config)    (loss, metrics); rng None: evaluation, without dropout and augmentation
 
+In place of loss_fn, for a loss that compares the examples of a batch with each other::
+
+    embed_fn(params, batch, rng, config)   {name: float [b, d...]}: features of each example, independent of the others
+    batch_loss_fn(params, embeddings, batch, config)  (loss, metrics) of the whole batch, from its embeddings
+
 Optional::
 
     eval_fn(params, batch, config)         metrics; by default those of loss_fn with rng None
@@ -39,9 +44,13 @@ whole split, whose items are read on demand.
 `examples` raises DataError for a bad input, with what was given and what was expected. The same row gives the same
 arrays there as in `dataset`. The examples of one input are neighbors, and `answers` gives all of them the same answer.
 
-Constants: `MIXES_EXAMPLES = True` for a loss that compares examples with each other. `SEQUENCE_KEYS` names the entries
-of a batch whose last axis has the length of the longest example, which batches by length cut shorter.
-`HF_ARCHITECTURE` is the transformers class of the model, for `--mode=export`.
+The step embeds each microbatch, takes the loss of all embeddings once, and then differentiates each microbatch's
+embed_fn, with the same rng (GradCache, Gao et al. 2021, arXiv:2101.06983). Rows with `mask` 0 hold anything, and their
+order means nothing. By default loss_fn is batch_loss_fn on the embeddings of the batch.
+
+Constants: `MIXES_EXAMPLES = True` for any other loss that compares examples, so that a batch cannot be split into
+microbatches. `SEQUENCE_KEYS` names the entries of a batch whose last axis has the length of the longest example, which
+batches by length cut shorter. `HF_ARCHITECTURE` is the transformers class of the model, for `--mode=export`.
 """
 
 import hashlib
@@ -50,7 +59,7 @@ import importlib.util
 import inspect
 import pathlib
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -80,6 +89,7 @@ OPTIONAL = {
     "predict_fn": ("params", "batch", "rng", "config"),
     "answers": ("examples", "outputs", "config"),
     "embed_fn": ("params", "batch", "rng", "config"),
+    "batch_loss_fn": ("params", "embeddings", "batch", "config"),
     "score_fn": ("examples", "outputs", "config"),
     "show_fn": ("examples", "outputs", "config"),
     "assets": ("config",),
@@ -115,6 +125,24 @@ class Task(Protocol):
         self, params: Any, batch: Batch, rng: jax.Array | None, config: Config
     ) -> tuple[jax.Array, dict[str, Mean]]:
         """Return the loss and the metrics."""
+
+
+class MixingTask(Protocol):
+    """The required functions of a task whose loss compares the examples of a batch with each other."""
+
+    def dataset(self, split: str, config: Config) -> Any:
+        """Return the examples of a split, or None."""
+
+    def init(self, rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+        """Return the parameters."""
+
+    def embed_fn(self, params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+        """Return the features of each example."""
+
+    def batch_loss_fn(
+        self, params: Any, embeddings: dict[str, jax.Array], batch: Batch, config: Config
+    ) -> tuple[jax.Array, dict[str, Mean]]:
+        """Return the loss and the metrics of the whole batch."""
 
 
 def fields(task: Any) -> dict[str, Field]:
@@ -158,11 +186,26 @@ def name_of(module: ModuleType) -> str:
     return file
 
 
+def missing(members: Collection[str]) -> list[str]:
+    """Return the required functions that are not among the names; loss_fn may be embed_fn with batch_loss_fn."""
+    absent = [function for function in REQUIRED if function not in members]
+    return absent if "batch_loss_fn" not in members else [function for function in absent if function != "loss_fn"]
+
+
+def loss_fn(task: ModuleType) -> Callable[..., tuple[jax.Array, dict[str, Mean]]]:
+    """Return a task's loss_fn, by default batch_loss_fn on the features that embed_fn gives the batch."""
+
+    def loss(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+        return task.batch_loss_fn(params, task.embed_fn(params, batch, rng, config), batch, config)
+
+    return getattr(task, "loss_fn", None) or loss
+
+
 def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
     """Return a task's eval_fn, by default a function that returns the metrics of loss_fn without randomness."""
 
     def evaluate(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
-        return task.loss_fn(params, batch, None, config)[1]
+        return loss_fn(task)(params, batch, None, config)[1]
 
     return getattr(task, "eval_fn", None) or evaluate
 
@@ -240,9 +283,16 @@ def _error_place(error: BaseException, file: pathlib.Path) -> str:
 
 def validate(module: ModuleType, name: str) -> None:
     """Raise ConfigError unless a module has the contract's functions with the contract's arguments."""
-    missing = [f"{f}({', '.join(arguments)})" for f, arguments in REQUIRED.items() if getattr(module, f, None) is None]
-    if missing:
-        raise ConfigError(f"task {name} lacks {'; '.join(missing)} (see jtasks/task.py for the contract)")
+    absent = missing([f for f in (*REQUIRED, *OPTIONAL) if getattr(module, f, None) is not None])
+    if absent:
+        listed = "; ".join(f"{function}({', '.join(REQUIRED[function])})" for function in absent)
+        raise ConfigError(f"task {name} lacks {listed} (see jtasks/task.py for the contract)")
+    if hasattr(module, "batch_loss_fn") and not hasattr(module, "embed_fn"):
+        raise ConfigError(
+            f"task {name}: batch_loss_fn needs embed_fn(params, batch, rng, config), whose result it gets"
+        )
+    if hasattr(module, "batch_loss_fn") and getattr(module, "MIXES_EXAMPLES", False):
+        raise ConfigError(f"task {name}: a loss by batch_loss_fn can be split into microbatches: remove MIXES_EXAMPLES")
     for function, arguments in (REQUIRED | OPTIONAL).items():
         _validate_function(getattr(module, function, None), function, arguments, name)
     for former, now in FORMER.items():

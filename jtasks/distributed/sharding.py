@@ -26,10 +26,10 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtasks.errors import ConfigError
+from jtasks.schema import BATCH_AXES
 from jtasks.tree import leaf_name
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
 
 Spec = str | Sequence[Any]
 Rules = Sequence[tuple[str, Spec]]
@@ -168,12 +168,15 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
     return run
 
 
-def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules) -> Any:
-    """Return the parameters, sharded by the rules; CPUs gather them only after the whole arrays `earlier`."""
+def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules, *, divided: bool = False) -> Any:
+    """Return the parameters, sharded by the rules; CPUs gather them only after the arrays `earlier`.
+
+    The arrays `earlier` are replicated, or `divided` like a batch.
+    """
     if mesh is None or mesh.size == 1:
         return params
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings(params, params, mesh, rules))
-    return after(params, specs, earlier, PartitionSpec(), mesh)
+    return after(params, specs, earlier, _batch_spec(mesh) if divided else PartitionSpec(), mesh)
 
 
 def constrain_params(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:

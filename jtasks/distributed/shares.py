@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.schema import Config
+from jtasks.schema import BATCH_AXES, Config
 
 AUTO, AGAIN = "auto", "auto!"
 WORDS = ("equal", AUTO, AGAIN)
@@ -52,7 +51,7 @@ def check_shares(config: Config, devices: Mapping[str, int], *, mixes: bool) -> 
     Raises:
       ConfigError: config.shares or config.accumulate is impossible on this mesh or with this loss.
     """
-    shares, parts = config.shares, math.prod(devices.get(axis, 1) for axis in sharding.BATCH_AXES)
+    shares, parts = config.shares, math.prod(devices.get(axis, 1) for axis in BATCH_AXES)
     field = f"config.shares={shares!r}"
     check_form(shares, config.accumulate)
     if isinstance(shares, tuple | list) and len(shares) != devices["data"]:

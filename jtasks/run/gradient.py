@@ -3,6 +3,7 @@
 The loss is a sum of means over the batch, and a mean of means is not the mean: microbatches may
 count differently (masks, padding, tokens). So the counts of the whole batch come first; then each
 microbatch's vector-Jacobian product of its totals with cotangents 1/count, summed up, is the gradient.
+A loss that compares the examples of a batch has a gradient of its own, see `batch_gradient`.
 """
 
 import dataclasses
@@ -16,32 +17,43 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.distributed import sharding
 from jtasks.distributed.shares import count_microbatches, unequal
-from jtasks.metrics import Mean, check, terms, weight
+from jtasks.run import batch_gradient
+from jtasks.run.microbatches import Batch, Metrics, Params, interleave, select_float, term_cotangents, term_totals, vjp
 
-Params = dict[str, Any]
-Batch = dict[str, jax.Array]
-Metrics = dict[str, Mean]
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 Totals = Callable[[Params, Any], tuple[dict[str, jax.Array], Metrics]]  # by term, with all metrics
 
 
 def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
     """Return a function (params, batch, rng) -> (exact gradient, metrics), on a mesh and split as the config says."""
-    shares = unequal(config.shares)
+    shares, microbatches = unequal(config.shares), count_microbatches(config)
+    on_mesh = functools.partial(sharding.on_mesh, mesh, config.sharding)
+    after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
+    functions = batch_gradient.functions(task, config)
 
     def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
-        return task.loss_fn(params, batch, rng, config)
+        return tasks.loss_fn(task)(params, batch, rng, config)
+
+    def uneven(params: Params, batch: Batch, rng: jax.Array, mesh: Mesh) -> tuple[Params, Metrics]:
+        if functions:
+            split = functions._replace(loss=on_mesh(functions.loss))
+            return batch_gradient.uneven_gradient(split, params, batch, rng, shares=shares, mesh=mesh)
+        return uneven_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
+
+    def even(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
+        if functions and microbatches > 1:
+            split = batch_gradient.Functions(on_mesh(functions.embed), on_mesh(functions.loss))
+            return batch_gradient.exact_gradient(split, params, batch, rng, microbatches=microbatches, after=after)
+        return exact_gradient(on_mesh(loss_fn), params, batch, rng, microbatches=microbatches, after=after)
 
     def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
         if shares and mesh is not None:
-            return uneven_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
-        sharded_loss = sharding.on_mesh(mesh, config.sharding, loss_fn)
-        microbatches = count_microbatches(config)
-        after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
-        gradient, metrics = exact_gradient(sharded_loss, params, batch, rng, microbatches=microbatches, after=after)
+            return uneven(params, batch, rng, mesh)
+        gradient, metrics = even(params, batch, rng)
         return sharding.constrain_params(gradient, mesh, config.sharding), metrics
 
     return measure
@@ -65,10 +77,9 @@ def exact_gradient(
       after: (params, counts) -> params; may make XLA compute the counts before it uses the parameters.
     """
     if microbatches == 1:
-        _, pullback, metrics = jax.vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params, has_aux=True)
-        (gradient,) = pullback(_cotangents(metrics))
-        return select_float(gradient, jax.tree.map(jnp.zeros_like, params)), metrics
-    parts = jax.tree.map(lambda x: _interleave(x, microbatches), batch)
+        (gradient,), metrics = vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params)
+        return gradient, metrics
+    parts = jax.tree.map(lambda x: interleave(x, microbatches), batch)
     totals = _microbatch_totals(loss_fn, parts, rng, jnp.arange(microbatches))
     return _sum_microbatches(totals, params, microbatches, after=after)
 
@@ -114,8 +125,7 @@ def uneven_gradient(
 def _totals(
     loss_fn: LossFn, params: Params, part: Batch, rng: jax.Array, number: Any
 ) -> tuple[dict[str, jax.Array], Metrics]:
-    metrics = check(loss_fn(params, part, jax.random.fold_in(rng, number))[1], "loss_fn")
-    return {name: term.total for name, term in terms(metrics).items()}, metrics
+    return term_totals(loss_fn(params, part, jax.random.fold_in(rng, number)), "loss_fn")
 
 
 def _microbatch_totals(loss_fn: LossFn, parts: Batch, rng: jax.Array, numbers: jax.Array) -> Totals:
@@ -144,7 +154,7 @@ def _sum_microbatches(
         0, count, lambda i, sums: jax.tree.map(jnp.add, sums, _counts(totals(params, i)[1])), zeros
     )
     counts = everywhere(counts)
-    cotangents, params = _cotangents(counts), after(params, counts)
+    cotangents, params = term_cotangents(counts), after(params, counts)
 
     def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
@@ -154,26 +164,5 @@ def _sum_microbatches(
     return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
 
 
-def select_float(tree: Params, other: Params) -> Params:
-    """Return the leaves of `tree`, with integer and bool leaves, which are never trained, from `other`."""
-    return jax.tree.map(lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, tree, other)
-
-
 def _counts(metrics: Metrics) -> Metrics:
     return {name: dataclasses.replace(mean, total=jnp.zeros_like(mean.total)) for name, mean in metrics.items()}
-
-
-def _cotangents(metrics: Metrics) -> dict[str, jax.Array]:
-    def of_total(term: Mean) -> jax.Array:
-        return (weight(term) / jnp.where(term.count == 0, 1.0, term.count)).astype(term.total.dtype)
-
-    return {name: of_total(term) for name, term in terms(metrics).items()}
-
-
-def _interleave(x: jax.Array, microbatches: int) -> jax.Array:
-    """Reshape [b, ...] to [microbatches, b / microbatches, ...].
-
-    Microbatch m holds rows m, m + microbatches, ..., so that each device has rows of all
-    microbatches and no row moves to another device.
-    """
-    return jnp.swapaxes(x.reshape(-1, microbatches, *x.shape[1:]), 0, 1)

@@ -3,7 +3,7 @@
 import contextlib
 import pathlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -93,27 +93,56 @@ def require_arrays(params: Any) -> None:
 
 
 def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> None:
-    """Trace loss_fn once; raise a Fault if its result breaks the contract."""
+    """Trace the loss once; raise a Fault if its result breaks the contract."""
+    rng = jax.random.key(0)
+    if hasattr(task, "loss_fn"):
+        result = _trace(task, "loss_fn", params, batch, lambda p, b, rng: task.loss_fn(p, b, rng, config), rng)
+        _check_result("loss_fn", result)
+    if hasattr(task, "batch_loss_fn"):
+        embed = lambda p, b, rng: task.embed_fn(p, b, rng, config)  # noqa: E731
+        check_embeddings(_trace(task, "embed_fn", params, batch, embed, rng), len(next(iter(batch.values()))))
+        embeddings = jax.eval_shape(embed, params, batch, rng)
+        loss = lambda p, b, embeddings: task.batch_loss_fn(p, embeddings, b, config)  # noqa: E731
+        _check_result("batch_loss_fn", _trace(task, "batch_loss_fn", params, batch, loss, embeddings))
+
+
+def _trace(
+    task: ModuleType, name: str, params: Any, batch: Any, function: Callable[[Any, Any, Any], Any], argument: Any
+) -> Any:
+    """Return what a function of the task returns when traced; raise a Fault if it changes or keeps what it gets."""
     results: list[Any] = []
 
-    def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
+    def traced(params: Any, batch: Any, argument: Any) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
-        results.append(task.loss_fn(*mine, rng, config))
-        require_unchanged("loss_fn", (params, batch), mine)
+        results.append(function(*mine, argument))
+        require_unchanged(name, (params, batch), mine)
         return [leaf for leaf in jax.tree.leaves(results[-1]) if hasattr(leaf, "dtype")]
 
-    jax.eval_shape(loss_fn, params, batch, jax.random.key(0))
-    require_no_leak(task, "loss_fn")
-    result = results[0]
+    jax.eval_shape(traced, params, batch, argument)
+    require_no_leak(task, name)
+    return results[0]
+
+
+def _check_result(name: str, result: Any) -> None:
     hint = "return (loss, metrics): a scalar and a dict of jtasks.metrics.Mean"
-    require(isinstance(result, tuple) and len(result) == 2, f"loss_fn returned {kind(result)}", hint)
+    require(isinstance(result, tuple) and len(result) == 2, f"{name} returned {kind(result)}", hint)
     loss, metrics = result
     traced = hasattr(loss, "shape") and not isinstance(loss, np.ndarray | np.generic)
-    detail = f"loss_fn's loss is {kind(loss)}, so it has no gradient"
+    detail = f"{name}'s loss is {kind(loss)}, so it has no gradient"
     require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
-    shape = f"loss_fn's loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
+    shape = f"{name}'s loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
     require(loss.shape == () and loss.dtype == np.float32, shape, "return jtasks.metrics.total(metrics)")
-    check_metrics(metrics, "loss_fn")
+    check_metrics(metrics, name)
+
+
+def check_embeddings(embeddings: Any, rows: int) -> None:
+    """Raise a Fault unless embed_fn returned float arrays of `rows` rows by name, as batch_loss_fn needs them."""
+    hint = "return {name: float array [b, d]}, one row an example; what is no float is in the batch that the loss gets"
+    named = isinstance(embeddings, Mapping) and bool(embeddings) and all(isinstance(name, str) for name in embeddings)
+    require(named, f"embed_fn returned {kind(embeddings)}", hint)
+    for name, value in embeddings.items():
+        form = hasattr(value, "shape") and value.shape[:1] == (rows,) and jax.numpy.issubdtype(value.dtype, np.floating)
+        require(form, f"embed_fn's {name!r} is {kind(value)}, for {rows} examples", hint)
 
 
 def check_metrics(metrics: Any, function: str) -> None:

@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 
 from jtasks.config import Config
 from jtasks.metrics import terms
-from jtasks.run.gradient import Batch, Metrics, Params, gradient_fn, select_float
+from jtasks.run.gradient import gradient_fn
+from jtasks.run.microbatches import Batch, Metrics, Params, select_float
 from jtasks.tree import leaf_name
 
 

@@ -16,7 +16,6 @@ from jtasks.metrics import terms as loss_terms
 from jtasks.testing.result import Skip
 from jtasks.testing.subject import (
     MICROBATCHES,
-    Batch,
     Measured,
     Subject,
     Tree,
@@ -34,12 +33,7 @@ SUMS = 'give each Mean the sum over examples and their number, Mean.of(values [b
 
 def loss_is_the_sum(subject: Subject) -> str:
     """Check that the loss and its gradient are the sums over its terms, on a whole and a padded batch."""
-    task, config = subject.task, subject.config
-
-    def both(params: Tree, batch: Batch, rng: jax.Array) -> Any:
-        return task.loss_fn(params, batch, rng, config)
-
-    compute = jax.jit(jax.value_and_grad(both, has_aux=True))
+    compute = jax.jit(jax.value_and_grad(subject.loss(subject.config), has_aux=True))
     rng, worst = jax.random.fold_in(key(0), 0), 0.0
     for what, batch in {"whole": subject.batch, "padded": keep(subject.batch, _uneven_rows(subject))}.items():
         (loss, metrics), gradient = jax.device_get(compute(subject.params, batch, rng))
@@ -70,10 +64,10 @@ def loss_is_the_sum(subject: Subject) -> str:
 
 def counts_are_constant(subject: Subject) -> str:
     """Check that other parameters, even NaN, do not change the counts of the loss's terms."""
-    task, config, losses = subject.task, subject.config, subject.losses
+    losses, loss_fn = subject.losses, subject.loss(subject.config)
 
     def counts(params: Tree) -> dict[str, jax.Array]:
-        metrics = task.loss_fn(params, subject.batch, key(0), config)[1]
+        metrics = loss_fn(params, subject.batch, key(0))[1]
         return {term: jnp.asarray(metrics[term].count, jnp.float32) for term in losses}
 
     count = jax.jit(counts)
@@ -100,7 +94,7 @@ def counts_are_constant(subject: Subject) -> str:
 
 def accumulation_agrees(subject: Subject) -> str:
     """Check that 1 and 4 microbatches, with unequal masks and one of them empty, have equal gradients."""
-    if subject.mixes:
+    if subject.splits_nothing:
         raise Skip("MIXES_EXAMPLES = True declares that microbatches change the loss")
     real = _uneven_rows(subject)
     if subject.noisy:
@@ -175,7 +169,7 @@ def evaluation_agrees(subject: Subject) -> str:
             detail = f"{metric!r} over {n} examples is {expected:.6g} in one batch,"
             detail += f" {metrics[metric]:.6g} in batches of {size}"
             if subject.mixes:
-                raise Skip(f"MIXES_EXAMPLES = True, and {detail}: compare evaluations of one batch size only")
+                raise Skip(f"the loss compares examples, and {detail}: compare evaluations of one batch size only")
             raise Fault(
                 detail,
                 f"eval_fn must treat each row alone and leave out padding (the last batch has some): {SUMS}; no mean of"

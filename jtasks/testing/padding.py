@@ -39,7 +39,7 @@ def padding_is_nothing(subject: Subject) -> str:
         if not subject.mixes:
             split_by_mask(subject, real)
         return f"{b - len(few)} of {b} rows; loss_fn draws from rng, so splits were made by mask alone"
-    metrics = jax.jit(lambda p, batch: subject.task.loss_fn(p, batch, key(0), subject.quiet_config)[1])
+    metrics = jax.jit(lambda p, batch: subject.loss(subject.quiet_config)(p, batch, key(0))[1])
     padded = _paddings(subject.batch, real)["copies"]
     alone, with_padding = (jax.device_get(metrics(subject.params, x)) for x in (pick(subject.batch, few), padded))
     _compare_sums(alone, with_padding, f"{len(few)} examples alone", f"with {b - len(few)} rows of padding")

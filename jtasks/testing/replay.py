@@ -1,13 +1,13 @@
 """Replay of one training step, to find where the first non-finite value appears."""
 
-import functools
 import pathlib
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jtasks.config import Config
@@ -17,7 +17,7 @@ from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
 from jtasks.faults import author_frames, format_frame, some
-from jtasks.run import autoshare, checkpoint_files, programs
+from jtasks.run import autoshare, batch_gradient, checkpoint_files, programs
 from jtasks.run import step as steps
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job, total_steps
@@ -46,9 +46,6 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     batch = job.batch_at(examples, plan, step - 1)
     rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
 
-    def loss_fn(params: Any, batch: Any, rng: jax.Array) -> Any:
-        return job.task.loss_fn(params, batch, rng, job.config)
-
     exact = gradient_fn(job.task, job.config, job.mesh)
     measure = jax.jit(lambda p, b: exact(p, b, rng), out_shardings=sharding.replicated_sharding(job.mesh))
     gradient, metrics = jax.device_get(measure(state.params, batch))
@@ -65,13 +62,33 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     if not any(bad.values()):
         return "\n".join([*lines, "everything is finite"])
     microbatches = rows_of_microbatches(plan.shares, plan.rows(step - 1))
-    for i, rows in enumerate(microbatches):
-        part = jax.tree.map(lambda x, rows=rows: x[rows], batch)
-        microbatch = jax.random.fold_in(rng, i)
-        place = first_non_finite(functools.partial(loss_fn, rng=microbatch), state.params, part, job.task)
+    losses = [*_losses(job, batch, rng, microbatches)]
+    for i, (loss_fn, part) in enumerate(losses):
+        place = first_non_finite(loss_fn, state.params, part, job.task)
         if not place.startswith("no "):
-            return "\n".join([*lines, place + (f" (microbatch {i})" if len(microbatches) > 1 else "")])
+            return "\n".join([*lines, place + (f" (microbatch {i})" if len(losses) > 1 else "")])
     return "\n".join([*lines, place])
+
+
+def _losses(job: Job, batch: Any, rng: jax.Array, microbatches: list[np.ndarray]) -> Iterator[tuple[Any, Any]]:
+    """Yield the loss (params, part) -> (loss, metrics) of each microbatch, with its part of the batch.
+
+    A loss of the whole batch has all parts at once.
+    """
+    parts = [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in microbatches]
+    keys = [jax.random.fold_in(rng, i) for i in range(len(parts))]
+    functions = batch_gradient.functions(job.task, job.config)
+    if functions is None:
+        for part, key in zip(parts, keys, strict=True):
+            yield lambda p, b, key=key: job.task.loss_fn(p, b, key, job.config), part
+        return
+
+    def loss_fn(params: Any, parts: list[Any]) -> Any:
+        embeddings = [functions.embed(params, part, key) for part, key in zip(parts, keys, strict=True)]
+        whole = [jax.tree.map(lambda *rows: jnp.concatenate(rows), *trees) for trees in (embeddings, parts)]
+        return functions.loss(params, *whole)
+
+    yield loss_fn, parts
 
 
 def first_non_finite(

@@ -21,7 +21,7 @@ from jtasks.data import pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.metrics import Mean, terms
-from jtasks.run import programs
+from jtasks.run import batch_gradient, programs
 from jtasks.run.gradient import exact_gradient
 from jtasks.run.job import Job, total_steps
 from jtasks.tree import by_name, leaf_name
@@ -89,7 +89,12 @@ class Subject:
 
     @property
     def mixes(self) -> bool:
-        """Whether the task declares that its loss mixes examples."""
+        """Whether the task's loss compares the examples of a batch with each other."""
+        return self.splits_nothing or hasattr(self.task, "batch_loss_fn")
+
+    @property
+    def splits_nothing(self) -> bool:
+        """Whether the task declares that its loss cannot be split into microbatches."""
         return bool(getattr(self.task, "MIXES_EXAMPLES", False))
 
     @functools.cached_property
@@ -135,11 +140,15 @@ class Subject:
 
     def measurement(self, config: Config, microbatches: int = 1) -> Any:
         """Return a newly jitted function (params, batch, rng) -> (exact gradient, metrics)."""
+        functions = batch_gradient.functions(self.task, config)
+        if functions and microbatches > 1:
+            split = functools.partial(batch_gradient.exact_gradient, functions, microbatches=microbatches)
+            return jax.jit(lambda p, b, rng: split(p, b, rng))
+        return jax.jit(lambda p, b, rng: exact_gradient(self.loss(config), p, b, rng, microbatches=microbatches))
 
-        def loss_fn(params: Tree, batch: Batch, rng: jax.Array) -> Any:
-            return self.task.loss_fn(params, batch, rng, config)
-
-        return jax.jit(lambda p, b, rng: exact_gradient(loss_fn, p, b, rng, microbatches=microbatches))
+    def loss(self, config: Config) -> Any:
+        """Return the task's loss_fn as a function (params, batch, rng) -> (loss, metrics)."""
+        return lambda params, batch, rng: tasks.loss_fn(self.task)(params, batch, rng, config)
 
     @functools.cached_property
     def first(self) -> Measured:

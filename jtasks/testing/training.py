@@ -148,10 +148,10 @@ def _check_finite(subject: Subject, gradient: Tree, metrics: Any, batch: Batch, 
     wrong += [f"gradient of {leaf_name(path)}" for path, leaf in leaves if not np.isfinite(leaf).all()]
     if not wrong:
         return
-    task, config = subject.task, subject.config
+    task, loss_fn = subject.task, subject.loss(subject.config)
 
     def loss(params: Tree, batch: Batch) -> Any:
-        return task.loss_fn(params, batch, jax.random.fold_in(key(index), 0), config)
+        return loss_fn(params, batch, jax.random.fold_in(key(index), 0))
 
     summary = f"batch {index} gives values that are not finite: {some(wrong)}\n"
     if outside := out_of_bounds(loss, subject.params, batch, task):
