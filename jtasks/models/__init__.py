@@ -16,9 +16,11 @@ from typing import Any
 from jtasks import ranges
 from jtasks.config import Config
 from jtasks.models.bert import BERT
+from jtasks.models.blip import BLIP
+from jtasks.models.cache import reorder_branches
 from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
-from jtasks.models.gpt import GPT, reorder_branches, shift_right
+from jtasks.models.gpt import GPT, shift_right
 from jtasks.models.two_towers import TwoTowers, scale_and_bias
 from jtasks.models.video_gpt import Prompt, VideoGPT
 from jtasks.models.vit import ViT
@@ -26,6 +28,7 @@ from jtasks.ops import precision
 
 __all__ = [
     "BERT",
+    "BLIP",
     "GPT",
     "ConvNet",
     "Prompt",

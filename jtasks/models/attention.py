@@ -18,7 +18,8 @@ BLOCK = 128  # queries; on two CPU cores 64 and 128 were equally fast, 256 a thi
 
 SAVED = "attention"  # checkpoint_name of values saved for the backward pass
 
-Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
+Ids = tuple[jax.Array, jax.Array]  # segment ids of queries [b, t] and of keys [b, s]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, Ids | None, jax.Array, jax.Array]
 
 
 def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -26,14 +27,24 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Arra
 
     `mask`, broadcast to [b, h, t, s], is True where a query may attend. Scores and softmax are at least float32.
     """
-    return _mix(_weights(query, key, mask), value)
+    return mix(attention_weights(query, key, mask), value)
 
 
 def attention_with_dropout(
     query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, rng: jax.Array, rate: float
 ) -> jax.Array:
     """Return `attention` with dropout on the weights (Vaswani et al. 2017, as in BERT)."""
-    return _mix(drop(_weights(query, key, mask), rng, rate), value)
+    return mix(drop(attention_weights(query, key, mask), rng, rate), value)
+
+
+def attention_weights(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+    """Return the weights [b, h, t, s], at least float32, of `attention`."""
+    return jax.nn.softmax(_scores(query, key, mask), axis=-1)
+
+
+def mix(weights: jax.Array, value: jax.Array) -> jax.Array:
+    """Return the sums [b, h, t, d] of values [b, h, s, d] with weights [b, h, t, s]."""
+    return checkpoint_name(jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value), SAVED)
 
 
 def attend_to_past(
@@ -90,27 +101,47 @@ def self_attention(
         mixed = kernels.on_gpu(query, key, value, attention_mask(t, False, segment_ids), causal=causal)
         if mixed is not None:
             return mixed
-    return _blockwise(query, key, value, segment_ids, causal)
+    return _blockwise(query, key, value, None if segment_ids is None else (segment_ids, segment_ids), causal)
+
+
+def cross_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, valid: jax.Array | None = None, *, plain: bool = False
+) -> jax.Array:
+    """Attend from each position of one sequence to the `valid` positions of another, as in encoder-decoders.
+
+    Args:
+      query: [b, h, t, d]. More than BLOCK queries are processed in blocks, with reverse-mode derivatives only.
+      key, value: [b, h, s, d].
+      valid: bool [b, s], False for padding of the other sequence; None: no padding.
+      plain: compute all scores at once; see `self_attention`.
+
+    Returns:
+      [b, h, t, d].
+    """
+    b, _, t, _ = query.shape
+    if plain or t <= BLOCK:
+        return attention(query, key, value, None if valid is None else valid[:, None, None])
+    # Queries of segment 0 attend to all keys of other segments.
+    ids = None if valid is None else (jnp.zeros((b, t), jnp.int32), valid.astype(jnp.int32))
+    return _blockwise(query, key, value, ids, False)
 
 
 def attention_mask(t: int, causal: bool, segment_ids: jax.Array | None) -> jax.Array | None:
     """Return the mask [b or 1, 1, t, t] of keys that each query attends to, or None for all."""
-    return _block_mask(0, t, t, causal, segment_ids)
+    return _block_mask(0, t, t, causal, None if segment_ids is None else (segment_ids, segment_ids))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _blockwise(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, causal: bool
-) -> jax.Array:
-    return _forward(query, key, value, segment_ids, causal)[0]
+def _blockwise(query: jax.Array, key: jax.Array, value: jax.Array, ids: Ids | None, causal: bool) -> jax.Array:
+    return _forward(query, key, value, ids, causal)[0]
 
 
 def _forward(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, ids: Ids | None, causal: bool
 ) -> tuple[jax.Array, Residuals]:
     outputs, log_sums = [], []
-    for start, stop, seen in _blocks(query.shape[2], causal):
-        mask = _block_mask(start, stop, seen, causal, segment_ids)
+    for start, stop, seen in _blocks(query.shape[2], key.shape[2], causal):
+        mask = _block_mask(start, stop, seen, causal, ids)
         scores = _scores(query[:, :, start:stop], key[:, :, :seen], mask)
         largest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - largest)
@@ -121,18 +152,18 @@ def _forward(
         outputs.append((mixed / total).astype(value.dtype))
         log_sums.append(largest + jnp.log(total))
     output = checkpoint_name(jnp.concatenate(outputs, axis=2), SAVED)
-    return output, (query, key, value, segment_ids, output, checkpoint_name(jnp.concatenate(log_sums, axis=2), SAVED))
+    return output, (query, key, value, ids, output, checkpoint_name(jnp.concatenate(log_sums, axis=2), SAVED))
 
 
 def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    query, key, value, segment_ids, output, log_sums = residuals
+    query, key, value, ids, output, log_sums = residuals
     # The softmax's own term: sum over keys of weight times its cotangent.
     inner = jnp.sum(cotangent.astype(wide(value)) * output, axis=-1, keepdims=True)
     d_query, d_key, d_value = [], *(jnp.zeros_like(x, wide(x)) for x in (key, value))
-    for start, stop, seen in _blocks(query.shape[2], causal):
+    for start, stop, seen in _blocks(query.shape[2], key.shape[2], causal):
         rows = slice(start, stop)
         # As [keys, queries] two of the three products below need no transposition.
-        mask = _block_mask(start, stop, seen, causal, segment_ids)
+        mask = _block_mask(start, stop, seen, causal, ids)
         scores = _scores(key[:, :, :seen], query[:, :, rows], None if mask is None else jnp.swapaxes(mask, 2, 3))
         weights = jnp.exp(scores - jnp.swapaxes(log_sums[:, :, rows], 2, 3))
         d_weights = jnp.einsum(
@@ -149,22 +180,14 @@ def _backward(causal: bool, residuals: Residuals, cotangent: jax.Array) -> tuple
 _blockwise.defvjp(_forward, _backward)
 
 
-def _blocks(t: int, causal: bool) -> list[tuple[int, int, int]]:
+def _blocks(t: int, s: int, causal: bool) -> list[tuple[int, int, int]]:
     """Return start, stop and number of keys of each block of queries.
 
     There are at most 32 blocks, so that long sequences do not compile to long programs.
     """
     size = max(BLOCK, -(-t // 32))
     bounds = [(start, min(start + size, t)) for start in range(0, t, size)]
-    return [(start, stop, stop if causal else t) for start, stop in bounds]
-
-
-def _weights(query: jax.Array, key: jax.Array, mask: jax.Array | None) -> jax.Array:
-    return jax.nn.softmax(_scores(query, key, mask), axis=-1)
-
-
-def _mix(weights: jax.Array, value: jax.Array) -> jax.Array:
-    return checkpoint_name(jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value), SAVED)
+    return [(start, stop, stop if causal else s) for start, stop in bounds]
 
 
 def _scores(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> jax.Array:
@@ -173,13 +196,13 @@ def _scores(query: jax.Array, key: jax.Array, mask: jax.Array | None = None) -> 
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
 
 
-def _block_mask(start: int, stop: int, seen: int, causal: bool, segment_ids: jax.Array | None) -> jax.Array | None:
+def _block_mask(start: int, stop: int, seen: int, causal: bool, ids: Ids | None) -> jax.Array | None:
     """Return the mask [b or 1, 1, stop - start, seen] of the first `seen` keys for a block's queries."""
     mask = None
     if causal:
         mask = (jnp.arange(seen)[None] <= jnp.arange(start, stop)[:, None])[None, None]
-    if segment_ids is not None:
-        rows, keys = segment_ids[:, start:stop, None], segment_ids[:, None, :seen]
+    if ids is not None:
+        rows, keys = ids[0][:, start:stop, None], ids[1][:, None, :seen]
         # Padding attends to all text, as in BERT; its outputs are unused.
         same = ((rows == keys) | (rows == 0)) & (keys > 0)
         mask = same[:, None] if mask is None else mask & same[:, None]

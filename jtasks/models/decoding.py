@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jtasks.models.gpt import reorder_branches
+from jtasks.models.cache import reorder_branches
 from jtasks.ops import decode
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jtasks import ranges
 from jtasks.errors import ConfigError
+from jtasks.models import cache as caches
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import NORMAL, Cache, Head, make_norm, stack, vocabulary_logits, vocabulary_loss
 from jtasks.ops.precision import wide
@@ -16,19 +17,6 @@ from jtasks.ops.precision import wide
 def shift_right(tokens: jax.Array, start: int) -> jax.Array:
     """Return the inputs that predict `tokens` [b, t]: the start id, then all tokens but the last."""
     return jnp.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=start)
-
-
-def places(valid: jax.Array) -> jax.Array:
-    """Return the learned position [b, t] of each token, counting only `valid` [b, t] tokens."""
-    return jnp.maximum(jnp.cumsum(valid, axis=1, dtype=jnp.int32) - 1, 0)
-
-
-def reorder_branches(cache: Cache, parents: jax.Array) -> Cache:
-    """Return the cache of `GPT.prefill` with each branch continuing its parent in `parents` [b, n].
-
-    Keys and values stay in place.
-    """
-    return cache | {"seen": jnp.take_along_axis(cache["seen"], parents[..., None], axis=1)}
 
 
 class GPT(nn.Module):
@@ -136,41 +124,20 @@ class GPT(nn.Module):
           ConfigError: prompt and continuation exceed the model's positions.
         """
         valid = jnp.ones(tokens.shape, bool) if valid is None else valid.astype(bool)
-        x = self._embed(tokens, places(valid), True)
+        x = self._embed(tokens, caches.places(valid), True)
         return self._read(x, valid, length, branches)
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, outputs] float32, and the cache."""
-        n, slot = tokens.shape[1], cache["slot"]
         x = self._embed(tokens, cache["place"][:, None], True)
-        layers = {name: cache[name] for name in ("key", "value")}
-        hidden, new, _ = self._run(x, layers, cache["seen"], True)
-        stored = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=3) for name in new}
-        own = jnp.broadcast_to(jnp.eye(n, dtype=bool), (tokens.shape[0], n, n))
-        seen = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, slot, axis=2)
-        return self._logits(hidden), {**stored, "seen": seen, "place": cache["place"] + 1, "slot": slot + n}
+        hidden, new, _ = self._run(x, caches.layers(cache), cache["seen"], True)
+        return self._logits(hidden), caches.append(cache, new)
 
     def _read(self, x: jax.Array, valid: jax.Array, length: int, branches: int) -> tuple[jax.Array, Cache]:
-        """Read prompts that are embedded already, [b, t, width]; see `prefill`.
-
-        The branches share the keys and values of their prompt. Their own keys and values follow, step by step, and
-        never move: `seen` [b, n, slots] selects the slots that each branch descends from.
-        """
-        (b, t), slots = valid.shape, branches * max(length - 1, 1)  # the last token needs no slot, but traced loops do
-        if t + length - 1 > self.max_length:
-            raise ConfigError(
-                f"a prompt of {t} and {length} tokens more, but the model has {self.max_length} positions"
-            )
+        """Read prompts that are embedded already, [b, t, width]; see `prefill`."""
         hidden, layers, _ = self._run(x, {}, valid.astype(jnp.int32), True)
-        last = jnp.max(jnp.where(valid, jnp.arange(t)[None], 0), axis=1)
-        logits = self._logits(jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0])
-        room = ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))
-        return logits, {
-            **{name: jnp.pad(layer, room) for name, layer in layers.items()},
-            "seen": jnp.broadcast_to(jnp.pad(valid, ((0, 0), (0, slots)))[:, None], (b, branches, t + slots)),
-            "place": jnp.sum(valid, axis=1, dtype=jnp.int32),
-            "slot": jnp.int32(t),
-        }
+        cache = caches.start(layers, valid, length, branches, self.max_length)
+        return self._logits(caches.at_last(hidden, valid)), cache
 
     def classify(self, tokens: jax.Array, layer: int = -1, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
         """Return next-id logits [b, t, outputs], and class logits [b, classes] from the features of `layer`.

@@ -39,7 +39,12 @@ def make_norm(kind: str, epsilon: float, dtype: Any, name: str | None = None) ->
 
 
 def vocabulary_loss(
-    hidden: jax.Array, table: jax.Array, labels: jax.Array, bias: jax.Array | None = None, rows: int = 1024
+    hidden: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    bias: jax.Array | None = None,
+    rows: int = 1024,
+    smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the cross-entropy of `hidden @ table.T + bias`, computed `rows` rows at a time to save memory.
 
@@ -49,6 +54,7 @@ def vocabulary_loss(
       labels: [...] int32.
       bias: [vocab], or None.
       rows: number of rows of `hidden` whose logits are in memory at once.
+      smoothing: probability that the labels give to all ids alike (Szegedy et al. 2016, section 7).
 
     Returns:
       Nats [...], at least float32, and whether the likeliest id is the label [...] bool.
@@ -58,7 +64,11 @@ def vocabulary_loss(
     @jax.checkpoint  # the backward pass recomputes a block's logits
     def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = vocabulary_logits(part[0], table, bias)
-        return optax.softmax_cross_entropy_with_integer_labels(logits, part[1]), logits.argmax(-1) == part[1]
+        nats = optax.softmax_cross_entropy_with_integer_labels(logits, part[1])
+        if smoothing:
+            label = jnp.take_along_axis(logits, part[1][:, None], axis=-1)[:, 0]
+            nats += smoothing * (label - jnp.mean(logits, axis=-1))
+        return nats, logits.argmax(-1) == part[1]
 
     flat, ids = hidden.reshape(n, -1), labels.reshape(n)
     if n <= rows:
@@ -134,11 +144,61 @@ class Attention(nn.Module):
         return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(mixed), cache
 
 
+class CrossAttention(nn.Module):
+    """Multi-head attention from `x` to a memory, such as an encoder's states.
+
+    If `cache` is a dict, returns a cache of the memory's keys and values, and of the weights [b, t, s], averaged over
+    heads. If `cache` holds the memory's keys and values, these are read instead of a memory.
+    """
+
+    width: int
+    heads: int
+    output_scale: float
+    dropout: float = 0.0
+    plain: bool = False
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        cache: Cache | None,
+        memory: jax.Array | None,
+        memory_mask: jax.Array | None,
+        deterministic: bool,
+    ) -> tuple[jax.Array, Cache | None]:
+        b, t, _ = x.shape
+        size, new = self.width // self.heads, None
+        query = nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL, name="query")(x)
+        query = jnp.moveaxis(query.reshape(b, t, self.heads, size), 2, 1)
+        if cache and "memory_key" in cache:
+            key, value = cache["memory_key"], cache["memory_value"]
+        else:
+            assert memory is not None
+            fused = nn.Dense(2 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="key_value")(memory)
+            key, value = jnp.transpose(fused.reshape(b, -1, self.heads, 2, size), (3, 0, 2, 1, 4))
+            new = {"memory_key": key, "memory_value": value}
+        mask = None if memory_mask is None else memory_mask[:, None, None]
+        if cache is not None and new is not None:
+            weights = attend.attention_weights(query, key, mask)
+            mixed, new["memory_weights"] = attend.mix(weights, value), jnp.mean(weights, axis=1)
+        elif self.dropout and not deterministic:
+            mixed = attend.attention_with_dropout(query, key, value, mask, self.make_rng("dropout"), self.dropout)
+        else:
+            mixed = attend.cross_attention(query, key, value, memory_mask, plain=self.plain)
+        mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.width)
+        init = nn.initializers.normal(0.02 * self.output_scale)
+        output = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(mixed)
+        return output, None if cache is None else new
+
+
 class Block(nn.Module):
     """A transformer block, which also returns its features: the mean over positions [b, width] of attention's input.
 
     Pre-norm by default: the residual stream itself is never normalized. With `post_norm` the stream is normalized after
-    each addition (Vaswani et al. 2017, BERT).
+    each addition (Vaswani et al. 2017, BERT). With `cross` the block attends to a `memory` [b, s, d] between
+    self-attention and feed-forward layer, at positions that `memory_mask`, bool [b, s], selects. Without a memory, in
+    the call or in the cache, the block skips this part.
 
     Attributes:
       mlp_dim: width of the feed-forward layer; 0: four times `width`.
@@ -156,6 +216,7 @@ class Block(nn.Module):
     norm: str = "layer"
     epsilon: float = 1e-6
     post_norm: bool = False
+    cross: bool = False
     dropout: float = 0.0
     attention_dropout: float = 0.0
     plain: bool = False
@@ -163,11 +224,17 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, segment_ids: jax.Array | None, deterministic: bool
+        self,
+        x: jax.Array,
+        cache: Cache | None,
+        segment_ids: jax.Array | None,
+        deterministic: bool,
+        memory: jax.Array | None = None,
+        memory_mask: jax.Array | None = None,
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
         x = sharding.constrain_batch(x)  # without this XLA may shard activations like the parameters
         # GPT-2's scale keeps the residual stream's variance independent of depth; after a norm the variance is fixed.
-        scale = 1.0 if self.post_norm else (2 * self.depth) ** -0.5
+        scale = 1.0 if self.post_norm else ((3 if self.cross else 2) * self.depth) ** -0.5
         norms = [make_norm(self.norm, self.epsilon, self.dtype, name) for name in ("norm1", "norm2")]
 
         def up_and_down(y: jax.Array) -> jax.Array:
@@ -176,12 +243,19 @@ class Block(nn.Module):
             down = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02 * scale), name="down")
             return down(ACTIVATIONS[self.activation](y))
 
-        options = {"plain": self.plain, "dtype": self.dtype, "name": "attention"}
-        attend = Attention(self.width, self.heads, self.causal, scale, self.attention_dropout, **options)
-        normed = x if self.post_norm else norms[0](x)
-        y, cache = attend(normed, cache, segment_ids, deterministic)
+        options = {"dropout": self.attention_dropout, "plain": self.plain, "dtype": self.dtype}
+        attend = Attention(self.width, self.heads, self.causal, scale, **options, name="attention")
+        normed, past = x if self.post_norm else norms[0](x), cache
+        y, cache = attend(normed, past, segment_ids, deterministic)
         x = x + Dropout(self.dropout, name="dropout1")(y, deterministic)
         x = norms[0](x) if self.post_norm else x
+        if self.cross and (memory is not None or (past and "memory_key" in past)):
+            norm = make_norm(self.norm, self.epsilon, self.dtype, "cross_norm")
+            cross = CrossAttention(self.width, self.heads, scale, **options, name="cross")
+            y, new = cross(x if self.post_norm else norm(x), past, memory, memory_mask, deterministic)
+            x = x + Dropout(self.dropout, name="cross_dropout")(y, deterministic)
+            x = norm(x) if self.post_norm else x
+            cache = cache if new is None else {**(cache or {}), **new}
         y = up_and_down(x if self.post_norm else norms[1](x))
         x = x + Dropout(self.dropout, name="dropout2")(y, deterministic)
         x = norms[1](x) if self.post_norm else x
@@ -202,8 +276,9 @@ def remat_policy(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
 def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
     """Return `model.depth` blocks as one scan: compiled once, with parameters stacked along a leading axis.
 
-    The stack is called like a Block: (x, cache, segment_ids, deterministic). For the backward pass each layer saves
-    what `remat_policy` selects, or with `model.remat` only its input.
+    The stack is called like a Block: (x, cache, segment_ids, deterministic), and with `cross` in `others` (x, cache,
+    segment_ids, deterministic, memory, memory_mask), where all layers read the same memory. For the backward pass each
+    layer saves what `remat_policy` selects, or with `model.remat` only its input.
 
     Args:
       model: a backbone, whose fields are those of its blocks too where a Block has them.
@@ -211,12 +286,12 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
       others: the remaining fields of the blocks.
     """
     names = {field.name for field in dataclasses.fields(Block)} & {field.name for field in dataclasses.fields(model)}
-    shared = {field: getattr(model, field) for field in names - {"name", "parent"}}
+    fields = {field: getattr(model, field) for field in names - {"name", "parent"}} | others
     scanned = nn.scan(
         nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if model.remat else remat_policy),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast, nn.broadcast),
+        in_axes=(0, *[nn.broadcast] * (4 if fields.get("cross") else 2)),
         length=model.depth,
     )
-    return scanned(name=name, **shared, **others)
+    return scanned(name=name, **fields)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from jtasks.errors import ConfigError
-from jtasks.models.gpt import GPT, places
+from jtasks.models.cache import places
+from jtasks.models.gpt import GPT
 from jtasks.models.layers import NORMAL, Cache, Head
 from jtasks.ops import pooling
 

@@ -1,0 +1,144 @@
+"""BLIP (Li et al. 2022, arXiv:2201.12086): a vision transformer whose states texts attend to."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jtasks import ranges
+from jtasks.errors import ConfigError
+from jtasks.models.blip_text import BLIPText
+from jtasks.models.layers import Cache
+from jtasks.models.vit import ViT
+
+
+class BLIP(nn.Module):
+    """Pictures [b, h, w, c] and texts of token ids; a part's parameters exist only if its method was initialized.
+
+    Attributes:
+      vocab: number of ids; the last ones are often the marks that begin a text.
+      max_length: maximum number of tokens of a text.
+      patch: side of the square patches in pixels.
+      image_width, image_depth, image_heads, image_mlp_dim, image_activation, image_epsilon: of the vision tower, a
+        `ViT` with a class token; see `layers.Block`.
+      text_width, text_depth, text_heads, text_mlp_dim, text_activation, text_epsilon: of the text encoder and decoder.
+      tied: predict with the decoder's input embedding instead of a separate matrix.
+      dropout, attention_dropout: of the texts; `image_dropout`, `image_attention_dropout`: of the vision tower.
+      remat: save only each layer's input for the backward pass, for less memory.
+      plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
+      dtype: of the computation; None: that of parameters and inputs. Parameters are float32.
+    """
+
+    vocab: int
+    max_length: int
+    image_width: int
+    image_depth: int
+    image_heads: int
+    patch: int
+    text_width: int
+    text_depth: int
+    text_heads: int
+    image_mlp_dim: int = 0
+    image_activation: str = "gelu"
+    image_epsilon: float = 1e-5
+    image_dropout: float = 0.0
+    image_attention_dropout: float = 0.0
+    text_mlp_dim: int = 0
+    text_activation: str = "gelu"
+    text_epsilon: float = 1e-12
+    tied: bool = True
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
+    remat: bool = False
+    plain: bool = False
+    dtype: Any = None
+
+    def setup(self) -> None:
+        ranges.check_module(self)
+        options = {"remat": self.remat, "plain": self.plain, "dtype": self.dtype}
+        self.vision = ViT(
+            classes=0,
+            width=self.image_width,
+            depth=self.image_depth,
+            heads=self.image_heads,
+            patch=self.patch,
+            pool="token",
+            mlp_dim=self.image_mlp_dim,
+            activation=self.image_activation,
+            epsilon=self.image_epsilon,
+            dropout=self.image_dropout,
+            attention_dropout=self.image_attention_dropout,
+            **options,
+        )
+
+        def text(*, causal: bool) -> BLIPText:
+            return BLIPText(
+                vocab=self.vocab,
+                max_length=self.max_length,
+                width=self.text_width,
+                depth=self.text_depth,
+                heads=self.text_heads,
+                causal=causal,
+                tied=self.tied,
+                mlp_dim=self.text_mlp_dim,
+                activation=self.text_activation,
+                epsilon=self.text_epsilon,
+                dropout=self.dropout,
+                attention_dropout=self.attention_dropout,
+                **options,
+            )
+
+        self.text_encoder, self.text_decoder = text(causal=False), text(causal=True)
+
+    def encode_image(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Return the states [b, 1 + patches, image_width] of normalized pictures; the class token's come first."""
+        return self.vision.encode(images, deterministic)
+
+    def caption_loss(
+        self, images: jax.Array, tokens: jax.Array, deterministic: bool = True, *, smoothing: float = 0.0
+    ) -> tuple[jax.Array, jax.Array]:
+        """Predict each token of captions from the picture and the tokens before it.
+
+        Args:
+          images: normalized, [b, h, w, c].
+          tokens: [b, k, t] int32, k captions of each picture, padded at the end.
+          deterministic: no dropout.
+          smoothing: see `BLIPText.token_loss`.
+
+        Returns:
+          Nats [b, k, t - 1] of the tokens after the first, and whether each is the likeliest id.
+
+        Raises:
+          ConfigError: more tokens than the model has positions.
+        """
+        b, k, t = tokens.shape
+        if t - 1 > self.max_length:
+            raise ConfigError(f"captions of {t} tokens, but the model has {self.max_length} positions")
+        states = self.encode_image(images, deterministic)
+        # The captions of a picture are segments of one row, so that they share the keys and values of its states.
+        inputs, labels = (x.reshape(b, k * (t - 1)) for x in (tokens[..., :-1], tokens[..., 1:]))
+        numbers, positions = jnp.repeat(jnp.arange(1, k + 1), t - 1), jnp.tile(jnp.arange(t - 1), k)
+        segment_ids = None if k == 1 else jnp.broadcast_to(numbers[None], inputs.shape)
+        nats, correct = self.text_decoder.token_loss(
+            inputs, labels, segment_ids, deterministic, memory=states, positions=positions, smoothing=smoothing
+        )
+        return nats.reshape(b, k, t - 1), correct.reshape(b, k, t - 1)
+
+    def caption_logits(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Return the logits [b, t, vocab] of the token after each of `tokens` [b, t], without dropout."""
+        return self.text_decoder.logits(tokens, memory=self.encode_image(images))
+
+    def read(
+        self, images: jax.Array, prompt: jax.Array, length: int, branches: int = 1, valid: jax.Array | None = None
+    ) -> tuple[jax.Array, Cache]:
+        """Read pictures and the first tokens [b, t] of their captions, as `GPT.prefill` does; `extend` continues."""
+        return self.text_decoder.prefill(prompt, length, branches, valid, memory=self.encode_image(images))
+
+    def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
+        return self.text_decoder.extend(tokens, cache)
+
+    def caption_attention(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
+        """Return the weights [text_depth, b, t, 1 + patches] with which each token attends to the picture's states."""
+        return self.text_decoder.attended(tokens, memory=self.encode_image(images))
