@@ -6,15 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from jtasks.data import files, parsing, pictures, values
+from jtasks.data import arrow, files, parsing, pictures, values
 from jtasks.errors import DataError
 
 # Names of columns, the first one of a file counts; `filepath` and `title` are OpenCLIP's.
 PICTURE_COLUMNS = ("image", "file_name", "filename", "filepath", "image_path", "path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
 ID_COLUMNS = ("image_id",)  # not `id`, which numbers the captions in some tables
-SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".txt", ".token")
-KARPATHY = {"train": ("train", "restval"), "valid": ("val",), "test": ("test",)}  # names of the splits (2015)
 
 _SUFFIX = "|".join(sorted(suffix.removeprefix(".") for suffix in pictures.SUFFIXES))
 _LINE = re.compile(rf"(.*?\.(?:{_SUFFIX}))(?:#\d+)?[ ]*[\t,][ ]*(.*)", re.IGNORECASE)
@@ -32,35 +30,48 @@ class Captioned(NamedTuple):
     split: str = ""  # name of its split, in files that hold all splits
 
 
-def read(path: pathlib.Path) -> list[Captioned]:
-    """Read the pictures of a file, each once, in the order of their first entries.
+def parse(name: str, content: bytes) -> list[Captioned]:
+    """Return the pictures of a file, each once, in the order of their first entries.
 
     Args:
-      path: the file, in UTF-8, perhaps with a byte order mark:
+      name: the file's name, for its kind and for messages.
+      content: its text in UTF-8, perhaps with a byte order mark:
 
         - .json: `{"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}` of COCO (Chen et al.
           2015); `{"images": [{"filename", "split", "sentences": [{"raw"}]}]}` of Karpathy and Fei-Fei (2015); or a list
           `[{"image", "caption": text or list of texts, "image_id"}]` as LAVIS has.
         - .csv, .tsv, .jsonl: rows with a picture and a caption, or a list of captions, in columns named as above.
-        - .txt: lines `FILE<TAB or comma>caption`; quotes around a caption or a file's name as in CSV, `FILE#0` as in
-          Flickr8k.
+        - .txt and others: lines `FILE<TAB or comma>caption`; quotes around a caption or a file's name as in CSV,
+          `FILE#0` as in Flickr8k.
 
     Raises:
-      DataError: the file is empty, or not of these forms; a caption is empty or no text; an id occurs twice or is
-        unknown. Names the file, and the line and column or the entry.
+      DataError: the file is not of these forms; a caption is empty or no text; an id occurs twice or is unknown. Names
+        the file, and the line and column or the entry.
     """
-    kind, name = path.suffix.lower(), str(path)
-    content = files.read(path)
-    if not content.strip(b"\xef\xbb\xbf \t\r\n"):
-        raise DataError(f"{path} is empty; expected pictures with captions")
+    kind = pathlib.PurePath(name.partition(" in ")[0]).suffix.lower()
     if kind == ".json":
         captioned = _json(values.parse(files.decode(content, name), name), name)
     else:
         lines = parsing.Lines(parsing.byte_lines(io.BytesIO(content), kind), name)
         captioned = list(merge(_rows(lines, kind) if kind in parsing.KINDS else _lines(lines)))
     if not captioned:
-        raise DataError(f"{path} has no pictures; expected some with captions")
+        raise DataError(f"{name} has no pictures; expected some with captions")
     return captioned
+
+
+def from_table(table: arrow.Table) -> list[Captioned]:
+    """Return the pictures of a table; each row is one, and its number is the name of its picture."""
+    caption = next((name for name in CAPTION_COLUMNS if name in table.columns), None)
+    if caption is None:
+        raise DataError(
+            f"{table.name} has the columns {', '.join(table.columns)}; expected one of captions:"
+            f" {', '.join(CAPTION_COLUMNS)}"
+        )
+    rows = ((f"{table.name}, {where}", row[caption]) for where, row in arrow.rows(table, (caption,)))
+    return [
+        Captioned(str(index), texts(value, f"{where}, column {caption!r}"), index, where)
+        for index, (where, value) in enumerate(rows)
+    ]
 
 
 def merge(entries: Iterable[Captioned]) -> Iterator[Captioned]:

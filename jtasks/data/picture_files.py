@@ -45,7 +45,9 @@ class PictureFiles:
         return pictures.decode_bytes(tars.read(self.archive, *place), f"{name} in {self.archive}")
 
 
-def locate(wanted: Wanted, given: str, beside: pathlib.Path, root: pathlib.Path) -> PictureFiles:
+def locate(
+    wanted: Wanted, given: str, beside: pathlib.Path | tuple[pathlib.Path, str], root: pathlib.Path
+) -> PictureFiles:
     """Find pictures by their names.
 
     Args:
@@ -53,31 +55,34 @@ def locate(wanted: Wanted, given: str, beside: pathlib.Path, root: pathlib.Path)
       given: config.data.pictures, a folder or an archive, .tar or compressed. A picture has its name there; or it lies
         anywhere below, and no other picture there has its name. "": of the USUAL places in `beside`, in the folder that
         holds `beside` if that is called annotations, and in `root`, the one that has most of the first pictures.
-      beside: folder of the file that names the pictures.
+      beside: folder of the file that names the pictures; or an archive, .tar, and a folder in it.
       root: data folder.
 
     Raises:
       ConfigError: there is no such folder or archive.
       DataError: a picture is missing, or several have its name; or the archive is damaged.
     """
+    place, inside = beside if isinstance(beside, tuple) else (beside, "")
     if given:
         source, deep = _open(_given(given, root), root), True
+    elif not place.is_dir():
+        source, deep = _open(place, root, inside), True
     else:
-        folders = dict.fromkeys([beside, *([beside.parent] if beside.name == "annotations" else []), root])
+        folders = dict.fromkeys([place, *([place.parent] if place.name == "annotations" else []), root])
         places = dict.fromkeys(folder / name for folder in folders for name in USUAL)
         sources = [_open(place, root) for place in places if place.is_dir() or (place.suffix and place.is_file())]
         source = max(sources, key=lambda source: sum(source.place(*item) is not None for item in wanted[:SAMPLE]))
         deep = False
     found = dict[str, Place]()
     for name, where in wanted:
-        place = source.place(name, where, deep=deep)
-        if place is None:
-            looked = source.path if given else f"{beside} and usual places in it ({', '.join(USUAL[1:6])}, ...)"
+        found_at = source.place(name, where, deep=deep)
+        if found_at is None:
+            looked = source.path if deep else f"{place} and usual places in it ({', '.join(USUAL[1:6])}, ...)"
             raise DataError(
                 f"{where}: there is no picture {name!r}\n  looked in: {looked}\n  what to do: put it there, take its"
                 " entry out of the file, or set config.data.pictures to the folder or .tar of the pictures"
             )
-        found[name] = place
+        found[name] = found_at
     return PictureFiles(source.archive, found)
 
 
@@ -92,11 +97,13 @@ def _given(name: str, root: pathlib.Path) -> pathlib.Path:
     return path
 
 
-def _open(path: pathlib.Path, root: pathlib.Path) -> "_Source":
+def _open(path: pathlib.Path, root: pathlib.Path, folder: str = "") -> "_Source":
+    """Open a folder, or a folder in an archive."""
     if path.is_dir():
         return _Source(path)
-    stored = tars.uncompressed(path, root)
-    return _Source(path, str(stored), tars.index(stored))
+    stored, start = tars.uncompressed(path, root), f"{folder}/" if folder else ""
+    members = {name[len(start) :]: place for name, place in tars.index(stored).items() if name.startswith(start)}
+    return _Source(path, str(stored), members)
 
 
 class _Source:

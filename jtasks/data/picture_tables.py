@@ -6,6 +6,7 @@ first column whose classes have names.
 
 import functools
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,29 @@ def classes(name: str, folder: pathlib.Path) -> tuple[str, ...]:
     return tuple(map(str, sorted(labels, key=lambda value: (isinstance(value, str), value))))
 
 
+def decoder(table: arrow.Table, folder: pathlib.Path) -> Callable[[str], np.ndarray]:
+    """Return a picklable function from the number of a row, as text, to its picture uint8 [h, w, 3].
+
+    Raises:
+      DataError: the table has no column of pictures.
+    """
+    cells = arrow.cells(table, (_picture_column(table),), folder)
+    return functools.partial(_decode_row, cells)
+
+
+def _decode_row(cells: arrow.Cells, row: str) -> np.ndarray:
+    return _decode_cell(cells[int(row)][0], f"row {row}")
+
+
+def _picture_column(table: arrow.Table) -> str:
+    images = [column for column in table.columns if table.is_picture(column)]
+    if not images:
+        raise DataError(
+            f"{table.name} has the columns {', '.join(table.columns)}; expected one of pictures, such as 'image'"
+        )
+    return "image" if "image" in images else images[0]
+
+
 def _find(name: str, split: str, folder: pathlib.Path) -> arrow.Table | None:
     return arrow.find(name, split, "config.data.name", folder)
 
@@ -77,11 +101,15 @@ def _columns(table: arrow.Table) -> tuple[str, str]:
 def _decode(cells: arrow.Cells, numbers: dict[Any, int], index: int) -> tuple[np.ndarray, int]:
     """Decode one picture; return it with its label."""
     picture, label = cells[index]
-    content = picture.get("bytes") if isinstance(picture, dict) else picture
     where = f"row {index}"
-    if not isinstance(content, bytes):
-        raise DataError(f"{where} holds no picture, but {picture!r:.80}; expected the bytes of a file of pictures")
     number = numbers.get(label, numbers.get(str(label)))
     if number is None:
         raise DataError(f"{where}: the label is {label!r}; expected one of {len(numbers)} classes")
-    return pictures.decode_bytes(content, f"the picture in {where}"), number
+    return _decode_cell(picture, where), number
+
+
+def _decode_cell(picture: Any, where: str) -> np.ndarray:
+    content = picture.get("bytes") if isinstance(picture, dict) else picture
+    if not isinstance(content, bytes):
+        raise DataError(f"{where} holds no picture, but {picture!r:.80}; expected the bytes of a file of pictures")
+    return pictures.decode_bytes(content, f"the picture in {where}")
