@@ -39,12 +39,52 @@ def image_arrays(
       DataError: an input is none of these, or pictures differ in their size at the end.
     """
     height, width, channels, highest = form(name, folder)
-    own = (height, width) if height and width else None
-    target = Resize(*resize) if resize else size or (tuple(shape) if shape else own)
-    converted = [_image(given, channels, highest, target) for given in inputs]
-    if len(sizes := {image.shape for image in converted}) > 1:
-        raise DataError(f"pictures of the sizes {sorted(sizes)}; expected equal ones: set config.data.size")
-    return {"image": np.stack(converted) if converted else np.zeros((0, 0, 0, channels), np.uint8)}
+    target = _target(size, resize, shape or ((height, width) if height and width else None))
+    return {"image": _stack([_image(given, channels, highest, target) for given in inputs], channels)}
+
+
+def pictures_rgb(
+    inputs: Sequence[Any],
+    *,
+    size: int | None = None,
+    resize: Sequence[int] | None = None,
+    shape: Sequence[int] | None = None,
+) -> np.ndarray:
+    """Return pictures as `image_arrays` does, in color and with the levels 0 to 255: uint8 [n, h, w, 3]."""
+    target = _target(size, resize, shape)
+    return _stack([_image(given, 3, 255, target) for given in inputs], 3)
+
+
+def picture_and_text(given: Any, names: Sequence[str], *, needed: bool) -> tuple[Any, str | None]:
+    r"""Return the picture and the text of an input: as it holds the picture, for `pictures_rgb`.
+
+    Args:
+      given: a dict with the picture (see PICTURE) and the text; a pair of both; or a line `FILE<TAB>text`. Without
+        `needed`, also a picture alone.
+      names: entries that may hold the text, such as ("question", "text").
+      needed: whether the input must have a text.
+
+    Raises:
+      DataError: the input is none of these, or the text is empty.
+
+    >>> picture_and_text("cat.png\twhat is it?", ("question",), needed=True)
+    ('cat.png', 'what is it?')
+    """
+    expected = f"a dict with 'image' and {names[0]!r}, a pair of both, or a line FILE<TAB>{names[0]}"
+    picture, text = given, None
+    if isinstance(given, Mapping):
+        text = next((given[name] for name in names if given.get(name) is not None), None)
+    elif isinstance(given, str) and "\t" in given:
+        picture, text = given.split("\t", 1)
+    elif isinstance(given, list | tuple):
+        if len(given) != 2:
+            raise DataError(f"{describe(given)}; expected {expected}")
+        picture, text = given
+    if text is None:
+        if needed:
+            raise DataError(f"{describe(given)} has no {names[0]}; expected {expected}")
+        return picture, None
+    return picture, values.content(text, f"the {names[0]}")
 
 
 def text_pairs(
@@ -127,6 +167,16 @@ def _texts(given: Any, text: str, text_pair: str, expected: str, pairs: bool | N
     if not any(part.strip() for part in parts):
         raise DataError(f"{'the text is' if len(parts) == 1 else 'both texts are'} empty; expected {expected}")
     return parts[0], (parts[1] if len(parts) == 2 else None)
+
+
+def _target(size: int | None, resize: Sequence[int] | None, shape: Sequence[int] | None) -> Any:
+    return Resize(*resize) if resize else size or (tuple(shape) if shape else None)
+
+
+def _stack(images: Sequence[np.ndarray], channels: int) -> np.ndarray:
+    if len(sizes := {image.shape for image in images}) > 1:
+        raise DataError(f"pictures of the sizes {sorted(sizes)}; expected equal ones: set config.data.size")
+    return np.stack(images) if images else np.zeros((0, 0, 0, channels), np.uint8)
 
 
 def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:

@@ -2,14 +2,16 @@
 
 import os
 import pathlib
+import re
 import tracemalloc
 
+import numpy as np
 import pyarrow
 import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from jtasks.data import inputs
+from jtasks.data import inputs, unlabeled
 from jtasks.errors import ConfigError, DataError
 
 MIXED = b'\xef\xbb\xbfid,text\r\n1,"two\r\nlines"\r\n\r\n2,a,b\r\n3,\xff\r\n4,"a"b\r\n5,a\x00b\r\n6,caf\xc3\xa9\r\n'
@@ -119,3 +121,33 @@ def test_a_long_file_is_never_in_memory(kind, tmp_path):
     assert sum(1 for _ in inputs.read(str(tmp_path / "long"), kind)) >= 7_999
     assert tracemalloc.get_traced_memory()[1] < 100_000
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("given", [{"image": "x.png", "text": "what?"}, ("x.png", "what?"), "x.png\twhat?"])
+def test_a_picture_comes_with_a_text(given):
+    assert unlabeled.picture_and_text(given, ("question", "text"), needed=True)[1] == "what?"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("x.png", "str 'x.png' has no question; expected a dict with 'image' and 'question', a pair"),
+        ({"image": "x.png", "text": None}, "a dict with 'image', 'text' has no question"),
+        (("x.png", "what?", "no"), "expected a dict with 'image' and 'question'"),
+        ({"image": "x.png", "question": 3}, "the question: expected text, not the number 3"),
+        ("x.png\t ", "the question is empty"),
+    ],
+)
+def test_a_picture_without_its_text_is_refused(given, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        unlabeled.picture_and_text(given, ("question", "text"), needed=True)
+
+
+def test_a_picture_may_stand_alone_and_comes_in_color(tmp_path):
+    Image.new("LA", (9, 6), (100, 255)).save(tmp_path / "a b[1].png")
+    path = str(tmp_path / "a b[1].png")
+    held = [path, pathlib.Path(path), pathlib.Path(path).read_bytes(), Image.open(path), np.full((6, 9), 100, np.uint8)]
+    pairs = [unlabeled.picture_and_text(given, ("question",), needed=False) for given in [*held, {"image": path}]]
+    assert {text for _, text in pairs} == {None}
+    pictures = unlabeled.pictures_rgb([picture for picture, _ in pairs], size=4)
+    assert pictures.shape == (6, 4, 4, 3) and (pictures == 100).all()
