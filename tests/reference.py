@@ -12,6 +12,8 @@ GPT2, IMAGEGPT, VIT = "GPT2LMHeadModel", "ImageGPTForCausalImageModeling", "ViTF
 BERT_PRETRAINING, BERT_ANSWERS = "BertForPreTraining", "BertForQuestionAnswering"
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", VIT)
 TOWERS = ("CLIPModel", "SiglipModel")
+BLIP_RETRIEVAL = "BlipForImageTextRetrieval"
+OWN = (BLIP_RETRIEVAL,)  # with tests of their own
 KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS, *TOWERS)
 
 
@@ -21,7 +23,8 @@ def of(*architectures):
     wrote = {path: json.loads((path / "config.json").read_text())["architectures"][0] for path in paths}
     cases = [pytest.param(path, id=path.name) for path in paths if wrote[path] in (architectures or KNOWN)]
     if not architectures:
-        cases += [skipped(path.name, f"jtasks has no {wrote[path]}") for path in paths if wrote[path] not in KNOWN]
+        others = [path for path in paths if wrote[path] not in (*KNOWN, *OWN)]
+        cases += [skipped(path.name, f"jtasks has no {wrote[path]}") for path in others]
     return pytest.mark.parametrize(
         "folder", cases or [skipped("none", f"{FOLDER} has no {' or '.join(architectures)}")]
     )

@@ -67,7 +67,7 @@ class Rows(Sequence[Row]):
         """Return the rows with these numbers."""
         return dataclasses.replace(self, entries=[self.entries[row] for row in rows])
 
-    def add(self, **columns: Sequence[Any]) -> "Rows":
+    def add(self, **columns: "Sequence[Any] | np.ndarray") -> "Rows":
         """Return the rows with more entries: row i gets item i of each column.
 
         A column is an array [n, ...], or a list of any values.

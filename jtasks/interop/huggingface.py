@@ -1,4 +1,4 @@
-"""Import and export of Hugging Face weights, GPT-2, ImageGPT, BERT, ViT, CLIP and SigLIP, as folders of transformers.
+"""Weights of Hugging Face in and out, as folders of transformers: GPT-2, ImageGPT, BERT, ViT, CLIP, SigLIP and BLIP.
 
 | architecture | our model |
 |---|---|
@@ -9,6 +9,7 @@
 | BertForTokenClassification, BertForQuestionAnswering | `models.BERT`, initialized for `tag` |
 | ViTForImageClassification | `models.ViT` with `pool="token"` |
 | CLIPModel, SiglipModel | `models.TwoTowers` |
+| BlipForImageTextRetrieval | `models.BLIP`, initialized for `retrieve` |
 """
 
 import pathlib
@@ -21,11 +22,11 @@ import jax
 import numpy as np
 
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, files, fitting, gpt2, model_config, settings, two_towers, vit
+from jtasks.interop import bert, blip, files, fitting, gpt2, model_config, settings, two_towers, vit
 from jtasks.interop.layouts import Entry
 from jtasks.tree import by_name, leaf_name
 
-FAMILIES = (gpt2, bert, vit, two_towers)
+FAMILIES = (gpt2, bert, vit, two_towers, blip)
 
 
 def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:

@@ -42,24 +42,30 @@ IDENTITY = Layout(lambda theirs: theirs[0], lambda ours: [ours])
 TRANSPOSED = Layout(lambda theirs: theirs[0].T, lambda ours: [ours.T])
 
 
-def fused_qkv(heads: int) -> Layout:
-    """Return the layout from GPT-2's query, key and value, [..., 3 * width] in this order, to ours, grouped by head."""
+def fused_qkv(heads: int, parts: int = 3) -> Layout:
+    """Return the layout from GPT-2's query, key and value, [..., 3 * width] in this order, to ours, grouped by head.
+
+    Two parts are key and value alone.
+    """
 
     def swap(array: np.ndarray, first: int, second: int) -> np.ndarray:
         parts = array.reshape(*array.shape[:-1], first, second, array.shape[-1] // (first * second))
         return parts.swapaxes(-3, -2).reshape(array.shape)
 
-    return Layout(lambda theirs: swap(theirs[0], 3, heads), lambda ours: [swap(ours, heads, 3)])
+    return Layout(lambda theirs: swap(theirs[0], parts, heads), lambda ours: [swap(ours, heads, parts)])
 
 
-def split_qkv(heads: int) -> Layout:
-    """Return the layout from three linear layers for query, key and value to ours, [in, 3 * width] and [3 * width]."""
+def split_qkv(heads: int, parts: int = 3) -> Layout:
+    """Return the layout from three linear layers for query, key and value to ours, [in, 3 * width] and [3 * width].
+
+    Two parts are key and value alone.
+    """
 
     def read(theirs: Sequence[np.ndarray]) -> np.ndarray:
-        return fused_qkv(heads).read([np.concatenate([array.T for array in theirs], axis=-1)])
+        return fused_qkv(heads, parts).read([np.concatenate([array.T for array in theirs], axis=-1)])
 
     def write(ours: np.ndarray) -> list[np.ndarray]:
-        return [array.T for array in np.split(fused_qkv(heads).write(ours)[0], 3, axis=-1)]
+        return [array.T for array in np.split(fused_qkv(heads, parts).write(ours)[0], parts, axis=-1)]
 
     return Layout(read, write)
 

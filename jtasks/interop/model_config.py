@@ -9,7 +9,7 @@ import numpy as np
 
 from jtasks.data import assets
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, files, gpt2, resizing, settings, two_towers, vit
+from jtasks.interop import bert, blip, files, gpt2, resizing, settings, two_towers, vit
 from jtasks.ranges import TOWERS
 
 GPT = "ImageGPTImageProcessor"
@@ -21,7 +21,7 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     """Return the fields of config.model that describe the folder's model, from its config.json.
 
     Includes the fields that a task derives from its data: `num_colors` and `palette` of an ImageGPT (if its folder
-    holds color clusters), `shape` of the images of a ViT, CLIP or SigLIP.
+    holds color clusters), `shape` of the images of a ViT, CLIP, SigLIP or BLIP.
 
     Raises:
       CheckpointError: there is no such folder, or its model is none of ours.
@@ -139,7 +139,15 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def family_of(config: Mapping[str, Any]) -> ModuleType:
     """Return the module that converts the models of config.json's model_type; CheckpointError if there is none."""
-    families = {"gpt2": gpt2, "imagegpt": gpt2, "bert": bert, "vit": vit, "clip": two_towers, "siglip": two_towers}
+    families = {
+        "gpt2": gpt2,
+        "imagegpt": gpt2,
+        "bert": bert,
+        "vit": vit,
+        "clip": two_towers,
+        "siglip": two_towers,
+        "blip": blip,
+    }
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in families:
         raise CheckpointError(f"config.json says model_type={kind!r}; expected one of {', '.join(families)}")

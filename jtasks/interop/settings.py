@@ -43,6 +43,25 @@ def encoder_out(blocks: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str
     }
 
 
+def tower(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of config.model of the tower `image` or `text`, from Hugging Face's fields of its layers."""
+    return {
+        f"{name}_width": config["hidden_size"],
+        f"{name}_depth": config["num_hidden_layers"],
+        f"{name}_heads": config["num_attention_heads"],
+        f"{name}_mlp_dim": config["intermediate_size"],
+        f"{name}_activation": activation(config["hidden_act"]),
+        f"{name}_epsilon": config["layer_norm_eps"],
+    }
+
+
+def tower_out(name: str, blocks: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return Hugging Face's fields of a tower with the parameters `blocks`, without dropout."""
+    own = {field: require_field(model, f"{name}_{field}") for field in ("heads", "activation", "epsilon")}
+    layers = {field: value for field, value in encoder_out(blocks, own).items() if "dropout" not in field}
+    return {**layers, "hidden_size": blocks["norm1"]["scale"].shape[-1]}
+
+
 def architecture(config: Mapping[str, Any]) -> str:
     """Return the class that wrote the folder; "" if config.json does not say."""
     names = config.get("architectures")

@@ -85,8 +85,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     both = {
         "shape": (size, size) if isinstance(size, int) else (size[0], size[1]),
         "patch": settings.patch(vision),
-        **_tower("image", vision),
-        **_tower("text", text),
+        **settings.tower("image", vision),
+        **settings.tower("text", text),
         **FORMS[kind],
         "vocab": text["vocab_size"],
         "max_length": text["max_position_embeddings"],
@@ -105,17 +105,6 @@ def part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
     # In CLIP's first files a part called *_config_dict replaces *_config.
     old = config.get(f"{name}_config_dict")
     return {**usual, **(config.get(f"{name}_config") or {} if old is None else old)}
-
-
-def _tower(tower: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        f"{tower}_width": config["hidden_size"],
-        f"{tower}_depth": config["num_hidden_layers"],
-        f"{tower}_heads": config["num_attention_heads"],
-        f"{tower}_mlp_dim": config["intermediate_size"],
-        f"{tower}_activation": settings.activation(config["hidden_act"]),
-        f"{tower}_epsilon": config["layer_norm_eps"],
-    }
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
@@ -188,9 +177,10 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
     ]
     if different:
         raise CheckpointError(f"{architecture} of Hugging Face is another model:\n  " + "\n  ".join(different))
-    vision, text = (_tower_out(tower, params[tower], model) for tower in ("image", "text"))
+    vision, text = (settings.tower_out(tower, params[tower]["blocks"], model) for tower in ("image", "text"))
+    dropout = {"attention_dropout": model.get("attention_dropout", 0.0)}
     patch, projection = settings.require_field(model, "patch"), params["text_projection"]["kernel"].shape[1]
-    vision |= {
+    vision |= dropout | {
         "model_type": f"{kind}_vision_model",
         "image_size": patch * math.isqrt(len(params["image"]["position"]) - (kind == "clip")),
         "patch_size": patch,
@@ -198,7 +188,7 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
         **({"vision_use_head": True} if kind == "siglip" else {"projection_dim": projection}),
     }
     vocab, end = params["text"]["tokens"]["embedding"].shape[0], model.get("end", -1)
-    text |= {
+    text |= dropout | {
         "model_type": f"{kind}_text_model",
         "vocab_size": vocab,
         "max_position_embeddings": params["text"]["position"]["embedding"].shape[0],
@@ -211,13 +201,3 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
         params = params | {"scale": np.minimum(params["scale"], np.float32(math.log(100)))}
     config = {"architectures": [architecture], "model_type": kind, "text_config": text, "vision_config": vision}
     return config | ({"projection_dim": projection} if kind == "clip" else {}), params
-
-
-def _tower_out(tower: str, params: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, Any]:
-    own = {name: settings.require_field(model, f"{tower}_{name}") for name in ("heads", "activation", "epsilon")}
-    layers = settings.encoder_out(params["blocks"], own)
-    del layers["hidden_dropout_prob"], layers["attention_probs_dropout_prob"]
-    return layers | {
-        "hidden_size": params["blocks"]["norm1"]["scale"].shape[-1],
-        "attention_dropout": model.get("attention_dropout", 0.0),
-    }

@@ -1,5 +1,6 @@
 """BLIP (Li et al. 2022, arXiv:2201.12086): a vision transformer whose states texts attend to."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,8 +10,17 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.blip_text import BLIPText
-from jtasks.models.layers import Cache
+from jtasks.models.layers import NORMAL, Cache, Head
 from jtasks.models.vit import ViT
+from jtasks.ops import pooling
+
+
+class Scale(nn.Module):
+    """The log of what multiplies similarities, for `scale_and_bias`, as a module, so that it exists only if used."""
+
+    @nn.compact
+    def __call__(self) -> jax.Array:
+        return self.param("scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
 
 class BLIP(nn.Module):
@@ -24,6 +34,9 @@ class BLIP(nn.Module):
         `ViT` with a class token; see `layers.Block`.
       text_width, text_depth, text_heads, text_mlp_dim, text_activation, text_epsilon: of the text encoder and decoder.
       tied: predict with the decoder's input embedding instead of a separate matrix.
+      classes: outputs of the classifier of a text about pictures; 0: no classifier.
+      pictures: number of pictures that the classifier reads, 1 or more.
+      embed_dim: width of the joint space of pictures and texts.
       dropout, attention_dropout: of the texts; `image_dropout`, `image_attention_dropout`: of the vision tower.
       remat: save only each layer's input for the backward pass, for less memory.
       plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
@@ -48,6 +61,9 @@ class BLIP(nn.Module):
     text_activation: str = "gelu"
     text_epsilon: float = 1e-12
     tied: bool = True
+    classes: int = 0
+    pictures: int = 1
+    embed_dim: int = 256
     dropout: float = 0.0
     attention_dropout: float = 0.0
     remat: bool = False
@@ -90,6 +106,13 @@ class BLIP(nn.Module):
             )
 
         self.text_encoder, self.text_decoder = text(causal=False), text(causal=True)
+        self.place = nn.Embed(self.pictures, self.image_width, dtype=self.dtype, embedding_init=NORMAL)
+        self.class_dense = nn.Dense(self.text_width, dtype=self.dtype, kernel_init=NORMAL)
+        self.classifier = Head(self.classes, dtype=self.dtype, kernel_init=NORMAL)
+        self.image_projection = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=NORMAL)
+        self.text_projection = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=NORMAL)
+        self.matcher = Head(2, dtype=self.dtype, kernel_init=NORMAL)
+        self.contrast = Scale()
 
     def encode_image(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         """Return the states [b, 1 + patches, image_width] of normalized pictures; the class token's come first."""
@@ -142,3 +165,51 @@ class BLIP(nn.Module):
     def caption_attention(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
         """Return the weights [text_depth, b, t, 1 + patches] with which each token attends to the picture's states."""
         return self.text_decoder.attended(tokens, memory=self.encode_image(images))
+
+    def fuse(
+        self, images: jax.Array, tokens: jax.Array, segment_ids: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Return the states [b, t, text_width] of texts that have read their pictures.
+
+        Args:
+          images: normalized, [b, pictures, h, w, c]. The states of several pictures stand side by side, each with an
+            embedding of its picture's place.
+          tokens: [b, t] int32.
+          segment_ids: [b, t], 0 for padding.
+          deterministic: no dropout.
+        """
+        b, n = images.shape[:2]
+        states = self.encode_image(images.reshape(b * n, *images.shape[2:]), deterministic)
+        states = states.reshape(b, n, *states.shape[1:])
+        if self.pictures > 1:
+            states = states + self.place(jnp.arange(n))[None, :, None]
+        memory = states.reshape(b, -1, states.shape[-1])
+        return self.text_encoder(tokens, segment_ids, deterministic, memory=memory)
+
+    def classify(
+        self, images: jax.Array, tokens: jax.Array, segment_ids: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Return logits [b, classes] from the first state of `fuse`, through a hidden layer (ALBEF, Li et al. 2021)."""
+        first = self.fuse(images, tokens, segment_ids, deterministic)[:, 0]
+        return self.classifier(nn.relu(self.class_dense(first)))
+
+    def embed_images(self, images: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
+        """Return embeddings [b, embed_dim] float32 of length 1, and states, of normalized pictures [b, h, w, c]."""
+        states = self.encode_image(images, deterministic)
+        return pooling.unit_length(self.image_projection(states[:, 0])), states
+
+    def embed_texts(self, tokens: jax.Array, segment_ids: jax.Array, deterministic: bool = True) -> jax.Array:
+        """Return embeddings [b, embed_dim] float32 of length 1 of texts [b, t] that read no picture."""
+        return pooling.unit_length(self.text_projection(self.text_encoder(tokens, segment_ids, deterministic)[:, 0]))
+
+    def match(
+        self, states: jax.Array, tokens: jax.Array, segment_ids: jax.Array, deterministic: bool = True
+    ) -> jax.Array:
+        """Return logits [b, 2] of whether the texts [b, t] belong to the pictures of `states` (0: no, 1: yes)."""
+        return self.matcher(self.text_encoder(tokens, segment_ids, deterministic, memory=states)[:, 0])
+
+    def retrieve(self, images: jax.Array, tokens: jax.Array, segment_ids: jax.Array) -> tuple[jax.Array, ...]:
+        """Return embeddings of pictures and texts, and the logits of `match` of each pair, without dropout."""
+        image, states = self.embed_images(images)
+        self.contrast()  # creates the parameter during initialization
+        return image, self.embed_texts(tokens, segment_ids), self.match(states, tokens, segment_ids)

@@ -17,7 +17,7 @@ from jtasks.models.bert import BERT
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import NORMAL, make_norm, stack
 from jtasks.models.vit import ViT
-from jtasks.ops.precision import wide
+from jtasks.ops import pooling
 
 LARGEST = math.log(100)  # of CLIP's log scale
 INITIAL = {"softmax": math.log(1 / 0.07), "sigmoid": math.log(10)}  # log scale
@@ -128,7 +128,7 @@ class TwoTowers(nn.Module):
     def embed_images(self, images: jax.Array, deterministic: bool = True) -> jax.Array:
         """Return embeddings [b, embed_dim] float32 of normalized images [b, h, w, c]."""
         pooled = self.image(images, deterministic, pooled=True)
-        return _normalize(pooled if self.image_pool == "map" else self.image_projection(pooled))
+        return pooling.unit_length(pooled if self.image_pool == "map" else self.image_projection(pooled))
 
     def embed_texts(
         self, tokens: jax.Array, segment_ids: jax.Array | None = None, deterministic: bool = True
@@ -148,7 +148,7 @@ class TwoTowers(nn.Module):
             raise ConfigError(f"{rows.shape[1]} tokens, but the model has {self.max_length} positions")
         segment_ids = None if segment_ids is None else segment_ids.reshape(rows.shape)
         pooled = self._pool_text(rows, segment_ids, deterministic)
-        return _normalize(self.text_projection(pooled)).reshape(*shape, self.embed_dim)
+        return pooling.unit_length(self.text_projection(pooled)).reshape(*shape, self.embed_dim)
 
     def _pool_text(self, tokens: jax.Array, segment_ids: jax.Array | None, deterministic: bool) -> jax.Array:
         if self.text_tower == "bert":
@@ -181,8 +181,3 @@ def scale_and_bias(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
         return jnp.exp(scale), params["bias"]
     bounded = scale + jax.lax.stop_gradient(jnp.minimum(scale, LARGEST) - scale)
     return jnp.exp(bounded), jnp.zeros_like(scale)
-
-
-def _normalize(x: jax.Array) -> jax.Array:
-    x = x.astype(wide(x))
-    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))

@@ -23,3 +23,9 @@ def last(x: jax.Array, valid: jax.Array) -> jax.Array:
     """
     place = jnp.max(jnp.where(valid, jnp.arange(valid.shape[1])[None], 0), axis=1)
     return jnp.take_along_axis(x, place[:, None, None], axis=1)[:, 0].astype(wide(x))
+
+
+def unit_length(x: jax.Array) -> jax.Array:
+    """Return vectors [..., d] divided by their length, at least float32."""
+    x = x.astype(wide(x))
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis=-1, keepdims=True), 1e-24))
