@@ -24,7 +24,7 @@ COMMIT = re.compile("[0-9a-f]{40}")
 CONVERTED = "refs/convert/parquet"  # the revision in which the hub keeps a data set's automatic copy in Parquet
 
 # Files of a model, by patterns: what describes it, its tokenizer, and its weights in safetensors alone.
-SETTINGS = ("config.json", "preprocessor_config.json", "generation_config.json")
+SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json", "generation_config.json")
 TOKENIZER = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),

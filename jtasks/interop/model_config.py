@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from jtasks.data import assets
+from jtasks.data.examples import Resize
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, blip, files, gpt2, resizing, settings, two_towers, vit
+from jtasks.interop import bert, blip, files, gpt2, image_processors, settings, two_towers, vit
 from jtasks.ranges import TOWERS
 
-GPT = "ImageGPTImageProcessor"
 SIZES = ("vocab", "outputs", "max_length", "token_types", "patch", "embed_dim")
 STACK = ("width", "depth", "heads", "mlp_dim")
 
@@ -28,23 +28,17 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     """
     folder = pathlib.Path(folder).expanduser()
     config, fields = read(folder)
-    clusters = folder / "preprocessor_config.json"
-    if config["model_type"] == "imagegpt" and clusters.exists():
-        processor = files.read_json(clusters)
-        levels = np.asarray(processor.get("clusters", ()), np.float64)
+    family, processor = config["model_type"], image_processors.find(folder)
+    if family == "imagegpt" and processor is not None:
+        path, own = processor
+        levels = np.asarray(own.get("clusters", ()), np.float64)
         if levels.shape == (fields["num_colors"], 3):
             fields["palette"] = tuple(tuple(float(x) for x in color) for color in (levels + 1) * 127.5)
-            if "size" in processor:
-                fields["resize"] = tuple(resizing.read({"image_processor_type": GPT} | processor, clusters))
-    if "shape" in fields and clusters.exists():
-        processor = files.read_json(clusters)
+            if "size" in own:
+                fields["resize"] = tuple(image_processors.read(own, family, path))
+    if "shape" in fields:
         channels = (config.get("vision_config") or config).get("num_channels", 3)
-        fields |= vit.normalization(processor, channels, clusters)
-        height, width = fields["shape"]
-        own = {
-            "size": {"height": height, "width": width}
-        } | processor  # without sizes in the file, config.json has them
-        fields["resize"] = tuple(resizing.read(own, clusters))
+        fields |= image_processors.model_fields(folder, family, fields["shape"], channels)
     return fields
 
 
@@ -78,12 +72,8 @@ def complete(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -
                 f"the data needs config.model.{name}={values[name]}, but the model in {folder} has {theirs[name]}"
             )
     shape = model.get("shape") or values.get("shape")
-    if (
-        shape
-        and "resize" in asked & set(theirs)
-        and resizing.Resize(*theirs["resize"]).shape not in ((0, 0), tuple(shape))
-    ):
-        made = "x".join(map(str, resizing.Resize(*theirs["resize"]).shape))
+    if shape and "resize" in asked & set(theirs) and Resize(*theirs["resize"]).shape not in ((0, 0), tuple(shape)):
+        made = "x".join(map(str, Resize(*theirs["resize"]).shape))
         raise ConfigError(
             f"{folder}/{assets.PROCESSOR} makes pictures of {made}, config.model.shape is {tuple(shape)}: set"
             " config.data.size, or size and crop_size of that file"

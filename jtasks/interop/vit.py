@@ -1,7 +1,6 @@
 """ViT (Dosovitskiy et al. 2021) of transformers, as `models.ViT` with `pool="token"`."""
 
 import math
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -83,30 +82,6 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
         "qkv_bias": True,
         **settings.labels(settings.default_names(params["head"]["bias"].size)),
     }, params
-
-
-def normalization(processor: Mapping[str, Any], channels: int, path: pathlib.Path) -> dict[str, Any]:
-    """Return config.model's `mean`, `std` and `rescale` of a preprocessor_config.json, with transformers' defaults.
-
-    Raises:
-      CheckpointError: a value is invalid, or their number is not that of the image's channels.
-    """
-
-    def numbers(name: str, usual: float, *, count: int, used: bool, otherwise: float) -> tuple[float, ...]:
-        value = processor.get(name)
-        value = otherwise if not used else usual if value is None else value
-        values = tuple(value) if isinstance(value, list | tuple) else (value,) * count
-        usable = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in values)
-        if not usable or len(values) != count or (name != "image_mean" and not all(x > 0 for x in values)):
-            raise CheckpointError(f"{path}: {name} is {value!r}, expected {count} numbers or one for all")
-        return tuple(map(float, values))
-
-    normalize, rescale = (processor.get(name) is not False for name in ("do_normalize", "do_rescale"))
-    return {
-        "mean": numbers("image_mean", 0.5, count=channels, used=normalize, otherwise=0.0),
-        "std": numbers("image_std", 0.5, count=channels, used=normalize, otherwise=1.0),
-        "rescale": numbers("rescale_factor", 1 / 255, count=1, used=rescale, otherwise=1.0)[0],
-    }
 
 
 def _pair(size: Any) -> tuple[int, int]:

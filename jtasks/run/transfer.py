@@ -19,7 +19,7 @@ from jtasks.console import warn
 from jtasks.data import assets, hub, tokenizer_files, tokenizers
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import fitting, huggingface, model_config
+from jtasks.interop import fitting, huggingface, image_processors, model_config
 from jtasks.run import checkpoint, checkpoint_files, workdir
 from jtasks.run.job import Job
 from jtasks.tree import leaf_name
@@ -115,8 +115,7 @@ def _tokens(tokenizer: Any) -> dict[int, str]:
 
 def compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
     """Refuse a run with another palette, or with another mean or standard deviation of pixels."""
-    processor = assets.read(folder / assets.PROCESSOR)
-    processor = processor if isinstance(processor, dict) else {}
+    _, processor = image_processors.find(folder) or (folder, {})
     theirs = {"palette": assets.read(folder / assets.PALETTE)}
     theirs |= {"mean": processor.get("image_mean"), "std": processor.get("image_std")}
     for name, there in theirs.items():

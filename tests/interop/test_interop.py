@@ -494,7 +494,8 @@ def test_a_vit_folders_sizes_filter_and_crop_are_taken(tmp_path, processor, expe
         ({"size": 0}, "size is 0"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 8}}, "crop_size is"),
         ({"do_center_crop": True}, "crop_size is None"),
-        ({"do_pad": True}, "do_pad is True, which jtasks does not do"),
+        ({"do_pad": True, "size": {"shortest_edge": 8}}, "do_pad is true for pictures of different sizes"),
+        ({"crop_pct": 0.9}, "crop_pct is 0.9, which jtasks does not do"),
     ],
 )
 def test_what_cannot_be_done_as_the_folder_says_is_named(tmp_path, processor, message):
