@@ -17,10 +17,11 @@ ROLES = {
     "cls_token": ("[CLS]", "<s>"),
     "sep_token": ("[SEP]", "</s>"),
     "mask_token": ("[MASK]", "<mask>"),
-    "bos_token": ("<s>", tokenizers.END),
+    "bos_token": ("<s>", "<|startoftext|>", tokenizers.END),
     "eos_token": ("</s>", tokenizers.END),
 }
 GENERATES = ("GPT2LMHeadModel", "ImageGPTForCausalImageModeling")
+TEXT = "text_config"  # what a model of texts and pictures says of its texts
 GENERATION, NOTHING = "generation_config.json", {"_from_model_config": True}
 # Fields of the first folder that the export writes itself, or that describe that folder's files.
 DROPPED = ("id2label", "label2id", "dtype", "torch_dtype", "quantization_config", "auto_map", "_name_or_path")
@@ -39,10 +40,13 @@ def config(
     """
     kept = {name: value for name, value in first.items() if name not in DROPPED}
     whole = kept | {name: value for name, value in written.items() if value is not None or name not in kept}
+    for name, part in written.items():
+        if isinstance(part, Mapping) and isinstance(kept.get(name), Mapping):  # the config of one of two towers
+            whole[name] = {**kept[name], **part}
     if assets.LABELS in files and "id2label" in written:
         whole |= settings.labels(json.loads(files[assets.LABELS]))
     vocabulary = _vocabulary(files)
-    if vocabulary and not (first and first_vocabulary in ({}, vocabulary)):
+    if vocabulary and TEXT not in written and not (first and first_vocabulary in ({}, vocabulary)):
         tokens = _special(vocabulary)
         for name in ("bos_token", "eos_token", "pad_token"):
             whole[f"{name}_id"] = vocabulary[tokens[name]] if name in tokens else None
@@ -75,18 +79,21 @@ def more(
             }
         written[GENERATION] = {name: value for name, value in own.items() if value is not None} or dict(NOTHING)
     if vocabulary := _vocabulary(files):
+        special = _special(vocabulary)
+        if TEXT in whole and "eos_token" in special:  # CLIP and SigLIP fill up with the end
+            special.setdefault("pad_token", special["eos_token"])
         inputs = ["input_ids", "attention_mask"]
         if whole["model_type"] == "bert":
             inputs.insert(1, "token_type_ids")  # GPT-2 would add an embedding for them
         written["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # transformers rebuilds any other class, with other ids
             "model_input_names": inputs,
-            "model_max_length": whole.get("max_position_embeddings", whole.get("n_positions")),
+            "model_max_length": whole.get(TEXT, whole).get("max_position_embeddings", whole.get("n_positions")),
             "clean_up_tokenization_spaces": False,
             **_case(files),
-            **_special(vocabulary),
+            **special,
         }
-        written["special_tokens_map.json"] = _special(vocabulary)
+        written["special_tokens_map.json"] = special
     return written
 
 

@@ -59,6 +59,8 @@ def tower_out(name: str, blocks: Mapping[str, Any], model: Mapping[str, Any]) ->
     """Return Hugging Face's fields of a tower with the parameters `blocks`, without dropout."""
     own = {field: require_field(model, f"{name}_{field}") for field in ("heads", "activation", "epsilon")}
     layers = {field: value for field, value in encoder_out(blocks, own).items() if "dropout" not in field}
+    if layers["hidden_act"] == "gelu_new":
+        layers["hidden_act"] = "gelu_pytorch_tanh"  # SigLIP's name
     return {**layers, "hidden_size": blocks["norm1"]["scale"].shape[-1]}
 
 

@@ -96,6 +96,8 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "siglip":
         return both | {"embed_dim": text.get("projection_size") or text["hidden_size"]}
     end = text["eos_token_id"]
+    if not isinstance(end, int):
+        raise ValueError(f"eos_token_id is {end!r}, expected one id")
     return both | {"embed_dim": config.get("projection_dim", 512), "end": -1 if end == LARGEST_ID else end}
 
 

@@ -31,6 +31,7 @@ METHODS = {
     "BertForTokenClassification": "tag",
     "BertForQuestionAnswering": "tag",
 }
+TOWERS = ("clip", "siglip")
 
 
 def read_config(name):  # here and below: of a folder in GOLDEN, or the path of any other
@@ -52,6 +53,8 @@ def model(name, **changes):
     if kind == "bert":
         labels = params["classifier"]["bias"].size if "classifier" in params else 0
         return models.BERT(**{"labels": labels} | fields)
+    if kind in TOWERS:
+        return models.TwoTowers(**fields)
     return models.ViT(**{"classes": params["head"]["bias"].size} | fields) if kind == "vit" else models.GPT(**fields)
 
 
@@ -59,7 +62,8 @@ def inputs(name, io):
     kind = read_config(name)["model_type"]
     if kind == "bert":
         return tuple(jnp.asarray(io[key]) for key in ("input_ids", "token_type_ids", "attention_mask"))
-    return (jnp.moveaxis(io["pixel_values"], 1, 3),) if kind == "vit" else (jnp.asarray(io["input_ids"]),)
+    images = (jnp.moveaxis(io["pixel_values"], 1, 3),) if "pixel_values" in io else ()
+    return images if kind == "vit" else (*images, jnp.asarray(io["input_ids"]))
 
 
 def outputs(name):
@@ -560,8 +564,10 @@ def test_what_came_in_goes_out_bit_for_bit(folder):
         assert tensors[key].flags.c_contiguous
     resolved = config | ({"n_inner": config["n_inner"] or 4 * config["n_embd"]} if "n_inner" in config else {})
     free = ("bos_token_id", "eos_token_id", "pad_token_id", "classifier_dropout", "id2label", "label2id")
-    described = {k: v for k, v in written.items() if k not in free and k in resolved}
-    assert described == {k: resolved[k] for k in described}
+    parts = [name for name in ("text_config", "vision_config") if name in written]
+    for part, theirs in [(written, resolved), *((written[name], resolved[name]) for name in parts)]:
+        described = {k: v for k, v in part.items() if k not in (*free, *parts) and k in theirs}
+        assert described == {k: theirs[k] for k in described}
 
 
 def test_a_written_folder_is_read_as_it_was(tmp_path):
