@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from jtasks.data import assets, palettes, tokenizers
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import beside, model_config, vit
+from jtasks.interop import beside, image_processors, model_config
+from jtasks.ops import pixels
 from jtasks.run import job, transfer
-from jtasks.tasks import vit as vit_task
 
 NAMES = st.lists(st.text("abcdXYZ-_ ", min_size=3, max_size=6).map(lambda s: f"n{s}"), min_size=2, max_size=8)
 
@@ -107,15 +107,15 @@ def test_a_model_of_another_tokenizer_is_refused_and_of_the_same_taken_in_silenc
 
 def test_pixels_go_in_as_the_folders_processor_makes_them(tmp_path):
     processor = {"image_mean": [0.485, 0.456, 0.406], "image_std": 0.25, "rescale_factor": 1 / 255}
-    found = vit.normalization(processor, 3, tmp_path)
+    found = image_processors.normalization(processor, "vit", 3, tmp_path)
     config = types.SimpleNamespace(model=found)
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
     expected = (images * (1 / 255) - np.array(processor["image_mean"])) / 0.25
-    np.testing.assert_allclose(vit_task.normalize(jnp.asarray(images), config), expected, atol=1e-6)
+    np.testing.assert_allclose(pixels.normalize(jnp.asarray(images), config), expected, atol=1e-6)
     written = json.loads(
         assets.image_processor(found["mean"], found["std"], found["rescale"])["preprocessor_config.json"]
     )
-    assert vit.normalization(written, 3, tmp_path) == found
+    assert image_processors.normalization(written, "vit", 3, tmp_path) == found
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_pixels_go_in_as_the_folders_processor_makes_them(tmp_path):
     ],
 )
 def test_processors_have_the_defaults_of_transformers(processor, mean, std, rescale, tmp_path):
-    found = vit.normalization(processor, 3, tmp_path)
+    found = image_processors.normalization(processor, "vit", 3, tmp_path)
     assert found == {"mean": (mean,) * 3, "std": (std,) * 3, "rescale": rescale}
 
 
@@ -138,7 +138,7 @@ def test_processors_have_the_defaults_of_transformers(processor, mean, std, resc
 )
 def test_an_odd_processor_is_told(odd, tmp_path):
     with pytest.raises(CheckpointError, match=f"{next(iter(odd))} is .*expected"):
-        vit.normalization(odd, 3, tmp_path)
+        image_processors.normalization(odd, "vit", 3, tmp_path)
 
 
 def test_a_run_that_saw_other_pixels_or_colors_is_refused(tmp_path):
