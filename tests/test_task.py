@@ -164,6 +164,23 @@ def test_the_former_list_of_terms_is_answered_with_what_stands_for_it(written):
         task.load(written(WHOLE + "LOSSES = ('loss',)"))
 
 
+EMBEDS = """
+def embed_fn(params, batch, rng, config): return (params, batch, rng)
+def batch_loss_fn(params, embeddings, batch, config): return 0.0, {"loss": (params, embeddings, batch, config)}
+"""
+
+
+def test_a_loss_of_the_whole_batch_takes_the_embeddings_by_default(written):
+    lines = [line for line in WHOLE.splitlines() if "eval_fn" not in line and "loss_fn" not in line]
+    module = task.load(written("\n".join(lines) + EMBEDS))
+    assert task.loss_fn(module)("p", "b", "r", "c")[1] == {"loss": ("p", ("p", "b", "r"), "b", "c")}
+    assert task.eval_fn(module)("p", "b", "c") == {"loss": ("p", ("p", "b", None), "b", "c")}
+    with pytest.raises(ConfigError, match="batch_loss_fn needs embed_fn"):
+        task.load(written("\n".join([*lines, EMBEDS.splitlines()[2]]), "bare.py"))
+    with pytest.raises(ConfigError, match="remove MIXES_EXAMPLES"):
+        task.load(written(WHOLE + EMBEDS + "MIXES_EXAMPLES = True", "both.py"))
+
+
 def test_evaluation_is_by_default_the_loss_without_randomness(written):
     lines = [line for line in WHOLE.splitlines() if "eval_fn" not in line and "loss_fn" not in line]
     text = (

@@ -7,6 +7,7 @@ computes each block of them again.
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,10 +19,8 @@ from jtasks.ops.precision import wide
 from jtasks.schema import BATCH_AXES
 
 EXCLUDED = -1e30  # instead of a masked similarity: finite, so that its gradient is 0 and not NaN
+BLOCK = 2**22  # largest number of similarities that a device holds at a time
 UNROLL = 32  # steps of a ring without a loop: XLA:CPU may wait forever for a loop beside other collectives
-
-# (logits, whether an entry is a pair's own, whether its image counts, whether its text counts) -> (rows, columns)
-Sums = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
 
 
 class Contrast(NamedTuple):
@@ -35,8 +34,17 @@ class Contrast(NamedTuple):
 class _Seen(NamedTuple):
     """What images have seen of texts, or texts of images."""
 
-    sums: Any  # [n] as `Sums` gives them
+    sums: Any  # [n] the rule's sums over these similarities, or None
     closest: jax.Array  # [n] largest similarity to an embedding of another pair
+    own: Any  # [n] similarity to the text of the same pair, 0 until that is seen; None for texts
+
+
+class _Rule(NamedTuple):
+    """How a loss adds up similarities."""
+
+    # (logits [n, m], which are of a pair, [n, 1] image counts, [1, m] text counts) -> sums of rows [n], of columns [m]
+    sums: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | None]]
+    total: Callable[..., jax.Array]  # (sums [k, n], axis) -> sums [n]
 
 
 def softmax_loss(images: jax.Array, texts: jax.Array, scale: Any, mask: jax.Array) -> Contrast:
@@ -55,8 +63,8 @@ def softmax_loss(images: jax.Array, texts: jax.Array, scale: Any, mask: jax.Arra
     >>> loss.nats.tolist(), loss.text_found.tolist()
     ([0.0, 0.0, 0.0], [True, True, False])
     """
-    of_images, of_texts, own = _compare(images, texts, scale, 0.0, mask, sums=_log_sums, add=jnp.logaddexp)
-    return _contrast((of_images.sums + of_texts.sums) / 2 - own, of_images, of_texts, own, mask)
+    of_images, of_texts = _compare(images, texts, scale, 0.0, mask, _Rule(_log_sums, jax.nn.logsumexp))
+    return _contrast((of_images.sums + of_texts.sums) / 2 - of_images.own, of_images, of_texts, mask)
 
 
 def sigmoid_loss(images: jax.Array, texts: jax.Array, scale: Any, bias: Any, mask: jax.Array) -> Contrast:
@@ -65,29 +73,27 @@ def sigmoid_loss(images: jax.Array, texts: jax.Array, scale: Any, bias: Any, mas
     This is the loss of SigLIP (Zhai et al. 2023, arXiv:2303.15343, algorithm 1). The arguments are those of
     `softmax_loss`; `bias`, a parameter that starts at -10 there, is added to the scaled dot products.
     """
-    of_images, of_texts, own = _compare(images, texts, scale, bias, mask, sums=_binary_sums, add=jnp.add)
-    return _contrast(of_images.sums, of_images, of_texts, own, mask)
+    of_images, of_texts = _compare(images, texts, scale, bias, mask, _Rule(_binary_sums, jnp.sum))
+    return _contrast(of_images.sums, of_images, of_texts, mask)
 
 
-def _contrast(nats: Any, of_images: _Seen, of_texts: _Seen, own: jax.Array, mask: jax.Array) -> Contrast:
+def _contrast(nats: jax.Array, of_images: _Seen, of_texts: _Seen, mask: jax.Array) -> Contrast:
     valid = mask > 0
-    found = [valid & (own > seen.closest) for seen in (of_images, of_texts)]
+    found = [valid & (of_images.own > seen.closest) for seen in (of_images, of_texts)]
     return Contrast(jnp.where(valid, nats, 0), *found)
 
 
 def _compare(
-    images: jax.Array, texts: jax.Array, scale: Any, bias: Any, mask: jax.Array, *, sums: Sums, add: Callable[..., Any]
-) -> tuple[_Seen, _Seen, jax.Array]:
-    """Return what images and texts have seen of each other, and the similarity [b] of each pair."""
+    images: jax.Array, texts: jax.Array, scale: Any, bias: Any, mask: jax.Array, rule: _Rule
+) -> tuple[_Seen, _Seen]:
+    """Return what images have seen of all texts, and texts of all images."""
     mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty or mesh.manual_axes else tuple(a for a in BATCH_AXES if mesh.shape.get(a, 1) > 1)
-    size = 1
-    for axis in axes:
-        size *= mesh.shape[axis]
-    arguments = (images, texts, mask, jnp.asarray(scale), jnp.asarray(bias))
-    ring = functools.partial(_ring, axes=axes, size=size, sums=sums, add=add)
+    axes = () if mesh.empty or mesh.manual_axes else tuple(axis for axis in BATCH_AXES if axis in mesh.shape)
+    size = math.prod(mesh.shape[axis] for axis in axes)
+    arguments = images, texts, mask, jnp.asarray(scale), jnp.asarray(bias)
     if size == 1 or len(images) % size:
-        return ring(*arguments, axes=(), size=1)
+        return _ring(*arguments, rule=rule, axes=(), size=1)
+    ring = functools.partial(_ring, rule=rule, axes=axes, size=size)
     divided, whole = PartitionSpec(axes), PartitionSpec()
     return jax.shard_map(ring, in_specs=(divided, divided, divided, whole, whole), out_specs=divided)(*arguments)
 
@@ -99,35 +105,54 @@ def _ring(
     scale: jax.Array,
     bias: jax.Array,
     *,
+    rule: _Rule,
     axes: tuple[str, ...],
     size: int,
-    sums: Sums,
-    add: Callable[..., Any],
-) -> tuple[_Seen, _Seen, jax.Array]:
+) -> tuple[_Seen, _Seen]:
     """Compare the images of this device with its own texts, and then with those that arrive around the ring."""
-    valid = (mask > 0)[:, None]
-    images, texts = (jnp.where(valid, x, 0) for x in (images, texts))  # a masked row may hold NaN
-    block = jax.checkpoint(functools.partial(_block, sums=sums), static_argnums=6)
+    images, texts = (jnp.where((mask > 0)[:, None], x, 0) for x in (images, texts))  # masked rows may hold NaN
 
     def shift(tree: Any) -> Any:
         return jax.lax.ppermute(tree, axes, [(i, (i + 1) % size) for i in range(size)])
 
-    def merge(first: _Seen, second: _Seen) -> _Seen:
-        total = None if first.sums is None else add(first.sums, second.sums)
-        return _Seen(total, jnp.maximum(first.closest, second.closest))
-
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
-        of_images, travelers = carry
-        texts, weights, of_texts = shift(travelers)
-        rows, columns, _ = block(images, texts, mask, weights, scale, bias, False)
-        return (merge(of_images, rows), (texts, weights, merge(of_texts, columns))), None
+        of_images, (texts, weights, of_texts) = carry[0], shift(carry[1])
+        rows, columns = _blocks(images, texts, mask, weights, scale, bias, len(images), rule)
+        return (_join(rule, of_images, rows), (texts, weights, _join(rule, of_texts, columns))), None
 
-    of_images, of_texts, own = block(images, texts, mask, mask, scale, bias, True)
+    of_images, of_texts = _blocks(images, texts, mask, mask, scale, bias, 0, rule)
     if size == 1:
-        return of_images, of_texts, own
+        return of_images, of_texts
     carry: tuple[Any, Any] = of_images, (texts, mask, of_texts)
     (of_images, (*_, of_texts)), _ = jax.lax.scan(step, carry, length=size - 1, unroll=min(size - 1, UNROLL))
-    return of_images, shift(of_texts), own
+    return of_images, shift(of_texts)
+
+
+def _blocks(
+    images: jax.Array,
+    texts: jax.Array,
+    image_weights: jax.Array,
+    text_weights: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    first: int,
+    rule: _Rule,
+) -> tuple[_Seen, _Seen]:
+    """Compare images [n, d] with texts [m, d] in blocks; image i and text i - first are a pair."""
+    block = jax.checkpoint(functools.partial(_block, rule=rule))
+    size = max(1, min(len(texts), BLOCK // len(images)))
+    count = -(-len(texts) // size)
+    if count == 1:
+        return block(images, texts, image_weights, text_weights, scale, bias, first)
+    padding = [(0, count * size - len(texts))]
+    parts = jnp.pad(texts, [*padding, (0, 0)]).reshape(count, size, -1)
+    weights = jnp.pad(text_weights, padding).reshape(count, size)
+
+    def part(x: tuple[jax.Array, ...]) -> tuple[_Seen, _Seen]:
+        return block(images, x[0], image_weights, x[1], scale, bias, first + x[2])
+
+    rows, columns = jax.lax.map(part, (parts, weights, size * jnp.arange(count)))
+    return _merge(rule, rows), jax.tree.map(lambda x: x.reshape(-1)[: len(texts)], columns)
 
 
 def _block(
@@ -137,20 +162,29 @@ def _block(
     text_weights: jax.Array,
     scale: jax.Array,
     bias: jax.Array,
-    pairs: bool,
+    first: Any,
     *,
-    sums: Sums,
-) -> tuple[_Seen, _Seen, jax.Array]:
-    """Compare images [n, d] with texts [m, d]; row i of both is a pair if `pairs`. Returns also the pairs' logits."""
+    rule: _Rule,
+) -> tuple[_Seen, _Seen]:
     dtype = wide(images, texts)
     logits = jnp.einsum("nd,md->nm", images, texts, preferred_element_type=dtype) * scale.astype(dtype)
     logits += bias.astype(dtype)
-    own = jnp.eye(len(images), len(texts), dtype=bool) if pairs else jnp.zeros((len(images), len(texts)), bool)
+    own = jnp.arange(len(images))[:, None] == first + jnp.arange(len(texts))[None]
     valid = (image_weights > 0)[:, None], (text_weights > 0)[None]
     others = jnp.where(own | ~(valid[0] & valid[1]), EXCLUDED, jax.lax.stop_gradient(logits))
-    rows, columns = sums(logits, own, *valid)
-    diagonal = jnp.diagonal(logits) if pairs else jnp.zeros(len(images), dtype)
-    return _Seen(rows, jnp.max(others, axis=1)), _Seen(columns, jnp.max(others, axis=0)), diagonal
+    rows, columns = rule.sums(logits, own, *valid)
+    of_images = _Seen(rows, jnp.max(others, axis=1), jnp.sum(jnp.where(own, logits, 0), axis=1))
+    return of_images, _Seen(columns, jnp.max(others, axis=0), None)
+
+
+def _join(rule: _Rule, first: _Seen, second: _Seen) -> _Seen:
+    return _merge(rule, jax.tree.map(lambda *x: jnp.stack(x), first, second))
+
+
+def _merge(rule: _Rule, parts: _Seen) -> _Seen:
+    """Merge what has been seen in several parts, from arrays [k, n] to [n]."""
+    sums = None if parts.sums is None else rule.total(parts.sums, axis=0)
+    return _Seen(sums, jnp.max(parts.closest, axis=0), None if parts.own is None else jnp.sum(parts.own, axis=0))
 
 
 def _log_sums(logits: jax.Array, own: jax.Array, image: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:

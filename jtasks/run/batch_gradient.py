@@ -6,7 +6,7 @@ again, with the same rng, and its vector-Jacobian products with these cotangents
 et al. 2021, arXiv:2101.06983).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ Embeddings = dict[str, jax.Array]
 class Functions(NamedTuple):
     """The two parts of a loss that compares examples."""
 
-    embed: Callable[[Params, Batch, jax.Array], Embeddings]  # of a part of the batch
+    embed: Callable[[Params, Batch, jax.Array | None], Embeddings]  # of a part of the batch
     loss: Callable[[Params, Embeddings, Batch], tuple[jax.Array, Metrics]]  # of the whole batch
 
 
@@ -118,6 +118,26 @@ def uneven_gradient(
     direct, cotangents, metrics = _of_loss(functions, params, embeddings, batch)
     gradient = pull_back(params, cotangents, batch, rng, share, first)
     return select_float(jax.tree.map(jnp.add, direct, gradient), gradient), metrics
+
+
+def plain_loss(
+    functions: Functions, rngs: Sequence[jax.Array]
+) -> Callable[[Params, Sequence[Batch]], tuple[jax.Array, Metrics]]:
+    """Return the loss (params, parts of the batch) -> (loss, metrics) that `exact_gradient` differentiates.
+
+    Checks compare the two, and a replay finds the line of a NaN by this function.
+
+    Args:
+      functions: the two parts of the loss.
+      rngs: the random key of each part.
+    """
+
+    def loss_fn(params: Params, parts: Sequence[Batch]) -> tuple[jax.Array, Metrics]:
+        embeddings = [functions.embed(params, part, rng) for part, rng in zip(parts, rngs, strict=True)]
+        whole = [jax.tree.map(lambda *rows: jnp.concatenate(rows), *trees) for trees in (embeddings, parts)]
+        return functions.loss(params, *whole)
+
+    return loss_fn
 
 
 def _embedder(

@@ -202,7 +202,12 @@ def split_by_mask(subject: Subject, real: np.ndarray) -> None:
 
 
 def _compare_parts(subject: Subject, whole: Measured, split: Measured, how: str) -> None:
-    declare = "; if the loss compares examples with each other (contrastive), declare MIXES_EXAMPLES = True"
+    declare = (
+        "; if the loss compares examples with each other (contrastive), write it as batch_loss_fn over embed_fn, or"
+    )
+    declare += " declare MIXES_EXAMPLES = True"
+    if hasattr(subject.task, "batch_loss_fn"):
+        declare = "; embed_fn treats each example alone, and only batch_loss_fn compares them"
     for metric, mean in whole[1].items():
         other = split[1][metric]
         if close(value(mean), value(other)):

@@ -10,7 +10,7 @@ import jax
 from jtasks.config import Config
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, raised_in
-from jtasks.testing import contract, determinism, exactness, padding, people, training
+from jtasks.testing import contract, determinism, exactness, padding, people, splitting, training
 from jtasks.testing.result import Result, Skip
 from jtasks.testing.subject import Subject
 
@@ -21,6 +21,7 @@ COMPARISONS = (
     exactness.loss_is_the_sum,
     padding.padding_is_nothing,
     exactness.accumulation_agrees,
+    splitting.batch_loss_agrees,
     exactness.meshes_agree,
     exactness.evaluation_agrees,
     padding.lengths_are_true,
@@ -31,6 +32,7 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
     "counts do not depend on parameters": exactness.counts_are_constant,
     "padding changes nothing": padding.padding_is_nothing,
     "accumulation agrees": exactness.accumulation_agrees,
+    "a loss of the whole batch does not depend on its split": splitting.batch_loss_agrees,
     "meshes agree": exactness.meshes_agree,
     "evaluation does not depend on batch size": exactness.evaluation_agrees,
     "examples are as long as lengths says": padding.lengths_are_true,

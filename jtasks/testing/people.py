@@ -18,7 +18,10 @@ ROWS = 8  # rows of the dataset that serve as inputs
 
 
 def features(subject: Subject) -> str:
-    """Check that embed_fn gives float32 [b, d], each row the features of its own example without its padding."""
+    """Check that embed_fn gives float32 [b, d], each row the features of its own example without its padding.
+
+    For a batch_loss_fn, features may have more axes.
+    """
     task = subject.task
     if not hasattr(task, "embed_fn"):
         return "the task has no embed_fn"
@@ -28,7 +31,8 @@ def features(subject: Subject) -> str:
     hint = "return {name: features}, float32 [b, d], such as the mean over an example's own tokens"
     require(isinstance(whole, Mapping) and bool(whole), f"embed_fn returned {kind(whole)}", hint)
     for name, value in whole.items():
-        form = getattr(value, "ndim", 0) == 2 and len(value) == b and value.dtype == np.float32
+        axes = range(2, 9) if hasattr(task, "batch_loss_fn") else (2,)
+        form = getattr(value, "ndim", 0) in axes and len(value) == b and value.dtype == np.float32
         require(form, f"embed_fn's {name!r} is {kind(value)}, for {b} examples", hint)
         require(bool(np.isfinite(value).all()), f"embed_fn's {name!r} has values that are not finite", hint)
         require(bool(np.ptp(value, axis=0).any()), f"embed_fn's {name!r} is the same for all examples of a batch", hint)
@@ -46,7 +50,7 @@ def features(subject: Subject) -> str:
         short = jax.device_get(embed(params, shorter))
         differing = unequal({k: x[real] for k, x in whole.items()}, {k: x[real] for k, x in short.items()}, 1e-4)
         require(not differing, f"embed_fn's {some(differing)} of an example changes with its padding", alone)
-    return ", ".join(f"{name} [{value.shape[1]}]" for name, value in whole.items())
+    return ", ".join(f"{name} {list(value.shape[1:])}" for name, value in whole.items())
 
 
 def inputs(subject: Subject) -> str:

@@ -7,7 +7,6 @@ from types import ModuleType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jtasks.config import Config
@@ -78,17 +77,11 @@ def _losses(job: Job, batch: Any, rng: jax.Array, microbatches: list[np.ndarray]
     parts = [jax.tree.map(lambda x, rows=rows: x[rows], batch) for rows in microbatches]
     keys = [jax.random.fold_in(rng, i) for i in range(len(parts))]
     functions = batch_gradient.functions(job.task, job.config)
-    if functions is None:
-        for part, key in zip(parts, keys, strict=True):
-            yield lambda p, b, key=key: job.task.loss_fn(p, b, key, job.config), part
+    if functions is not None:
+        yield batch_gradient.plain_loss(functions, keys), parts
         return
-
-    def loss_fn(params: Any, parts: list[Any]) -> Any:
-        embeddings = [functions.embed(params, part, key) for part, key in zip(parts, keys, strict=True)]
-        whole = [jax.tree.map(lambda *rows: jnp.concatenate(rows), *trees) for trees in (embeddings, parts)]
-        return functions.loss(params, *whole)
-
-    yield loss_fn, parts
+    for part, key in zip(parts, keys, strict=True):
+        yield lambda p, b, key=key: job.task.loss_fn(p, b, key, job.config), part
 
 
 def first_non_finite(

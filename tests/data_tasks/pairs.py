@@ -32,12 +32,12 @@ def dataset(split, config):
 def init(rng, batch, config):
     image, text = jax.random.split(rng)
     width = config.model.width
-    return {
+    params = {
         "image": jax.random.normal(image, (batch["image"].shape[1], width)),
         "text": jax.random.normal(text, (batch["text"].shape[1], width)),
         "scale": jnp.float32(1.0),
-        "bias": jnp.float32(-1.0),
     }
+    return params | ({"bias": jnp.float32(-1.0)} if config.model.loss == "sigmoid" else {})
 
 
 def embed_fn(params, batch, rng, config):
