@@ -1,4 +1,4 @@
-"""Tokenizers in their usual files: tokenizer.json, BERT's vocab.txt, GPT-2's vocab.json and merges.txt.
+"""Tokenizers in their usual files: tokenizer.json, BERT's vocab.txt, GPT-2's and CLIP's vocab.json and merges.txt.
 
 Like transformers, reads the files beside them too: tokenizer_config.json says whether to lower-case and names the
 special tokens (as does special_tokens_map.json), added_tokens.json lists later tokens.
@@ -7,6 +7,7 @@ special tokens (as does special_tokens_map.json), added_tokens.json lists later 
 import contextlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ CONFIG, MAP, ADDED, MERGES = BESIDE
 
 LARGEST_FILE = 2**28  # bytes; the largest in use have about 2**25
 MOST_IDS = 2**24  # more ids than any vocabulary has; an embedding of them would not fit into memory
+WORD_END = "</w>"  # at the end of words in CLIP's vocabulary
+CLIP_START, END = "<|startoftext|>", "<|endoftext|>"
 UNSEEN = "a \U0001f9ff"  # text with a character that few vocabularies have
 
 
@@ -98,6 +101,31 @@ def byte_level(model: Any, *, split: bool, prefix: bool = False) -> "Tokenizer":
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=split)
     tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _clip(vocabulary: dict[str, int], merges: Any, settings: Mapping[str, Any]) -> "Tokenizer":
+    """Make CLIP's tokenizer (Radford et al. 2021) as transformers does: lower case, and a mark at the end of words."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    start, end = (settings.get(f"{role}_token", token) for role, token in (("bos", CLIP_START), ("eos", END)))
+    unknown = settings.get("unk_token", end)
+    model = models.BPE(vocabulary, merges, continuing_subword_prefix="", end_of_word_suffix=WORD_END, unk_token=unknown)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    marks = "|".join(re.escape(mark) for mark in (CLIP_START, END))
+    words = Regex(rf"{marks}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(words, "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.RobertaProcessing(
+        (end, vocabulary[end]), (start, vocabulary[start]), trim_offsets=False, add_prefix_space=False
+    )
+    names = {start, end, unknown, settings.get("pad_token", end)}
+    tokenizer.add_special_tokens(sorted(name for name in names if name in vocabulary))
     return tokenizer
 
 
@@ -233,7 +261,7 @@ def _vocabulary(path: pathlib.Path, settings: Mapping[str, Any], lowercase: bool
 
 
 def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
-    """Read GPT-2's tokenizer from its vocabulary and the merges beside it."""
+    """Read GPT-2's tokenizer, or CLIP's, from its vocabulary and the merges beside it."""
     from tokenizers import models
 
     merges = path.with_name(path.name.replace("vocab.json", MERGES))
@@ -244,9 +272,12 @@ def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
             if len(pair) != 2:
                 raise DataError(f"{merges}, line {number}: {line[:80]!r}; expected two pieces with a blank between")
             pairs.append((pair[0], pair[1]))
+    vocabulary = _json(path)
     with as_data_error(f"{path} and {merges.name} are not byte-level BPE"):
+        if any(piece.endswith(WORD_END) for piece in vocabulary):
+            return _clip(vocabulary, pairs, settings)
         tokenizer = byte_level(
-            models.BPE(_json(path), pairs), split=True, prefix=settings.get("add_prefix_space", False)
+            models.BPE(vocabulary, pairs), split=True, prefix=settings.get("add_prefix_space", False)
         )
     names = [settings[f"{role}_token"] for role in _ROLES if f"{role}_token" in settings] or ["<|endoftext|>"]
     tokenizer.add_special_tokens([name for name in names if tokenizer.token_to_id(name) is not None])

@@ -4,7 +4,7 @@
 |---|---|
 | path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased according to tokenizer_config.json |
 | path of a `tokenizer.json`, or of a folder that holds one | as in the file; a run's workdir is such a folder |
-| path of a `vocab.json` beside a `merges.txt` | GPT-2's byte-level BPE |
+| path of a `vocab.json` beside a `merges.txt` | GPT-2's byte-level BPE, or CLIP's, whose words end in `</w>` |
 | `hf:NAME[@REVISION]` | that of a model on the Hugging Face hub |
 | `bytes` | the 256 bytes of UTF-8 |
 | `characters` | the characters of the text |

@@ -58,6 +58,19 @@ def test_single_texts_lose_their_end(tokenizer, one, length):
     }
 
 
+def test_rows_have_the_tokenizers_own_special_tokens_or_a_given_end(tokenizer):
+    texts = [text(0, 1), text(0, 9), ""]
+    np.testing.assert_array_equal(
+        encoding.rows(tokenizer, texts, 6, pad=0), encoding.pairs(tokenizer, texts, None, 6)["tokens"]
+    )
+    plain = tokenizers.load("bytes")
+    assert encoding.frame(plain) == ([], [])
+    assert encoding.rows(plain, ["ab", "abcdef"], 4, pad=7, end=256).tolist() == [[97, 98, 256, 7], [97, 98, 99, 256]]
+    assert encoding.rows(plain, ["ab"], 3, pad=7).tolist() == [[97, 98, 7]]
+    with pytest.raises(ConfigError, match=r"config.data.length=2 must be at least 3"):
+        encoding.rows(tokenizer, texts, 2, pad=0)
+
+
 def test_lengths_without_room_are_an_error(tokenizer):
     with pytest.raises(ConfigError, match=r"config.data.length=2 must be at least 3"):
         encoding.pairs(tokenizer, ["w1"], None, 2)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks.data import tokenizers
+from jtasks.data import encoding, tokenizers
 from jtasks.data.tokenizers import Corpus
 from jtasks.errors import ConfigError, DataError
 
@@ -342,6 +342,28 @@ def test_added_tokens_keep_their_ids(form, vocabulary, beside):
     beside("added_tokens.json", hello=3)
     with pytest.raises(DataError, match=r"gives 'hello' the id 5, while .* says 3"):
         tokenizers.load(str(vocabulary.parent))
+
+
+def test_clips_vocabulary_and_merges_are_its_tokenizer(tmp_path):
+    """The ids are those of CLIPTokenizer in transformers 5.24 for the same files."""
+    chars, start, end = tokenizers.byte_chars(), "<|startoftext|>", "<|endoftext|>"
+    pieces = [*chars, *(f"{char}</w>" for char in chars), "ca", "cat</w>", "th", "the</w>", start, end]
+    (tmp_path / "vocab.json").write_text(json.dumps(numbered(pieces)), encoding="utf-8")
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n", encoding="utf-8")
+    tokenizer = tokenizers.load(str(tmp_path))
+    for text, expected in {
+        "The  CAT's 12\n": ["the</w>", "cat</w>", "'", "s</w>", "1</w>", "2</w>"],
+        "cafe\u0301!? ": ["ca", "f", "Ã", "©</w>", "!", "?</w>"],
+        "": [],
+        f"{end}the catthe": [end, "the</w>", "ca", "t", "the</w>"],
+    }.items():
+        assert tokenizer.encode(text).tokens == [start, *expected, end]
+    rows = encoding.rows(tokenizer, ["The  CAT's 12\n", ""], 6, pad=517)
+    assert rows.tolist() == [[516, 515, 513, 39, 371, 517], [516, 517, 517, 517, 517, 517]]
+    del pieces[-1]
+    (tmp_path / "vocab.json").write_text(json.dumps(numbered(pieces)), encoding="utf-8")
+    with pytest.raises(DataError, match=r"endoftext"):
+        tokenizers.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
