@@ -161,6 +161,10 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     _join(flags)
     if flags.input is not None:
         return _answer(flags, overrides, workdir)
+    if flags.mode == "probe":
+        from jtasks.run import probe
+
+        return probe.run(_open_model(flags, overrides, workdir))
     config = configs.load(_config_file(flags), overrides)
     same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "output")}
     processes.require_same(same | dict(configs.fields(config)))
@@ -219,8 +223,8 @@ def _join(flags: argparse.Namespace) -> None:
     from jtasks.distributed import clusters, processes
 
     place = flags.coordinator, flags.num_processes, flags.process_id
-    if (flags.mode == "check" or flags.input is not None) and processes.find(*place):
-        what = "--mode=check" if flags.mode == "check" else "--input"
+    if (flags.mode in ("check", "probe") or flags.input is not None) and processes.find(*place):
+        what = "--input" if flags.input is not None else f"--mode={flags.mode}"
         raise errors.ConfigError(f"{what} runs in one process, on all of its devices: give --num-processes=1")
     joined = processes.start(*place, flags.timeout, workdir_path(flags), make=flags.mode == "train")
     if joined is not None and joined.process == 0:
@@ -260,21 +264,25 @@ def _checkpoint(flags: argparse.Namespace) -> str:
     return "newest" if flags.checkpoint is None else flags.checkpoint
 
 
+def _open_model(flags: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> Any:
+    """Return a run or a Hugging Face model for new inputs, without the data of the run."""
+    from jtasks import config as configs
+    from jtasks.run import inference, restore
+
+    if is_pretrained(flags.workdir):
+        return inference.load(flags.workdir, overrides=overrides)
+    config = configs.load(_config_file(flags), overrides)
+    return inference.Run(restore.open_alone(config, workdir, _checkpoint(flags)))
+
+
 def _answer(flags: argparse.Namespace, overrides: Sequence[str], workdir: pathlib.Path) -> dict[str, Any] | None:
     """Answer an --input; return None if the answers went to stdout."""
-    from jtasks import config as configs
-    from jtasks.run import answer, inference, restore
-
-    def open_model() -> inference.Run:
-        if is_pretrained(flags.workdir):
-            return inference.load(flags.workdir, overrides=overrides)
-        config = configs.load(_config_file(flags), overrides)
-        return inference.Run(restore.open_alone(config, workdir, _checkpoint(flags)))
+    from jtasks.run import answer
 
     output = None if flags.output is None else user_path("--output", flags.output)
     source = flags.input if flags.input == "-" else str(user_path("--input", flags.input))
     counts = answer.run(
-        open_model,
+        lambda: _open_model(flags, overrides, workdir),
         source,
         function=flags.mode,
         kind=flags.input_format,

@@ -11,8 +11,8 @@ import jtasks
 from jtasks import ranges
 from jtasks.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "embed", "show", "report", "export", "check", "plan")
-READING = ("eval", "predict", "embed", "show", "export")  # modes that take a --checkpoint
+MODES = ("train", "eval", "predict", "embed", "probe", "show", "report", "export", "check", "plan")
+READING = ("eval", "predict", "embed", "probe", "show", "export")  # modes that take a --checkpoint
 ANSWERING = ("predict", "embed")  # modes that take an --input
 FORMATS = ("jsonl", "csv", "tsv", "lines")
 FIELDS = ("--config.", "--sweep.")  # before the name of a field of the config
@@ -32,6 +32,8 @@ modes:
   predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl, or with --input those for
            your own texts, rows or pictures to stdout or --output
   embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input
+  probe    classify labeled pictures, --config.probe.name=folder:PATH, by texts of their classes (zero-shot), and with
+           --config.probe.shots=(1, 16, 0) by linear probes on so many pictures of a class (0: all); also of hf:NAME
   show     write pictures and texts from a checkpoint to DIR/show/
   report   write a page of the run, DIR/report.html, with curves, results, pictures and config; with --runs=A,B,C
            instead of --workdir a page that lays several runs side by side, ./comparison.html
@@ -152,10 +154,11 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
     if flags.input is not None and flags.mode not in ANSWERING:
         raise ConfigError(f"--input is for --mode={' and --mode='.join(ANSWERING)}, not --mode={flags.mode}")
     if is_pretrained(flags.workdir) and (
-        flags.input is None or flags.checkpoint is not None or flags.config is not None
+        (flags.input is None and flags.mode != "probe") or flags.checkpoint is not None or flags.config is not None
     ):
         raise ConfigError(
-            f"--workdir={flags.workdir} is a model without a run: it needs --input, and has no checkpoints"
+            f"--workdir={flags.workdir} is a model without a run: it needs --input or --mode=probe, and has no"
+            " checkpoints"
         )
     if flags.input is None and (flags.input_format or flags.no_header or flags.skip_bad):
         raise ConfigError("--input-format, --no-header and --skip-bad describe an --input, which is not given")

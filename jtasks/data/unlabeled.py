@@ -12,6 +12,7 @@ from jtasks.data.images import form
 from jtasks.errors import DataError
 
 LONGEST_PATH = 4096  # characters
+PICTURES = ("image", "bytes", "path", "file")  # names of the picture in a dict
 PICTURE = "a path, a PIL image, an array uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], or a dict with one as 'image'"
 
 
@@ -85,6 +86,39 @@ def picture_and_text(given: Any, names: Sequence[str], *, needed: bool) -> tuple
             raise DataError(f"{describe(given)} has no {names[0]}; expected {expected}")
         return picture, None
     return picture, values.content(text, f"the {names[0]}")
+
+
+def picture_or_texts(given: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return the picture of an input, for `pictures_rgb`, or None, and its texts; it has at least one of these.
+
+    Args:
+      given: a text; a picture; a pair (picture, text or texts); a line `FILE<TAB>text`; or a dict with a picture (see
+        PICTURE), with `text`, `caption` or `captions`, or with both. A str that ends like a picture's name is a path.
+
+    Raises:
+      DataError: the input is none of these, or a text is empty.
+    """
+    expected = f"a text, a picture ({PICTURE}), a pair (picture, text), or a dict with 'text' or 'captions'"
+    picture: Any = None
+    texts: Any = ()
+    if isinstance(given, Mapping):
+        picture = given if any(given.get(name) is not None for name in PICTURES) else None
+        texts = next((given[name] for name in ("captions", "caption", "text") if given.get(name) is not None), ())
+        if picture is None and not len(texts):
+            raise DataError(f"{describe(given)}; expected {expected}")
+    elif isinstance(given, list | tuple):
+        if len(given) != 2:
+            raise DataError(f"{describe(given)}; expected {expected}")
+        picture, texts = given
+    elif isinstance(given, str) and pictures.is_picture(os.path.basename(given.partition("\t")[0])) and "\t" in given:
+        picture, texts = given.split("\t", 1)
+    else:
+        text = isinstance(given, str) and not pictures.is_picture(os.path.basename(given))
+        picture, texts = (None, given) if text else (given, ())
+    texts = (texts,) if isinstance(texts, str) else texts
+    if not isinstance(texts, Sequence) or isinstance(texts, bytes):
+        raise DataError(f"{describe(texts)}; expected a text or several")
+    return picture, tuple(values.content(text, "the text") for text in texts)
 
 
 def text_pairs(
@@ -213,7 +247,7 @@ def _image(given: Any, channels: int, highest: int, target: Any) -> np.ndarray:
 
 def _picture_of(given: Mapping[str, Any]) -> Any:
     """Return the picture in a dict; the data sets of Hugging Face have {"image": {"bytes", "path"}}."""
-    key = next((key for key in ("image", "bytes", "path", "file") if given.get(key) is not None), None)
+    key = next((key for key in PICTURES if given.get(key) is not None), None)
     if key is None:
         raise DataError(f"{describe(given)}; expected {PICTURE}")
     return _picture_of(given[key]) if isinstance(given[key], Mapping) else given[key]
