@@ -4,9 +4,9 @@ from typing import Any, assert_type
 
 from jtasks.config import Config
 from jtasks.task import MixingTask, Task
-from jtasks.tasks import avsd, bert, choice, classify, contrast, igpt, lm, mnist, qa, tag, vit
+from jtasks.tasks import avsd, bert, caption, choice, classify, contrast, igpt, lm, mnist, qa, tag, vit
 
-TASKS: list[Task] = [avsd, bert, choice, classify, igpt, lm, mnist, qa, tag, vit]
+TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, qa, tag, vit]
 MIXING: list[MixingTask] = [contrast]
 
 

@@ -12,6 +12,8 @@ from jtasks.errors import DataError
 
 Entries = Mapping[str, Any]
 
+KEPT = 1 << 28  # bytes of decoded pictures that stay in memory, as data with many rows per picture decodes them often
+
 
 class Row(Mapping[str, Any]):
     """The entries of a row, and its picture as `image`, which is decoded at the first access."""
@@ -47,9 +49,13 @@ class Rows(Sequence[Row]):
     entries: Sequence[Entries] = dataclasses.field(repr=False)
     decode: Callable[[Any], np.ndarray] = dataclasses.field(repr=False)
     size: int | Resize | None = None
+    kept: dict[Any, np.ndarray] = dataclasses.field(default_factory=dict, repr=False)  # by name and size
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"kept": {}}
 
     @overload
     def __getitem__(self, index: int) -> Row: ...
@@ -79,11 +85,19 @@ class Rows(Sequence[Row]):
 
     def _image(self, index: int, file: Any) -> np.ndarray:
         try:
-            if isinstance(file, tuple):
-                return self._stack([fit(self.decode(name), self.size) for name in file])
-            return fit(self.decode(file), self.size)
+            return self._stack([self._load(name) for name in file]) if isinstance(file, tuple) else self._load(file)
         except DataError as error:
             raise DataError(f"example {index} of {self.name}: {error}") from error
+
+    def _load(self, name: Any) -> np.ndarray:
+        """Return one picture in its size, read-only."""
+        image = self.kept.get((name, self.size))
+        if image is None:
+            image = fit(self.decode(name), self.size)
+            image.flags.writeable = False
+            if (len(self.kept) + 1) * image.nbytes <= KEPT:
+                self.kept[name, self.size] = image
+        return image
 
     def _stack(self, images: list[np.ndarray]) -> np.ndarray:
         if len({image.shape for image in images}) > 1:

@@ -21,6 +21,7 @@ from jtasks.models.cache import reorder_branches
 from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
 from jtasks.models.gpt import GPT, shift_right
+from jtasks.models.prefix_captioner import PrefixCaptioner
 from jtasks.models.two_towers import TwoTowers, scale_and_bias
 from jtasks.models.video_gpt import Prompt, VideoGPT
 from jtasks.models.vit import ViT
@@ -31,6 +32,7 @@ __all__ = [
     "BLIP",
     "GPT",
     "ConvNet",
+    "PrefixCaptioner",
     "Prompt",
     "TwoTowers",
     "ViT",

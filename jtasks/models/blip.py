@@ -148,9 +148,12 @@ class BLIP(nn.Module):
         )
         return nats.reshape(b, k, t - 1), correct.reshape(b, k, t - 1)
 
-    def caption_logits(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Return the logits [b, t, vocab] of the token after each of `tokens` [b, t], without dropout."""
-        return self.text_decoder.logits(tokens, memory=self.encode_image(images))
+    def caption_logits(self, images: jax.Array, tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
+        """Return the logits [b, t, vocab] of the token after each of `tokens` [b, t], without dropout.
+
+        Only at padding do the logits depend on `segment_ids` [b, t], 0 for padding.
+        """
+        return self.text_decoder.logits(tokens, segment_ids, memory=self.encode_image(images))
 
     def read(
         self, images: jax.Array, prompt: jax.Array, length: int, branches: int = 1, valid: jax.Array | None = None

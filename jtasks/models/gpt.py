@@ -163,6 +163,12 @@ class GPT(nn.Module):
         rows = positions if positions.ndim == 2 else positions[None]  # shared positions are looked up once
         return self.dropout_in(self.tokens(tokens) + self.position(rows), deterministic)
 
+    def _add_positions(self, x: jax.Array, valid: jax.Array, deterministic: bool) -> jax.Array:
+        """Add learned positions of the `valid` [b, t] ones to `x` [b, t, width], as `_embed` does to tokens."""
+        if x.shape[1] > self.max_length:
+            raise ConfigError(f"a sequence of {x.shape[1]}, but the model has {self.max_length} positions")
+        return self.dropout_in(x + self.position(caches.places(valid)), deterministic)
+
     def _run(
         self, x: jax.Array, cache: Cache | None, segment_ids: jax.Array | None, deterministic: bool
     ) -> tuple[jax.Array, Any, jax.Array]:
@@ -172,13 +178,13 @@ class GPT(nn.Module):
         last = jnp.mean(hidden.astype(wide(hidden)), axis=1)
         return hidden, cache, jnp.concatenate([features, last[None]])
 
-    def _token_loss(self, hidden: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _token_loss(self, hidden: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> tuple[jax.Array, jax.Array]:
         if self.tied:
             table = self.tokens.embedding
         else:
             self.head(hidden[:, :1])  # creates the parameters during initialization
             table = self.head.variables["params"]["kernel"].T
-        return vocabulary_loss(hidden, table, labels)
+        return vocabulary_loss(hidden, table, labels, smoothing=smoothing)
 
     def _logits(self, hidden: jax.Array) -> jax.Array:
         return vocabulary_logits(hidden, self.tokens.embedding) if self.tied else self.head(hidden)

@@ -6,8 +6,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jtasks.errors import ConfigError
-from jtasks.models.cache import places
 from jtasks.models.gpt import GPT
 from jtasks.models.layers import NORMAL, Cache, Head
 from jtasks.ops import pooling
@@ -87,10 +85,7 @@ class VideoGPT(GPT):
         if self.features:
             parts.insert(0, self.project(video) + self._kind("video"))
         valid = jnp.concatenate(there, axis=1)
-        if valid.shape[1] > self.max_length:
-            raise ConfigError(f"video and text take {valid.shape[1]} positions, but the model has {self.max_length}")
-        x = jnp.concatenate(parts, axis=1) + self.position(places(valid))
-        return self.dropout_in(x, deterministic), valid
+        return self._add_positions(jnp.concatenate(parts, axis=1), valid, deterministic), valid
 
     def _kind(self, name: str) -> Any:
         return self.kind(jnp.full((1, 1), KINDS.index(name)))

@@ -267,3 +267,17 @@ def test_captions_are_read_without_decoding(tmp_path, monkeypatch):
     rows = read(tmp_path)
     monkeypatch.setattr(picture_rows, "fit", None)  # decoding ends here
     assert [pipeline.read(rows, i, whole=False)["captions"] for i in range(3)] == CAPTIONS
+
+
+def test_small_pictures_are_decoded_once(tmp_path, monkeypatch):
+    draw(tmp_path, *NAMES)
+    (tmp_path / "captions.csv").write_text(FILES["x.csv"])
+    rows = read(tmp_path)
+    first = [row["image"] for row in rows]
+    for name in NAMES:
+        (tmp_path / name).unlink()
+    assert [row["image"].tolist() for row in rows.take(np.arange(3))] == [image.tolist() for image in first]
+    assert len(pickle.dumps(rows)) < 2000 and not first[0].flags.writeable
+    monkeypatch.setattr(picture_rows, "KEPT", 71)  # bytes of one picture and less
+    with pytest.raises(DataError, match=r"cannot decode .*b\.png"):
+        pickle.loads(pickle.dumps(rows))[0]["image"]

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import finetune
+import made_captions
 import made_dialogues
 import pytest
 from front_door import ROOT, TINY_GPT
@@ -20,7 +21,7 @@ from jtasks.run.restore import open_run
 SHORT = ["--config.steps=1", "--config.epochs=0", "--config.show_count=0", "--config.report_metric=False"]
 MODEL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2"]
 TEXT = "the cat sat on the mat\na dog ran over the hill\nbirds sing in the tall green tree\n"
-TASKS = ("classify", "tag", "qa", "choice", "lm", "bert", "avsd", "mnist", "igpt", "classifier", "pictures")
+TASKS = ("classify", "tag", "qa", "choice", "lm", "bert", "avsd", "mnist", "igpt", "classifier", "pictures", "caption")
 
 WINDOWS = {"tag": "tag", "qa": "score"}  # an output of tasks that read windows
 
@@ -60,6 +61,11 @@ def config_of(name: str, data: pathlib.Path) -> configs.Config:
         made_dialogues.write(data, {"train": 8, "valid": 4, "test": 3}, features=False)
         return configs.load(
             f"{ROOT}/configs/avsd.py:small", [*made_dialogues.TINY, f"--config.data.dir={data}", *SHORT]
+        )
+    if name == "caption":
+        made_captions.write(data)
+        return configs.load(
+            f"{ROOT}/configs/caption_emoji.py", [*made_captions.TINY, f"--config.data.dir={data}", *SHORT]
         )
     if name == "pictures":
         from PIL import Image

@@ -31,6 +31,20 @@ FIELDS = {
     "tag": {"model": BERT | {"labels": 3}},
     "qa": {"model": BERT | {"labels": 2}},
     "lm": {"data": {"packed": True, "length": 159}, "model": GPT | {"end": 10}},
+    "caption": {
+        "label_smoothing": 0.1,
+        "attention_layer": None,
+        "data": {"augment": "", "color": 0.0, "white": 255.0},
+        "model": {
+            **{f"{tower}_{name}": SIZES[name] for tower in ("image", "text") for name in ("width", "depth", "heads")},
+            "vocab": 11,
+            "max_length": T,
+            "patch": 4,
+            "fusion": "cross",
+            "begin": 1,
+            "prompt": (4,),
+        },
+    },
     "avsd": {"video_loss": 0.5, "model": GPT | {"remat": False, "features": 5}},
 }
 NAMES = [*tiny.FIELDS, *FIELDS]
@@ -69,6 +83,11 @@ def batch(name):
         "tag": text | {"labels": ids(B, T) % 4 - 1},
         "qa": text | {"start": ids(B) * 0, "end": ids(B) * 0},
         "lm": {"tokens": ids(B, 160), "skip": ids(B), "bytes": ids(B)},  # more than attention.BLOCK
+        "caption": {
+            "image": random.integers(0, 256, (B, 8, 8, 3), dtype=np.uint8),
+            "tokens": ids(B, 2, 4),
+            "counts": ids(B, 2) % 5,
+        },
         "avsd": dialogue | video,
     }[name]
 
