@@ -14,7 +14,9 @@ def get_config(preset: str) -> ml_collections.ConfigDict:
     size = sizes(case, name)[1]
     config = ml_collections.ConfigDict()
     config.steps, config.batch_size = 1_000_000, size["batch"]
-    fields = {"igpt": _lm if size.get("tied") else _igpt, "bert": _bert, "mnist": _mnist, "vit": _vit}[case](size)
+    fields = {"igpt": _lm if size.get("tied") else _igpt, "bert": _bert, "mnist": _mnist, "vit": _vit, "clip": _clip}[
+        case
+    ](size)
     config.update({"optim": dict(name="adamw", lr=1e-4, weight_decay=0.01)} | fields)
     return config
 
@@ -53,3 +55,23 @@ def _mnist(size: dict[str, Any]) -> dict[str, Any]:
 def _vit(size: dict[str, Any]) -> dict[str, Any]:
     model = dict(patch=size["patch"], classes=size["classes"], shape=(size["size"],) * 2)
     return dict(task="jtasks.tasks.vit", data=dict(name="digits"), model=_transformer(size) | model)
+
+
+def _clip(size: dict[str, Any]) -> dict[str, Any]:
+    image, text = (
+        {f"{tower}_{name}": size[f"{prefix}{theirs}"] for name, theirs in names.items()}
+        for names in [{"width": "width", "depth": "layers", "heads": "heads"}]
+        for tower, prefix in (("image", ""), ("text", "text_"))
+    )
+    model = dict(
+        patch=size["patch"],
+        shape=(size["size"],) * 2,
+        image_norm_first=True,
+        patch_bias=False,
+        vocab=size["vocab"],
+        max_length=size["length"],
+        end=size["vocab"] - 1,
+        pad=0,
+        embed_dim=size["width"],
+    )
+    return dict(task="jtasks.tasks.contrast", data=dict(length=size["length"]), model=image | text | model)

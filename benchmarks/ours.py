@@ -75,6 +75,10 @@ def transformer_flops(case: str, size: dict[str, Any]) -> float:
     """Count the model's operations in a step, without recomputation; causal attention is half (PaLM, appendix B)."""
     if case == "mnist":
         return 0.0
+    if case == "clip":
+        names = ("layers", "width")
+        text = transformer_flops("igpt", size | {name: size[f"text_{name}"] for name in names} | {"vocab": 0})
+        return text + transformer_flops("vit", size)
     length = (size["size"] // size["patch"]) ** 2 if case == "vit" else size["length"]
     tokens, width, layers = size["batch"] * length, size["width"], size["layers"]
     predicted = {"igpt": tokens, "bert": size["batch"] * size.get("hidden", 0), "vit": 0}[case]
@@ -180,7 +184,16 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, A
     return work, {"compile_s": compiled, **device("float32")}
 
 
-EXAMPLES = {"igpt": igpt, "lm": lm, "bert": bert, "mnist": mnist, "vit": vit}
+def clip(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarray]:
+    """Make pictures with one text each, half of it padding."""
+    n, length = 8 * size["batch"], size["length"]
+    tokens = random.integers(1, size["vocab"] - 1, (n, 1, length), np.int32)
+    tokens[:, :, length // 2], tokens[:, :, length // 2 + 1 :] = size["vocab"] - 1, 0
+    images = random.integers(0, 256, (n, size["size"], size["size"], 3), np.uint8)
+    return {"image": images, "tokens": tokens, "count": np.ones(n, np.int32), "pictured": np.ones(n, bool)}
+
+
+EXAMPLES = {"igpt": igpt, "lm": lm, "bert": bert, "mnist": mnist, "vit": vit, "clip": clip}
 
 if __name__ == "__main__":
     serve(setup, device_peak)

@@ -92,6 +92,56 @@ class VisionModel(nn.Module):
         return functional.cross_entropy(self.head(self.last(self.blocks(x)).mean(1)), labels)
 
 
+class ImageTower(nn.Module):
+    """A vision transformer on uint8 [b, h, w, c], pooled by a class token."""
+
+    def __init__(self, size: int, patch: int, layers: int, width: int, heads: int):
+        super().__init__()
+        self.embed = nn.Conv2d(3, width, patch, patch, bias=False)
+        self.token = nn.Parameter(0.02 * torch.randn(width))
+        self.position = nn.Parameter(0.02 * torch.randn((size // patch) ** 2 + 1, width))
+        self.blocks = nn.Sequential(*(Block(width, heads, causal=False) for _ in range(layers)))
+        self.first, self.last = nn.LayerNorm(width), nn.LayerNorm(width)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = self.embed((images / 127.5 - 1).permute(0, 3, 1, 2)).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(len(x), 1, -1), x], dim=1) + self.position
+        return self.last(self.blocks(self.first(x))[:, 0])
+
+
+class TextTower(nn.Module):
+    """A causal transformer on ids [b, t], pooled at the largest id."""
+
+    def __init__(self, vocab: int, length: int, layers: int, width: int, heads: int):
+        super().__init__()
+        self.embed, self.position = nn.Embedding(vocab, width), nn.Parameter(0.01 * torch.randn(length, width))
+        nn.init.normal_(self.embed.weight, std=0.02)
+        self.blocks = nn.Sequential(*(Block(width, heads, causal=True) for _ in range(layers)))
+        self.last = nn.LayerNorm(width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x = self.last(self.blocks(self.embed(tokens) + self.position))
+        return x[torch.arange(len(x), device=x.device), tokens.argmax(1)]
+
+
+class Clip(nn.Module):
+    """Two towers that give their contrastive loss."""
+
+    def __init__(self, size: dict[str, Any]):
+        super().__init__()
+        self.image = ImageTower(*(size[name] for name in ("size", "patch", "layers", "width", "heads")))
+        self.text = TextTower(*(size[name] for name in ("vocab", "length", "text_layers", "text_width", "text_heads")))
+        self.image_projection = nn.Linear(size["width"], size["width"], bias=False)
+        self.text_projection = nn.Linear(size["text_width"], size["width"], bias=False)
+        self.scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        image = functional.normalize(self.image_projection(self.image(images)), dim=-1)
+        text = functional.normalize(self.text_projection(self.text(tokens)), dim=-1)
+        logits, own = self.scale.exp().clamp(max=100) * image @ text.T, torch.arange(len(image), device=image.device)
+        return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
+
+
 def trainer(model: nn.Module, batches: Iterator[tuple[torch.Tensor, ...]], loss: Any, orders: dict[str, Any]) -> Work:
     """Return a function that runs steps of AdamW on the loss of a batch."""
     device = orders["device"]
@@ -146,6 +196,18 @@ def vit(size: dict[str, Any], orders: dict[str, Any]) -> Work:
     def made() -> tuple[torch.Tensor, torch.Tensor]:
         images = torch.randint(256, (size["batch"], size["size"], size["size"], 3), dtype=torch.uint8)
         return images, torch.randint(size["classes"], (size["batch"],))
+
+    return trainer(model, eight(made, orders["device"]), model, orders)
+
+
+def clip(size: dict[str, Any], orders: dict[str, Any]) -> Work:
+    model, length, end = Clip(size).to(orders["device"]), size["length"], size["vocab"] - 1
+
+    def made() -> tuple[torch.Tensor, torch.Tensor]:
+        images = torch.randint(256, (size["batch"], size["size"], size["size"], 3), dtype=torch.uint8)
+        tokens = torch.randint(1, end, (size["batch"], length))
+        tokens[:, length // 2], tokens[:, length // 2 + 1 :] = end, 0
+        return images, tokens
 
     return trainer(model, eight(made, orders["device"]), model, orders)
 
@@ -230,7 +292,7 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> Work:
     return work
 
 
-CASES = {"igpt": igpt, "bert": bert, "mnist": mnist, "vit": vit, "beam": beam}
+CASES = {"igpt": igpt, "bert": bert, "mnist": mnist, "vit": vit, "clip": clip, "beam": beam}
 
 if __name__ == "__main__":
     serve(setup, device_peak)

@@ -10,7 +10,7 @@ from front_door import ROOT
 
 SMOKE = ["--preset=smoke", "--rounds=1", "--count=1"]
 CASES = {
-    "step.py": ["igpt", "bert", "mnist", "vit"],
+    "step.py": ["igpt", "bert", "mnist", "vit", "clip"],
     "decode.py": ["beam"],
     "memory.py": ["memory igpt", "memory bert"],
     "data.py": ["data arrays", "data sequence", "data pictures", "data windows"],
