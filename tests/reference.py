@@ -13,7 +13,8 @@ BERT_PRETRAINING, BERT_ANSWERS = "BertForPreTraining", "BertForQuestionAnswering
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", VIT)
 TOWERS = ("CLIPModel", "SiglipModel")
 BLIP_RETRIEVAL = "BlipForImageTextRetrieval"
-OWN = (BLIP_RETRIEVAL,)  # with tests of their own
+BLIP_CAPTIONS = "BlipForConditionalGeneration"
+OWN = (BLIP_RETRIEVAL, BLIP_CAPTIONS)  # with tests of their own
 KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS, *TOWERS)
 
 
