@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 
 # Tests compile more than they compute. With these settings XLA compiles the gradient of a small GPT in a tenth of the
-# time; whoever sets the two variables, to nothing too, tests with a compiler of their own choice.
+# time. Variables that are set already stay: XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1")
 

@@ -14,6 +14,11 @@ DIGITS = ["--config=configs/igpt_digits.py", *TINY_GPT, "--config.batch_size=16"
 QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # models so small take longer to compile than to run
 
 
+def readers_environment() -> dict[str, str]:
+    """The environment of a reader, whose compiler optimizes as usual."""
+    return {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
+
+
 def start(*arguments: object, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
     """Begin `python main.py ARGUMENTS`."""
     return subprocess.Popen(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from front_door import ROOT, records, run
+from front_door import ROOT, readers_environment, records, run
 
 from jtasks import config as configs
 from jtasks import shipped
@@ -174,7 +174,7 @@ def paste(folder, language, text):
         return
     shell = ["bash", "-euo", "pipefail", "-c"] if language == "sh" else [sys.executable, "-c"]
     path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment = {**readers_environment(), "PATH": path, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [*shell, text], cwd=folder, env=environment, capture_output=True, text=True, timeout=900, check=False
     )

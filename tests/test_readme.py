@@ -1,12 +1,11 @@
 """README tells the truth: its code runs as pasted, with nothing before or after it, and its figures are measured."""
 
-import os
 import re
 import subprocess
 import sys
 
 import pytest
-from front_door import ROOT, run
+from front_door import ROOT, readers_environment, run
 
 from jtasks import shipped
 
@@ -15,7 +14,7 @@ TASK, ANSWERS, SCRIPT = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 
 
 def run_script(script, folder):
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    environment = {**readers_environment(), "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
         [sys.executable, "-c", script], check=True, cwd=folder, env=environment, timeout=300, stdout=subprocess.PIPE
     ).stdout.decode()
