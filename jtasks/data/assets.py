@@ -48,7 +48,7 @@ def image_processor(
     usual = Resize(BICUBIC, shape[0], shape[1]) if shape else None
     size = _sizes(given) if (given := Resize(*resize) if resize else usual) else {}
     scaling = {"do_rescale": True, "rescale_factor": rescale, "do_normalize": True}
-    numbers = {"image_mean": list(mean), "image_std": list(std)}
+    numbers = {"image_mean": list(mean), "image_std": list(std), "do_convert_rgb": len(mean) == 3}
     return {PROCESSOR: _text({"image_processor_type": "ViTImageProcessor", **size} | scaling | numbers)}
 
 

@@ -237,6 +237,9 @@ def test_damaged_archives_and_pictures_are_named(tmp_path):
         assert rows[1]["captions"] == ("b",)
         with pytest.raises(DataError, match=r"example 1 of .*captions\.txt: cannot decode .*c\.png"):
             rows[1]["image"]
+        reports = []
+        replaced = pipeline.Tolerant(rows, 1, reports.append)[1]
+        assert replaced["captions"] == ("a",) and "c.png" in reports[0]
     for content in (b"", b"no archive", (tmp_path / "x.tar").read_bytes()[:1400]):
         (tmp_path / "y.tar").write_bytes(content)
         with pytest.raises(DataError, match=r"y\.tar (is truncated or corrupt|holds no files)"):
