@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jtasks.data import arrow, parsing, pictures, table_files, values
+from jtasks.data import arrow, parsing, pictures, table_files, unlabeled, values
 from jtasks.errors import ConfigError, DataError
 
 STDIN = "-"
@@ -20,6 +20,7 @@ SUFFIXES = {
     ".txt": "lines",
     **dict.fromkeys(table_files.SUFFIXES, "table"),
 }
+PICTURES = (*unlabeled.PICTURES, "images", "image2")  # columns with paths of pictures
 KNOWN = f"{', '.join(SUFFIXES)}, or a picture ({', '.join(sorted(pictures.SUFFIXES))})"
 
 Value = dict[str, Any] | str | pathlib.Path  # a row, a line, the path of a picture
@@ -30,6 +31,22 @@ class Input(NamedTuple):
 
     place: str
     value: Value | DataError
+    folder: str = ""  # of the file that has the row
+
+    @property
+    def given(self) -> Value | DataError:
+        """Return the value for the task: a picture of a row that does not lie here is looked for beside its file."""
+        if not self.folder or not isinstance(self.value, dict):
+            return self.value
+        return {name: self._locate(x) if name in PICTURES else x for name, x in self.value.items()}
+
+    def _locate(self, name: Any) -> Any:
+        if isinstance(name, list):
+            return [self._locate(item) for item in name]
+        if not isinstance(name, str) or not pictures.is_picture(os.path.basename(name)) or os.path.exists(name):
+            return name
+        beside = os.path.join(self.folder, name)
+        return beside if os.path.exists(beside) else name
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -46,7 +63,8 @@ def read(source: str, kind: str | None = None, *, bare: bool = False) -> Iterato
       source: one of
 
         - `-`, which is stdin, or another pipe: `kind`, else JSONL if the first line starts with `{`, else lines
-        - a .jsonl, .csv, .tsv, .parquet or .arrow file, whose rows are dicts; `data.tables.rows` describes the formats
+        - a .jsonl, .csv, .tsv, .parquet or .arrow file, whose rows are dicts; `data.tables.rows` describes the formats.
+          A picture in a column of PICTURES lies here, or beside the file
         - a .txt file, whose lines are str; empty lines are skipped
         - a picture, or a folder of pictures at any depth, by sorted folders, then names: pathlib.Path
 
@@ -101,6 +119,7 @@ def _text(source: str, name: str, kind: str | None, bare: bool) -> Iterator[Inpu
     """Yield the rows or lines of a text file or stream; `kind` None: the first line that is not empty decides."""
     if source == STDIN and sys.stdin is None:
         return
+    folder = "" if source == STDIN else os.path.dirname(source)
     with open(0 if source == STDIN else source, "rb", closefd=source != STDIN) as file:
         head = list[bytes]()
         while kind is None:
@@ -113,7 +132,7 @@ def _text(source: str, name: str, kind: str | None, bare: bool) -> Iterator[Inpu
             yield from _lines(lines)
         else:
             for number, row in parsing.parse(lines, f".{kind}", bare=bare):
-                yield Input(f"{name}, line {number}", row)
+                yield Input(f"{name}, line {number}", row, folder)
 
 
 def _lines(lines: parsing.Lines) -> Iterator[Input]:

@@ -12,7 +12,16 @@ from jtasks.data.images import form
 from jtasks.errors import DataError
 
 LONGEST_PATH = 4096  # characters
-PICTURES = ("image", "bytes", "path", "file")  # names of the picture in a dict
+PICTURES = (
+    "image",
+    "bytes",
+    "path",
+    "file",
+    "file_name",
+    "filename",
+    "filepath",
+    "image_path",
+)  # names in a dict, best first
 PICTURE = "a path, a PIL image, an array uint8 [h, w], [h, w, 1], [h, w, 3] or [h, w, 4], or a dict with one as 'image'"
 
 

@@ -78,7 +78,7 @@ class _Answers:
         """Yield the values of the inputs, and remember the inputs until they have a row."""
         for index, item in enumerate(reading):
             self.items[index] = item
-            yield item.value
+            yield item.given
 
     def add(self, index: int, result: dict[str, Any]) -> None:
         """Write the row of an input that has a result."""

@@ -1,5 +1,6 @@
 """Claims about inputs: each has its place, order is kept, and a bad one does not hide the next."""
 
+import json
 import os
 import pathlib
 import re
@@ -32,6 +33,20 @@ def test_a_csv_keeps_rows_and_lines_and_goes_on_after_bad_ones(tmp_path):
     for item, message in zip(rows[1:], ("3 columns", "not UTF-8", "',' expected after", "zero byte"), strict=True):
         assert isinstance(item.value, DataError) and f"{item.place}: " in str(item.value)
         assert message in str(item.value)
+
+
+def test_a_picture_in_a_table_lies_here_or_beside_the_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("here.png", "far/here.png", "far/there.png"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).touch()
+    rows = [{"image": name, "text": name} for name in ("here.png", "there.png", "no.png")] + [{"images": ["there.png"]}]
+    (tmp_path / "far" / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    items = list(inputs.read("far/x.jsonl"))
+    assert [item.fields for item in items] == rows
+    found = [item.given.get("image", item.given.get("images")) for item in items]
+    assert found == ["here.png", "far/there.png", "no.png", ["far/there.png"]]
+    assert items[1].given["text"] == "there.png"
 
 
 def test_a_table_without_a_header_has_numbered_columns(tmp_path):
@@ -71,7 +86,7 @@ def test_pictures_come_sorted_from_any_depth(tmp_path):
     names = [item.place.removeprefix(f"{tmp_path}/") for item in items]
     assert names == ["b.png", "y.png", "z.gif", "a/z.JPG", "a/b/c.png"]
     assert isinstance(items[1].value, DataError) and items[0].value == pathlib.Path(tmp_path / "b.png")
-    assert read(tmp_path, "b.png") == [(str(tmp_path / "b.png"), tmp_path / "b.png")]
+    assert [item[:2] for item in read(tmp_path, "b.png")] == [(str(tmp_path / "b.png"), tmp_path / "b.png")]
 
 
 @pytest.mark.parametrize(
