@@ -44,7 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.task = "jtasks.tasks.caption"
     config.seed, config.epochs, config.batch_size = 42, 5.0, 32
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-    config.best, config.best_mode = "valid/cider", "max"
+    config.best = "valid/perplexity"
     config.init_from = "hf:Salesforce/blip-image-captioning-base"
     config.data = dict(tokenizer=config.init_from, prompt="a picture of ", max_caption_tokens=40)
     config.data.update(augment="imagenet", area=0.5, flip=True)

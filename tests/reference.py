@@ -12,8 +12,9 @@ GPT2, IMAGEGPT, VIT = "GPT2LMHeadModel", "ImageGPTForCausalImageModeling", "ViTF
 BERT_PRETRAINING, BERT_ANSWERS = "BertForPreTraining", "BertForQuestionAnswering"
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", VIT)
 TOWERS = ("CLIPModel", "SiglipModel")
-BLIP_RETRIEVAL = "BlipForImageTextRetrieval"
-OWN = (BLIP_RETRIEVAL,)  # with tests of their own
+BLIP_RETRIEVAL, BLIP_ANSWERS = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"
+BLIP_CAPTIONS = "BlipForConditionalGeneration"
+OWN = (BLIP_RETRIEVAL, BLIP_ANSWERS, BLIP_CAPTIONS)  # with tests of their own
 KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS, *TOWERS)
 
 

@@ -4,25 +4,10 @@ from typing import Any, assert_type
 
 from jtasks.config import Config
 from jtasks.task import MixingTask, Task
-from jtasks.tasks import (
-    avsd,
-    bert,
-    caption,
-    choice,
-    classify,
-    contrast,
-    igpt,
-    lm,
-    match,
-    mnist,
-    multimodal_classify,
-    qa,
-    tag,
-    vit,
-)
+from jtasks.tasks import avsd, bert, caption, choice, classify, contrast, igpt, lm, mnist, qa, tag, vit, vqa
 
-TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, multimodal_classify, qa, tag, vit]
-MIXING: list[MixingTask] = [contrast, match]
+TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, qa, tag, vit, vqa]
+MIXING: list[MixingTask] = [contrast]
 
 
 def fields(config: Config) -> None:

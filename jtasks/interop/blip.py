@@ -27,6 +27,8 @@ TEXT: Mapping[str, Any] = {
     "layer_norm_eps": 1e-12,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
+    "bos_token_id": 30522,
+    "sep_token_id": 102,
 }
 VISION: Mapping[str, Any] = {
     "hidden_size": 768,
@@ -43,9 +45,14 @@ VISION: Mapping[str, Any] = {
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments of `models.BLIP` for config.json, and `shape`, the pictures' height and width."""
+    """Return the arguments of `models.BLIP` for config.json, and `shape`, the pictures' height and width.
+
+    Of a model that generates also `begin` and `end`, the ids that begin and end its texts.
+    """
     text, vision = part(config, "text"), part(config, "vision")
+    generates = settings.architecture(config) != RETRIEVAL
     return {
+        **({"begin": text["bos_token_id"], "end": text["sep_token_id"]} if generates else {}),
         "shape": (vision["image_size"], vision["image_size"]),
         "patch": settings.patch(vision),
         **settings.tower("image", vision),
@@ -165,6 +172,7 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
             **settings.tower_out("text", text["blocks"], model),
             "hidden_dropout_prob": model.get("dropout", 0.0),
             "attention_probs_dropout_prob": model.get("attention_dropout", 0.0),
+            **_marks(model),
         },
         "vision_config": {
             "model_type": "blip_vision_model",
@@ -176,3 +184,10 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
         },
     }
     return config, {name: value for name, value in params.items() if name != "contrast"}
+
+
+def _marks(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the special ids that config.model has, by their names in transformers; 0 is BERT's padding."""
+    names = {"begin": ("bos_token_id",), "end": ("eos_token_id", "sep_token_id")}
+    ids = {theirs: model[ours] for ours, each in names.items() if model.get(ours) is not None for theirs in each}
+    return ids | {"pad_token_id": 0} if ids else {}

@@ -22,6 +22,7 @@ from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
 from jtasks.models.gpt import GPT, shift_right
 from jtasks.models.prefix_captioner import PrefixCaptioner
+from jtasks.models.ranking import rank, until_end
 from jtasks.models.two_towers import TwoTowers, scale_and_bias
 from jtasks.models.video_gpt import Prompt, VideoGPT
 from jtasks.models.vit import ViT
@@ -41,10 +42,12 @@ __all__ = [
     "build",
     "fields",
     "generate",
+    "rank",
     "reorder_branches",
     "scale_and_bias",
     "search",
     "shift_right",
+    "until_end",
 ]
 
 

@@ -135,18 +135,8 @@ class BLIP(nn.Module):
         Raises:
           ConfigError: more tokens than the model has positions.
         """
-        b, k, t = tokens.shape
-        if t - 1 > self.max_length:
-            raise ConfigError(f"captions of {t} tokens, but the model has {self.max_length} positions")
         states = self.encode_image(images, deterministic)
-        # The captions of a picture are segments of one row, so that they share the keys and values of its states.
-        inputs, labels = (x.reshape(b, k * (t - 1)) for x in (tokens[..., :-1], tokens[..., 1:]))
-        numbers, positions = jnp.repeat(jnp.arange(1, k + 1), t - 1), jnp.tile(jnp.arange(t - 1), k)
-        segment_ids = None if k == 1 else jnp.broadcast_to(numbers[None], inputs.shape)
-        nats, correct = self.text_decoder.token_loss(
-            inputs, labels, segment_ids, deterministic, memory=states, positions=positions, smoothing=smoothing
-        )
-        return nats.reshape(b, k, t - 1), correct.reshape(b, k, t - 1)
+        return self._texts_loss(tokens, deterministic, memory=states, smoothing=smoothing)
 
     def caption_logits(self, images: jax.Array, tokens: jax.Array, segment_ids: jax.Array | None = None) -> jax.Array:
         """Return the logits [b, t, vocab] of the token after each of `tokens` [b, t], without dropout.
@@ -216,3 +206,66 @@ class BLIP(nn.Module):
         image, states = self.embed_images(images)
         self.contrast()  # creates the parameter during initialization
         return image, self.embed_texts(tokens, segment_ids), self.match(states, tokens, segment_ids)
+
+    def answer_loss(
+        self,
+        images: jax.Array,
+        question: jax.Array,
+        segment_ids: jax.Array,
+        answers: jax.Array,
+        deterministic: bool = True,
+        *,
+        smoothing: float = 0.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Predict each token of answers [b, k, t] from the question's states and the tokens before it.
+
+        Returns the same as `caption_loss`; the other arguments are those of `fuse` for one picture [b, h, w, c] each.
+        """
+        states = self.fuse(images[:, None], question, segment_ids, deterministic)
+        return self.answer_nats(states, segment_ids, answers, deterministic, smoothing=smoothing)
+
+    def answer_nats(
+        self,
+        states: jax.Array,
+        segment_ids: jax.Array,
+        answers: jax.Array,
+        deterministic: bool = True,
+        *,
+        smoothing: float = 0.0,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Predict the tokens of answers [b, k, t] as `answer_loss` does, from the states of `fuse`."""
+        mask = segment_ids > 0
+        return self._texts_loss(answers, deterministic, memory=states, memory_mask=mask, smoothing=smoothing)
+
+    def answer_logits(self, states: jax.Array, segment_ids: jax.Array, answers: jax.Array) -> jax.Array:
+        """Return the logits [b, t, vocab] of the token after each of `answers` [b, t], without dropout."""
+        return self.text_decoder.logits(answers, memory=states, memory_mask=segment_ids > 0)
+
+    def begin_answer(
+        self,
+        images: jax.Array,
+        question: jax.Array,
+        segment_ids: jax.Array,
+        prompt: jax.Array,
+        length: int,
+        branches: int = 1,
+    ) -> tuple[jax.Array, Cache]:
+        """Read pictures, questions and the first tokens [b, p] of answers as `GPT.prefill` does; `extend` continues."""
+        states = self.fuse(images[:, None], question, segment_ids)
+        return self.text_decoder.prefill(prompt, length, branches, memory=states, memory_mask=segment_ids > 0)
+
+    def _texts_loss(self, tokens: jax.Array, deterministic: bool, **options: Any) -> tuple[jax.Array, jax.Array]:
+        """Return nats [b, k, t - 1] of the tokens after the first of k texts each, and whether each is the likeliest.
+
+        The texts of an example are segments of one row, so that they share the keys and values of the memory.
+        """
+        b, k, t = tokens.shape
+        if t - 1 > self.max_length:
+            raise ConfigError(f"texts of {t} tokens, but the model has {self.max_length} positions")
+        inputs, labels = (x.reshape(b, k * (t - 1)) for x in (tokens[..., :-1], tokens[..., 1:]))
+        numbers, positions = jnp.repeat(jnp.arange(1, k + 1), t - 1), jnp.tile(jnp.arange(t - 1), k)
+        segment_ids = None if k == 1 else jnp.broadcast_to(numbers[None], inputs.shape)
+        nats, correct = self.text_decoder.token_loss(
+            inputs, labels, segment_ids, deterministic, positions=positions, **options
+        )
+        return nats.reshape(b, k, t - 1), correct.reshape(b, k, t - 1)

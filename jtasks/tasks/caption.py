@@ -79,8 +79,7 @@ def dataset(split: str, config: Config) -> picture_rows.Rows | None:
 def _encode(said: Sequence[Sequence[str]], config: Config) -> tuple[np.ndarray, np.ndarray]:
     """Return ids [n, k, t] of texts, each followed by the end mark, and their number [n, k]."""
     n, k, t = len(said), max(1, *map(len, said)), config.data.max_caption_tokens
-    tokenizer = tokenizers.of(config, texts)
-    end = _special(config, END)
+    tokenizer, end = tokenizers.of(config, texts), config.model.end
     tokens, counts = np.full((n, k, t), end, np.int32), np.zeros((n, k), np.int32)
     encoded = iter(tokenizers.encode(tokenizer, [text for each in said for text in each], offsets=False))
     for row, each in enumerate(said):

@@ -128,8 +128,10 @@ def free_address() -> str:
         return f"127.0.0.1:{found.getsockname()[1]}"
 
 
-def pair(workdir: pathlib.Path, *arguments: str, **environment: str) -> list[subprocess.Popen[str]]:
-    joint = [*RUN, f"--workdir={workdir}", f"--coordinator={free_address()}", "--num-processes=2", *arguments]
+def pair(
+    workdir: pathlib.Path, *arguments: str, of: list[str] = RUN, **environment: str
+) -> list[subprocess.Popen[str]]:
+    joint = [*of, f"--workdir={workdir}", f"--coordinator={free_address()}", "--num-processes=2", *arguments]
     return [start(*joint, f"--process-id={i}", **environment) for i in range(2)]
 
 
@@ -204,6 +206,21 @@ def test_a_save_that_fails_in_one_of_two_ends_both_and_the_same_command_goes_on(
     ends = finish(slurm_pair(*arguments, FAIL=""))
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert "resumed from step 20" in ends[0][2]
+
+
+@pytest.mark.slow  # five starts of a process
+def test_a_loss_of_the_whole_batch_is_the_same_in_two_with_unequal_shares_and_after_a_pause(tmp_path):
+    own = ["--config=tests/data_tasks/pairs.py", "--config.model.dropout=0.3", "--config.log_every=1"]
+    run(*own, f"--workdir={tmp_path / 'single'}", "--config.accumulate=4")
+    for steps in (3, 6):
+        ends = finish(pair(tmp_path / "pair", "--config.shares=(3, 1)", f"--config.steps={steps}", of=own))
+        assert [code for code, _, _ in ends] == [0, 0], ends
+    single, both = (
+        {(r["step"], r["split"]): r["loss"] for r in records(tmp_path / name)} for name in ("single", "pair")
+    )
+    assert len(single) == 7
+    for key, loss in single.items():
+        assert both[key] == pytest.approx(loss, rel=1e-5), key
 
 
 def test_a_folder_that_cannot_be_written_ends_both_at_once_with_a_sentence(tmp_path):
