@@ -146,6 +146,24 @@ def test_the_values_are_those_of_the_tutorial(page, fields):
     assert {name: values[f"config.{name}"] for name in fields} == fields
 
 
+LAVIS = {  # lr, weight decay, epochs, batch size
+    "blip_caption": (1e-5, 0.05, 5.0, 32),
+    "multimodal_classify:nlvr2": (2.5e-5, 0.05, 15.0, 16),
+}
+
+
+@pytest.mark.parametrize("config", LAVIS)
+def test_tasks_of_pictures_have_lavis_values(config):
+    loaded = configs.load(config)
+    optim = loaded.optim
+    assert (optim.lr, optim.weight_decay, loaded.epochs, loaded.batch_size) == LAVIS[config]
+    assert (optim.end_lr, optim.schedule, loaded.seed) == (0.0, "cosine", 42)
+    names = "init_lr|weight_decay|max_epoch|batch_size_train"
+    rows = re.findall(rf"^\| `(?:{names})` \|.*", PAGES["from_lavis.md"], re.MULTILINE)
+    column = {"blip_caption": 2, "blip_vqa": 3, "multimodal_classify:nlvr2": 5}[config]
+    assert tuple(float(row.split("|")[column]) for row in rows) == LAVIS[config]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", CONFIGS)
 def test_the_last_command_runs(page, tmp_path):
