@@ -19,10 +19,12 @@ def readers_environment() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")}
 
 
-def start(*arguments: object, devices: int = 1, **environment: str) -> subprocess.Popen[str]:
-    """Begin `python main.py ARGUMENTS`."""
+def start(
+    *arguments: object, program: object = "main.py", devices: int = 1, **environment: str
+) -> subprocess.Popen[str]:
+    """Begin `python main.py ARGUMENTS`, or another program."""
     return subprocess.Popen(
-        [sys.executable, "main.py", *map(str, arguments)],
+        [sys.executable, *map(str, (program, *arguments))],
         cwd=ROOT,
         env={**os.environ, "JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu", **environment},
         stdout=subprocess.PIPE,

@@ -65,14 +65,11 @@ def full(*args, **kwargs):
 """
 
 
-# A task that scores its predictions, and leaves a mark where; with OTHERS as if jtasks had not started the processes.
+# A task that scores its predictions, and leaves a mark where.
 SCORES = """
 import os, pathlib, time
 import jax, jax.numpy as jnp, ml_collections, numpy as np
-from jtasks.distributed import processes
 from jtasks.metrics import Mean
-
-TRACED = []
 
 def get_config():
     config = ml_collections.ConfigDict()
@@ -81,27 +78,24 @@ def get_config():
     return config
 
 def dataset(split, config):
-    return None if split == "test" else {{"x": np.arange(21, dtype=np.float32)}}
+    return None if split == "test" else {"x": np.arange(21, dtype=np.float32)}
 
 def init(rng, batch, config):
-    return {{"w": jnp.ones(())}}
+    return {"w": jnp.ones(())}
 
 def loss_fn(params, batch, rng, config):
-    metrics = {{"loss": Mean.of((params["w"] - batch["x"]) ** 2, batch["mask"])}}
+    metrics = {"loss": Mean.of((params["w"] - batch["x"]) ** 2, batch["mask"])}
     return metrics["loss"].value, metrics
 
 def eval_fn(params, batch, config):
     return loss_fn(params, batch, None, config)[1]
 
 def predict_fn(params, batch, rng, config):
-    TRACED.append(0)
-    if {others} and len(TRACED) > 1:  # not in the trial before step 1
-        processes._links.clear()
-    return {{"x": batch["x"]}}
+    return {"x": batch["x"]}
 
 def score_fn(examples, outputs, config):
     if len(examples) < 21:  # the trial before step 1
-        return {{"far": 0.0, "near": 0.0}}
+        return {"far": 0.0, "near": 0.0}
     if os.environ["FAIL"] == "wait":
         pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(600)
@@ -109,16 +103,27 @@ def score_fn(examples, outputs, config):
         raise ValueError("cannot score")
     assert [example["x"] for example in examples] == [output["x"] for output in outputs]
     with open(pathlib.Path(__file__).with_name("scored"), "a") as file:
-        file.write(f"process {{jax.process_index()}} of {{len(examples)}} and {{len(outputs)}}\\n")
-    return {{"far": np.float32(np.inf), "near": 0.25}}
+        file.write(f"process {jax.process_index()} of {len(examples)} and {len(outputs)}\\n")
+    return {"far": np.float32(np.inf), "near": 0.25}
 
 def export_fn(examples, outputs, config):
     if os.environ["FAIL"]:
         pathlib.Path(__file__).with_name("waiting").touch()
         time.sleep(600)
-    return {{}}
+    return {}
 
 show_fn = export_fn
+"""
+
+
+# A program that connects its processes itself, and trains.
+CONNECTS = """
+import sys
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from jtasks import config
+from jtasks.run import train
+train(config.load(sys.argv[3]), sys.argv[4])
 """
 
 
@@ -256,25 +261,37 @@ def test_the_first_prepares_while_the_others_wait_and_its_failure_ends_them(tmp_
 
 
 @pytest.mark.slow  # four starts of a process
-@pytest.mark.parametrize("started_by", ["jtasks", "someone else"])
-def test_scores_are_made_on_the_first_process_and_its_error_ends_the_others(started_by, tmp_path):
+def test_scores_are_made_on_the_first_process_and_its_error_ends_the_others(tmp_path):
     task = tmp_path / "task.py"
-    task.write_text(SCORES.format(others=started_by == "someone else"))
+    task.write_text(SCORES)
     arguments = [f"--config={task}", f"--workdir={tmp_path / 'run'}"]
     ends = finish(slurm_pair(*arguments, FAIL=""))
     assert [code for code, _, _ in ends] == [0, 0], ends
     assert (tmp_path / "scored").read_text() == "process 0 of 21 and 21\n"
     assert '"valid/far": Infinity' in ends[0][1] or '"valid/far": "inf"' in ends[0][1]
-    if started_by == "jtasks":
-        ends = finish(slurm_pair(*arguments, "--mode=eval", "--split=valid", FAIL="score"))
-        assert [code for code, _, _ in ends] == [1, 1], ends
-        assert "process 0 failed" in ends[1][2] and "cannot score" in ends[1][2]
+    ends = finish(slurm_pair(*arguments, "--mode=eval", "--split=valid", FAIL="score"))
+    assert [code for code, _, _ in ends] == [1, 1], ends
+    assert "process 0 failed" in ends[1][2] and "cannot score" in ends[1][2]
+
+
+@pytest.mark.slow
+def test_scores_are_made_on_the_first_of_processes_that_the_program_connected(tmp_path):
+    (tmp_path / "task.py").write_text(SCORES)
+    (tmp_path / "train.py").write_text(CONNECTS)
+    address = free_address()
+    running = [
+        start(address, i, tmp_path / "task.py", tmp_path / "run", program=tmp_path / "train.py", FAIL="")
+        for i in range(2)
+    ]
+    ends = finish(running)
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert (tmp_path / "scored").read_text() == "process 0 of 21 and 21\n"
 
 
 @pytest.mark.slow  # six starts of a process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(number, tmp_path):
-    (tmp_path / "task.py").write_text(SCORES.format(others=False))
+    (tmp_path / "task.py").write_text(SCORES)
     for mode, victim in (("train", 1), ("eval", 1), ("eval", 0)):
         place = f"--config={tmp_path / 'task.py'}", f"--workdir={tmp_path / 'run'}", f"--mode={mode}", "--split=valid"
         running = slurm_pair(*place, FAIL="wait")
@@ -290,7 +307,7 @@ def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(number,
 
 @pytest.mark.slow  # eight starts of a process
 def test_a_signal_ends_both_with_75_while_predictions_are_written_or_shown_by_the_first(tmp_path):
-    (tmp_path / "task.py").write_text(SCORES.format(others=False))
+    (tmp_path / "task.py").write_text(SCORES)
     place = f"--config={tmp_path / 'task.py'}", f"--workdir={tmp_path / 'run'}"
     assert [code for code, _, _ in finish(slurm_pair(*place, FAIL=""))] == [0, 0]
     for mode, victim, number in (
