@@ -138,6 +138,9 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
         for layer, ours in enumerate(array if stacked else [array]):
             for name, tensor in zip(entry.names, entry.layout.write(ours), strict=True):
                 tensors[name.format(layer)] = np.asarray(tensor, np.float32, order="C")
+    for name, source in families[0].ALIASES:
+        if source in tensors and not config.get("tie_word_embeddings", True):  # else transformers ties them
+            tensors[name] = tensors[source]
     if flat:
         raise CheckpointError(f"Hugging Face's {architecture} has no place for the parameters {', '.join(flat)}")
     return tensors, config
