@@ -24,7 +24,7 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.caption"
-    config.epochs, config.batch_size = 30.0, 64
+    config.steps, config.batch_size = 1084, 64  # 30 epochs of the emoji's captions
     config.eval_every, config.save_every, config.log_every = 250, 250, 50
     config.data = dict(tokenizer="wordpiece:1500", max_caption_tokens=16, size=48, augment="igpt", crop=3, color=0.2)
     config.model = dict(patch=8, image_width=96, image_depth=3, image_heads=4, dropout=0.1)

@@ -8,7 +8,7 @@ from PIL import Image
 COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220)}
 SIZES = {"train": 12, "valid": 5, "test": 3}
 TINY = [
-    *("--config.epochs=0", "--config.steps=4", "--config.batch_size=8", "--config.show_count=2"),
+    *("--config.steps=4", "--config.batch_size=8", "--config.show_count=2"),
     *("--config.model.image_width=16", "--config.model.image_depth=1", "--config.model.image_heads=2"),
     *("--config.model.text_width=16", "--config.model.text_depth=1", "--config.model.text_heads=2"),
     *("--config.data.size=16", "--config.data.crop=1", "--config.data.tokenizer=wordpiece:80"),
