@@ -47,6 +47,7 @@ def get_config(preset: str = "clip") -> ml_collections.ConfigDict:
         config.model = dict.fromkeys(FROM_FOLDER)
     else:
         config.data.update(tokenizer="bpe:8000", length=32, size=224)
-        config.model = dict(patch=16, image_width=384, image_depth=12, image_heads=6, image_pool="mean")
+        config.model = dict(patch=16, image_width=384, image_depth=12, image_heads=6)
+        config.model.update(image_norm_first=True, patch_bias=False)  # as CLIP, so that transformers has the model
         config.model.update(text_width=384, text_depth=6, text_heads=6, embed_dim=384)
     return config

@@ -99,5 +99,5 @@ def _accuracies(scores: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     A tie counts against the class.
     """
     own = np.where(labels >= 0, scores[np.arange(len(scores)), np.maximum(labels, 0)], np.nan)
-    ranks = np.sum(~(scores < own[:, None]), axis=1)  # its own score is one of these
+    ranks = np.where(np.isnan(own), np.inf, np.sum(scores >= own[:, None], axis=1))  # its own score is one of these
     return {"top1": float(np.mean(ranks <= 1)), "top5": float(np.mean(ranks <= 5))}

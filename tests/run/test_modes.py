@@ -299,7 +299,10 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(door, tmp_path, mode):
         (["--mode=eval"], "needs --workdir=DIR"),
         (["--mode=check"], "--config=CONFIG[:PRESET] is missing: "),
         (["--workdir=nowhere", "--mode=eval"], "as nowhere holds no config.json"),
-        (["--workdir=nowhere", "--checkpoint=best"], "--checkpoint is for --mode=eval, predict, embed, show, export"),
+        (
+            ["--workdir=nowhere", "--checkpoint=best"],
+            "--checkpoint is for --mode=eval, predict, embed, probe, show, export",
+        ),
     ],
 )
 def test_a_folder_that_is_none_is_told(arguments, message, capfd):

@@ -203,6 +203,7 @@ def test_a_class_without_a_score_is_never_found():
     train[np.arange(30), labels] += 20
     assert probes.linear(train, labels, train, labels) == {"top1": 1, "top5": 1}
     assert probes.linear(train, labels, train, labels + 3) == {"top1": 0, "top5": 0}
+    assert probes.zero_shot(np.full((30, 4), np.nan), train[:3], labels) == {"top1": 0, "top5": 0}
     rows = probes.few(labels, 2, seed=1)
     assert np.bincount(labels[rows]).tolist() == [2, 2, 2] and set(rows) != set(probes.few(labels, 2, seed=2))
     with pytest.raises(ConfigError, match=r"expected texts with {}"):
