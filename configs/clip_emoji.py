@@ -1,6 +1,13 @@
-"""CLIP from scratch on 1,533 emoji with their names: find a picture by a text, in minutes on a CPU.
+"""CLIP from scratch on 1,533 pictures of emoji with their names (Radford et al. 2021): search pictures by a text.
 
-python main.py --config=configs/clip_emoji.py --workdir=runs/clip_emoji
+  python main.py --config=configs/clip_emoji.py --workdir=runs/clip_emoji
+
+config.data.dir or $JTASKS_DATA holds images.tar and captions_{train,valid,test}.json in COCO's format; other pictures
+with captions do as well. Pictures are scaled to 32x32; random crops and colors make the style of a drawing matter less.
+
+Measured after 200 of the 400 steps, some 6 minutes of processor time on two cores shared with much other work: of 196
+test pictures with 300 names, 28.3 % of the names find their picture among the first ten (chance 5.1 %), and 27.6 % of
+the pictures find one of their names. The whole run has not been measured.
 """
 
 import ml_collections
@@ -9,12 +16,13 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.contrast"
-    config.steps, config.batch_size = 600, 256
+    config.steps, config.batch_size = 400, 256
     config.eval_every, config.save_every, config.log_every = 100, 100, 20
-    config.best, config.show_count = "valid/loss", 64
-    config.data = dict(tokenizer="wordpiece:1000", length=16, augment="imagenet", area=0.5, color=0.4)
-    config.model = dict(patch=8, image_width=128, image_depth=4, image_heads=4, image_pool="mean")
-    config.model.update(text_width=128, text_depth=2, text_heads=4, text_tower="bert", embed_dim=128, dropout=0.1)
+    config.best, config.best_mode, config.show_count = "valid/text_to_image", "max", 64
+    config.data = dict(tokenizer="wordpiece:1000", length=16, size=32)
+    config.data.update(augment="imagenet", area=0.5, color=0.4)
+    config.model = dict(patch=4, image_width=96, image_depth=3, image_heads=4, image_pool="mean")
+    config.model.update(text_width=96, text_depth=2, text_heads=4, text_tower="bert", embed_dim=96, dropout=0.1)
     config.optim = dict(name="adamw", lr=1e-3, schedule="cosine", warmup=0.05, clip=1.0)
     config.optim.update(weight_decay=0.1, decay_mask="kernel$", b2=0.98)
     return config

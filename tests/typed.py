@@ -4,10 +4,26 @@ from typing import Any, assert_type
 
 from jtasks.config import Config
 from jtasks.task import MixingTask, Task
-from jtasks.tasks import avsd, bert, caption, choice, classify, contrast, igpt, lm, mnist, qa, tag, vit, vqa
+from jtasks.tasks import (
+    avsd,
+    bert,
+    caption,
+    choice,
+    classify,
+    contrast,
+    igpt,
+    lm,
+    match,
+    mnist,
+    multimodal_classify,
+    qa,
+    tag,
+    vit,
+    vqa,
+)
 
-TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, qa, tag, vit, vqa]
-MIXING: list[MixingTask] = [contrast]
+TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, multimodal_classify, qa, tag, vit, vqa]
+MIXING: list[MixingTask] = [contrast, match]
 
 
 def fields(config: Config) -> None:

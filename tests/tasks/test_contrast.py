@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from front_door import QUICK, ROOT, run
+from front_door import ROOT, run
 from PIL import Image
 
 import jtasks
@@ -18,12 +18,10 @@ from jtasks.metrics import probes, retrieval
 from jtasks.run import job
 from jtasks.tasks import contrast
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 COLORS = {"red": (220, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 220), "black": (0, 0, 0)}
 TINY = [
     *(f"model.{tower}_{name}" for tower in ("image", "text") for name in ("width=16", "depth=1", "heads=2")),
-    *("model.embed_dim=16", "model.patch=4", "model.dropout=0.0", "data.size=8", "data.length=8"),
+    *("model.embed_dim=16", "model.patch=4", "model.dropout=0.0", "data.size=8", "data.length=24"),
     *("data.tokenizer=characters", "batch_size=8", "steps=2", "show_count=6", "save_every=0", "log_every=1"),
 ]
 
@@ -140,8 +138,8 @@ def test_an_input_is_a_picture_a_text_or_both(colors):
 
 
 def test_a_tower_that_reads_its_padding_needs_all_of_it(colors):
-    with pytest.raises(ConfigError, match=r"config\.data\.length=8: this text tower reads its padding.*=9 tokens"):
-        first(made(colors, "model.text_tower=bidirectional", "model.max_length=9"))
+    with pytest.raises(ConfigError, match=r"config\.data\.length=24: this text tower reads its padding.*=25 tokens"):
+        first(made(colors, "model.text_tower=bidirectional", "model.max_length=25"))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +147,7 @@ def trained(colors, tmp_path_factory):
     """A run of two steps."""
     folder = tmp_path_factory.mktemp("run")
     fields = [f"--config.{field}" for field in (*TINY, f"data.dir={colors}")]
-    run("--config=configs/clip_emoji.py", f"--workdir={folder}", *fields, **QUICK)  # on one device
+    run("--config=configs/clip_emoji.py", f"--workdir={folder}", *fields)  # on one device
     return folder
 
 
@@ -208,3 +206,10 @@ def test_a_class_without_a_score_is_never_found():
     assert np.bincount(labels[rows]).tolist() == [2, 2, 2] and set(rows) != set(probes.few(labels, 2, seed=2))
     with pytest.raises(ConfigError, match=r"expected texts with {}"):
         probes.prompts(["cat"], ["a photo"])
+
+
+@pytest.mark.slow
+def test_the_task_passes_the_conformance_kit(colors, capsys):
+    fields = [f"--config.{field}" for field in (*TINY, f"data.dir={colors}")]
+    code = cli.run([f"--config={ROOT}/configs/clip_emoji.py", "--mode=check", *fields])
+    assert code == 0, capsys.readouterr().err

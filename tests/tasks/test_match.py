@@ -1,0 +1,144 @@
+"""Claims about the task match: contrastive and matching losses with hard negatives, and retrieval of a whole split."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import made_captions
+import numpy as np
+import optax
+import pytest
+from jax.sharding import AxisType
+
+from jtasks import config as configs
+from jtasks import models
+from jtasks import task as tasks
+from jtasks.data import pipeline
+from jtasks.distributed import sharding
+from jtasks.errors import DataError
+from jtasks.ops import negatives, pixels
+from jtasks.run import job as jobs
+from jtasks.run.gradient import gradient_fn
+from jtasks.run.job import Job
+from jtasks.tasks import match
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+N = made_captions.SIZES["train"]
+SIZES = {f"{tower}_{name}": value for tower in ("image", "text") for name, value in (("width", 8), ("depth", 1))}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made_captions.write(tmp_path_factory.mktemp("a b[1]"))
+
+
+def config(folder, **fields):
+    full = configs.defaults(own=tasks.fields(match))
+    with full.unlocked():
+        full.update({"task": "jtasks.tasks.match", "steps": 2, "batch_size": N, **fields})
+        full.data.update({"dir": str(folder), "tokenizer": "wordpiece:60", "length": 8})
+        full.model.update(SIZES | {"image_heads": 2, "text_heads": 2, "patch": 8, "embed_dim": 6})
+    return configs.Config(full)
+
+
+@functools.cache
+def made(folder, devices=1, **fields):
+    prepared = jobs.prepare(config(folder, **fields))
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+    return Job(match, prepared.config, mesh)
+
+
+@functools.cache
+def params(folder):
+    own = made(folder)
+    shapes = jax.eval_shape(lambda b: match.init(jax.random.key(0), b, own.config), batch(folder))
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+
+
+def batch(folder, own=None):
+    own = own or made(folder)
+    examples = own.require("train")
+    return pipeline.batch_at(examples, own.plan(examples, shuffle=True), 0, own.collate)
+
+
+def measured(folder, own):
+    measure = jax.jit(gradient_fn(match, own.config, own.mesh), out_shardings=sharding.replicated_sharding(own.mesh))
+    held = jax.device_put(params(folder), own.shardings(params(folder), params(folder)))
+    examples = own.require("train")
+    return jax.device_get(measure(held, own.batch_at(examples, own.plan(examples, shuffle=True), 0), jax.random.key(0)))
+
+
+def expected(folder):
+    """Both losses by plain JAX, one pair at a time."""
+    own = made(folder)
+    rows = batch(folder)
+    model = models.build(models.BLIP, own.config)
+    run = jax.jit(functools.partial(model.apply, {"params": params(folder)}, method="retrieve"))
+    chosen = rows["seed"] % rows["count"]
+    tokens, ids = (rows[name][np.arange(N), chosen].astype(np.int32) for name in ("tokens", "segment_ids"))
+    images = pixels.normalize(jnp.asarray(rows["image"]), own.config)
+    image, text, own_logits = run(images, tokens, ids)
+    similar = np.exp(params(folder)["contrast"]["scale"]) * image @ text.T
+    labels = jnp.arange(N)
+    cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    contrastive = (cross_entropy(similar, labels) + cross_entropy(similar.T, labels)) / 2
+    hard_text, _ = negatives.draw(similar, rows["seed"], jnp.ones(N))
+    hard_image, _ = negatives.draw(similar.T, rows["seed"], jnp.ones(N))
+    logits = [own_logits, run(images[hard_image], tokens, ids)[2], run(images, tokens[hard_text], ids[hard_text])[2]]
+    matching = [cross_entropy(x, jnp.full(N, label)).mean() for x, label in zip(logits, (1, 0, 0), strict=True)]
+    return contrastive.mean(), np.mean(matching)
+
+
+def test_the_terms_are_those_of_plain_jax(folder):
+    own = made(folder)
+    compute = jax.jit(lambda p, b: tasks.loss_fn(match)(p, b, None, own.config))
+    loss, metrics = compute(params(folder), batch(folder))
+    contrastive, matching = expected(folder)
+    np.testing.assert_allclose(metrics["contrastive"].value, contrastive, rtol=1e-5)
+    np.testing.assert_allclose(metrics["matching"].value, matching, rtol=1e-5)
+    np.testing.assert_allclose(loss, contrastive + matching, rtol=1e-5)
+    assert metrics["matching"].count == 3 * N and metrics["contrastive"].count == N
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "fields"), [(1, {"accumulate": 3}), (8, {}), (2, {"shares": (2, 1)}), (2, {"accumulate": 5})]
+)
+def test_neither_microbatches_nor_devices_nor_shares_nor_padding_change_the_gradient(devices, fields, folder):
+    alike(measured(folder, made(folder, devices, **fields))[0], measured(folder, made(folder))[0])
+
+
+def alike(ours, theirs):
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * largest), ours, theirs)
+
+
+def test_inputs_are_rows_of_the_data_and_answers_are_of_each_caption(folder):
+    own = made(folder)
+    rows = own.require("valid")
+    inputs = [{"image": str(folder / "valid" / f"{i}.png"), "captions": rows[i]["captions"]} for i in range(2)]
+    ours = match.examples(inputs, own.config)
+    for name in ("image", "tokens", "segment_ids", "count"):
+        np.testing.assert_array_equal(ours[name], np.stack([rows[i][name] for i in range(2)]))
+    lines = match.examples([f"{folder}/valid/0.png\t{rows[0]['captions'][0]}"], own.config)
+    np.testing.assert_array_equal(lines["tokens"][0, 0], rows[0]["tokens"][0])
+    outputs = jax.jit(match.predict_fn, static_argnames="config")(params(folder), arrays(ours), None, config=own.config)
+    found = [jax.tree.map(lambda x, i=i: np.asarray(x[i]), outputs) for i in range(2)]
+    answers = match.answers([rows[0], rows[1]], found, own.config)
+    assert json.loads(json.dumps(answers)) == answers
+    assert len(answers[0]["belongs"]) == len(rows[0]["captions"]) and 0 < answers[0]["belongs"][0] < 1
+    np.testing.assert_allclose(answers[0]["similarity"][0], found[0]["image"] @ found[0]["texts"][0], rtol=1e-6)
+    scores = match.score_fn([rows[0], rows[1]], found, own.config)
+    assert scores["text_to_image_r5"] == 1 and {"image_to_text_r1", "mean_recall"} <= scores.keys()
+    shown = match.show_fn([rows[0], rows[1]], found, own.config)
+    assert rows[0]["captions"][0] in shown["retrieved"] and shown["pictures"].dtype == np.uint8
+    for bad in ({"image": inputs[0]["image"]}, "a text", {"image": inputs[0]["image"], "captions": [" "]}):
+        with pytest.raises(DataError, match="expected"):
+            match.examples([bad], own.config)
+
+
+def arrays(rows):
+    return {name: jnp.asarray(array) for name, array in rows.items() if array.dtype != object}
