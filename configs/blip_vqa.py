@@ -6,7 +6,7 @@ DIR holds VQA v2's questions, annotations and pictures, or questions in another 
 `jtasks/data/question_files.py`). The weights come from the hub, or from a folder with `--config.init_from=hf:FOLDER
 --config.data.tokenizer=FOLDER`. Answers to new questions, one a line as FILE<TAB>question:
 
-  python main.py --workdir=runs/blip_vqa --mode=predict --input=questions.tsv
+  python main.py --workdir=runs/blip_vqa --mode=predict --input=questions.txt
 
 The fields of LAVIS's vqav2_ft.yaml:
 

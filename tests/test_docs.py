@@ -148,6 +148,7 @@ def test_the_values_are_those_of_the_tutorial(page, fields):
 
 LAVIS = {  # lr, weight decay, epochs, batch size
     "blip_caption": (1e-5, 0.05, 5.0, 32),
+    "blip_vqa": (2e-5, 0.05, 10.0, 16),
     "multimodal_classify:nlvr2": (2.5e-5, 0.05, 15.0, 16),
 }
 
