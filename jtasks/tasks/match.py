@@ -81,7 +81,8 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
     images = {"image": unlabeled.pictures_rgb([picture for picture, _ in pairs], **fitting)}
     columns = np.empty(len(captions), object)
     columns[:] = captions
-    return {**images, **_encode(captions, config), "captions": columns}
+    slots = [np.shape(given["tokens"])[0] for given in inputs if isinstance(given, Mapping) and "tokens" in given]
+    return {**images, **_encode(captions, config, max(slots, default=0)), "captions": columns}
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -208,11 +209,14 @@ def _captions(given: Any, text: str | None) -> tuple[str, ...]:
     return tuple(values.content(text, "a caption") for text in several)
 
 
-def _encode(captions: Sequence[Sequence[str]], config: Config) -> dict[str, np.ndarray]:
-    """Encode the captions of pictures as arrays [n, k, t]; k is the largest number of captions, and `count` [n]."""
+def _encode(captions: Sequence[Sequence[str]], config: Config, slots: int = 0) -> dict[str, np.ndarray]:
+    """Encode the captions of pictures as arrays [n, k, t], and `count` [n].
+
+    k is the largest number of captions, at least `slots`, the number in the rows of a data set.
+    """
     counts, length = np.array([len(own) for own in captions], np.int32), config.data.length
     flat = encoding.pairs(tokenizers.of(config, texts), [text for own in captions for text in own], None, length)
-    there = np.arange(max(counts, default=0))[None] < counts[:, None]
+    there = np.arange(max([slots, *counts]))[None] < counts[:, None]
     arrays = {}
     for name in ("tokens", "segment_ids"):
         arrays[name] = np.zeros((*there.shape, length), flat[name].dtype)

@@ -123,6 +123,8 @@ def test_inputs_are_rows_of_the_data_and_answers_are_of_each_caption(folder):
     ours = match.examples(inputs, own.config)
     for name in ("image", "tokens", "segment_ids", "count"):
         np.testing.assert_array_equal(ours[name], np.stack([rows[i][name] for i in range(2)]))
+    alone = match.examples([dict(rows[0])], own.config)
+    assert alone["tokens"].shape[1] == rows[0]["tokens"].shape[0] > len(rows[0]["captions"])
     lines = match.examples([f"{folder}/valid/0.png\t{rows[0]['captions'][0]}"], own.config)
     np.testing.assert_array_equal(lines["tokens"][0, 0], rows[0]["tokens"][0])
     outputs = jax.jit(match.predict_fn, static_argnames="config")(params(folder), arrays(ours), None, config=own.config)
