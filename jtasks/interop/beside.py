@@ -85,6 +85,8 @@ def more(
         inputs = ["input_ids", "attention_mask"]
         if whole["model_type"] == "bert":
             inputs.insert(1, "token_type_ids")  # GPT-2 would add an embedding for them
+        if whole["model_type"] == "siglip":
+            inputs.remove("attention_mask")  # SigLIP reads its padding
         written["tokenizer_config.json"] = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # transformers rebuilds any other class, with other ids
             "model_input_names": inputs,

@@ -17,7 +17,8 @@ from jtasks.tree import leaf_name
 
 STACK = re.compile(r"(^|/)blocks/(?!\d+(/|$))")  # numbered layers are not stacked
 
-INPUTS = re.compile(r"^(tokens|token|position|type|kind|embed|project)(/|$)")  # parameters before the layers
+# Parameters before the layers of a backbone, or of one of two towers.
+INPUTS = re.compile(r"(^|/)(tokens|token|position|type|kind|embed|project)(/|$)")
 
 
 def depth(name: str, leaf: Any) -> int:
@@ -117,7 +118,9 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
         if own := depth(name, leaf):
             factors = np.float32(decay) ** np.arange(own, 0, -1, dtype=np.float32)
             return factors.reshape(-1, *[1] * (leaf.ndim - 1))
-        return decay ** (layers + 1) if name in first else 1.0
+        tower = name.partition("/")[0] + "/"  # each of two towers has layers of its own
+        own = max((depth(other, x) for other, x in names.items() if other.startswith(tower)), default=0)
+        return decay ** ((own or layers) + 1) if name in first else 1.0
 
     return jax.tree.map_with_path(one, params)
 

@@ -13,12 +13,11 @@ import reference
 import tiny
 
 from jtasks import models
+from jtasks.data import tokenizers
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.interop import beside, files, huggingface, model_config, two_towers
 
 GOLDEN = tiny.ROOT / "tests" / "golden"
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def fields(folder):
@@ -133,6 +132,18 @@ def test_the_first_folders_own_fields_stay_in_each_tower():
     written = huggingface.to_hf(params, ours | {"attention_dropout": 0.2}, "CLIPModel")[1]
     whole = beside.config(written, first, {}, {})
     assert (whole["text_config"]["bos_token_id"], whole["text_config"]["attention_dropout"]) == (0, 0.2)
+
+
+def test_siglips_tokenizer_is_exported_without_a_mask_of_padding(tmp_path):
+    vocabulary = tmp_path / "vocab.txt"
+    vocabulary.write_text("[PAD]\n[UNK]\n</s>\na")
+    stored = tokenizers.assets(tokenizers.load(str(vocabulary)))
+    for name, inputs in (("siglip", ["input_ids"]), ("clip", ["input_ids", "attention_mask"])):
+        params, ours = huggingface.from_hf(GOLDEN / name)[0], model_config.model_fields(GOLDEN / name)
+        whole = beside.config(huggingface.to_hf(params, ours, "CLIPModel")[1], {}, stored, {})
+        written = beside.more(whole, {}, stored)["tokenizer_config.json"]
+        assert (written["model_input_names"], written["model_max_length"]) == (inputs, 10)
+        assert "eos_token_id" not in whole  # each tower has its own
 
 
 def test_a_task_that_describes_another_tower_is_told_field_by_field():

@@ -10,8 +10,6 @@ import pytest
 from jtasks import models
 from jtasks.errors import ConfigError
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 IMAGE = {"patch": 4, "image_width": 16, "image_depth": 1, "image_heads": 2}
 TEXT = {"vocab": 12, "max_length": 8, "text_width": 8, "text_depth": 1, "text_heads": 2, "embed_dim": 16}
 END, PAD = 9, 0

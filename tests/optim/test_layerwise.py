@@ -126,3 +126,12 @@ def test_layer_decay_is_lowest_at_the_input_and_1_above_the_layers_in_every_back
 def test_a_network_without_a_stack_has_no_layer_decay():
     with pytest.raises(ConfigError, match="there is no stack"):
         optim.optimizer({"layer_decay": 0.5}, 10, tiny.params("mnist"))
+
+
+def test_each_of_two_towers_has_rates_of_its_own_depth():
+    image = {"embed": {"kernel": 0}, "blocks": {"bias": np.zeros((2, 1))}, "norm": {"scale": 0}}
+    text = {"tokens": {"embedding": 0}, "blocks": {"bias": np.zeros((3, 1))}}
+    rates = layerwise.rates(0.5, "", {"image": image, "text": text, "scale": 0})
+    assert rates["image"]["embed"]["kernel"] == 0.5**3 and rates["text"]["tokens"]["embedding"] == 0.5**4
+    assert rates["text"]["blocks"]["bias"].ravel().tolist() == [0.5**3, 0.5**2, 0.5]
+    assert rates["image"]["norm"]["scale"] == rates["scale"] == 1
