@@ -121,6 +121,8 @@ def hint(error: BaseException, task: ModuleType | None) -> str:
         )
     if function in HOST:
         return f"{function} runs on the host, before training; jtasks/task.py says what it gets and must return"
+    if isinstance(error, KeyError) and function == "batch_loss_fn":
+        return "embeddings has what embed_fn returned; batch the entries of dataset (or collate_fn), and mask and seed"
     if isinstance(error, KeyError):
         return "a batch holds the entries of dataset (or collate_fn), without text, and mask and seed"
     return "the exception arose in the line above; the function must run under jax.jit"
