@@ -62,7 +62,8 @@ def check_shares(config: Config, devices: Mapping[str, int], *, mixes: bool) -> 
     if mixes and (max(counts) > 1 or min(counts) == 0 or shares in (AUTO, AGAIN)):
         raise ConfigError(
             f"the loss of {config.task} mixes the examples of a batch (MIXES_EXAMPLES), so microbatches would change"
-            f" it: config.accumulate={config.accumulate} must be 1, and config.shares={shares!r} None"
+            f" it: config.accumulate={config.accumulate} must be 1, and config.shares={shares!r} None; a loss by"
+            " batch_loss_fn can be split"
         )
     if mixes and config.batch_size % parts:
         raise ConfigError(
