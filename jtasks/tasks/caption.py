@@ -102,7 +102,11 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Return the pictures' shape and normalization, the marks and the prompt's ids, and the number of positions."""
+    """Return the pictures' shape and normalization, the marks and the prompt's ids, and the number of positions.
+
+    A model that has its positions already, as one of Hugging Face without a run, may be too short for the longest
+    caption; longer ones are then refused.
+    """
     height, width = config.model.get("shape") or _shape(config)
     half = (0.5,) * 3
     prompt = tuple(tokenizers.encode(tokenizers.of(config, texts), [config.data.prompt])[0].ids)
@@ -112,7 +116,8 @@ def model_args(config: Config) -> dict[str, Any]:
         length += 1 + (height // patch) * (width // patch)
     usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
     marks = {"begin": _special(config, BEGIN), "prompt": prompt, "end": _special(config, END)}
-    return {"shape": (height, width), "max_length": length, **usual, **marks}
+    positions = {"max_length": length} if config.model.max_length is None else {}
+    return {"shape": (height, width), **positions, **usual, **marks}
 
 
 def assets(config: Config) -> dict[str, str]:
