@@ -47,7 +47,8 @@ FIELDS = {
     },
     "avsd": {"video_loss": 0.5, "model": GPT | {"remat": False, "features": 5}},
 }
-NAMES = [*tiny.FIELDS, *FIELDS]
+SLOW = ("caption",)
+NAMES = [*tiny.FIELDS, *(pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FIELDS)]
 
 
 @functools.cache
