@@ -90,12 +90,13 @@ def model_args(config: Config) -> dict[str, Any]:
 
     `resize`, how pictures reach that shape, is None; a Hugging Face folder can set it.
     """
-    rows = captioned.read("train", config)
-    assert rows is not None  # `read` raises without a train split
-    h, w, channels = rows[0]["image"].shape
-    half = (0.5,) * channels
-    usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
-    return {"max_length": config.data.length, "shape": (h, w), **usual}
+    shape = config.model.shape
+    if not shape:  # a Hugging Face folder has it, and may be used without data
+        rows = captioned.read("train", config)
+        assert rows is not None  # `read` raises without a train split
+        shape = rows[0]["image"].shape[:2]
+    usual = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "rescale": 1 / config.data.white, "resize": None}
+    return {"max_length": config.data.length, "shape": shape, **usual}
 
 
 def assets(config: Config) -> dict[str, str]:
