@@ -11,16 +11,15 @@ import ml_collections
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.task = "jtasks.tasks.vqa"
-    config.epochs, config.batch_size = 8.0, 32
-    config.eval_every, config.save_every, config.log_every = 1000, 500, 100
-    config.data = dict(tokenizer="wordpiece:200", max_question_tokens=12, max_answer_tokens=1)
-    config.model = dict(
-        image_width=64, image_depth=2, image_heads=4, patch=8, text_width=64, text_depth=2, text_heads=4
-    )
+    config.epochs, config.batch_size = 16.0, 64
+    config.eval_every, config.save_every, config.log_every = 2000, 500, 100
+    config.data = dict(tokenizer="wordpiece:200", size=32, max_question_tokens=12, max_answer_tokens=1)
+    config.data.update(augment="igpt", crop=2, flip=True)
+    config.model = dict(patch=8, image_width=96, image_depth=2, image_heads=4)
+    config.model.update(text_width=96, text_depth=2, text_heads=4)
     config.model.update(mean=(0.9,) * 3, std=(0.2,) * 3)  # the background is nearly white
     config.inference_method = "rank"
     config.beam = dict(num_beams=1, max_len=3)
-    config.optim = dict(
-        name="adamw", lr=1e-3, schedule="cosine", warmup=0.1, b2=0.98, weight_decay=0.05, decay_mask="kernel$", clip=1.0
-    )
+    config.optim = dict(name="adamw", lr=1.5e-3, schedule="cosine", warmup=0.05, clip=1.0)
+    config.optim.update(weight_decay=0.05, decay_mask="kernel$", b2=0.98)
     return config

@@ -10,6 +10,7 @@ import sys
 import finetune
 import made_captions
 import made_dialogues
+import made_questions
 import pytest
 from front_door import ROOT, TINY_GPT
 
@@ -21,7 +22,21 @@ from jtasks.run.restore import open_run
 SHORT = ["--config.steps=1", "--config.epochs=0", "--config.show_count=0", "--config.report_metric=False"]
 MODEL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2"]
 TEXT = "the cat sat on the mat\na dog ran over the hill\nbirds sing in the tall green tree\n"
-TASKS = ("classify", "tag", "qa", "choice", "lm", "bert", "avsd", "mnist", "igpt", "classifier", "pictures", "caption")
+TASKS = (
+    "classify",
+    "tag",
+    "qa",
+    "choice",
+    "lm",
+    "bert",
+    "avsd",
+    "mnist",
+    "igpt",
+    "classifier",
+    "pictures",
+    "caption",
+    "vqa",
+)
 
 WINDOWS = {"tag": "tag", "qa": "score"}  # an output of tasks that read windows
 
@@ -36,6 +51,7 @@ def plain(x):
 name, inputs = sys.argv[1], json.loads(pathlib.Path(sys.argv[2]).read_text())
 run = jtasks.load(sys.argv[3])
 given = [np.array(x, np.uint8) if isinstance(x, list) and isinstance(x[0], list) else x for x in inputs]
+given = [x | {"image": np.array(x["image"], np.uint8)} if name == "vqa" else x for x in given]
 given = [tuple(x.values()) if name == "qa" else x for x in given]
 answers = [plain(x) for x in run.predict(given)]
 assert [plain(x) for _, x in run.stream(iter(given))] == answers
@@ -67,6 +83,9 @@ def config_of(name: str, data: pathlib.Path) -> configs.Config:
         return configs.load(
             f"{ROOT}/configs/caption_emoji.py", [*made_captions.TINY, f"--config.data.dir={data}", *SHORT]
         )
+    if name == "vqa":
+        made_questions.write(data)
+        return configs.load(f"{ROOT}/configs/vqa_easy.py", [*made_questions.TINY, f"--config.data.dir={data}", *SHORT])
     if name == "pictures":
         from PIL import Image
 
@@ -107,6 +126,8 @@ def inputs_of(name: str, run) -> list:
         return [{"context": row["context"], "choices": row["choices"]} for row in rows]
     if name == "avsd":
         return [row["dialogue"] | {"dialog": row["dialogue"]["dialog"][: int(row["turn"]) + 1]} for row in rows]
+    if name == "vqa":
+        return [{"image": row["image"].tolist(), "question": row["question"]} for row in rows]
     return [row["image"].tolist() for row in rows]
 
 

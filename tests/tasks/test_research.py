@@ -45,6 +45,18 @@ FIELDS = {
             "prompt": (4,),
         },
     },
+    "vqa": {
+        "label_smoothing": 0.1,
+        "data": {"augment": "", "color": 0.0, "white": 255.0},
+        "model": {
+            **{f"{tower}_{name}": SIZES[name] for tower in ("image", "text") for name in ("width", "depth", "heads")},
+            "vocab": 11,
+            "max_length": T,
+            "patch": 4,
+            "begin": 1,
+            "end": 2,
+        },
+    },
     "avsd": {"video_loss": 0.5, "model": GPT | {"remat": False, "features": 5}},
 }
 SLOW = ("caption",)
@@ -88,6 +100,13 @@ def batch(name):
             "image": random.integers(0, 256, (B, 8, 8, 3), dtype=np.uint8),
             "tokens": ids(B, 2, 4),
             "counts": ids(B, 2) % 5,
+        },
+        "vqa": {
+            "image": random.integers(0, 256, (B, 8, 8, 3), dtype=np.uint8),
+            "tokens": ids(B, T),
+            "segment_ids": text["segment_ids"],
+            "answer": ids(B, 2, 4),
+            "weight": ids(B, 2) / np.float32(10),
         },
         "avsd": dialogue | video,
     }[name]

@@ -5,10 +5,10 @@ import json
 
 import jax
 import jax.numpy as jnp
+import made_questions
 import numpy as np
 import pytest
 from front_door import ROOT
-from PIL import Image
 
 from jtasks import config as configs
 from jtasks import models
@@ -17,46 +17,15 @@ from jtasks.errors import DataError
 from jtasks.run import job
 from jtasks.tasks import vqa
 
-COLORS = {"red": (200, 0, 0), "lime green": (0, 200, 0), "blue": (0, 0, 200)}
-TINY = {
-    "image_width": 16,
-    "image_depth": 1,
-    "image_heads": 2,
-    "patch": 8,
-    "text_width": 16,
-    "text_depth": 1,
-    "text_heads": 2,
-}
-
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-
-
-def write(folder):
-    """Write two splits in the form of LAVIS's lists; some questions have the answers of several people."""
-    for split, n in (("train", 12), ("test", 5)):
-        rows = []
-        for i in range(n):
-            name, color = list(COLORS.items())[i % 3]
-            Image.fromarray(np.full((16, 16, 3), color, np.uint8)).save(folder / f"{split}{i}.png")
-            answer = name if i % 2 else [name] * 3 + ["green"]
-            rows.append(
-                {"image": f"{split}{i}.png", "question": "what color is it?", "answer": answer, "question_id": i}
-            )
-        (folder / f"vqa_{split}.json").write_text(json.dumps(rows))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vqa")
-    write(folder)
-    return made_in(folder)
-
-
-def made_in(folder, *changes):
-    fields = [*(f"model.{name}={value}" for name, value in TINY.items()), f"data.dir={folder}", "data.size=None"]
-    fields += ["data.train=vqa_train.json", "data.test=vqa_test.json", "data.valid_fraction=0.3", *changes]
-    fields += ["data.max_answer_tokens=6", "batch_size=4"]
-    return job.prepare(configs.load(f"{ROOT}/configs/vqa_easy.py", [f"--config.{field}" for field in fields]))
+    made_questions.write(folder)
+    overrides = [*made_questions.TINY, f"--config.data.dir={folder}"]
+    return job.prepare(configs.load(f"{ROOT}/configs/vqa_easy.py", overrides))
 
 
 @functools.cache
@@ -77,12 +46,16 @@ def normal(images, config):
 
 def test_people_weigh_as_often_as_they_gave_an_answer_and_candidates_are_trains_answers(made):
     rows = batch(made, n=pipeline.size(made.require("train")))
-    assert made.config.model.answers[0] in COLORS and set(made.config.model.answers) == {*COLORS, "green"}
+    assert made.config.model.answers[0] in made_questions.COLORS and set(made.config.model.answers) == {
+        *made_questions.COLORS,
+        "green",
+    }
     assert {tuple(row) for row in rows["weight"].tolist()} == {(1.0, 0.0), (0.75, 0.25)}
     assert (rows["answer"][..., 0] == made.config.model.begin).all() and (rows["answer"][..., -1] == 3).all()
     assert rows["image"].dtype == np.uint8 and rows["image"].shape[1:] == (16, 16, 3)
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_weighted_nats_of_whole_answers(made):
     rows, config = batch(made), made.config
     model = models.build(models.BLIP, config)
@@ -111,6 +84,7 @@ def test_the_loss_is_the_weighted_nats_of_whole_answers(made):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient))
 
 
+@pytest.mark.slow
 def test_ranking_equals_brute_force_and_preselection_keeps_the_likeliest_first_tokens(made):
     rows, config = batch(made), made.config
     model, inputs = models.build(models.BLIP, config), (rows["tokens"], rows["segment_ids"].astype(np.int32))
