@@ -96,13 +96,16 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Return the pictures' shape and normalization, the marks, the candidates, and the number of positions."""
+    """Return the pictures' shape and normalization, the marks, the candidates, and the number of positions.
+
+    A model that has its positions already, as one of Hugging Face without a run, cuts longer questions.
+    """
     data, half = config.data, (0.5,) * 3
     longest = max(data.max_question_tokens, 2 + data.max_answer_tokens, 1 + config.beam.max_len)
     tokenizer = tokenizers.of(config, texts)
     filled = {
         "shape": config.model.get("shape") or _shape(config),
-        "max_length": longest,
+        **({"max_length": longest} if config.model.max_length is None else {}),
         "mean": half,
         "std": half,
         "rescale": 1 / data.white,
@@ -230,7 +233,8 @@ def answer_texts(outputs: Any, config: Config) -> list[str]:
 
 def _encode(asked: Sequence[str], config: Config) -> dict[str, np.ndarray]:
     """Return `tokens` and `segment_ids` [n, t] of questions."""
-    arrays = encoding.pairs(tokenizers.of(config, texts), asked, None, config.data.max_question_tokens)
+    length = min(config.data.max_question_tokens, config.model.max_length)
+    arrays = encoding.pairs(tokenizers.of(config, texts), asked, None, length)
     return {name: arrays[name] for name in ("tokens", "segment_ids")}
 
 
