@@ -284,4 +284,7 @@ def _model(config: Config) -> Any:
         raise ConfigError(
             "config.attention_layer needs config.model.fusion='cross', whose tokens attend to the picture by itself"
         )
+    if (config.attention_layer or 0) >= config.model.text_depth:
+        layers = config.model.text_depth
+        raise ConfigError(f"config.attention_layer={config.attention_layer}: the decoder has {layers} layers, from 0")
     return models.build(FUSIONS[config.model.fusion], config)

@@ -125,6 +125,8 @@ def test_maps_show_how_each_token_attended_to_each_patch(folder):
     shown = caption.show_fn(made.require("valid")[:2], rows, made.config)
     assert set(shown) == {"images", "attention", "captions"} and shown["attention"].shape[1] > 200
     assert "    a red square" in shown["captions"]
+    with pytest.raises(ConfigError, match="the decoder has 1 layers"):
+        evaluated(params(made), batch(made), config=prepared(folder, "--config.attention_layer=1").config)
     with pytest.raises(ConfigError, match="fusion='cross'"):
         evaluated(params(made), batch(made), config=prepared(folder, PREFIX, "--config.attention_layer=0").config)
 
