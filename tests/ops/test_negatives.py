@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jtasks.ops import negatives
 
@@ -14,6 +15,7 @@ def seeds(run):
     return (1000 * run + np.arange(6)).astype(np.uint32)
 
 
+@pytest.mark.slow
 def test_the_draw_follows_the_softmax_without_the_row_itself():
     runs = 4000
     many = jax.jit(jax.vmap(lambda s: negatives.draw(jnp.asarray(SIMILAR), s, jnp.ones(6))[0]))

@@ -138,6 +138,7 @@ def test_classes_are_those_of_the_config(folder):
         made(folder, train="one.json", valid="valid.json", test="test.json")
 
 
+@pytest.mark.slow
 def test_features_are_of_each_example(folder):
     own, rows = made(folder), batch(made(folder))
     embed = jax.jit(lambda p, b: classify.embed_fn(p, b, None, own.config)["token"])
