@@ -253,11 +253,11 @@ def _candidates(config: Config) -> tuple[str, ...]:
     data = config.data
     if data.answers:
         text = tables.read(data.answers, "config.data.answers", folder=data.dir)
-        given = values.parse(text, data.answers) if data.answers.endswith(".json") else text.splitlines()
-        found = [*dict.fromkeys(one.strip() for one in values.contents([x for x in given if x], data.answers))]
-        if not found:
+        given = values.parse(text, data.answers) if data.answers.endswith(".json") else _lines(text)
+        candidates = [*dict.fromkeys(one.strip() for one in values.contents(given, data.answers))]
+        if not candidates:
             raise ConfigError(f"config.data.answers={data.answers!r} has no answers")
-        return tuple(found)
+        return tuple(candidates)
     rows = questions.read("train", config)
     assert rows is not None  # there is no task without train
     counts = collections.Counter(text for entries in rows.entries for text in entries["answers"])
@@ -284,3 +284,7 @@ def _states(params: Any, images: jax.Array, batch: Batch, rng: jax.Array | None,
 
 def _model(config: Config) -> Any:
     return models.build(models.BLIP, config)
+
+
+def _lines(text: str) -> list[str]:
+    return [line for line in text.splitlines() if line.strip()]
