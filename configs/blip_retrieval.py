@@ -43,7 +43,7 @@ def get_config(preset: str = "coco") -> ml_collections.ConfigDict:
     config.task = "jtasks.tasks.match"
     config.seed, config.epochs, config.batch_size, config.log_every = 42, 30.0, 256, 50
     config.eval_every, config.save_every = 1000, 500
-    config.best, config.best_mode = "valid/mean_recall", "max"
+    config.best, config.best_mode = "valid/text_found", "max"
     config.data = dict(tokenizer="vocab.txt", length=35, size=384, augment="imagenet", area=0.5, flip=True)
     config.optim = dict(name="adamw", lr=2e-5, schedule="cosine", weight_decay=0.04, decay_mask="(kernel|embedding)$")
     if preset == "coco":

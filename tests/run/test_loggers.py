@@ -3,6 +3,7 @@
 import functools
 import pathlib
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -139,12 +140,12 @@ def test_wandb_continues_the_run_that_a_resumed_run_began(tmp_path, monkeypatch,
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     for start in (0, 1):
+        time.sleep(1.1 * start)  # wandb names a folder by the second, and loses the second of two runs with one name
         with open_log(tmp_path, "wandb", start=start) as run:
             log_all(run, start + 1)
     name = (tmp_path / "wandb" / "id").read_text()
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
-    # wandb numbers folders of the same second and id.
-    assert len(folders) == 2 and all(f"-{name}" in folder.name for folder in folders)
+    assert len(folders) == 2 and all(folder.name.endswith(f"-{name}") for folder in folders)
     for folder in folders:
         content = (folder / f"run-{name}.wandb").read_bytes()
         assert b"train/loss" in content and b"valid/loss" in content and b"valid/words" in content

@@ -129,7 +129,7 @@ def test_the_config_of_a_run_comes_back_as_it_was(path, tmp_path, capsys):
     config = configs.load(str(path))
     full = ml_collections.ConfigDict(config)
     with full.unlocked():  # values as fill() gives them, and of every kind that a file may have
-        full.model.palette, full.shares = ((0.5,), (2.0,)), (3, 1)
+        full.model.palette, full.shares, full.accumulate = ((0.5,), (2.0,)), (3, 1), 1
         if path.stem == "mnist":  # a task of the user's may have more fields
             full.task = str(tmp_path / "own.py")
             full.extra, full.none = {"a": [1, (2, "x")], "b": {}}, None

@@ -93,7 +93,7 @@ def test_the_token_and_the_mean_are_two_models():
     same = {name: leaf for name, leaf in params().items() if name != "token"}
     same["position"] = same["position"][1:]
     assert not np.allclose(models.ViT(**fields).apply({"params": same}, images), logits(images), atol=1e-3)
-    with pytest.raises(ValueError, match="pool must be mean or token, not 'max'"):
+    with pytest.raises(ValueError, match="pool must be mean, token or map, not 'max'"):
         models.ViT(**fields, pool="max").init(RNG, images)
 
 
