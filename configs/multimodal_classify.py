@@ -30,9 +30,9 @@ have LAVIS's values (nlvr_ft.yaml, snli_ve_ft.yaml):
 | seed | 42 | 42 | config.seed |
 
 LAVIS's BLIP reads two photographs by a second cross-attention in each layer; here one cross-attention reads the states
-of both, with an embedding of which is which. ALBEF's distillation from a moving average is left out. Neither preset has
-been measured. `easy` reaches 75.0 % on the valid and 76.5 % on the 9,673 test questions in its 2,168 steps, which took
-4 CPU minutes; the commonest answer to each question alone, without the picture, reaches 67.0 %.
+of both, with an embedding of each picture's place. ALBEF's distillation from a moving average is left out. Neither
+preset has been measured. `easy` reaches 75.0 % on the valid and 76.5 % on the 9,673 test questions in its 2,168 steps,
+which took 4 CPU minutes; the commonest answer to each question alone, without the picture, reaches 67.0 %.
 """
 
 import ml_collections

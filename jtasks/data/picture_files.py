@@ -73,17 +73,17 @@ def locate(
         sources = [_open(place, root) for place in places if place.is_dir() or (place.suffix and place.is_file())]
         source = max(sources, key=lambda source: sum(source.place(*item) is not None for item in wanted[:SAMPLE]))
         deep = False
-    found = dict[str, Place]()
+    chosen = dict[str, Place]()
     for name, where in wanted:
-        found_at = source.place(name, where, deep=deep)
-        if found_at is None:
+        source_place = source.place(name, where, deep=deep)
+        if source_place is None:
             looked = source.path if deep else f"{place} and usual places in it ({', '.join(USUAL[1:6])}, ...)"
             raise DataError(
                 f"{where}: there is no picture {name!r}\n  looked in: {looked}\n  what to do: put it there, take its"
                 " entry out of the file, or set config.data.pictures to the folder or .tar of the pictures"
             )
-        found[name] = found_at
-    return PictureFiles(source.archive, found)
+        chosen[name] = source_place
+    return PictureFiles(source.archive, chosen)
 
 
 def _given(name: str, root: pathlib.Path) -> pathlib.Path:
@@ -138,10 +138,10 @@ class _Source:
     @functools.cached_property
     def by_base(self) -> dict[str, list[tuple[str, Place]]]:
         """All files by the last part of their names: names and places."""
-        found = collections.defaultdict[str, list[tuple[str, Place]]](list)
+        by_name = collections.defaultdict[str, list[tuple[str, Place]]](list)
         for name, place in self.members.items() if self.members is not None else _walk(self.path):
-            found[unicodedata.normalize("NFC", posixpath.basename(name))].append((name, place))
-        return found
+            by_name[unicodedata.normalize("NFC", posixpath.basename(name))].append((name, place))
+        return by_name
 
 
 def _listing(folder: str) -> dict[str, str]:

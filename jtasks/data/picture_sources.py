@@ -135,8 +135,8 @@ def _own(split: str, config: Config, names: Names) -> Source | None:
         places += [
             path for path in (place / archive for place in places for archive in names.archives) if path.exists()
         ]
-        found = (_inside(place, split, names, root) for place in places)
-        source = next((source for source in found if source is not None), None)
+        inside = (_inside(place, split, names, root) for place in places)
+        source = next((source for source in inside if source is not None), None)
         if source is None and split == "train":
             looked = [*(name.format("train") for name in names.own[:3]), *names.whole[:2], *names.archives]
             raise ConfigError(

@@ -79,8 +79,8 @@ def sigmoid_loss(images: jax.Array, texts: jax.Array, scale: Any, bias: Any, mas
 
 def _contrast(nats: jax.Array, of_images: _Seen, of_texts: _Seen, mask: jax.Array) -> Contrast:
     valid = mask > 0
-    found = [valid & (of_images.own > seen.closest) for seen in (of_images, of_texts)]
-    return Contrast(jnp.where(valid, nats, 0), *found)
+    closest = [valid & (of_images.own > seen.closest) for seen in (of_images, of_texts)]
+    return Contrast(jnp.where(valid, nats, 0), *closest)
 
 
 def _compare(

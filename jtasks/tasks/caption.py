@@ -194,13 +194,13 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     if not pairs:
         return {}
     said, wanted = zip(*pairs, strict=True)
-    found = captions.scores(said, wanted, protocol=config.score.protocol, metrics=config.score.metrics)
+    scores = captions.scores(said, wanted, protocol=config.score.protocol, metrics=config.score.metrics)
     if config.score.exchanged and len(pairs) > 1:
         order = np.random.default_rng(0).permutation(len(pairs))
         others = [wanted[i] for i in np.roll(order, 1)]
         exchanged = captions.scores([said[i] for i in order], others, metrics=["cider"])
-        found["cider_exchanged"] = exchanged["cider"]
-    return found
+        scores["cider_exchanged"] = exchanged["cider"]
+    return scores
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:

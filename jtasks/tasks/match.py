@@ -160,10 +160,10 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Compute R@1, R@5, R@10 and the median rank both ways, by the similarity of the embeddings."""
     counts = [len(example["captions"]) for example in examples]
-    found = [np.asarray(output["texts"])[:count] for output, count in zip(outputs, counts, strict=True)]
+    captions = [np.asarray(output["texts"])[:count] for output, count in zip(outputs, counts, strict=True)]
     images = np.stack([output["image"] for output in outputs])
     owners = np.repeat(np.arange(len(counts)), counts)
-    return retrieval.scores(*retrieval.ranks(images, np.concatenate(found), owners))
+    return retrieval.scores(*retrieval.ranks(images, np.concatenate(captions), owners))
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
@@ -246,12 +246,12 @@ def _match_batch(
     states = jnp.where(real[:, None, None], embeddings["states"], 0)  # padding may hold NaN
     similarities = scale * image @ text.T
     seeds = batch["seed"] if "seed" in batch else jnp.arange(len(weights), dtype=jnp.uint32)
-    hard_text, found = negatives.draw(similarities, seeds, weights)
+    hard_text, drawn = negatives.draw(similarities, seeds, weights)
     hard_image, _ = negatives.draw(similarities.T, seeds, weights)
     memory = jnp.concatenate([states, states[hard_image], states])
     rows = [jnp.concatenate([x, x, x[hard_text]]) for x in (tokens, segment_ids)]
     logits = models.apply(_model(config), params, memory, *rows, method="match")
-    valid = jnp.stack([weights, weights * found, weights * found], axis=1)
+    valid = jnp.stack([weights, weights * drawn, weights * drawn], axis=1)
     return jnp.moveaxis(logits.reshape(3, len(weights), 2), 0, 1), valid
 
 
