@@ -71,6 +71,23 @@ def item_scores(
     return [{name: float(each[i]) for name, (_, each) in results.items()} for i in range(len(hypotheses))]
 
 
+def reference_lists(hypotheses: Sequence[str], references: Sequence[str | Sequence[str]]) -> list[list[str]]:
+    """Return the references of each hypothesis, [n] lists of at least one.
+
+    Raises:
+      DataError: there are no hypotheses, not as many lists of references, or a hypothesis has no reference.
+
+    >>> reference_lists(["he sits", "yes"], ["he sits down", ["yes", "sure"]])
+    [['he sits down'], ['yes', 'sure']]
+    """
+    several = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
+    if not several or len(several) != len(hypotheses):
+        raise DataError(f"{len(hypotheses)} hypotheses for {len(several)} lists of references; expected one for each")
+    if lacking := [i for i, texts in enumerate(several) if not texts]:
+        raise DataError(f"items {lacking[:5]} ({len(lacking)} in all) have no reference; leave them out")
+    return several
+
+
 def meteor_missing() -> str:
     """Say what METEOR lacks on this machine; "" if nothing."""
     if shutil.which("java") is None:
@@ -87,11 +104,7 @@ def _compute(
         raise ConfigError(f"unknown protocol {protocol!r} of caption scores; there are {', '.join(PROTOCOLS)}")
     if unknown := [name for name in metrics if name not in METRICS]:
         raise ConfigError(f"unknown caption metrics {unknown}; there are {', '.join(METRICS)}")
-    several = [[texts] if isinstance(texts, str) else list(texts) for texts in references]
-    if not several or len(several) != len(hypotheses):
-        raise DataError(f"{len(hypotheses)} hypotheses for {len(several)} lists of references; expected one for each")
-    if lacking := [i for i, texts in enumerate(several) if not texts]:
-        raise DataError(f"items {lacking[:5]} ({len(lacking)} in all) have no reference; leave them out")
+    several = reference_lists(hypotheses, references)
     if protocol == "dstc7":
         hypotheses = [" ".join(word for word in text.split() if len(word) > 1) for text in hypotheses]
     mine, theirs = [words(text) for text in hypotheses], [[words(text) for text in texts] for texts in several]
