@@ -15,7 +15,7 @@ import stat
 import sys
 import tarfile
 import zlib
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -151,6 +151,15 @@ def read(path: pathlib.Path, limit: int | None = None) -> bytes:
         if limit is not None and status.st_size > limit:
             raise DataError(f"{path} holds {status.st_size:,} bytes; expected at most {limit:,}: get the official file")
         return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
+
+
+def stream(path: pathlib.Path) -> Iterator[bytes]:
+    """Yield the lines of a file, each with its LF, as they are asked for; DataError if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield from file
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
 

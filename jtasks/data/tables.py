@@ -2,7 +2,7 @@
 
 import pathlib
 import zipfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,19 +53,12 @@ def rows(
       DataError: the file is empty, a row differs from the others in form, a column or key repeats, or a value fails its
         check; names file, line and column.
     """
-    if name.startswith("tfds:"):
-        table = _read_tfds(name.removeprefix("tfds:"), split, folder)
-    elif table_files.is_table(name, files.data_folder(folder)):
-        table = _read_arrow(name, split, fields, optional, folder)
-    else:
-        kind = pathlib.PurePath(name).suffix.lower()
-        if kind not in parsing.KINDS:
-            raise ConfigError(
-                f"config.data.{split}={name!r} must be a .tsv, .csv, .jsonl or .parquet file, hf:NAME or tfds:NAME"
-            )
-        text = read(name, f"config.data.{split}", folder=folder, source=source)
-        bare = all(field.isdecimal() for field in fields)
-        table = _read_lines(parsing.Lines(parsing.text_lines(text, kind), name), kind, bare)
+
+    def choose(columns: Sequence[str]) -> Collection[str] | None:
+        return None if set(fields) - set(columns) - set(optional) else fields  # the message about one lists all
+
+    bare = all(field.isdecimal() for field in fields)
+    table = scan(name, split, choose, bare=bare, folder=folder, source=source)
     picked: list[Row] = []
     for where, row in table:
         if not picked:
@@ -76,6 +69,41 @@ def rows(
     if not picked:
         raise DataError(f"{name} has no rows: expected some with the columns {', '.join(map(repr, fields))}")
     return picked
+
+
+def scan(
+    name: str,
+    split: str,
+    choose: Callable[[Sequence[str]], Collection[str] | None] = lambda columns: None,
+    *,
+    bare: bool = False,
+    folder: str | None = None,
+    source: str = "",
+) -> Iterator[tuple[str, Row]]:
+    """Yield the place and the fields of each row of one split, unchecked; it holds one row at a time in memory.
+
+    Args:
+      name: see `rows`, also for `split`, `folder` and `source`.
+      choose: function from the columns of Parquet and Arrow files to those to read; None: all.
+      bare: TSV and CSV have no header, and their columns are "0", "1", ...
+
+    Raises:
+      ConfigError: the file is absent or of unknown kind.
+      DataError: a row is wrong in form.
+    """
+    if name.startswith("tfds:"):
+        yield from _read_tfds(name.removeprefix("tfds:"), split, folder)
+    elif table_files.is_table(name, files.data_folder(folder)):
+        table = require_table(name, split, folder)
+        yield from arrow.rows(table, choose(table.columns))
+    else:
+        kind = pathlib.PurePath(name).suffix.lower()
+        if kind not in parsing.KINDS:
+            raise ConfigError(
+                f"config.data.{split}={name!r} must be a .tsv, .csv, .jsonl or .parquet file, hf:NAME or tfds:NAME"
+            )
+        lines = parsing.Lines(_lines(name, kind, f"config.data.{split}", folder, source), name)
+        yield from _read_lines(lines, kind, bare)
 
 
 def class_names(name: str, split: str, column: str, *, folder: str | None = None) -> tuple[str, ...] | None:
@@ -101,19 +129,35 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
       ConfigError: the file is nowhere.
       DataError: the file is not UTF-8 text; or the archive is damaged, encrypted, or holds more than 1 GiB.
     """
+    path, is_archive = locate(name, field, folder=folder, source=source)
+    if is_archive:
+        return files.decode(_unzip(path, name), f"{path}: {name}")
+    return files.decode(files.read(path), str(path))
+
+
+def locate(name: str, field: str, *, folder: str | None = None, source: str = "") -> tuple[pathlib.Path, bool]:
+    """Return the path of a file that a config names, and whether that is an archive that may hold it; see `read`."""
     root = files.data_folder(folder)
     places = [pathlib.Path(name).expanduser(), root / name]
     archive = root / f"{next(iter(pathlib.PurePath(name).parts), '')}.zip"
     path = next((place for place in places if place.is_file()), None)
     if path is not None:
-        return files.decode(files.read(path), str(path))
+        return path, False
     if archive.is_file():
-        return files.decode(_unzip(archive, name), f"{archive}: {name}")
+        return archive, True
     raise ConfigError(
         f"no file {name!r} ({field})\n  looked for: {', '.join(map(str, [*places, archive]))}\n"
         f"  what to do: {f'get it from {source}, ' if source else ''}put it there, or set config.data.dir or"
         " $JTASKS_DATA to the folder that holds it"
     )
+
+
+def _lines(name: str, kind: str, field: str, folder: str | None, source: str) -> Iterable[str | bytes]:
+    """Return the lines of a file that a config names; only those of an archive are read at once."""
+    path, is_archive = locate(name, field, folder=folder, source=source)
+    if is_archive:
+        return parsing.text_lines(files.decode(_unzip(path, name), f"{path}: {name}"), kind)
+    return parsing.byte_lines(files.stream(path), kind)
 
 
 def _unzip(archive: pathlib.Path, name: str) -> bytes:
@@ -146,14 +190,6 @@ def _read_tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str,
         raise DataError(f"tfds:{name} has the splits {splits}; config.data.{split} names none of them")
     for index in range(len(source)):
         yield f"row {index}", {key: _plain(value, f"tfds:{name}, row {index}") for key, value in source[index].items()}
-
-
-def _read_arrow(
-    name: str, split: str, fields: Collection[str], optional: Collection[str], folder: str | None
-) -> Iterator[tuple[str, Row]]:
-    table = require_table(name, split, folder)
-    missing = set(fields) - set(table.columns) - set(optional)
-    yield from arrow.rows(table, None if missing else fields)  # the message about a missing column lists all columns
 
 
 def require_table(name: str, split: str, folder: str | None) -> arrow.Table:

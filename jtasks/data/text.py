@@ -178,13 +178,9 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
     if path.suffix.lower() in table_files.SUFFIXES:
         yield from _rows(path)
         return
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                text = files.decode(line, str(path), number)
-                yield from text.removesuffix("\n").removesuffix("\r").split("\r")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}; put the file there or make it readable") from error
+    for number, line in enumerate(files.stream(path), 1):
+        text = files.decode(line, str(path), number)
+        yield from text.removesuffix("\n").removesuffix("\r").split("\r")
 
 
 def _rows(path: pathlib.Path) -> Iterator[str]:
