@@ -33,6 +33,7 @@ ACTIVATIONS = ("gelu_tanh", "gelu", "quick_gelu", "relu", "silu", "tanh")
 NORMS = ("layer", "rms")
 POOLS = ("mean", "token", "map")
 TEXT_TOWERS = ("causal", "bidirectional", "bert")
+POSITIONS = ("learned", "sinusoidal", "relative")
 PAIR_LOSSES = ("softmax", "sigmoid")
 
 MODEL = {
@@ -67,6 +68,28 @@ MODEL = {
     "pad": Field(int, "[0, 2e9]"),
     "embed_dim": Field(int, "[1, 2e9]"),
     "loss": Field(str, PAIR_LOSSES),
+    "target_vocab": Field(int, "[0, 2e9]"),
+    "encoder_depth": Field(int, "[1, 2e9]"),
+    "decoder_depth": Field(int, "[1, 2e9]"),
+    "decoder_heads": Field(int, "[0, 2e9]"),
+    "decoder_mlp_dim": Field(int, "[0, 2e9]"),
+    "head_dim": Field(int, "[0, 2e9]"),
+    "gated": Field(bool),
+    "post_norm": Field(bool),
+    "final_norm": Field(bool),
+    "embed_norm": Field(bool),
+    "bias": Field(bool),
+    "positions": Field(str, POSITIONS),
+    "buckets": Field(int, "[4, 2e9]"),
+    "max_distance": Field(int, "[2, 2e9]"),
+    "position_offset": Field(int, "[0, 2e9]"),
+    "attention_scale": Field(float, "[0, inf)"),
+    "embed_scale": Field(float, "[0, inf)"),
+    "output_scale": Field(float, "[0, inf)"),
+    "output_bias": Field(bool),
+    "begin": Field(int, "[0, 2e9]"),
+    "init_std": Field(float, "[0, inf)"),
+    "activation_dropout": Field(float, "[0, 1)"),
 }
 TOWERS = ("image_", "text_")  # prefixes of the fields of a model with two towers
 STACK = ("width", "depth", "heads", "mlp_dim", "activation", "epsilon")  # those fields
@@ -136,9 +159,11 @@ def check_module(module: Any) -> None:
 def check_heads(fields: Mapping[str, Any], prefix: str = "config.model.") -> None:
     """Raise ConfigError if the heads do not divide the width, in any tower."""
     for tower in ("", *TOWERS):
-        width, heads = fields.get(f"{tower}width"), fields.get(f"{tower}heads")
-        if width and heads and width % heads:
-            raise ConfigError(f"{prefix}{tower}width={width} must be divisible by {prefix}{tower}heads={heads}")
+        width = fields.get(f"{tower}width")
+        for name in (f"{tower}heads", *(["decoder_heads"] if not tower else [])):
+            heads = fields.get(name)
+            if width and heads and width % heads and not fields.get("head_dim"):
+                raise ConfigError(f"{prefix}{tower}width={width} must be divisible by {prefix}{name}={heads}")
 
 
 def check_shapes(config: Mapping[str, Any]) -> None:

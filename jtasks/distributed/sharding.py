@@ -37,8 +37,8 @@ Rules = Sequence[tuple[str, Spec]]
 # Layers stacked along a leading axis by scan: gathered one layer at a time, other parameters before their first use.
 STACKED = r"(^|/)blocks/"
 RULES: Rules = (
-    (STACKED + r".*(query|key_value|up)/kernel$", (None, "fsdp?", "tensor?")),  # by heads, by hidden units
-    (STACKED + r".*(query|key_value|up)/bias$", (None, ("tensor?", "fsdp?"))),
+    (STACKED + r".*(query|key_value|up|gate)/kernel$", (None, "fsdp?", "tensor?")),  # by heads, by hidden units
+    (STACKED + r".*(query|key_value|up|gate)/bias$", (None, ("tensor?", "fsdp?"))),
     (STACKED + r".*(output|down)/kernel$", (None, "tensor?", "fsdp?")),
     (STACKED, (None, "fsdp?")),
     (r"tokens/embedding$", ("tensor?", "fsdp?")),

@@ -20,6 +20,7 @@ from jtasks.models.blip import BLIP
 from jtasks.models.cache import reorder_branches
 from jtasks.models.convnet import ConvNet
 from jtasks.models.decoding import generate, search
+from jtasks.models.encoder_decoder import EncoderDecoder
 from jtasks.models.gpt import GPT, shift_right
 from jtasks.models.prefix_captioner import PrefixCaptioner
 from jtasks.models.ranking import rank, until_end
@@ -33,6 +34,7 @@ __all__ = [
     "BLIP",
     "GPT",
     "ConvNet",
+    "EncoderDecoder",
     "PrefixCaptioner",
     "Prompt",
     "TwoTowers",

@@ -1,7 +1,8 @@
 """The cache of a decoder that continues prompts: keys and values of all layers, and which ones each branch sees.
 
 The branches of a prompt share its keys and values, and those of an encoder's states. Their own keys and values follow,
-step by step, and never move: `seen` [b, n, slots] selects the slots that each branch descends from.
+step by step, and never move: `seen` [b, n, slots] selects the slots that each branch descends from, and `places`
+[b, slots] are their positions.
 """
 
 import jax
@@ -48,6 +49,7 @@ def start(
         **{name: jnp.pad(layers[name], room) for name in OWN},
         **{name: layers[name] for name in MEMORY if name in layers},
         **({} if memory_mask is None else {"memory_mask": memory_mask}),
+        "places": jnp.pad(places(valid), ((0, 0), (0, slots))),
         "seen": jnp.broadcast_to(jnp.pad(valid, ((0, 0), (0, slots)))[:, None], (b, branches, t + slots)),
         "place": jnp.sum(valid, axis=1, dtype=jnp.int32),
         "slot": jnp.int32(t),
@@ -66,7 +68,9 @@ def append(cache: Cache, new: Cache) -> Cache:
     stored = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=3) for name in OWN}
     own = jnp.broadcast_to(jnp.eye(n, dtype=bool), (b, n, n))
     seen = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, slot, axis=2)
-    return {**cache, **stored, "seen": seen, "place": cache["place"] + 1, "slot": slot + n}
+    rows = jnp.broadcast_to(cache["place"][:, None], (b, n))
+    filled = jax.lax.dynamic_update_slice_in_dim(cache["places"], rows, slot, axis=1)
+    return {**cache, **stored, "places": filled, "seen": seen, "place": cache["place"] + 1, "slot": slot + n}
 
 
 def reorder_branches(cache: Cache, parents: jax.Array) -> Cache:

@@ -10,25 +10,33 @@ TILE = 128  # the TPU kernel's blocks of queries and keys
 
 
 def on_gpu(
-    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array | None, *, causal: bool, scale: float = 0.0
 ) -> jax.Array | None:
     """Return cuDNN's flash attention of arrays [b, h, t, d], or None if cuDNN does not support these arguments.
 
     Requires 16-bit inputs and head widths that are multiples of 8, at most 128. `mask` [b, 1, t, t] excludes causality,
-    which is passed separately.
+    which is passed separately. `scale` is that of `models/attention.py`.
     """
     width = query.shape[-1]
     if query.dtype not in (jnp.bfloat16, jnp.float16) or width % 8 or width > 128:
         return None
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
+    mixed = jax.nn.dot_product_attention(
+        query, key, value, mask=mask, scale=scale or None, is_causal=causal, implementation="cudnn"
+    )
     return jnp.swapaxes(mixed, 1, 2)
 
 
 def on_tpu(
-    query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None, *, causal: bool
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    segment_ids: jax.Array | None,
+    *,
+    causal: bool,
+    scale: float = 0.0,
 ) -> jax.Array:
-    """Return JAX's Pallas flash attention of arrays [b, h, t, d]; `models/attention.py` defines `segment_ids`.
+    """Return JAX's Pallas flash attention of arrays [b, h, t, d]; `models/attention.py` defines the arguments.
 
     Pads lengths to whole tiles. XLA cannot partition a kernel, so under a mesh (`jax.set_mesh`) each device runs the
     kernel on its own examples and heads.
@@ -43,7 +51,7 @@ def on_tpu(
 
     def kernel(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
         ids = None if segment_ids is None else SegmentIds(segment_ids, segment_ids)
-        return flash_attention(query, key, value, segment_ids=ids, causal=causal, sm_scale=width**-0.5)
+        return flash_attention(query, key, value, segment_ids=ids, causal=causal, sm_scale=scale or width**-0.5)
 
     examples, tensor = batch_axes(b), head_axis(heads)
     if examples or tensor:

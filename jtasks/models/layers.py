@@ -103,57 +103,82 @@ class Head(nn.Module):
         return vocabulary_logits(x.astype(dtype), kernel.T, bias)
 
 
+def dense(module: Any, features: int, name: str, scale: float = 1.0) -> nn.Module:
+    """Return a dense layer with the `bias`, `init_std` and `dtype` of a module, its initial kernel times `scale`."""
+    init = nn.initializers.normal(module.init_std * scale)
+    return nn.Dense(features, use_bias=module.bias, dtype=module.dtype, kernel_init=init, name=name)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention; `models/attention.py` defines `segment_ids` [b, t].
 
     If `cache` is a dict, returns a cache of the keys and values of `x`. If `cache` holds keys and values of s earlier
     positions, each position of `x` attends to itself and to those earlier positions that `segment_ids`, then bool
-    [b, t, s], selects, but not to the rest of `x`.
+    [b, t, s], selects, but not to the rest of `x`. `relative` is the bias of scores that `models/attention.py` defines,
+    with a cache the pair of biases of `attend_to_past`.
+
+    Attributes:
+      head_dim: width of a head; 0: `width / heads`.
+      scale: factor of the products of queries and keys; 0: `head_dim ** -0.5`.
+      init_std: standard deviation of the initial kernels, that of the output times `output_scale`.
     """
 
     width: int
     heads: int
     causal: bool
     output_scale: float
+    head_dim: int = 0
+    scale: float = 0.0
+    bias: bool = True
+    init_std: float = 0.02
     dropout: float = 0.0
     plain: bool = False
     dtype: Any = None
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, cache: Cache | None, segment_ids: jax.Array | None, deterministic: bool
+        self,
+        x: jax.Array,
+        cache: Cache | None,
+        segment_ids: jax.Array | None,
+        deterministic: bool,
+        relative: Any = None,
     ) -> tuple[jax.Array, Cache | None]:
-        b, t, _ = x.shape
-        fused = nn.Dense(3 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="query_key_value")(x)
+        (b, t, _), size = x.shape, self.head_dim or self.width // self.heads
+        fused = dense(self, 3 * self.heads * size, "query_key_value")(x)
         # Heads come before q, k, v, so the kernel can be sharded by heads.
-        fused = fused.reshape(b, t, self.heads, 3, self.width // self.heads)
+        fused = fused.reshape(b, t, self.heads, 3, size)
         query, key, value = jnp.transpose(fused, (3, 0, 2, 1, 4))
         if cache and segment_ids is not None:
-            mixed = attend.attend_to_past(query, key, value, cache["key"], cache["value"], segment_ids)
+            past = cache["key"], cache["value"]
+            mixed = attend.attend_to_past(query, key, value, *past, segment_ids, relative, self.scale)
         elif self.dropout and not deterministic:
-            mask = attend.attention_mask(t, self.causal, segment_ids)
-            mixed = attend.attention_with_dropout(query, key, value, mask, self.make_rng("dropout"), self.dropout)
+            mask, rng = attend.attention_mask(t, self.causal, segment_ids), self.make_rng("dropout")
+            mixed = attend.attention_with_dropout(query, key, value, mask, rng, self.dropout, relative, self.scale)
         else:
-            mixed = attend.self_attention(
-                query, key, value, causal=self.causal, segment_ids=segment_ids, plain=self.plain
-            )
+            options = {"segment_ids": segment_ids, "relative": relative, "scale": self.scale, "plain": self.plain}
+            mixed = attend.self_attention(query, key, value, causal=self.causal, **options)
         if cache is not None:
             cache = {"key": key, "value": value}
-        mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.width)
-        init = nn.initializers.normal(0.02 * self.output_scale)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(mixed), cache
+        mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.heads * size)
+        return dense(self, self.width, "output", self.output_scale)(mixed), cache
 
 
 class CrossAttention(nn.Module):
     """Multi-head attention from `x` to a memory, such as an encoder's states.
 
     If `cache` is a dict, returns a cache of the memory's keys and values, and of the weights [b, t, s], averaged over
-    heads. If `cache` holds the memory's keys and values, these are read instead of a memory.
+    heads. If `cache` holds the memory's keys and values, these are read instead of a memory. `memory_mask` is that of
+    `attention.cross_attention`; for the other fields see `Attention`.
     """
 
     width: int
     heads: int
     output_scale: float
+    head_dim: int = 0
+    scale: float = 0.0
+    bias: bool = True
+    init_std: float = 0.02
     dropout: float = 0.0
     plain: bool = False
     dtype: Any = None
@@ -164,32 +189,31 @@ class CrossAttention(nn.Module):
         x: jax.Array,
         cache: Cache | None,
         memory: jax.Array | None,
-        memory_mask: jax.Array | None,
+        memory_mask: Any,
         deterministic: bool,
     ) -> tuple[jax.Array, Cache | None]:
         b, t, _ = x.shape
-        size, new = self.width // self.heads, None
-        query = nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL, name="query")(x)
+        size, new = self.head_dim or self.width // self.heads, None
+        query = dense(self, self.heads * size, "query")(x)
         query = jnp.moveaxis(query.reshape(b, t, self.heads, size), 2, 1)
         if cache and "memory_key" in cache:
             key, value = cache["memory_key"], cache["memory_value"]
         else:
             assert memory is not None
-            fused = nn.Dense(2 * self.width, dtype=self.dtype, kernel_init=NORMAL, name="key_value")(memory)
+            fused = dense(self, 2 * self.heads * size, "key_value")(memory)
             key, value = jnp.transpose(fused.reshape(b, -1, self.heads, 2, size), (3, 0, 2, 1, 4))
             new = {"memory_key": key, "memory_value": value}
-        mask = None if memory_mask is None else memory_mask[:, None, None]
+        mask = attend.memory_mask(t, memory_mask)
         if cache is not None and new is not None:
-            weights = attend.attention_weights(query, key, mask)
+            weights = attend.attention_weights(query, key, mask, None, self.scale)
             mixed, new["memory_weights"] = attend.mix(weights, value), jnp.mean(weights, axis=1)
         elif self.dropout and not deterministic:
-            mixed = attend.attention_with_dropout(query, key, value, mask, self.make_rng("dropout"), self.dropout)
+            rng = self.make_rng("dropout")
+            mixed = attend.attention_with_dropout(query, key, value, mask, rng, self.dropout, None, self.scale)
         else:
-            mixed = attend.cross_attention(query, key, value, memory_mask, plain=self.plain)
-        mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.width)
-        init = nn.initializers.normal(0.02 * self.output_scale)
-        output = nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="output")(mixed)
-        return output, None if cache is None else new
+            mixed = attend.cross_attention(query, key, value, memory_mask, scale=self.scale, plain=self.plain)
+        mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.heads * size)
+        return dense(self, self.width, "output", self.output_scale)(mixed), None if cache is None else new
 
 
 class Block(nn.Module):
@@ -197,13 +221,17 @@ class Block(nn.Module):
 
     Pre-norm by default: the residual stream itself is never normalized. With `post_norm` the stream is normalized after
     each addition (Vaswani et al. 2017, BERT). With `cross` the block attends to a `memory` [b, s, d] between
-    self-attention and feed-forward layer, at positions that `memory_mask`, bool [b, s], selects. Without a memory, in
-    the call or in the cache, the block skips this part.
+    self-attention and feed-forward layer, at positions that `memory_mask` of `attention.cross_attention` selects.
+    Without a memory, in the call or in the cache, the block skips this part.
 
     Attributes:
       mlp_dim: width of the feed-forward layer; 0: four times `width`.
       activation: one of ACTIVATIONS.
+      gated: multiply the activation by a second linear layer (Shazeer 2020, GLU variants).
       norm: `layer` or `rms`.
+      head_dim, attention_scale, bias, init_std: see `Attention`; `bias` and `init_std` are those of all dense layers.
+      relative: the block is called with a bias of scores by distance, or None, as last argument.
+      activation_dropout: dropout inside the feed-forward layer.
       plain: use an attention with forward-mode derivatives, which holds all scores in memory.
     """
 
@@ -213,12 +241,19 @@ class Block(nn.Module):
     depth: int
     mlp_dim: int = 0
     activation: str = "gelu_tanh"
+    gated: bool = False
     norm: str = "layer"
     epsilon: float = 1e-6
     post_norm: bool = False
     cross: bool = False
+    head_dim: int = 0
+    attention_scale: float = 0.0
+    bias: bool = True
+    relative: bool = False
+    init_std: float = 0.02
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    activation_dropout: float = 0.0
     plain: bool = False
     dtype: Any = None
 
@@ -230,7 +265,8 @@ class Block(nn.Module):
         segment_ids: jax.Array | None,
         deterministic: bool,
         memory: jax.Array | None = None,
-        memory_mask: jax.Array | None = None,
+        memory_mask: Any = None,
+        relative: Any = None,
     ) -> tuple[jax.Array, tuple[Cache | None, jax.Array]]:
         x = sharding.constrain_batch(x)  # without this XLA may shard activations like the parameters
         # GPT-2's scale keeps the residual stream's variance independent of depth; after a norm the variance is fixed.
@@ -239,14 +275,18 @@ class Block(nn.Module):
 
         def up_and_down(y: jax.Array) -> jax.Array:
             mlp_dim = self.mlp_dim or 4 * self.width
-            y = nn.Dense(mlp_dim, dtype=self.dtype, kernel_init=NORMAL, name="up")(y)
-            down = nn.Dense(self.width, dtype=self.dtype, kernel_init=nn.initializers.normal(0.02 * scale), name="down")
-            return down(ACTIVATIONS[self.activation](y))
+            gate = dense(self, mlp_dim, "gate")(y) if self.gated else None
+            y = dense(self, mlp_dim, "up")(y)
+            y = ACTIVATIONS[self.activation](y) if gate is None else ACTIVATIONS[self.activation](gate) * y
+            y = Dropout(self.activation_dropout, name="activation_dropout1")(y, deterministic)
+            return dense(self, self.width, "down", scale)(y)
 
-        options = {"dropout": self.attention_dropout, "plain": self.plain, "dtype": self.dtype}
+        names = ("head_dim", "bias", "init_std", "plain", "dtype")
+        options = {name: getattr(self, name) for name in names}
+        options |= {"scale": self.attention_scale, "dropout": self.attention_dropout}
         attend = Attention(self.width, self.heads, self.causal, scale, **options, name="attention")
         normed, past = x if self.post_norm else norms[0](x), cache
-        y, cache = attend(normed, past, segment_ids, deterministic)
+        y, cache = attend(normed, past, segment_ids, deterministic, relative)
         x = x + Dropout(self.dropout, name="dropout1")(y, deterministic)
         x = norms[0](x) if self.post_norm else x
         if self.cross and (memory is not None or (past and "memory_key" in past)):
@@ -277,7 +317,8 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
     """Return `model.depth` blocks as one scan: compiled once, with parameters stacked along a leading axis.
 
     The stack is called like a Block: (x, cache, segment_ids, deterministic), and with `cross` in `others` (x, cache,
-    segment_ids, deterministic, memory, memory_mask), where all layers read the same memory. For the backward pass each
+    segment_ids, deterministic, memory, memory_mask), where all layers read the same memory, and with `relative` in
+    `others` (x, cache, segment_ids, deterministic, memory, memory_mask, relative). For the backward pass each
     layer saves what `remat_policy` selects, or with `model.remat` only its input.
 
     Args:
@@ -291,7 +332,7 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
         nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if model.remat else remat_policy),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, *[nn.broadcast] * (4 if fields.get("cross") else 2)),
+        in_axes=(0, *[nn.broadcast] * (5 if fields.get("relative") else 4 if fields.get("cross") else 2)),
         length=model.depth,
     )
     return scanned(name=name, **fields)
