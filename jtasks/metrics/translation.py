@@ -12,12 +12,54 @@ from typing import Any
 
 from jtasks.errors import ConfigError
 from jtasks.metrics.captions import reference_lists
+from jtasks.ranges import did_you_mean
 
 # sacrebleu's tokenizers. The last six need further packages or a download.
 TOKENIZERS = ("none", "13a", "intl", "char", "zh", "ja-mecab", "ko-mecab", "spm", "flores101", "flores200", "spBLEU-1K")
+METRICS = ("bleu", "chrf", "rouge", "exact_match")
 ROUGE = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 References = Sequence[str | Sequence[str]]
+
+
+def scores(
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    metrics: Sequence[str] = ("bleu", "chrf"),
+    tokenize: str = "13a",
+    lowercase: bool = False,
+    stem: bool = False,
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Compute scores of a corpus by name, and sacrebleu's signatures of `bleu` and `chrf`.
+
+    Args:
+      hypotheses: [n] texts.
+      references: [n], each one text or several.
+      metrics: some of METRICS; `rouge` gives the four scores of ROUGE.
+      tokenize: for `bleu`.
+      lowercase: for `bleu`, `chrf` and `exact_match`; ROUGE always ignores case.
+      stem: for `rouge`.
+
+    Raises:
+      ConfigError: a metric or a tokenizer is unknown, or a library is missing.
+      DataError: there are no hypotheses, or one has no reference.
+    """
+    values: dict[str, float] = {}
+    signatures: dict[str, str] = {}
+    for name in metrics:
+        if name == "bleu":
+            values[name], signatures[name] = bleu(hypotheses, references, tokenize=tokenize, lowercase=lowercase)
+        elif name == "chrf":
+            values[name], signatures[name] = chrf(hypotheses, references, lowercase=lowercase)
+        elif name == "rouge":
+            values |= rouge(hypotheses, references, stem=stem)
+        elif name == "exact_match":
+            values[name] = exact_match(hypotheses, references, lowercase=lowercase)
+        else:
+            hint = did_you_mean(name, METRICS)
+            raise ConfigError(f"unknown score {name!r} of texts{hint or '; there are ' + ', '.join(METRICS)}")
+    return values, signatures
 
 
 def bleu(

@@ -79,6 +79,13 @@ def test_empty_texts_score_nothing_and_break_nothing():
     assert translation.exact_match([" Yes\n", "NO"], [["no", "yes"], "no"], lowercase=True) == 1
 
 
+def test_all_scores_have_their_names():
+    scores, signatures = translation.scores(SAID, BOTH, metrics=translation.METRICS, tokenize="none")
+    assert list(scores) == ["bleu", "chrf", *translation.ROUGE, "exact_match"]
+    assert scores["rougeL"] == translation.rouge(SAID, BOTH)["rougeL"]
+    assert "tok:none" in signatures["bleu"] and list(signatures) == ["bleu", "chrf"]
+
+
 def test_errors_say_what_is_wrong(monkeypatch):
     with pytest.raises(DataError, match="1 hypotheses for 2 lists"):
         translation.bleu(["a"], ["a", "b"])
@@ -88,6 +95,8 @@ def test_errors_say_what_is_wrong(monkeypatch):
         translation.exact_match(["a", "b"], ["a", []])
     with pytest.raises(ConfigError, match="unknown tokenizer '14a' of BLEU; sacrebleu has none, 13a"):
         translation.bleu(["a"], ["a"], tokenize="14a")
+    with pytest.raises(ConfigError, match="unknown score 'rogue' of texts, did you mean rouge"):
+        translation.scores(["a"], ["a"], metrics=["rogue"])
     monkeypatch.setitem(sys.modules, "MeCab", None)
     with pytest.raises(ConfigError, match=r"'ja-mecab' cannot be made: .*pip install sacrebleu\[ja\]"):
         translation.bleu(["a"], ["a"], tokenize="ja-mecab")
