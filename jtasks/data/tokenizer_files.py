@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "tokenizer.json"
+TARGET_FILE = "target_tokenizer.json"  # in a run's folder, of a task whose targets have a tokenizer of their own
 NAMES = (FILE, "vocab.txt", "vocab.json")  # in a folder, the first one is read
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
 CONFIG, MAP, ADDED, MERGES = BESIDE

@@ -7,10 +7,10 @@ from typing import Any
 from jtasks import config as configs
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import arrow, files, hub, table_files
+from jtasks.data import arrow, files, hub, table_files, tokenizer_files
 from jtasks.distributed import processes
 
-SOURCE, TOKENIZER = "init_from", "data.tokenizer"
+SOURCE, TOKENIZER, TARGET_TOKENIZER = "init_from", "data.tokenizer", "data.target_tokenizer"
 # The split that a field of names is for; other fields are for all splits.
 SPLITS = {f"data.{name}": name for name in table_files.SPLITS} | {
     f"data.{name}_files": name for name in table_files.SPLITS
@@ -34,7 +34,7 @@ def pin_names(config: Config, *, source: bool) -> Config:
         return config
 
     def pin() -> dict[str, str]:
-        kinds: dict[str, hub.Kind] = {SOURCE: "model", TOKENIZER: "model"}
+        kinds: dict[str, hub.Kind] = dict.fromkeys((SOURCE, TOKENIZER, TARGET_TOKENIZER), "model")
         return {field: hub.pin(spec, kinds.get(field, "dataset")) for field, spec in names.items()}
 
     pinned = processes.broadcast_from_first(pin)
@@ -60,7 +60,7 @@ def as_recorded(config: Config, stored: Mapping[str, Any], workdir: pathlib.Path
         recorded = old.get(f"config.{field}")
         if isinstance(recorded, str) and _is_same(spec, recorded):
             changes[field] = recorded
-            if field == TOKENIZER and hub.COMMIT.search(recorded) and (workdir / "tokenizer.json").is_file():
+            if field == TOKENIZER and hub.COMMIT.search(recorded) and (workdir / tokenizer_files.FILE).is_file():
                 changes[field] = str(workdir)
     config = _replace(config, changes)
     return fill(config, stored) if str(old.get(f"config.{SOURCE}")).startswith(hub.PREFIX) else config
@@ -87,7 +87,7 @@ def fetch(config: Config) -> None:
       DataError: a file cannot be fetched.
     """
     for field, spec in _names(config):
-        if field == TOKENIZER:
+        if field in (TOKENIZER, TARGET_TOKENIZER):
             hub.model_folder(spec, *hub.TOKENIZER)
         elif field != SOURCE:
             for split in [SPLITS[field]] if field in SPLITS else table_files.SPLITS:

@@ -14,14 +14,17 @@ from jtasks.run.workdir import BATCH, read_json, record_file
 
 
 def with_own_assets(config: Config, workdir: pathlib.Path) -> Config:
-    """Return the config of the run with the tokenizer and the class names that the run has stored.
+    """Return the config of the run with the tokenizers and the class names that the run has stored.
 
-    With these, a task needs no training data: `config.data.tokenizer` is the run's folder, and `config.data.labels`,
-    if the task has such a field and it is empty, holds the names in labels.json.
+    With these, a task needs no training data: `config.data.tokenizer` is the run's folder,
+    `config.data.target_tokenizer` a file in it, and `config.data.labels`, if the task has such a field and it is empty,
+    holds the names in labels.json.
     """
     full = ml_collections.ConfigDict(config)
     if "tokenizer" in full.data and (workdir / tokenizer_files.FILE).is_file():
         full.data.tokenizer = str(workdir.absolute())
+    if full.data.get("target_tokenizer") and (own := workdir.absolute() / tokenizer_files.TARGET_FILE).is_file():
+        full.data.target_tokenizer = str(own)
     names = assets.read(workdir / assets.LABELS)
     if not full.data.get("labels", "absent") and isinstance(names, list):
         with full.unlocked():

@@ -18,16 +18,18 @@ _VOLATILE = re.compile("wall|mfu|seconds_per_step|.*_per_second|peak_memory_byte
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings, because JSON has no such numbers
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
+def to_json(value: Any, indent: int | None = None, *, escape: bool = True) -> str:
     """Return one line of JSON, or lines with an `indent`; nan, inf and -inf, which JSON lacks, become strings.
+
+    Characters beyond ASCII become escapes; without `escape` they stay as they are.
 
     >>> to_json({"loss": float("nan"), "outputs": [1.0, float("inf")]})
     '{"loss": "nan", "outputs": [1.0, "inf"]}'
     """
     try:
-        return json.dumps(value, allow_nan=False, indent=indent)
+        return json.dumps(value, allow_nan=False, indent=indent, ensure_ascii=escape)
     except ValueError:
-        return json.dumps(_name_non_finite(value), indent=indent)
+        return json.dumps(_name_non_finite(value), indent=indent, ensure_ascii=escape)
 
 
 def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ import io
 import json
 import math
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from jtasks.writing import writer
 Write = Callable[[Sequence[Row]], None]
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet", ".safetensors")
+ESCAPED = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 GROUP = 1000  # minimum number of rows of a row group of Parquet
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64"}  # names of safetensors
 
@@ -224,7 +226,9 @@ def _safetensors(file: IO[bytes]) -> Iterator[Write]:
 
 
 def _json_line(row: Row) -> bytes:
-    return to_json({name: _plain(value) for name, value in row.items()}).encode() + b"\n"
+    """Return a row as JSON that people read: only surrogates and what some readers take for a line end are escaped."""
+    text = to_json({name: _plain(value) for name, value in row.items()}, escape=False)
+    return ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode() + b"\n"
 
 
 def _is_array(value: Any) -> bool:

@@ -1,0 +1,304 @@
+"""Texts from texts, such as translations and summaries, by an encoder-decoder (Vaswani et al. 2017).
+
+Each reference of a training source is an example. In valid and test each source is one example: the loss is that of its
+first reference, and the text that beam search finds is scored against all references.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jtasks import models
+from jtasks.config import Config
+from jtasks.console import say
+from jtasks.data import encoding, parallel, tokenizer_files, tokenizers
+from jtasks.errors import ConfigError
+from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total, translation
+from jtasks.ops import alignment, decode, pooling
+from jtasks.ranges import Field
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+Batch = dict[str, jax.Array]
+
+HF_ARCHITECTURE = "T5ForConditionalGeneration"
+SIDES = ("source", "target")
+SEQUENCE_KEYS = ("source", "source_segment_ids", "target", "target_segment_ids")
+FILLED = ("vocab", "target_vocab", "max_length", "begin", "end", "pad")
+END = ("</s>", "[SEP]", tokenizers.END)
+PAD = ("<pad>", "[PAD]", *END)
+
+
+def defaults() -> dict[str, Any]:
+    """Return the fields of the model, the pairs of texts, the beam search and the scores."""
+    return {
+        **models.fields(models.EncoderDecoder, filled=FILLED),
+        **parallel.FIELDS,
+        "data.tokenizer": Field(str, None, "bpe:8000"),  # of both sides: a file, a folder, or the kind to train
+        "data.target_tokenizer": Field(str, None, ""),  # of the targets alone; "": the same as the sources'
+        "label_smoothing": Field(float, "[0, 1)", 0.0),  # in training (Szegedy et al. 2016)
+        "attention_layer": Field(int, "[-1, 2e9]"),  # decoder layer of the maps in show, -1 the last; None: no maps
+        **decode.BEAM,
+        "beam.max_len": decode.BEAM["beam.max_len"]._replace(default=128),
+        "score.metrics": Field(tuple, None, ("bleu", "chrf")),  # some of bleu, chrf, rouge, exact_match
+        "score.bleu_tokenize": Field(str, translation.TOKENIZERS, "13a"),  # "none": texts are tokenized already
+        "score.lowercase": Field(bool, None, False),  # whether BLEU, chrF and exact match ignore case
+        "score.stem": Field(bool, None, False),  # whether ROUGE compares the stems of English words
+    }
+
+
+def texts(config: Config) -> Iterator[str]:
+    """Yield the sources of the train split, and the targets if they have no tokenizer of their own."""
+    for pair in parallel.read("train", config) or ():
+        yield from (pair.source, *pair.references)[: 1 if config.data.target_tokenizer else None]
+
+
+def target_texts(config: Config) -> Iterator[str]:
+    """Yield the targets of the train split."""
+    for pair in parallel.read("train", config) or ():
+        yield from pair.references
+
+
+def prepare(config: Config) -> None:
+    """Train the tokenizer of the targets, if they have one of their own."""
+    _tokenizer("target", config)
+
+
+def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
+    """Return the ids `source` and `target` [n, t], each with `..._segment_ids` uint8, 0 for padding and else 1.
+
+    Targets end with the end mark and do not begin with the begin mark. The texts, `source_text` and `references` (a
+    tuple, which may be empty outside train), stay on the host.
+    """
+    pairs = parallel.read(split, config)
+    if pairs is None:
+        return None
+    given, told = zip(*pairs, strict=True)
+    references = np.empty(len(told), object)
+    references[:] = told
+    first = [texts[0] if texts else None for texts in told]
+    return {**_sources(given, config), **_encode(first, "target", config), "references": references}
+
+
+def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return texts, or dicts with the column of the sources, as `dataset` returns rows without targets."""
+    return _sources(parallel.sources([_text(given) for given in inputs], config), config)
+
+
+def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
+    """Return the number of ids of the longer of source and target, int [n]."""
+    counts = [np.count_nonzero(examples[name], axis=1) for name in SEQUENCE_KEYS[1::2] if name in examples]
+    return np.max(counts, axis=0)
+
+
+def model_args(config: Config) -> dict[str, Any]:
+    """Return the marks that begin and end a target, the id of padding, the targets' ids, and the number of positions.
+
+    A model that has its positions already, as one of Hugging Face without a run, refuses longer texts.
+    """
+    source, target = (_tokenizer(side, config) for side in SIDES)
+    end, pad = (tokenizers.special(target, *names) for names in (END, PAD))
+    positions = max(config.data.source_length, config.data.target_length, 1 + config.beam.max_len)
+    length = {"max_length": positions} if config.model.max_length is None else {}
+    own = 0 if source.get_vocab() == target.get_vocab() else tokenizers.size(target)
+    return {"begin": pad, "end": end, "pad": pad, "target_vocab": own, **length}
+
+
+def assets(config: Config) -> dict[str, str]:
+    """Return the tokenizer of the targets, if they have one of their own."""
+    if not config.data.target_tokenizer:
+        return {}
+    return {tokenizer_files.TARGET_FILE: _tokenizer("target", config).to_str(pretty=True)}
+
+
+def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
+    """Initialize encoder and decoder."""
+    ids = batch["source"][:, :2].astype(jnp.int32)
+    return _model(config).init(rng, ids, ids, ids, method="token_loss")["params"]
+
+
+def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
+    """Return the nats per token of the targets with their end, and the accuracy of the likeliest token.
+
+    Training has dropout and smoothed labels. Without smoothing there is the perplexity too.
+    """
+    smoothing = 0.0 if rng is None else config.label_smoothing
+    target = encoding.require_labels(batch, "target").astype(jnp.int32)
+    nats, correct = models.apply(
+        _model(config),
+        params,
+        batch["source"].astype(jnp.int32),
+        _shifted(target, config),
+        target,
+        *(batch[name].astype(jnp.int32) for name in SEQUENCE_KEYS[1::2]),
+        rng=rng,
+        method="token_loss",
+        smoothing=smoothing,
+    )
+    counted = (batch["target_segment_ids"] > 0) * example_weights(batch)[:, None]
+    loss = Loss.of(nats, counted)
+    metrics: dict[str, Mean] = {"loss": loss, "accuracy": Mean.of(correct, counted)}
+    if not smoothing:
+        metrics["perplexity"] = Perplexity(loss.total, loss.count)
+    return total(metrics), metrics
+
+
+def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
+    """Return the metrics of `loss_fn` without randomness."""
+    return loss_fn(params, batch, None, config)[1]
+
+
+def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Search the best target: `tokens` [b, max_len], followed by the end mark, and its `score` [b].
+
+    With config.attention_layer also the `attention` [b, max_len, s] of that layer: how much each token attended to each
+    id of the source when it was chosen, averaged over heads.
+    """
+    source, segment_ids = _source(batch)
+    prompt, end = jnp.full((len(source), 1), config.model.begin, jnp.int32), config.model.end
+    inputs, model = (source, segment_ids, prompt), _model(config)
+    beams = models.search(model, params, inputs, config.beam, method="read", eos=end, pad=end, prompt=prompt)
+    best = {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
+    if config.attention_layer is None:
+        return best
+    inputs = source, _shifted(best["tokens"], config), segment_ids
+    weights = model.apply({"params": params}, *inputs, method="attended")
+    return best | {"attention": weights[config.attention_layer]}
+
+
+def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
+    """Score the outputs against all references of their sources; {} if no source has any.
+
+    Prints the signatures of BLEU and chrF, without which such scores cannot be compared.
+    """
+    scores, signatures = _scores(examples, outputs, config)
+    for name, signature in signatures.items():
+        say(f"{name}: {scores[name]:.2f} ({signature})")
+    return scores
+
+
+def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+    """Return the text for each source."""
+    return [{"text": text} for text in output_texts(outputs, config)]
+
+
+def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
+    """Return the `mean` [b, width] of the encoder's states over the tokens of each source."""
+    source, segment_ids = _source(batch)
+    states = models.apply(_model(config), params, source, segment_ids, rng=rng, method="encode")
+    return {"mean": pooling.mean(states.astype(jnp.float32), segment_ids > 0)}
+
+
+def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
+    """Format each source with the output and the references.
+
+    With config.attention_layer also the picture `attention`, a map for each example, and `attention_tokens`, the tokens
+    with the numbers by which the picture names those that it cannot draw.
+    """
+    blocks = []
+    for example, text in zip(examples, output_texts(outputs, config), strict=True):
+        lines = [f"source:    {example['source_text']}", f"output:    {text}"]
+        blocks.append("\n".join([*lines, *(f"reference: {one}" for one in example.get("references", ()))]))
+    shown: dict[str, np.ndarray | str] = {"texts": "\n\n".join(blocks)}
+    if config.attention_layer is not None:
+        maps = [_map(*pair, config) for pair in zip(examples, outputs, strict=True)]
+        shown |= {"attention": alignment.picture(maps), "attention_tokens": alignment.listing(maps)}
+    return shown
+
+
+def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
+    """Format the outputs as `outputs.txt`, one a line, as sacrebleu and other tools read them, and their `scores.json`.
+
+    The scores are there if the sources have references, and have the signatures of BLEU and chrF.
+    """
+    files = {"outputs.txt": "".join(f"{' '.join(text.split())}\n" for text in output_texts(outputs, config))}
+    scores, signatures = _scores(examples, outputs, config)
+    return files | ({"scores.json": json.dumps(scores | {"signatures": signatures}, indent=1) + "\n"} if scores else {})
+
+
+def output_texts(outputs: Any, config: Config) -> list[str]:
+    """Decode predicted targets to texts."""
+    rows = [_before_end(output["tokens"], config) for output in outputs]
+    return [text.strip() for text in _tokenizer("target", config).decode_batch(rows)]
+
+
+def _text(given: Any) -> Any:
+    """Return the text of a row of `dataset`, whose `source` has ids; other inputs as they are."""
+    return given["source_text"] if isinstance(given, Mapping) and "source_segment_ids" in given else given
+
+
+def _before_end(tokens: Any, config: Config) -> list[int]:
+    ids, end = np.asarray(tokens).tolist(), config.model.end
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _scores(examples: Any, outputs: Any, config: Config) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the scores and the signatures of sacrebleu."""
+    references, score = [example["references"] for example in examples], config.score
+    pairs = [pair for pair in zip(output_texts(outputs, config), references, strict=True) if pair[1]]
+    if not pairs:
+        return {}, {}
+    said, wanted = zip(*pairs, strict=True)
+    return translation.scores(
+        said,
+        wanted,
+        metrics=score.metrics,
+        tokenize=score.bleu_tokenize,
+        lowercase=score.lowercase,
+        stem=score.stem,
+    )
+
+
+def _map(example: Any, output: Any, config: Config) -> alignment.Map:
+    """Return what the output's tokens, with their end, attended to."""
+    source = example["source"][np.asarray(example["source_segment_ids"]) > 0].tolist()
+    tokens = np.asarray(output["tokens"]).tolist()
+    target = tokens[: len(_before_end(tokens, config)) + 1]
+    weights = np.asarray(output["attention"], np.float32)[: len(target), : len(source)]
+    across, down = (
+        [_tokenizer(side, config).decode([token], skip_special_tokens=False) for token in ids]
+        for side, ids in zip(SIDES, (source, target), strict=True)
+    )
+    return alignment.Map(weights, across, down)
+
+
+def _sources(given: Sequence[str], config: Config) -> dict[str, np.ndarray]:
+    """Return the ids of sources with config.data.prefix, and the texts without."""
+    encoded = _encode([config.data.prefix + text for text in given], "source", config)
+    return {**encoded, "source_text": np.array(given, object)}
+
+
+def _encode(given: Sequence[str | None], side: str, config: Config) -> dict[str, np.ndarray]:
+    """Return ids [n, t] and segment ids uint8 [n, t] of one side; None has no ids."""
+    model, name = config.model, f"{side}_length"
+    length, field = config.data[name], f"config.data.{name}"
+    ids, counts = encoding.sequences(_tokenizer(side, config), given, length, pad=model.pad, end=model.end, field=field)
+    return {side: ids, f"{side}_segment_ids": (np.arange(length)[None] < counts[:, None]).astype(np.uint8)}
+
+
+def _shifted(target: jax.Array, config: Config) -> jax.Array:
+    """Return what the decoder reads [b, t]: the begin mark and the targets without their last id."""
+    return jnp.concatenate([jnp.full((len(target), 1), config.model.begin, jnp.int32), target[:, :-1]], axis=1)
+
+
+def _source(batch: Batch) -> tuple[jax.Array, jax.Array]:
+    return batch["source"].astype(jnp.int32), batch["source_segment_ids"].astype(jnp.int32)
+
+
+def _tokenizer(side: str, config: Config) -> "Tokenizer":
+    if side == "source" or not config.data.target_tokenizer:
+        return tokenizers.of(config, texts)
+    data = config.data.to_dict() | {"tokenizer": config.data.target_tokenizer}
+    return tokenizers.of(Config(config.to_dict() | {"data": data}), target_texts)
+
+
+def _model(config: Config) -> Any:
+    if (config.attention_layer or 0) >= config.model.decoder_depth:
+        layers = config.model.decoder_depth
+        raise ConfigError(f"config.attention_layer={config.attention_layer}: the decoder has {layers} layers, from 0")
+    return models.build(models.EncoderDecoder, config)
