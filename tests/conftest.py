@@ -3,7 +3,6 @@
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterator
 
 # Tests compile more than they compute. With these settings XLA compiles the gradient of a small GPT in a tenth of the
 # time. Variables that are set already stay: XLA_FLAGS= JAX_DISABLE_MOST_OPTIMIZATIONS=0 pytest.
@@ -32,15 +31,6 @@ jax.config.update("jax_compilation_cache_dir", f"{os.environ['XDG_CACHE_HOME']}/
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
-
-
-@pytest.fixture(scope="module")
-def quick_compiles() -> Iterator[None]:
-    """For models so small that they take longer to compile than to run."""
-    before = jax.config.values["jax_disable_most_optimizations"]
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY_GPT = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2", "--config.sample.count=1"]
 LINEAR = ["--config=tests/data_tasks/linear.py"]  # compiles in no time
 DIGITS = ["--config=configs/igpt_digits.py", *TINY_GPT, "--config.batch_size=16", "--config.show_count=2"]
-QUICK = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # models so small take longer to compile than to run
 
 
 def readers_environment() -> dict[str, str]:

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from front_door import DIGITS, LINEAR, QUICK, ROOT, TINY_GPT, records, run
+from front_door import DIGITS, LINEAR, ROOT, TINY_GPT, records, run
 from PIL import Image
 
 from jtasks import cli
@@ -59,7 +59,7 @@ FAST = ("igpt_digits.py", "igpt_cifar_classify.py", "vit_digits.py", "mnist.py")
 def test_every_config_trains_evaluates_and_shows_on_eight_devices(config, pictures, tmp_path):
     data = [f"--config.data.name=folder:{pictures}"] if "cifar" in config else []
     arguments = [f"--config=configs/{config}", f"--workdir={tmp_path}", *CONFIGS[config], *data, *SHORT]
-    result, errors = run(*arguments, devices=8, **QUICK)
+    result, errors = run(*arguments, devices=8)
     assert result["step"] == 4
     assert np.isfinite([result["valid/loss"], result["test/loss"]]).all()
     assert {(record["step"], record["split"]) for record in records(tmp_path)} == {

@@ -16,8 +16,6 @@ from jtasks.interop import files, huggingface, model_config
 
 BLIP = reference.BLIP_ANSWERS
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def model(folder):
     fields = model_config.model_fields(folder)

@@ -22,8 +22,6 @@ SEARCHES = {
     "beam_pen": {"max_len": 10, "min_len": 4, "num_beams": 4, "repetition_penalty": 1.5, "length_penalty": 0.7},
 }
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def model(folder):
     fields, own = model_config.model_fields(folder), {field.name for field in dataclasses.fields(models.BLIP)}

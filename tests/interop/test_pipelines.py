@@ -21,7 +21,6 @@ torch = pytest.importorskip("torch")
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.usefixtures("quick_compiles"),
     pytest.mark.filterwarnings("ignore"),  # those of the other libraries
 ]
 

@@ -10,8 +10,6 @@ import pytest
 from jtasks.models import attention
 from jtasks.models.blip_text import BLIPText
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 VOCAB, T, S = 11, 6, 5
 PADDED = jnp.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], bool)
 

@@ -11,8 +11,6 @@ import tiny
 from jtasks.distributed import sharding
 from jtasks.ops import contrastive
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 B, D = 64, 16
 MASK = (np.arange(B) % 7 != 2).astype(np.float32)
 

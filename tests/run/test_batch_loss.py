@@ -17,8 +17,6 @@ from jtasks.metrics import total
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RNG = jax.random.key(4)
 N = 40  # examples of the step's batch: 16 microbatches pad it, and so do shares
 

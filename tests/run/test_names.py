@@ -8,7 +8,7 @@ import socket
 import finetune
 import pytest
 from data_tables import TEXT, class_label, parquet, table
-from front_door import QUICK, ROOT, run, start
+from front_door import ROOT, run, start
 from hub_server import serving
 
 from jtasks.config import Config
@@ -112,7 +112,7 @@ def test_data_on_the_hub_is_pinned_for_the_run_and_fetched_once_for_all_processe
     ]
     fields = ["--config.data.text=text", "--config.data.test=", "--config.show_count=0", "--config.epochs=0.0"]
     given = ["--config=configs/sst2.py", f"--workdir={tmp_path / 'run'}", *data, *model, *shape, *fields]
-    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), **QUICK}
+    environment = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
     place = ["--coordinator=127.0.0.1:" + str(free_port()), "--num-processes=2", "--config.steps=2"]
     processes = [start(*given, *place, f"--process-id={i}", **environment) for i in (0, 1)]
     for process in processes:

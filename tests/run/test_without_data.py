@@ -132,7 +132,6 @@ def inputs_of(name: str, run) -> list:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_answers_without_its_data(name, tmp_path):
     data, workdir = tmp_path / "data", tmp_path / "run"

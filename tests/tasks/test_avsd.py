@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import made_dialogues
 import numpy as np
 import pytest
-from front_door import QUICK, ROOT, run
+from front_door import ROOT, run
 
 from jtasks import config as configs
 from jtasks import optim
@@ -19,8 +19,6 @@ from jtasks.errors import DataError
 from jtasks.interop import huggingface, model_config
 from jtasks.run import job, step
 from jtasks.tasks import avsd
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RNG = jax.random.key(0)
 SIZES = {"train": 24, "valid": 9, "test": 3}
@@ -256,7 +254,7 @@ def front_door(folder, workdir):
 @pytest.fixture(scope="module")
 def finished(folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("finished")
-    return workdir, run(*front_door(folder, workdir), devices=8, **QUICK)[0]
+    return workdir, run(*front_door(folder, workdir), devices=8)[0]
 
 
 def test_it_trains_scores_and_shows_on_eight_devices(finished):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
-from front_door import QUICK, ROOT, run
+from front_door import ROOT, run
 
 from jtasks import config as configs
 from jtasks import models, optim, testing
@@ -233,13 +233,13 @@ def test_both_phases_through_the_front_door(folder, tmp_path):
     ]
     arguments += ["--config.steps=4", "--config.log_every=2", "--config.batch_size=8"]
     first = [f"--workdir={tmp_path / 'one'}", *SMALL[4:]]
-    result, errors = run("--config=configs/bert.py", *arguments, *first, devices=8, **QUICK)
+    result, errors = run("--config=configs/bert.py", *arguments, *first, devices=8)
     assert result["step"] == 4 and "8 x cpu" in errors
     assert np.isfinite([result["valid/masked"], result["valid/next_sentence"]]).all()
     assert result["valid/loss"] == pytest.approx(result["valid/masked"] + result["valid/next_sentence"])
     second = [f"--config.init_from={tmp_path / 'one'}", f"--config.data.tokenizer={tmp_path / 'one'}"]
     second += ["--config.data.length=64", "--config.data.max_predictions=12", f"--workdir={tmp_path / 'two'}"]
-    _, errors = run("--config=configs/bert.py:tiny_phase2", *arguments, *second, **QUICK)
+    _, errors = run("--config=configs/bert.py:tiny_phase2", *arguments, *second)
     assert "init_from: 26 parameters taken" in errors
     assert "pairs of 64 tokens" in errors
     assert (tmp_path / "two" / "tokenizer.json").read_text() == (tmp_path / "one" / "tokenizer.json").read_text()

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import made_captions
 import numpy as np
 import pytest
-from front_door import QUICK, ROOT, run
+from front_door import ROOT, run
 
 from jtasks import config as configs
 from jtasks.data import pipeline, tokenizers
@@ -16,8 +16,6 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.errors import ConfigError, DataError
 from jtasks.run import job
 from jtasks.tasks import caption
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 RNG = jax.random.key(0)
 CONFIG = "configs/caption_emoji.py"
@@ -147,11 +145,9 @@ def test_a_model_learns_to_name_the_color_and_says_it_of_a_new_picture(fusion, f
         *(f"--config.data.dir={folder}", f"--workdir={tmp_path / 'run'}", f"--config.model.fusion={fusion}"),
         *("--config.steps=150", "--config.eval_every=0", "--config.optim.lr=0.01", "--config.data.augment="),
     ]
-    result, _ = run(f"--config={CONFIG}", *arguments, devices=8, **QUICK)
+    result, _ = run(f"--config={CONFIG}", *arguments, devices=8)
     assert result["test/cider"] > 2 * result["test/cider_exchanged"] and result["test/bleu_1"] > 0.6
-    said, _ = run(
-        f"--workdir={tmp_path / 'run'}", "--mode=predict", f"--input={folder / 'test' / '0.png'}", devices=1, **QUICK
-    )
+    said, _ = run(f"--workdir={tmp_path / 'run'}", "--mode=predict", f"--input={folder / 'test' / '0.png'}", devices=1)
     assert said
 
 

@@ -23,8 +23,6 @@ from jtasks.interop import huggingface, model_config
 from jtasks.run import job
 from jtasks.testing import contract, determinism, people
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SENTENCES = ["the cat sat on the mat", "a dog ran over the hill", "birds sing in the tall green tree"]
 MODEL = ["--config.model.width=16", "--config.model.depth=2", "--config.model.heads=2"]
 TEXTS = {"classify": "sst2.py", "tag": "wnut17.py", "qa": "squad.py:small", "choice": "swag.py:small"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 from finetune import ROOT, config, prepared
-from front_door import QUICK, records, run, untimed
+from front_door import records, run, untimed
 
 from jtasks import optim, task, testing
 from jtasks.data import pipeline
@@ -23,8 +23,6 @@ from jtasks.run.compile import Compiled
 from jtasks.run.loop import train
 from jtasks.run.restore import open_run
 from jtasks.testing import contract, padding
-
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 CONFIGS = pytest.mark.parametrize("name", finetune.CONFIGS)
 BY_LENGTH = pytest.mark.parametrize("name", [name for name in finetune.CONFIGS if "swag" not in name])
@@ -102,7 +100,6 @@ def test_every_config_runs_through_the_front_door_on_eight_devices(name, tmp_pat
         *overrides,
         *short,
         devices=8,
-        **QUICK,
     )
     assert result["step"] == 3 and np.isfinite(list(result.values())).all()
     assert {split for split in ("valid", "test") if f"{split}/loss" in result} == {"valid", "test"}

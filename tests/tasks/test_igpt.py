@@ -21,8 +21,6 @@ RNG = jax.random.key(0)
 TASKS = pytest.mark.parametrize("name", tiny.TASKS)
 ROTATION = str(tiny.ROOT / "tests" / "data_tasks" / "rotation.py")
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def module(name):
     return task.load(f"jtasks.tasks.{tiny.module(name)}")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from front_door import QUICK, ROOT, records, run
+from front_door import ROOT, records, run
 
 from jtasks import config as configs
 from jtasks import models, testing
@@ -233,7 +233,7 @@ SHORT = ["--config.steps=4", "--config.batch_size=8", "--config.log_every=2", "-
 def front(config, folder, workdir, *more, **options):
     """main.py with a small model on the text of `folder`."""
     arguments = [*SMALL, *SHORT, "--config.data.files=x.txt", f"--config.data.dir={folder}", *more]
-    return run(f"--config=configs/{config}", *arguments, f"--workdir={workdir}", **QUICK, **options)
+    return run(f"--config=configs/{config}", *arguments, f"--workdir={workdir}", **options)
 
 
 @pytest.fixture(scope="module")

@@ -23,8 +23,6 @@ from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job
 from jtasks.tasks import match
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 N = made_captions.SIZES["train"]
 SIZES = {f"{tower}_{name}": value for tower in ("image", "text") for name, value in (("width", 8), ("depth", 1))}
 

@@ -15,8 +15,6 @@ from jtasks.errors import ConfigError, DataError
 from jtasks.run import job as jobs
 from jtasks.tasks import multimodal_classify as classify
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RNG = jax.random.key(0)
 N = 8  # a row for each device
 COLORS = ((255, 0, 0), (0, 0, 255))

@@ -16,8 +16,6 @@ from jtasks.errors import ConfigError
 from jtasks.metrics import Mean
 from jtasks.models import attention
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 RNG = jax.random.key(0)
 B, T = 4, 6
 SIZES = {"width": 8, "depth": 1, "heads": 2, "dropout": 0.0, "attention_dropout": 0.0}

@@ -17,8 +17,6 @@ from jtasks.errors import DataError
 from jtasks.run import job
 from jtasks.tasks import vqa
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):

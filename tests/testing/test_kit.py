@@ -20,8 +20,6 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.metrics import Mean
 from jtasks.ops import augment
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SHAPE = "the functions have the contract's shape"
 SUM = "loss is the sum of its terms"
 COUNTS = "counts do not depend on parameters"

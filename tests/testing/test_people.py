@@ -14,8 +14,6 @@ from jtasks.metrics import Mean
 from jtasks.testing import contract, determinism, people
 from jtasks.testing.result import Skip
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SEQUENCE_KEYS = ("tokens", "segment_ids")
 
 

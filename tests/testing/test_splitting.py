@@ -12,8 +12,6 @@ from jtasks.faults import Fault
 from jtasks.metrics import Loss, Mean, total
 from jtasks.testing import contract, exactness, splitting
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 GOOD = {f.__name__: f for f in (pairs.dataset, pairs.init, pairs.embed_fn, pairs.batch_loss_fn)}
 
 
