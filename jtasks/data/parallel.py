@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jtasks.config import Config
-from jtasks.data import files, parsing, table_files, tables, unlabeled, values
+from jtasks.data import files, parsing, table_files, tables, tokenizers, unlabeled, values
 from jtasks.data.parsing import Row
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field, did_you_mean
@@ -73,10 +73,23 @@ def read(split: str, config: Config) -> Iterator[Pair] | None:
     return _separate(pairs) if split == "train" else pairs
 
 
-def texts(config: Config) -> Iterator[str]:
-    """Yield the sources and targets of the train split, as for training a tokenizer."""
-    for pair in read("train", config) or ():
-        yield from (pair.source, *pair.references)
+def texts(config: Config) -> tokenizers.Corpus:
+    """Return the sources and targets of the train split."""
+
+    def each() -> Iterator[str]:
+        for pair in read("train", config) or ():
+            yield from (pair.source, *pair.references)
+
+    return tokenizers.Corpus(each, identity("train", config))
+
+
+def identity(split: str, config: Config) -> str:
+    """Return a hash of the names, sizes and times of one split's files, and of how they are read; "" for no split."""
+    data, name = config.data, config.data[split]
+    if not name:
+        return ""
+    paths = _parallel(name, split, config) or tables.paths(name, split, folder=data.dir, source=data.source)
+    return files.identity(paths, name, split, data.source_column, data.target_column)
 
 
 def sources(inputs: Sequence[Any], config: Config) -> list[str]:

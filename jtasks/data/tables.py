@@ -106,6 +106,19 @@ def scan(
         yield from _read_lines(lines, kind, bare)
 
 
+def paths(name: str, split: str, *, folder: str | None = None, source: str = "") -> list[pathlib.Path]:
+    """Return the files that hold one split, or the archive with it; see `rows`."""
+    root = files.data_folder(folder)
+    if name.startswith("tfds:"):
+        builder = tfds.prepared_builder(
+            name.removeprefix("tfds:").partition("#")[0], _tfds_folders(folder), features=()
+        )
+        return sorted(path for path in pathlib.Path(builder.data_dir).iterdir() if path.is_file())
+    if table_files.is_table(name, root):
+        return list(require_table(name, split, folder).paths)
+    return [locate(name, f"config.data.{split}", folder=folder, source=source)[0]]
+
+
 def class_names(name: str, split: str, column: str, *, folder: str | None = None) -> tuple[str, ...] | None:
     """Return the names of the classes in a column, in their order; None if the data does not say.
 
@@ -182,14 +195,18 @@ def _read_lines(lines: parsing.Lines, kind: str, bare: bool) -> Iterator[tuple[s
 
 def _read_tfds(name: str, split: str, folder: str | None) -> Iterator[tuple[str, Row]]:
     name, _, other = name.partition("#")
-    root = files.data_folder(folder)
-    builder = tfds.prepared_builder(name, [root] if folder else [root, None], features=())
+    builder = tfds.prepared_builder(name, _tfds_folders(folder), features=())
     source = tfds.source(name, builder, other or tfds.SPLITS[split])
     if source is None:
         splits = ", ".join(builder.info.splits)
         raise DataError(f"tfds:{name} has the splits {splits}; config.data.{split} names none of them")
     for index in range(len(source)):
         yield f"row {index}", {key: _plain(value, f"tfds:{name}, row {index}") for key, value in source[index].items()}
+
+
+def _tfds_folders(folder: str | None) -> list[pathlib.Path | None]:
+    root = files.data_folder(folder)
+    return [root] if folder else [root, None]
 
 
 def require_table(name: str, split: str, folder: str | None) -> arrow.Table:
