@@ -1,0 +1,44 @@
+"""Summarization by an encoder-decoder.
+
+  python main.py --config=configs/summarize.py[:PRESET] --workdir=runs/summarize --config.data.dir=DIR
+
+DIR holds tables, here train.jsonl and dev.jsonl of SciTLDR (Cachola et al. 2020): the sentences of an abstract as
+`source`, and one or more summaries as `target`. Other files: --config.data.train=FILE, --config.data.source_column=NAME
+and so on (`jtasks/data/parallel.py`). Presets:
+
+- `small` (default): from scratch, on a CPU.
+- `t5`: a T5 of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
+- `bart`: a BART of transformers in the same way.
+"""
+
+import ml_collections
+
+PRESETS = ("small", "t5", "bart")
+
+
+def get_config(preset: str = "small") -> ml_collections.ConfigDict:
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is none of {', '.join(PRESETS)}")
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.seq2seq"
+    config.label_smoothing = 0.1
+    config.data = dict(train="train.jsonl", valid="dev.jsonl", source_length=512, target_length=64)
+    config.optim = dict(name="adamw", weight_decay=0.01, decay_mask="(kernel|embedding)$", clip=1.0)
+    config.beam = dict(num_beams=4, max_len=63)
+    config.score = dict(metrics=("rouge",), stem=True)
+    config.eval_every, config.save_every, config.log_every = 250, 250, 50
+    if preset == "small":
+        config.epochs, config.batch_size = 5.0, 16
+        config.data.update(tokenizer="bpe:4000", source_length=256)
+        config.model = dict(width=128, encoder_depth=2, decoder_depth=2, heads=4, init_std=0.08, dropout=0.1)
+        config.optim.update(lr=2e-3, schedule="cosine", warmup=0.1, b2=0.98)
+        return config
+    config.epochs, config.batch_size = 5.0, 32
+    config.data.tokenizer = "tokenizer.json"
+    config.model = dict.fromkeys(("width", "encoder_depth", "decoder_depth", "heads"))  # None: taken from the folder
+    if preset == "t5":
+        config.data.prefix = "summarize: "
+        config.optim.update(lr=1e-3, schedule="linear", warmup=0.1)
+    else:
+        config.optim.update(lr=3e-5, schedule="linear", warmup=0.1)
+    return config

@@ -1,0 +1,47 @@
+"""Translation by an encoder-decoder (Vaswani et al. 2017).
+
+  python main.py --config=configs/translate.py[:PRESET] --workdir=runs/translate --config.data.dir=DIR
+
+DIR holds parallel files, here train.en, train.ja, dev.en, dev.ja, test.en and test.ja: line n of one is the translation
+of line n of the other. Other names and tables: --config.data.train=FILE and so on (`jtasks/data/parallel.py`). Then
+
+  python main.py --workdir=runs/translate --mode=predict --input=sentences.txt
+  python main.py --workdir=runs/translate --mode=predict --split=test
+
+write translations of new sentences, and those of the test split with their BLEU and chrF and its signature. Presets:
+
+- `small` (default): from scratch, on a CPU.
+- `t5`: a T5 of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, and
+  the task named in words: --config.data.prefix='translate English to German: '.
+- `marian`: a Marian of transformers (OPUS-MT) in the same way, without a prefix.
+"""
+
+import ml_collections
+
+PRESETS = ("small", "t5", "marian")
+
+
+def get_config(preset: str = "small") -> ml_collections.ConfigDict:
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is none of {', '.join(PRESETS)}")
+    config = ml_collections.ConfigDict()
+    config.task = "jtasks.tasks.seq2seq"
+    config.label_smoothing = 0.1
+    config.data = dict(train="train.en,train.ja", valid="dev.en,dev.ja", test="test.en,test.ja")
+    config.optim = dict(name="adamw", weight_decay=0.01, decay_mask="(kernel|embedding)$", clip=1.0)
+    config.beam = dict(num_beams=4, max_len=48)
+    config.score = dict(metrics=("bleu", "chrf"), bleu_tokenize="none")  # the texts of `small` are tokenized already
+    if preset == "small":
+        config.epochs, config.batch_tokens = 12.0, 2048
+        config.eval_every, config.save_every, config.log_every = 1000, 500, 50
+        config.data.update(tokenizer="bpe:4000", source_length=48, target_length=48, buckets=(12, 16, 24, 48))
+        config.model = dict(width=192, encoder_depth=3, decoder_depth=3, heads=4, init_std=0.06, dropout=0.1)
+        config.optim.update(lr=2e-3, schedule="cosine", warmup=400, b2=0.98)
+        return config
+    config.epochs, config.batch_tokens = 3.0, 4096
+    config.eval_every, config.save_every, config.log_every = 1000, 500, 50
+    config.data.update(tokenizer="tokenizer.json", buckets=(32, 64, 128))
+    config.model = dict.fromkeys(("width", "encoder_depth", "decoder_depth", "heads"))  # None: taken from the folder
+    config.optim.update(lr=1e-3 if preset == "t5" else 2e-5, schedule="linear", warmup=500)
+    config.score.bleu_tokenize = "13a"
+    return config
