@@ -303,7 +303,7 @@ def _scores(
     """Return scores [b, h, t, s], at least float32; the lowest finite number where `mask` is False."""
     scores = jnp.einsum("bhtd,bhsd->bhts", query, key, preferred_element_type=wide(query))
     scores *= scale or query.shape[-1] ** -0.5
-    scores = scores if bias is None else scores + bias
+    scores = scores if bias is None else scores + jnp.expand_dims(bias, range(4 - bias.ndim))
     return scores if mask is None else jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
 
 

@@ -13,28 +13,30 @@ from jtasks.ops import decode
 def generate(
     model: Any,
     params: Any,
-    prompt: jax.Array,
+    inputs: jax.Array | tuple[Any, ...],
     keys: jax.Array | None,
     length: int,
     *,
     branches: int = 1,
     valid: jax.Array | None = None,
+    method: str = "prefill",
     **options: Any,
 ) -> jax.Array:
     """Sample continuations of prompts [b, t]: int32 [b, branches, length].
 
     Args:
-      model: has `prefill` and `extend`.
+      model: has `extend` and `method`.
       params: the model's parameters.
-      prompt: token ids.
+      inputs: what `method` reads: of `prefill`, the prompts [b, t].
       keys: a random key for each sequence, [b, branches]; not needed at temperature 0.
       length: new tokens.
       branches: sequences that continue each prompt.
       valid: bool [b, t], False where the prompt is padding; None: no padding.
+      method: reads the inputs and makes room for `length` tokens of `branches` sequences.
       options: of `decode.sample`.
     """
-    variables = {"params": params}
-    logits, cache = model.apply(variables, prompt, length=length, branches=branches, valid=valid, method="prefill")
+    inputs, size = inputs if isinstance(inputs, tuple) else (inputs,), {"length": length, "branches": branches}
+    logits, cache = model.apply({"params": params}, *inputs, **size, valid=valid, method=method)
     logits = jnp.broadcast_to(logits[:, None], (len(logits), branches, logits.shape[-1]))
     return decode.sample(_extend(model, params), cache, logits, keys, length, **options)
 

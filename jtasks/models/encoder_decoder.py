@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jtasks import ranges
+from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
 from jtasks.models.bert import Bias
 from jtasks.models.layers import Cache, Head, vocabulary_logits, vocabulary_loss
@@ -83,6 +84,9 @@ class EncoderDecoder(nn.Module):
 
     def setup(self) -> None:
         ranges.check_module(self)
+        exact = self.buckets // 2  # distances with a bucket of their own
+        if self.positions == "relative" and self.max_distance <= exact:
+            raise ConfigError(f"max_distance={self.max_distance} must be above {exact}, half of buckets={self.buckets}")
         names = {field.name for field in dataclasses.fields(Side)} - {"depth", "mlp_dim", "heads", "causal"}
         both = {name: getattr(self, name) for name in names - {"name", "parent"}}
         heads, mlp_dim = self.decoder_heads or self.heads, self.decoder_mlp_dim or self.mlp_dim
@@ -240,7 +244,8 @@ class EncoderDecoder(nn.Module):
         hidden, bias = self._scaled(hidden), self.output() if self.output_bias else None
         if self.tied:
             return vocabulary_logits(hidden, self._target_tokens().embedding, bias)
-        return self.head(hidden) if bias is None else self.head(hidden) + bias
+        logits = self.head(hidden)
+        return logits if bias is None else logits + bias.reshape(*[1] * (logits.ndim - 1), -1)
 
 
 def _memory_mask(source_segment_ids: jax.Array | None, target_segment_ids: jax.Array | None) -> Any:

@@ -129,7 +129,8 @@ class Side(nn.Module):
     def _by_distance(self, t: int) -> jax.Array:
         """Return the bias [heads, 2 t - 1] of scores that `models/attention.py` defines."""
         ids = bucket_ids(np.arange(1 - t, t), self.buckets, self.max_distance, both=not self.causal)
-        return self.distances[ids].T.astype(wide(self.distances))
+        table = jnp.asarray(self.distances)
+        return table[ids].T.astype(wide(table))
 
 
 def run_places(segment_ids: jax.Array | None, t: int) -> jax.Array:

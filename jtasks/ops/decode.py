@@ -15,7 +15,7 @@ per prompt. `models.GPT` has `prefill` and `extend`:
     beams = decode.beam_search(step_fn, cache, logits, num_beams=5, max_len=20, eos=1, reorder=models.reorder_branches)
 
 Both take the arguments of `ops.rules.Rules`: `eos`, `pad`, `min_len`, `repetition_penalty`, `no_repeat_ngram_size`,
-`prompt` and `valid`.
+`bad_words_ids`, `forced_bos_token_id`, `forced_eos_token_id`, `prompt` and `valid`.
 """
 
 from collections.abc import Callable, Mapping
@@ -46,6 +46,9 @@ BEAM = {
     "beam.early_stopping": Field(object, None, False),  # True, False or "never"
     "beam.repetition_penalty": RANGES["repetition_penalty"]._replace(default=1.0),
     "beam.no_repeat_ngram_size": RANGES["no_repeat_ngram_size"]._replace(default=0),
+    "beam.bad_words_ids": Field(tuple, None, ()),  # sequences of ids that never occur, such as ((3,), (5, 7))
+    "beam.forced_bos_token_id": RANGES["forced_bos_token_id"],  # the first new id; None: any
+    "beam.forced_eos_token_id": RANGES["forced_eos_token_id"],  # the id at max_len, if none ended before; None: any
 }
 _DRAW = {name.removeprefix("sample."): field for name, field in SAMPLE.items()} | {
     "top_p": Field(float, "[0, 1]"),
@@ -200,7 +203,8 @@ def beam_search(
     """Search for the `n_best` likeliest continuations with `num_beams` beams.
 
     Equals `generate` of Hugging Face's transformers 5 with the same arguments, where `min_len` and `max_len` are called
-    `min_new_tokens` and `max_new_tokens`. One beam is greedy search. If the rules bar every token before a sequence has
+    `min_new_tokens` and `max_new_tokens`: an encoder-decoder's `min_length` and `max_length` count the id that begins
+    the target, so both are one more. One beam is greedy search. If the rules bar every token before a sequence has
     ended, the running beams are returned, padded.
 
     Args:

@@ -13,6 +13,8 @@ from jtasks.ranges import Field
 
 RANGES = {
     "min_len": Field(int, "[0, 2e9]"),
+    "forced_bos_token_id": Field(int, "[0, 2e9]"),
+    "forced_eos_token_id": Field(int, "[0, 2e9]"),
     "repetition_penalty": Field(float, "(0, inf)"),
     "no_repeat_ngram_size": Field(int, "[0, 2e9]"),
 }
@@ -28,7 +30,10 @@ class Rules:
       min_len: minimum number of new tokens before EOS is allowed.
       repetition_penalty: above 1 lowers the scores of tokens that occur already (Keskar et al. 2019, CTRL).
       no_repeat_ngram_size: no n-gram of this size repeats (Paulus et al. 2018); 0: all may.
-      prompt: [b, t], tokens that count as occurring already for these two; None: new tokens only.
+      bad_words_ids: sequences of ids that never occur.
+      forced_bos_token_id: the first new id; None: any.
+      forced_eos_token_id: the id at the maximum length, if the sequence has not ended before; None: any.
+      prompt: [b, t], tokens that count as occurring already for penalty, n-grams and bad words; None: new tokens only.
       valid: bool [b, t], False for padding of the prompt; None: no padding.
 
     Raises:
@@ -40,11 +45,19 @@ class Rules:
     min_len: int = 0
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | None = None
     prompt: jax.Array | None = None
     valid: jax.Array | None = None
 
     def __post_init__(self) -> None:
-        check(RANGES, **{name: getattr(self, name) for name in RANGES})
+        given = {name: getattr(self, name) for name in RANGES}
+        forced = [name for name in given if name.startswith("forced") and given[name] is None]
+        check(RANGES, **{name: value for name, value in given.items() if name not in forced})
+        for word in self.bad_words_ids:
+            if not (isinstance(word, tuple | list) and word and all(type(id) is int and id >= 0 for id in word)):
+                raise ConfigError(f"bad_words_ids={self.bad_words_ids} must hold tuples of ids, such as ((3,), (5, 7))")
 
     @property
     def ending(self) -> tuple[int, ...]:
@@ -57,7 +70,8 @@ class Rules:
 
     def history(self, shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
         """Return the prompts `[*shape, t]` padded on the left, and where they have tokens; t is 0 if unneeded."""
-        if self.prompt is None or (self.repetition_penalty == 1 and not self.no_repeat_ngram_size):
+        long = any(len(word) > 1 for word in self.bad_words_ids)
+        if self.prompt is None or not (self.repetition_penalty != 1 or self.no_repeat_ngram_size or long):
             return jnp.zeros((*shape, 0), jnp.int32), jnp.zeros((*shape, 0), bool)
         valid = jnp.ones(self.prompt.shape, bool) if self.valid is None else self.valid.astype(bool)
         order = jnp.argsort(valid, axis=1, stable=True)
@@ -85,10 +99,24 @@ class Rules:
             scores = jnp.where(repeated, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
         if self.no_repeat_ngram_size:
             scores = jnp.where(self._completes(sequences, start + i, scores.shape[-1]), -jnp.inf, scores)
+        ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+        for word in self.bad_words_ids:
+            scores = jnp.where(self._follows(word, sequences, start + i) & (ids == word[-1]), -jnp.inf, scores)
         if self.ending and self.min_len:
-            ids = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
             scores = jnp.where(self.ends(ids) & (i < self.min_len), -jnp.inf, scores)
+        last = sequences.shape[-1] - start - 1
+        for id, place in ((self.forced_bos_token_id, 0), (self.forced_eos_token_id, last)):
+            if id is not None:
+                scores = jnp.where(i == place, jnp.where(ids == id, 0.0, -jnp.inf), scores)
         return scores
+
+    def _follows(self, word: tuple[int, ...], sequences: jax.Array, count: Any) -> jax.Array:
+        """Return whether the first `count` tokens of a sequence end with all ids of a word but its last, [..., 1]."""
+        follows = jnp.broadcast_to(count >= jnp.array(len(word) - 1), (*sequences.shape[:-1], 1))
+        for before, id in enumerate(reversed(word[:-1]), 1):
+            place = jnp.maximum(count - before, 0)
+            follows &= jax.lax.dynamic_slice_in_dim(sequences, place, 1, axis=-1) == id
+        return follows
 
     def _completes(self, sequences: jax.Array, count: Any, vocab: int) -> jax.Array:
         """Return which tokens [..., vocab] would repeat an n-gram of the first `count` positions."""

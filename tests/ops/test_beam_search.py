@@ -167,6 +167,16 @@ def test_the_rules_hold_in_every_beam():
             assert not (ids[:3] == EOS).any() and count > 3
 
 
+def test_forced_ids_stand_first_and_last_and_bad_words_nowhere():
+    words = ((4,), (0, 3), (3, 2, 3))
+    run = search(3, max_len=5, n_best=3, forced_bos_token_id=3, forced_eos_token_id=EOS, bad_words_ids=words)
+    for seed in range(10):
+        found = jax.device_get(run(*made(seed)))
+        for ids, count in zip(found.tokens.reshape(-1, 5).tolist(), found.lengths.reshape(-1), strict=True):
+            assert ids[0] == 3 and ids[count - 1] == EOS
+            assert not any(tuple(ids[i : i + len(word)]) == word for word in words for i in range(count))
+
+
 def test_beams_with_a_cache_equal_reading_every_prefix_again():
     """Branches that share their prompt's keys and values, against beams that each carry their tokens along."""
     model = models.GPT(vocab=9, outputs=9, max_length=16, width=8, depth=2, heads=2)
@@ -211,6 +221,8 @@ def test_beams_with_a_cache_equal_reading_every_prefix_again():
         ({"num_beams": 2, "repetition_penalty": 0.0}, "repetition_penalty must be above 0"),
         ({"num_beams": 2, "no_repeat_ngram_size": -1}, "no_repeat_ngram_size must be at least 0"),
         ({"num_beams": 2, "early_stopping": "always"}, "early_stopping='always'"),
+        ({"num_beams": 2, "forced_bos_token_id": -1}, "forced_bos_token_id must be at least 0"),
+        ({"num_beams": 2, "bad_words_ids": (3, 4)}, "bad_words_ids=.* must hold tuples of ids"),
     ],
 )
 def test_arguments_out_of_range_are_refused(options, message):
