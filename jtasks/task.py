@@ -50,7 +50,8 @@ order means nothing. By default loss_fn is batch_loss_fn on the embeddings of th
 
 Constants: `MIXES_EXAMPLES = True` for any other loss that compares examples, so that a batch cannot be split into
 microbatches. `SEQUENCE_KEYS` names the entries of a batch whose last axis has the length of the longest example, which
-batches by length cut shorter. `HF_ARCHITECTURE` is the transformers class of the model, for `--mode=export`.
+batches by length cut shorter. `HF_ARCHITECTURE` is the transformers class of the model, or a tuple of classes, for
+`--mode=export`.
 """
 
 import hashlib
@@ -298,8 +299,11 @@ def validate(module: ModuleType, name: str) -> None:
     for former, now in FORMER.items():
         if hasattr(module, former):
             raise ConfigError(f"task {name}: {former} has no meaning any more: {now}")
-    if not isinstance(getattr(module, "HF_ARCHITECTURE", ""), str):
-        raise ConfigError(f"task {name}: HF_ARCHITECTURE must be the name of a class of transformers")
+    architectures = getattr(module, "HF_ARCHITECTURE", "")
+    if not all(
+        isinstance(each, str) for each in (architectures if isinstance(architectures, tuple) else [architectures])
+    ):
+        raise ConfigError(f"task {name}: HF_ARCHITECTURE must be the name of a class of transformers, or several")
     if hasattr(module, "lengths") and not getattr(module, "SEQUENCE_KEYS", ()):
         raise ConfigError(f"task {name}: lengths needs SEQUENCE_KEYS, the names of the entries to cut")
 

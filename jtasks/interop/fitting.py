@@ -10,7 +10,7 @@ from jtasks.errors import ConfigError
 from jtasks.ranges import TOWERS
 
 # Fields of config.model that depend on the task, not on the weights; all others must agree.
-FREE = ("dropout", "attention_dropout", "classifier_dropout")
+FREE = ("dropout", "attention_dropout", "activation_dropout", "classifier_dropout")
 # Hyperparameters that cannot be inferred from parameter shapes.
 UNSEEN = tuple(f"{tower}{name}" for tower in ("", *TOWERS) for name in ("heads", "activation", "norm", "epsilon"))
 
@@ -23,6 +23,11 @@ def require_same_fields(
     for tower in ("", *TOWERS):
         if resolved.get(f"{tower}mlp_dim") == 0:
             resolved[f"{tower}mlp_dim"] = 4 * resolved[f"{tower}width"]
+    for name in ("heads", "mlp_dim"):  # 0: the decoder's is the encoder's
+        if resolved.get(f"decoder_{name}") == 0:
+            resolved[f"decoder_{name}"] = resolved[name]
+    if resolved.get("head_dim") == 0:
+        resolved["head_dim"] = resolved["width"] // resolved["heads"]
     hints = {"shape": " (config.data.size scales the images)"}
     different = [
         f"config.model.{name} is {resolved[name]!r}, there {value!r}{hints.get(name, '')}"

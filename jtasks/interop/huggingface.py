@@ -1,4 +1,4 @@
-"""Weights of Hugging Face in and out, as folders of transformers: GPT-2, ImageGPT, BERT, ViT, CLIP, SigLIP and BLIP.
+"""Weights of Hugging Face in and out, as folders of transformers.
 
 | architecture | our model |
 |---|---|
@@ -10,6 +10,9 @@
 | ViTForImageClassification | `models.ViT` with `pool="token"` |
 | CLIPModel, SiglipModel | `models.TwoTowers` |
 | BlipForImageTextRetrieval | `models.BLIP`, initialized for `retrieve` |
+| T5ForConditionalGeneration | `models.EncoderDecoder` with `positions="relative"` |
+| BartForConditionalGeneration | `models.EncoderDecoder` with `positions="learned"` |
+| MarianMTModel | `models.EncoderDecoder` with `positions="sinusoidal"` |
 """
 
 import pathlib
@@ -26,7 +29,7 @@ from jtasks.interop import bert, blip, files, fitting, gpt2, model_config, setti
 from jtasks.interop.layouts import Entry
 from jtasks.tree import by_name, leaf_name
 
-FAMILIES = (gpt2, bert, vit, two_towers, blip)
+FAMILIES = (gpt2, bert, vit, two_towers, blip, *model_config.PAIRS)
 
 
 def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
@@ -36,12 +39,14 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
       The nested params, with all heads in the folder, and the names of unused tensors.
 
     Raises:
-      CheckpointError: there is no such folder, a tensor is absent or damaged, or the model is none of ours.
+      CheckpointError: there is no such folder, a tensor is absent or damaged, or the model is none of ours; of an
+        encoder-decoder, a tensor is unknown.
     """
     folder = pathlib.Path(folder).expanduser()
     config, fields = model_config.read(folder)
-    table, where = model_config.family_of(config).entries(config), files.where(folder)
-    names = _canonical(where, table, model_config.family_of(config), fields)
+    family = model_config.family_of(config)
+    table, where = family.entries(config), files.where(folder)
+    names = _canonical(where, table, family, fields)
     flat: dict[str, np.ndarray] = {}
     used: set[str] = set()
     for entry in table:
@@ -62,7 +67,14 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
             shapes = [list(tensor.shape) for tensor in theirs[0]]
             raise CheckpointError(f"{folder}: {wanted[0][0]} has the shape {shapes[0]} ({error})") from error
         used |= {name for layer in wanted for name in layer}
-    return _nest(flat), sorted(name for canonical, name in names.items() if canonical not in used)
+    unused = sorted(name for canonical, name in names.items() if canonical not in used)
+    if family in model_config.PAIRS:
+        known = {name.removeprefix(prefix) for name in family.unread(config) for prefix in ("", family.PREFIX)}
+        known |= {family.HEAD} if config["tie_word_embeddings"] else set()
+        if unknown := [name for name in unused if name not in known]:
+            raise CheckpointError(f"{folder} has a tensor {unknown[0]}, which a {config['model_type']} does not have")
+        unused = []
+    return _nest(flat), unused
 
 
 def import_params(
@@ -146,9 +158,16 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
     return tensors, config
 
 
-def architecture(task: ModuleType) -> str | None:
-    """Return the architecture of a task's model, its constant HF_ARCHITECTURE; None without one."""
-    return getattr(task, "HF_ARCHITECTURE", None)
+def architecture(task: ModuleType, model: Mapping[str, Any]) -> str | None:
+    """Return the architecture of a task's model from its constant HF_ARCHITECTURE; None without one.
+
+    Of several encoder-decoders the kind of positions in config.model decides.
+    """
+    names = getattr(task, "HF_ARCHITECTURE", None)
+    if names is None or isinstance(names, str):
+        return names
+    kinds = {name: family.POSITIONS for family in model_config.PAIRS for name in family.ARCHITECTURES}
+    return next((name for name in names if kinds.get(name) == model.get("positions")), names[0])
 
 
 def _canonical(

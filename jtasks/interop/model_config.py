@@ -10,11 +10,13 @@ import numpy as np
 from jtasks.data import assets
 from jtasks.data.examples import Resize
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.interop import bert, blip, files, gpt2, image_processors, settings, two_towers, vit
+from jtasks.interop import bart, bert, blip, files, gpt2, image_processors, marian, settings, t5, two_towers, vit
 from jtasks.ranges import TOWERS
 
 SIZES = ("vocab", "outputs", "max_length", "token_types", "patch", "embed_dim")
 STACK = ("width", "depth", "heads", "mlp_dim")
+SIDES = ("encoder_depth", "decoder_depth", "decoder_heads", "decoder_mlp_dim", "head_dim", "buckets", "max_distance")
+PAIRS = (t5, bart, marian)  # encoder-decoders
 
 
 def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
@@ -93,6 +95,8 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     config = files.read_config(folder)
     family = family_of(config)
     where = files.where(folder)
+    if family in PAIRS:
+        config = family.resolve(config, where)
     for name, source in family.TIED:
         source = source if source in where else source.removeprefix(family.PREFIX)
         if config.get("tie_word_embeddings", True) and name in where and source in where:
@@ -107,19 +111,27 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except (TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{folder / files.CONFIG} has an odd value: {error}") from error
     towers = [tower for tower in ("", *TOWERS) if f"{tower}width" in fields]
-    for name in (*SIZES, *(f"{tower}{name}" for tower in towers for name in STACK)):
+    for name in (*SIZES, *SIDES, *(f"{tower}{name}" for tower in towers for name in STACK)):
         value = fields.get(name, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a whole number")
-    numbers = ("dropout", "attention_dropout", "classifier_dropout", *(f"{tower}epsilon" for tower in towers))
+    numbers = (
+        "dropout",
+        "attention_dropout",
+        "activation_dropout",
+        "classifier_dropout",
+        *(f"{tower}epsilon" for tower in towers),
+    )
     for name in numbers:
         if isinstance(value := fields.get(name, 0), bool) or not isinstance(value, int | float):
             raise CheckpointError(f"{folder / files.CONFIG}: {name} comes out as {value!r}, expected a number")
     size = sum(file.stat().st_size for file in set(where.values()))
     for tower in towers:
-        width, depth, heads, mlp_dim = (fields[f"{tower}{name}"] for name in STACK)
+        width, heads, mlp_dim = (fields[f"{tower}{name}"] for name in STACK if name != "depth")
+        depth = fields[f"{tower}depth"] if f"{tower}depth" in fields else fields["encoder_depth"]
         table = 0 if tower == "image_" else width * fields.get("vocab", 0)
-        if table + width * depth * mlp_dim > size or width % heads:
+        uneven = width % heads and fields.get("positions") != "relative"  # T5's heads have a width of their own
+        if table + width * depth * mlp_dim > size or uneven:
             raise CheckpointError(
                 f"{folder / files.CONFIG} does not go with the weights beside it: {tower}width {width}, {tower}heads"
                 f" {heads}, {tower}depth {depth}, and {size:,} bytes of weights"
@@ -137,6 +149,9 @@ def family_of(config: Mapping[str, Any]) -> ModuleType:
         "clip": two_towers,
         "siglip": two_towers,
         "blip": blip,
+        "t5": t5,
+        "bart": bart,
+        "marian": marian,
     }
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in families:

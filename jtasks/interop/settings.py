@@ -1,9 +1,13 @@
 """Fields of config.json that the model families share."""
 
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jtasks.errors import CheckpointError, ConfigError
+from jtasks.interop import files
 
 # Hugging Face's names of each of our activations; exports write the first.
 ACTIVATIONS = {
@@ -14,6 +18,9 @@ ACTIVATIONS = {
     "silu": ("silu", "swish"),
     "tanh": ("tanh",),
 }
+
+# Ids of an encoder-decoder, by their names in config.model and in config.json.
+MARKS = {"begin": "decoder_start_token_id", "end": "eos_token_id", "pad": "pad_token_id"}
 
 
 def activation(theirs: str) -> str:
@@ -75,6 +82,54 @@ def refuse(config: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
     for name, value in fixed.items():
         if config.get(name, value) != value:
             raise CheckpointError(f"config.json says {name}={config[name]!r}; our model has {value!r} only")
+
+
+def require_values(model: Mapping[str, Any], needed: Mapping[str, Any], architecture: str) -> None:
+    """Raise CheckpointError if fields of config.model are not what an architecture has; absent fields are."""
+    for name, value in needed.items():
+        here = model.get(name)
+        if here is not None and not (np.isclose(here, value, atol=0) if isinstance(value, float) else here == value):
+            raise CheckpointError(
+                f"{architecture} of Hugging Face cannot have config.model.{name}={here!r}: expected {value!r}"
+            )
+
+
+def require_copies(where: Mapping[str, pathlib.Path], name: str, copies: Sequence[str], prefix: str = "") -> None:
+    """Raise CheckpointError if tensors that should repeat the tensor `name` differ; absent tensors do not.
+
+    The names may lack their prefix, as in a folder without heads.
+    """
+    names = {full: next((each for each in (full, full.removeprefix(prefix)) if each in where), "") for full in copies}
+    source = next((each for each in (name, name.removeprefix(prefix)) if each in where), "")
+    for copy in filter(None, names.values()):
+        if source and not are_equal(where, copy, source):
+            raise CheckpointError(f"{copy} differs from {source}: our model has one embedding for both")
+
+
+def are_equal(where: Mapping[str, pathlib.Path], one: str, other: str) -> bool:
+    """Return whether two tensors are equal bit for bit."""
+    return bool(np.array_equal(*(files.read(where[name], name) for name in (one, other))))
+
+
+def marks(config: Mapping[str, Any]) -> dict[str, int]:
+    """Return config.model's ids that begin and end a target, and of padding.
+
+    Raises:
+      CheckpointError: config.json has no such ids.
+    """
+    end, pad = config.get("eos_token_id"), config.get("pad_token_id")
+    end = end[0] if isinstance(end, list) and end else end
+    begin = config.get("decoder_start_token_id")
+    ids = {"begin": pad if begin is None else begin, "end": end, "pad": pad}
+    for name, value in ids.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CheckpointError(f"config.json gives the id {value!r} as {MARKS[name]}, expected a whole number")
+    return ids
+
+
+def marks_out(model: Mapping[str, Any]) -> dict[str, int]:
+    """Return the ids that begin and end a target, and of padding, by their names in transformers."""
+    return {theirs: require_field(model, ours) for ours, theirs in MARKS.items()}
 
 
 def patch(config: Mapping[str, Any]) -> int:

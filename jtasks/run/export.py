@@ -33,8 +33,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
       ConfigError: the task does not name the architecture of its model, or `folder` holds something else.
       CheckpointError: there is no checkpoint, or the architecture cannot express the model.
     """
-    architecture = huggingface.architecture(task.load(config.task))
-    if architecture is None:
+    if huggingface.architecture(task.load(config.task), config.model) is None:
         raise ConfigError(
             f"task {config.task} does not say which Hugging Face architecture its model has: a task that can be"
             f' exported has a constant such as HF_ARCHITECTURE = "GPT2LMHeadModel"'
@@ -46,6 +45,7 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
         config = names.fill(own_names(config, workdir), recorded)
     run = open_alone(config, workdir, which)
     job = run.job
+    architecture = str(huggingface.architecture(job.task, job.config.model))
     tensors, theirs = huggingface.to_hf(_fetch(run.params()), job.config.model, architecture)
     assets = stored_assets(workdir)
     first, generation, vocabulary = _read_pretrained(job.config)

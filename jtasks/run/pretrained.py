@@ -16,7 +16,17 @@ from jtasks.interop import files, huggingface, model_config, settings
 from jtasks.run.job import Job, fill
 
 # Tasks of models with another head or none, by model_type.
-BODIES = {"bert": "bert", "clip": "contrast", "gpt2": "lm", "imagegpt": "igpt", "siglip": "contrast", "vit": "vit"}
+BODIES = {
+    "bart": "seq2seq",
+    "bert": "bert",
+    "clip": "contrast",
+    "gpt2": "lm",
+    "imagegpt": "igpt",
+    "marian": "seq2seq",
+    "siglip": "contrast",
+    "t5": "seq2seq",
+    "vit": "vit",
+}
 ROWS = 8  # default batch size: there is no run whose batches these would be
 
 
@@ -84,7 +94,8 @@ def _task_of(config: Mapping[str, Any]) -> str:
     architecture = settings.architecture(config)
     names = [path.stem for path in (pathlib.Path(task.__file__).parent / "tasks").glob("[a-z]*.py")]
     for name in sorted(names):
-        if architecture and getattr(task.load(f"jtasks.tasks.{name}"), "HF_ARCHITECTURE", "") == architecture:
+        own = getattr(task.load(f"jtasks.tasks.{name}"), "HF_ARCHITECTURE", "")
+        if architecture and architecture in (own if isinstance(own, tuple) else (own,)):
             return f"jtasks.tasks.{name}"
     kind = config.get("model_type")
     if kind not in BODIES:

@@ -36,7 +36,7 @@ def transfer_params(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     own = job.assets()
     if source.startswith(hub.PREFIX):
         folder = hub.model_folder(source, *hub.MODEL)
-        classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task)
+        classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task, config.model)
         compare_tokens(source, folder, own, config)
         taken, report = huggingface.import_params(str(folder), params, config.model, architecture, warn)
     else:
