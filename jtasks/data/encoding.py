@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jtasks.data import tokenizers
+from jtasks.data import sentence_pieces, tokenizers
 from jtasks.data.tokens import token_dtype
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
@@ -41,7 +41,7 @@ def marks(tokenizer: "Tokenizer") -> Marks:
 
 def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each text, without special tokens."""
-    return [encoding.ids for encoding in tokenizers.encode(tokenizer, texts)]
+    return sentence_pieces.ids(tokenizer, tokenizers.encode(tokenizer, texts, offsets=False))
 
 
 def pairs(

@@ -28,6 +28,7 @@ SETTINGS = ("config.json", "preprocessor_config.json", "processor_config.json", 
 TOKENIZER = (
     *("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt"),
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("spiece.model", "source.spm", "target.spm", "target_vocab.json"),
 )
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json")
 MODEL = (*SETTINGS, *TOKENIZER, *WEIGHTS)

@@ -1,4 +1,7 @@
-"""Tokenizers in their usual files: tokenizer.json, BERT's vocab.txt, GPT-2's and CLIP's vocab.json and merges.txt.
+"""Tokenizers in their usual files.
+
+tokenizer.json, BERT's vocab.txt, GPT-2's and CLIP's vocab.json and merges.txt, T5's spiece.model, and Marian's
+source.spm and target.spm with a vocab.json.
 
 Like transformers, reads the files beside them too: tokenizer_config.json says whether to lower-case and names the
 special tokens (as does special_tokens_map.json), added_tokens.json lists later tokens.
@@ -12,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jtasks.console import warn
+from jtasks.data import sentence_pieces
 from jtasks.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,9 +24,14 @@ if TYPE_CHECKING:
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILE = "tokenizer.json"
 TARGET_FILE = "target_tokenizer.json"  # in a run's folder, of a task whose targets have a tokenizer of their own
-NAMES = (FILE, "vocab.txt", "vocab.json")  # in a folder, the first one is read
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt")
-CONFIG, MAP, ADDED, MERGES = BESIDE
+PIECES, SOURCE, TARGET = "spiece.model", "source.spm", "target.spm"  # of SentencePiece: T5's, and Marian's two
+NAMES = (FILE, SOURCE, "vocab.txt", "vocab.json", PIECES)  # in a folder, the first one is read
+VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
+BESIDE = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
+    *(VOCABULARY, TARGET_VOCABULARY),
+)
+CONFIG, MAP, ADDED, MERGES = BESIDE[:4]
 
 LARGEST_FILE = 2**28  # bytes; the largest in use have about 2**25
 MOST_IDS = 2**24  # more ids than any vocabulary has; an embedding of them would not fit into memory
@@ -42,7 +51,9 @@ def read(path: pathlib.Path, lowercase: bool) -> "Tokenizer":
       DataError: a file is absent, too large or damaged, or the tokenizer cannot be used.
     """
     settings = _settings(path.parent)
-    if path.name.endswith("vocab.json"):
+    if path.suffix in (".model", ".spm"):
+        tokenizer = _sentence_pieces(path, settings)
+    elif path.name.endswith("vocab.json"):
         tokenizer = _byte_pairs(path, settings)
     elif path.suffix == ".json":
         tokenizer = _parse(path, _text(path))
@@ -171,6 +182,8 @@ def _settings(folder: pathlib.Path) -> dict[str, Any]:
 _ROLES = ("unk", "cls", "sep", "pad", "mask", "bos", "eos")
 _KINDS = {
     **dict.fromkeys(("do_lower_case", "strip_accents", "tokenize_chinese_chars", "add_prefix_space"), bool),
+    "separate_vocabs": bool,
+    "extra_ids": int,
     "added_tokens_decoder": dict,
 }
 
@@ -259,6 +272,30 @@ def _vocabulary(path: pathlib.Path, settings: Mapping[str, Any], lowercase: bool
     if unknown not in vocabulary:
         raise DataError(f"{path} has no line {unknown}: expected a BERT vocabulary, one piece a line")
     return wordpiece(vocabulary, _lowercase(settings.get("do_lower_case", lowercase), lowercase), settings)
+
+
+def _sentence_pieces(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
+    """Convert T5's model of SentencePiece, or one of Marian's two, whose ids are those of a vocabulary beside it."""
+    made_for = settings.get("tokenizer_class", "T5").removesuffix("Fast").removesuffix("Tokenizer")
+    if path.suffix == ".model":
+        if made_for not in ("T5", "PreTrained"):
+            raise DataError(
+                f"{path} is the model of a {made_for}Tokenizer, and only T5's and Marian's can be converted: save the"
+                f" tokenizer with transformers, which writes a {FILE}, and give that file as config.data.tokenizer"
+            )
+        model = sentence_pieces.read(path)
+        with as_data_error(f"{path} cannot be converted"):
+            return sentence_pieces.t5(model, settings)
+    own = settings.get("separate_vocabs", False) and path.name == TARGET
+    beside = path.with_name(TARGET_VOCABULARY if own else VOCABULARY)
+    if not beside.exists():
+        raise DataError(f"{path} needs {beside.name} beside it, which gives the ids of the pieces: copy it there")
+    vocabulary = _json(beside)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in vocabulary.values()):
+        raise DataError(f"{beside} has pieces without a number: expected an id for each piece")
+    model = sentence_pieces.read(path)
+    with as_data_error(f"{path} cannot be converted"):
+        return sentence_pieces.marian(model, vocabulary, settings)
 
 
 def _byte_pairs(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":

@@ -21,7 +21,8 @@ ALIASES = ()
 SOURCE, TARGET = UNREAD  # names of the embeddings, if they are not shared
 TABLES = (f"{PREFIX}encoder.embed_positions.weight", f"{PREFIX}decoder.embed_positions.weight")
 
-DEFAULTS: Mapping[str, Any] = bart.DEFAULTS | {
+DEFAULTS: Mapping[str, Any] = {
+    **bart.DEFAULTS,
     "vocab_size": 58101,
     "pad_token_id": 58100,
     "eos_token_id": 0,
@@ -39,7 +40,7 @@ FIXED = {
     "add_bias_logits": False,
 }
 # What `models.EncoderDecoder` must be to be a Marian.
-NEEDED: Mapping[str, Any] = bart.NEEDED | {"positions": POSITIONS, "position_offset": 0, "embed_norm": False}
+NEEDED: Mapping[str, Any] = {**bart.NEEDED, "positions": POSITIONS, "position_offset": 0, "embed_norm": False}
 
 
 def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dict[str, Any]:
@@ -54,8 +55,8 @@ def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dic
         settings.require_copies(where, SHARED, UNREAD, PREFIX)
     for name in TABLES:
         if name in where:
-            table = files.read(where[name], name)
-            if not np.allclose(table, sinusoids(*table.shape), atol=1e-4):
+            positions = files.read(where[name], name)
+            if not np.allclose(positions, sinusoids(*positions.shape), atol=1e-4):
                 raise CheckpointError(f"{name} holds positions that are not sinusoidal; our model has those only")
     tied, table = bool(config["tie_word_embeddings"]), SHARED if shared else TARGET
     if tied and HEAD in where and table in where:

@@ -108,7 +108,7 @@ def require_copies(where: Mapping[str, pathlib.Path], name: str, copies: Sequenc
 
 def are_equal(where: Mapping[str, pathlib.Path], one: str, other: str) -> bool:
     """Return whether two tensors are equal bit for bit."""
-    return bool(np.array_equal(*(files.read(where[name], name) for name in (one, other))))
+    return bool(np.array_equal(files.read(where[one], one), files.read(where[other], other)))
 
 
 def marks(config: Mapping[str, Any]) -> dict[str, int]:
@@ -120,7 +120,7 @@ def marks(config: Mapping[str, Any]) -> dict[str, int]:
     end, pad = config.get("eos_token_id"), config.get("pad_token_id")
     end = end[0] if isinstance(end, list) and end else end
     begin = config.get("decoder_start_token_id")
-    ids = {"begin": pad if begin is None else begin, "end": end, "pad": pad}
+    ids: dict[str, Any] = {"begin": pad if begin is None else begin, "end": end, "pad": pad}
     for name, value in ids.items():
         if isinstance(value, bool) or not isinstance(value, int):
             raise CheckpointError(f"config.json gives the id {value!r} as {MARKS[name]}, expected a whole number")
