@@ -22,8 +22,9 @@ Optional::
     model_args(config)                     values for the fields of config.model that are None
     assets(config)                         {file name: text} that give the parameters their meaning: class names
     collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
-    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens; by default
-                                           the non-zero "segment_ids" [n, t], if SEQUENCE_KEYS has them
+    lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens, or int [n, k] of
+                                           k kinds, such as source and target; by default the non-zero "segment_ids"
+                                           [n, t], if SEQUENCE_KEYS has them
     examples(inputs, config)               examples without labels, in a form of `dataset`, from a list of what people
                                            hold: texts, pairs, dicts, paths, pictures, arrays; if an input may become
                                            several examples, their entry `input` [n] is its index in the list
@@ -50,8 +51,8 @@ order means nothing. By default loss_fn is batch_loss_fn on the embeddings of th
 
 Constants: `MIXES_EXAMPLES = True` for any other loss that compares examples, so that a batch cannot be split into
 microbatches. `SEQUENCE_KEYS` names the entries of a batch whose last axis has the length of the longest example, which
-batches by length cut shorter. `HF_ARCHITECTURE` is the transformers class of the model, or a tuple of classes, for
-`--mode=export`.
+batches by length cut shorter; if examples have several lengths, it has a tuple of names for each of these.
+`HF_ARCHITECTURE` is the transformers class of the model, or a tuple of classes, for `--mode=export`.
 """
 
 import hashlib
@@ -209,6 +210,12 @@ def eval_fn(task: ModuleType) -> Callable[..., dict[str, Mean]]:
         return loss_fn(task)(params, batch, None, config)[1]
 
     return getattr(task, "eval_fn", None) or evaluate
+
+
+def sequence_keys(task: Any) -> tuple[tuple[str, ...], ...]:
+    """Return the names in a task's SEQUENCE_KEYS for each length that its examples have; () without the constant."""
+    keys = tuple(getattr(task, "SEQUENCE_KEYS", ()))
+    return (keys,) if keys and isinstance(keys[0], str) else tuple(map(tuple, keys))
 
 
 def check_texts(texts: Any, function: str) -> dict[str, str]:

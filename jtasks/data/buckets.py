@@ -1,17 +1,17 @@
-"""Batches by token budget: examples of similar length share a batch, which is cut to its bucket's length.
+"""Batches by token budget: examples of similar lengths share a batch, which is cut to its bucket's lengths.
 
 The batch of a step is a pure function of (seed, step) and independent of the devices. In each epoch the examples of
 each bucket are permuted and cut into batches. The remainder joins the next longer bucket, so at most one batch per
 epoch is not full. Then the batches are permuted. In evaluation each bucket keeps its remainder, so that the shape of
-an example's batch depends on that example alone. HetSeq and fairseq call the budget `max_tokens` (Ott et al. 2019,
-"fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
+an example's batch depends on that example alone. Examples may have several lengths, such as those of a source and of a
+target: each is at least as large in a bucket as in the bucket before. HetSeq and fairseq call the budget `max_tokens`
+(Ott et al. 2019, "fairseq: A Fast, Extensible Toolkit for Sequence Modeling").
 """
 
 import dataclasses
 import functools
-import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -20,6 +20,8 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.data.shuffle import example_seeds, permutation
 from jtasks.distributed.shares import layout
 from jtasks.errors import ConfigError, DataError
+
+Lengths = tuple[int, ...]  # of one bucket
 
 MULTIPLE = 8  # rows are rounded down to multiples of 8, so that up to 8 devices share a batch evenly
 
@@ -37,16 +39,16 @@ class BucketPlan(BatchPlan):
     """A `BatchPlan` with batches of several shapes; `batch_size` is the number of examples in the largest.
 
     Attributes:
-      lengths: [n] tokens of each example.
-      buckets: lengths that batches are cut to, ascending.
+      lengths: [n, k] tokens of each example, of k kinds.
+      buckets: k lengths that batches are cut to, ascending.
       full: number of examples in a full batch of each bucket.
-      padded: entries of a batch whose last axis is cut.
+      padded: for each of the k lengths, the entries of a batch whose last axis is cut to it.
     """
 
     lengths: np.ndarray
-    buckets: tuple[int, ...]
+    buckets: tuple[Lengths, ...]
     full: tuple[int, ...]
-    padded: tuple[str, ...]
+    padded: tuple[tuple[str, ...], ...]
 
     varies: ClassVar[bool] = True
     epochs: dict[int, Epoch] = dataclasses.field(default_factory=dict, init=False, repr=False)
@@ -83,9 +85,8 @@ class BucketPlan(BatchPlan):
         return counts
 
     def cut(self, batch: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """Cut the padded entries [..., t] of the batch of `step` to its bucket's length."""
-        length = self.buckets[self._kind(step)]
-        return {name: x[..., :length] if name in self.padded else x for name, x in batch.items()}
+        """Cut the padded entries [..., t] of the batch of `step` to its bucket's lengths."""
+        return cut(batch, self.padded, self.buckets[self._kind(step)])
 
     @functools.cached_property
     def batches(self) -> list[int]:
@@ -110,8 +111,8 @@ class BucketPlan(BatchPlan):
 
     def describe(self) -> str:
         """Describe the shapes of the batches."""
-        used = [f"{full} x {t}" for full, t, count in zip(self.full, self.buckets, self.batches, strict=True) if count]
-        return f"{' or '.join(used)} tokens"
+        kinds = zip(self.full, self.buckets, self.batches, strict=True)
+        return f"{' or '.join(f'{full} x {describe(lengths)}' for full, lengths, count in kinds if count)} tokens"
 
     def epoch(self, number: int) -> Epoch:
         """Return the batches of one epoch; the last two epochs are cached."""
@@ -142,7 +143,10 @@ class BucketPlan(BatchPlan):
     @functools.cached_property
     def kinds(self) -> np.ndarray:
         """Bucket of each example: the shortest that holds it."""
-        return np.searchsorted(self.buckets, self.lengths)
+        kinds = np.zeros(self.n, np.int64)
+        for lengths in self.buckets[:-1]:
+            kinds += (self.lengths > lengths).any(axis=1)
+        return kinds
 
     def _kind(self, step: int) -> int:
         number, batch = divmod(step, self.steps(1))
@@ -155,20 +159,20 @@ def plan(
     *,
     shuffle: bool,
     tokens: int,
-    buckets: tuple[int, ...],
-    padded: tuple[str, ...],
+    buckets: Sequence[int | Lengths],
+    padded: Sequence[str] | Sequence[Sequence[str]],
     shares: tuple[int, ...] = (1,),
 ) -> BucketPlan:
     """Plan batches of at most `tokens` tokens, including padding to the bucket's length.
 
     Args:
-      lengths: [n] tokens of each example.
+      lengths: [n] or [n, k] tokens of each example, of k kinds.
       seed: seed of the run.
       shuffle: for training; otherwise batches and examples keep the order of the data.
-      tokens: the budget. A bucket's batches have `tokens // bucket` examples, rounded down to a multiple of 8, or below
-        8 to a power of two, on any devices.
-      buckets: lengths, ascending.
-      padded: names of the entries to cut.
+      tokens: the budget. A bucket's batches have as many examples as fit, rounded down to a multiple of 8, or below 8
+        to a power of two, on any devices.
+      buckets: lengths, or k lengths each, ascending.
+      padded: names of the entries to cut, or of those to cut to each of the k lengths.
       shares: microbatches of each device. A batch that they do not divide is filled up with empty rows beyond the
         budget.
 
@@ -176,30 +180,54 @@ def plan(
       ConfigError: the buckets are not ascending lengths, or the budget is too small for a row in each microbatch.
       DataError: an example is longer than the longest bucket.
     """
-    if not buckets or buckets[0] < 1 or any(a >= b for a, b in itertools.pairwise(buckets)):
+    lengths = lengths.reshape(len(lengths), -1)
+    shapes = tuple(bucket if isinstance(bucket, tuple) else (bucket,) for bucket in buckets)
+    groups = ((*padded,),) if isinstance(padded[0], str) else tuple(map(tuple, padded))
+    if not shapes or sum(shapes[0]) < 1 or min(shapes[0]) < 0 or not all(map(_ascends, shapes, shapes[1:])):
         raise ConfigError(f"config.data.buckets={buckets} must be lengths in ascending order, such as (32, 64, 128)")
-    longest = int(np.argmax(lengths))
-    if lengths[longest] > buckets[-1]:
-        raise DataError(
-            f"example {longest} has {lengths[longest]} tokens, more than the longest of config.data.buckets={buckets}:"
-            " add a longer bucket, or cut the texts shorter"
-        )
-    parts = sum(shares)
-    if tokens // buckets[-1] < parts:
+    longest = np.argmax(lengths, axis=0)
+    for index, length, most in zip(longest, np.max(lengths, axis=0), shapes[-1], strict=True):
+        if length > most:
+            raise DataError(
+                f"example {index} has {length} tokens, more than the longest of config.data.buckets={buckets}: add a"
+                " longer bucket, or cut the texts shorter"
+            )
+    sizes, parts = [sum(shape) for shape in shapes], sum(shares)
+    if tokens // sizes[-1] < parts:
         raise ConfigError(
-            f"config.batch_tokens={tokens} holds {tokens // buckets[-1]} rows of {buckets[-1]} tokens, fewer than"
-            f" {parts} microbatches on all devices; give at least {parts * buckets[-1]}"
+            f"config.batch_tokens={tokens} holds {tokens // sizes[-1]} rows of {describe(shapes[-1])} tokens, fewer"
+            f" than {parts} microbatches on all devices; give at least {parts * sizes[-1]}"
         )
-    full = tuple(_examples(tokens // bucket) for bucket in buckets)
-    return BucketPlan(len(lengths), seed, full[0], shuffle, lengths, buckets, full, padded, shares=shares)
+    full = tuple(_examples(tokens // size) for size in sizes)
+    return BucketPlan(len(lengths), seed, full[0], shuffle, lengths, shapes, full, groups, shares=shares)
+
+
+def cut(batch: Mapping[str, Any], padded: Sequence[Sequence[str]], lengths: Sequence[int]) -> dict[str, Any]:
+    """Cut the last axis of the entries of each group in `padded` to the length of that group."""
+    own = {name: length for names, length in zip(padded, lengths, strict=True) for name in names}
+    return {name: x[..., : own[name]] if name in own else x for name, x in batch.items()}
+
+
+def describe(lengths: Sequence[int]) -> str:
+    """Format the lengths of a bucket.
+
+    >>> describe((16, 24))
+    '16+24'
+    """
+    return "+".join(map(str, lengths))
 
 
 def waste(plan: BucketPlan) -> tuple[float, float]:
     """Return the fraction of padding in an epoch, and what it would be if every batch used the longest bucket."""
     real = float(plan.lengths.sum())
     rows = [len(layout(full, plan.shares)) for full in plan.full]
-    batched = sum(r * length * count for r, length, count in zip(rows, plan.buckets, plan.batches, strict=True))
-    return 1 - real / batched, 1 - real / (plan.n * plan.buckets[-1])
+    batched = sum(r * sum(shape) * count for r, shape, count in zip(rows, plan.buckets, plan.batches, strict=True))
+    return 1 - real / batched, 1 - real / (plan.n * sum(plan.buckets[-1]))
+
+
+def _ascends(shorter: Lengths, longer: Lengths) -> bool:
+    """Return whether no length of the second bucket is less, and one is larger."""
+    return shorter != longer and all(a <= b for a, b in zip(shorter, longer, strict=True))
 
 
 def _examples(rows: int) -> int:

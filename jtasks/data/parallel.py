@@ -118,7 +118,6 @@ def _parallel(name: str, split: str, config: Config) -> list[pathlib.Path]:
         return []
     if folders := [part for part in parts if pathlib.Path(part).is_dir() or (root / part).is_dir()]:
         raise ConfigError(f"{field}={name!r}: {folders[0]!r} is no file; expected files such as train.en,train.ja")
-        raise ConfigError(f"{field}={name!r} has an empty name; expected names such as train.en,train.ja")
     located = [tables.locate(part, field, folder=data.dir, source=data.source) for part in parts]
     if archives := [str(path) for path, is_archive in located if is_archive]:
         raise ConfigError(f"{field}={name!r}: parallel files are not read from archives; unpack {archives[0]}")

@@ -59,7 +59,7 @@ class Side:
         if room < 1:
             raise ConfigError(f"a length of {self.length} tokens has no room for text between the special tokens")
         given = [self.prefix + text for text in texts]
-        ids = [encoded.ids for encoded in tokenizers.encode(self.tokenizer, given, offsets=False)]
+        ids = encoding.ids(self.tokenizer, given)
         return [[*before, *row[:room], *after] for row in ids], sum(len(row) > room for row in ids)
 
 

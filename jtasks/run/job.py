@@ -12,7 +12,7 @@ from jtasks import config as configs
 from jtasks import ranges, task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import buckets, hub, pipeline, tokenizers
+from jtasks.data import bucket_shapes, buckets, hub, pipeline, tokenizers
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import check_shares
@@ -70,7 +70,7 @@ class Job(NamedTuple):
         if shuffle:
             mixes = getattr(self.task, "MIXES_EXAMPLES", False)
             shares = check_shares(config, self.mesh.shape, mixes=mixes)
-        if config.batch_tokens and (shuffle or isinstance(examples, Mapping)):
+        if config.batch_tokens and (shuffle or isinstance(examples, Mapping) or hasattr(self.task, "lengths")):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         rows = config.batch_size if shuffle or full else min(config.batch_size, n)
         return BatchPlan(n, config.seed, rows, shuffle, shares=shares)
@@ -84,11 +84,16 @@ class Job(NamedTuple):
         return sharding.on_mesh(self.mesh, self.config.sharding, function)
 
     def lengths(self, examples: pipeline.Examples) -> np.ndarray | None:
-        """Return the tokens of each example [n], by default its non-zero `segment_ids`; None if there are neither."""
-        if not isinstance(examples, Mapping):
-            return None
+        """Return the tokens of each example [n], or [n, k] of k kinds, by default its non-zero `segment_ids` [n].
+
+        The result is None if the task has no `lengths`, and its dataset no arrays of segment ids.
+        """
+        if isinstance(examples, pipeline.Tolerant):
+            examples = examples.examples
         if hasattr(self.task, "lengths"):
             return np.asarray(self.task.lengths(examples, self.config))
+        if not isinstance(examples, Mapping):
+            return None
         segment_ids = examples.get("segment_ids") if "segment_ids" in getattr(self.task, "SEQUENCE_KEYS", ()) else None
         return np.count_nonzero(segment_ids, axis=1) if segment_ids is not None and segment_ids.ndim == 2 else None
 
@@ -109,16 +114,23 @@ class Job(NamedTuple):
         if lengths is None:
             raise ConfigError(
                 f"config.batch_tokens={config.batch_tokens}, but task {config.task} does not give the lengths of its"
-                " examples: it needs SEQUENCE_KEYS with 'segment_ids' among them or lengths(examples, config), and a"
-                " dataset of arrays; or set it to 0"
+                " examples: it needs lengths(examples, config), or a dataset of arrays with 'segment_ids' among the"
+                " SEQUENCE_KEYS; or set it to 0"
             )
+        padded, given = task.sequence_keys(self.task), tuple(config.data.buckets)
+        shapes: Sequence[int | tuple[int, ...]] = given
+        if lengths.ndim > 1:
+            row = pipeline.read(examples, 0)
+            limits = [np.shape(row[names[0]])[-1] if names[0] in row else 0 for names in padded]
+            chosen = bucket_shapes.least_padding(lengths) if shuffle else bucket_shapes.halved(limits)
+            shapes = bucket_shapes.given(given, limits) if given else chosen
         return buckets.plan(
             lengths,
             config.seed,
             shuffle=shuffle,
             tokens=config.batch_tokens,
-            buckets=tuple(config.data.buckets),
-            padded=tuple(self.task.SEQUENCE_KEYS),
+            buckets=shapes,
+            padded=padded,
             shares=shares,
         )
 

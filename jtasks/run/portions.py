@@ -15,6 +15,7 @@ from jtasks.distributed import sharding
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import format_value
 from jtasks.run.job import Job
+from jtasks.task import sequence_keys
 
 ARRIVAL_SECONDS = 0.02  # wait this long for another input before a batch that is not full starts
 
@@ -137,10 +138,11 @@ class Portions:
                 " examples(inputs, config), which makes examples of other inputs"
             )
         row = dict(item)
+        keys = sequence_keys(self.job.task)
         for name, want in self.entries.items() if self.job.collate is None else ():
             if name not in row:
                 continue
-            array, cut = np.asarray(row[name]), name in getattr(self.job.task, "SEQUENCE_KEYS", ())
+            array, cut = np.asarray(row[name]), any(name in names for names in keys)
             fits = array.dtype.kind in "biuf" and (cut or array.shape == want.shape[1:])
             row[name] = array.astype(want.dtype) if fits else array
             if not fits or not (jax.numpy.issubdtype(want.dtype, np.inexact) or np.array_equal(row[name], array)):

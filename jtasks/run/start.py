@@ -164,7 +164,7 @@ def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> Non
         provenance.record(setup.workdir, job.task, job.config, (setup.start, setup.steps), dict(facts))
     if isinstance(plan, buckets.BucketPlan):
         batched, longest = buckets.waste(plan)
-        length = plan.buckets[-1]
+        length = buckets.describe(plan.buckets[-1])
         setup.log.message(f"padding: {batched:.1%} of the tokens in batches by length, {longest:.1%} at {length}")
 
 

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks.data import pipeline
+from jtasks.data import buckets, pipeline
 from jtasks.faults import require
+from jtasks.task import sequence_keys
 from jtasks.testing.exactness import SUMS, split_by_mask
 from jtasks.testing.subject import Batch, Measured, Metrics, Subject, close, gradient_difference, keep, key, pick, value
 
@@ -51,27 +52,37 @@ def lengths_are_true(subject: Subject) -> str:
     task, lengths = subject.task, subject.job.lengths(subject.examples)
     if lengths is None:
         return "the task gives no lengths"
-    hint = "lengths(examples, config) returns the tokens of each example of the dataset, int [n]"
+    hint = "lengths(examples, config) returns the tokens of each example of the dataset, int [n] or [n, k]"
+    padded = sequence_keys(task)
     n = pipeline.size(subject.examples)
-    require(lengths.shape == (n,) and lengths.dtype.kind in "iu", f"lengths is {lengths.dtype}{lengths.shape}", hint)
-    absent = [name for name in task.SEQUENCE_KEYS if name not in subject.batch]
+    kinds = lengths.size // n
+    shaped = lengths.shape in ((n,), (n, kinds)) and lengths.dtype.kind in "iu"
+    require(shaped, f"lengths is {lengths.dtype}{list(lengths.shape)}", hint)
+    tuples = "give SEQUENCE_KEYS a tuple of names for each length of an example"
+    require(kinds == len(padded), f"lengths is {list(lengths.shape)}, but SEQUENCE_KEYS {task.SEQUENCE_KEYS}", tuples)
+    absent = [name for names in padded for name in names if name not in subject.batch]
     require(not absent, f"SEQUENCE_KEYS names {absent}, which batches do not have", "name the entries to cut")
-    own = lengths[subject.plan.at(subject.plan.positions(0))[0]]
-    real = own <= np.quantile(own, 0.25, method="higher")
-    longest = int(own[real].max())
+    real, longest = short_rows(subject, lengths)
     batch = keep(subject.batch, real)
-    cut = {name: x[..., :longest] if name in task.SEQUENCE_KEYS else x for name, x in batch.items()}
+    cut = buckets.cut(batch, padded, longest)
     large = jax.tree.map(lambda x: 5 * x, subject.perturbed)  # an untrained model hardly depends on its inputs
     whole, short = (jax.device_get(subject.evaluate(large, x)) for x in (batch, cut))
     for metric, mean in whole.items():
         require(
             close(value(mean), value(short[metric]), 10) and close(mean.count, short[metric].count),
             f"{metric!r} is {value(mean):.6g}, but {value(short[metric]):.6g} when {list(task.SEQUENCE_KEYS)} are cut"
-            f" to {longest}, the most that lengths says of these examples",
+            f" to {buckets.describe(longest)}, the most that lengths says of these examples",
             "entries beyond an example's length must be padding that the model does not see, and SEQUENCE_KEYS must"
             " name all entries of that length",
         )
-    return f"cut to {longest}: the metrics stay"
+    return f"cut to {buckets.describe(longest)}: the metrics stay"
+
+
+def short_rows(subject: Subject, lengths: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Return which rows of the batch are short, bool [b], and the longest lengths among these."""
+    own = lengths[subject.plan.at(subject.plan.positions(0))[0]].reshape(-1, lengths.size // len(lengths))
+    real = own.sum(axis=1) <= np.quantile(own.sum(axis=1), 0.25, method="higher")
+    return real, own[real].max(axis=0).tolist()
 
 
 def _paddings(batch: Batch, real: np.ndarray) -> dict[str, Batch]:

@@ -7,10 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jtasks.data import pipeline
+from jtasks.data import buckets, pipeline
 from jtasks.errors import DataError
 from jtasks.faults import require, some
 from jtasks.run.preflight import kind
+from jtasks.task import sequence_keys
+from jtasks.testing.padding import short_rows
 from jtasks.testing.result import Skip
 from jtasks.testing.subject import Batch, Subject, key, pick, unequal
 
@@ -114,10 +116,8 @@ def _cut(subject: Subject) -> tuple[np.ndarray, Batch] | None:
     lengths = subject.job.lengths(subject.examples)
     if lengths is None:
         return None
-    own = lengths[subject.plan.at(subject.plan.positions(0))[0]]
-    real = own <= np.quantile(own, 0.25, method="higher")
-    longest, cut = int(own[real].max()), subject.task.SEQUENCE_KEYS
-    return real, {name: x[..., :longest] if name in cut else x for name, x in subject.batch.items()}
+    real, longest = short_rows(subject, lengths)
+    return real, buckets.cut(subject.batch, sequence_keys(subject.task), longest)
 
 
 def _rows(examples: Any, count: int) -> list[list[Mapping[str, Any]]]:
