@@ -5,7 +5,7 @@ Each message says what was wrong, where, what was expected and what to do next.
 
 import re
 
-EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal with the state saved; run the same command again
+EXIT_STOPPED = 75  # EX_TEMPFAIL: stopped by a signal, or a peer process is gone; run the same command again
 
 
 def printable(text: str) -> str:

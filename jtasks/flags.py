@@ -54,8 +54,8 @@ examples of an --input:
   jtasks --workdir=DIR --mode=embed --input=pictures/ --output=features.parquet
   echo "a fine film" | jtasks --workdir=DIR --mode=predict --input=-
 
-exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved
-(run the same command again); 141 nobody reads the answers on stdout any more
+exit codes: 0 done; 1 failed; 2 the command or the config is wrong; 75 stopped by a signal with the state saved, or
+another process of the run is gone (run the same command again); 141 nobody reads the answers on stdout any more
 """
 
 

@@ -17,6 +17,7 @@ from jtasks.errors import ConfigError
 
 # Any port that is free on the first process's machine would do; these are JAX's own choices.
 TPU_PORT, KUBERNETES_PORT, LOWEST_JOB_PORT, JOB_PORTS = 8482, 55527, 61440, 4096
+STEP_STRIDE = 251  # between the ports of a job's steps, so that they differ from those of the next jobs
 METADATA = "/computeMetadata/v1/instance/attributes/"
 
 Environment = Mapping[str, str]
@@ -30,18 +31,20 @@ class Cluster(NamedTuple):
     processes: int  # number of processes
     process: int  # index of this process, from 0
     device: int | None = None  # the only local GPU that this process may use; None: all
+    job: str = ""  # the launcher's name of this run, equal on its processes alone; "": the launcher gives none
 
 
 def detect(environ: Environment) -> Cluster | None:
     """Return the run that this process belongs to; None if it is alone, or if the variables are incomplete.
 
     Tries in this order: JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID (or the index of a
-    Kubernetes Indexed Job or JobSet), a TPU pod, a step of SLURM, Open MPI. JAX_COORDINATOR_PORT sets the port.
+    Kubernetes Indexed Job or JobSet), a TPU pod, Open MPI, a step of SLURM. JAX_COORDINATOR_PORT sets the port.
+    Open MPI comes before SLURM because mpirun starts its daemons as a step of SLURM.
 
     Raises:
       ConfigError: Open MPI started processes on several machines and does not say where the first one runs.
     """
-    for launcher in (_variables, _tpu_variables, _tpu_metadata, _slurm, _open_mpi):
+    for launcher in (_variables, _tpu_variables, _tpu_metadata, _open_mpi, _slurm):
         cluster = launcher(environ)
         if cluster is not None and cluster.processes > 1 and 0 <= cluster.process < cluster.processes:
             return cluster
@@ -113,14 +116,20 @@ def _slurm(environ: Environment) -> Cluster | None:
         return None
     step_tasks = _integer(environ, "SLURM_STEP_NUM_TASKS")  # SLURM_NTASKS may count the whole allocation
     step = _integer(environ, "SLURM_STEP_ID") or 0
-    coordinator = _address(environ, first_host(nodes), LOWEST_JOB_PORT + (job + step) % JOB_PORTS)
+    port = LOWEST_JOB_PORT + (job + STEP_STRIDE * step) % JOB_PORTS
+    coordinator = _address(environ, first_host(nodes), port)
     here = _tasks_here(environ)
     count = tasks if step_tasks is None else step_tasks
-    return Cluster("SLURM", coordinator, count, process, _device(environ, local, here))
+    name = f"{environ.get('SLURM_CLUSTER_NAME', '')} job {job} step {step}".strip()
+    return Cluster("SLURM", coordinator, count, process, _device(environ, local, here), name)
 
 
 def _open_mpi(environ: Environment) -> Cluster | None:
-    """Detect a process of mpirun. Up to version 4 the variables name mpirun's host, where rank 0 runs too."""
+    """Detect a process of mpirun.
+
+    In an allocation of SLURM rank 0 runs on the first node, wherever mpirun itself does. Elsewhere it runs on mpirun's
+    host, which the variables name up to version 4, unless the list of hosts leaves that host out.
+    """
     names = ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_LOCAL_RANK")
     count, process, local = (_integer(environ, name) for name in names)
     if count is None or process is None or local is None or count < 2:
@@ -128,6 +137,7 @@ def _open_mpi(environ: Environment) -> Cluster | None:
     here, uri = _integer(environ, "OMPI_COMM_WORLD_LOCAL_SIZE"), environ.get("OMPI_MCA_orte_hnp_uri", "")
     launcher = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^],]+))", uri)
     job, host = 0, environ.get("JAX_COORDINATOR_ADDRESS", "")
+    host = host or first_host(environ.get("SLURM_JOB_NODELIST", ""))
     if launcher:
         job, host = int(launcher[1]) // 2**12, host or launcher[2] or launcher[3]
     if not host and here == count:
@@ -138,7 +148,8 @@ def _open_mpi(environ: Environment) -> Cluster | None:
             " give its address, as in mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"
         )
     coordinator = host if _has_port(host) else _address(environ, host, LOWEST_JOB_PORT + job % JOB_PORTS)
-    return Cluster("Open MPI", coordinator, count, process, _device(environ, local, here))
+    name = environ.get("PMIX_NAMESPACE", "")
+    return Cluster("Open MPI", coordinator, count, process, _device(environ, local, here), name)
 
 
 def first_host(nodes: str) -> str:

@@ -105,7 +105,7 @@ class PeerMonitor:
                 self._asked = message["stop"]
                 self._act(self._asked)
         elif kind == "lost":
-            self._end(printable(message["lost"]), 1)
+            self._end(printable(message["lost"]), EXIT_STOPPED)
         else:
             process, code = message.get("process"), message.get("code")
             code = code if type(code) is int and 0 < code < 256 else 1  # a peer's failure must not become a success
@@ -129,7 +129,7 @@ class PeerMonitor:
         )
         if self.process == 0 and not self._ending.locked():
             self._send({"lost": text})
-        self._end(text, 1)
+        self._end(text, EXIT_STOPPED)
 
     def _end(self, text: str, code: int) -> NoReturn:
         self._ending.acquire()

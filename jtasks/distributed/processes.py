@@ -63,25 +63,30 @@ def start(
     if timeout <= 0:
         raise ConfigError(f"--timeout={timeout:g} must be more than 0 seconds")
     host, port = connections.address(cluster.coordinator)
-    token, unwritable = workdir.absolute() / TOKEN, ""
+    token = workdir.absolute() / TOKEN
+    unwritable: list[str] = []
     source = (
         f"{token}. --workdir must be one folder that all machines share, and {SECRET}, if set, must be the same on all"
     )
+    meeting = contextlib.ExitStack()
+
+    def make_key() -> bytes:  # with the port: a second run that does not get it leaves the first one's token alone
+        meeting.callback(_remove, token)
+        unwritable.append(_write_token(token, make=make))
+        return read_key(token)
+
     if cluster.process == 0:
-        try:
-            unwritable = _write_token(token, make=make)
-            peers = rendezvous.accept_peers(cluster.coordinator, cluster.processes, timeout, read_key(token), source)
-        finally:
-            with contextlib.suppress(OSError):
-                token.unlink()
+        with meeting:
+            members = cluster.coordinator, cluster.processes
+            peers = rendezvous.accept_peers(*members, timeout, make_key, source, cluster.job)
     else:
-        members = cluster.process, cluster.processes
-        peers = [rendezvous.join(cluster.coordinator, *members, timeout, lambda: read_key(token), source)]
+        place = cluster.coordinator, cluster.process, cluster.processes
+        peers = [rendezvous.join(*place, timeout, lambda: read_key(token), source, cluster.job)]
     local = connections.interface(host)
     jax.config.update("jax_enable_preemption_service", False)  # the service would take over SIGTERM
     _links[:] = [monitor.PeerMonitor(cluster.process, peers)]  # detects crashes from here on
-    if unwritable and (make or not os.environ.get(SECRET)):
-        raise ConfigError(unwritable)  # the other processes get the error only once they are connected
+    if any(unwritable) and (make or not os.environ.get(SECRET)):
+        raise ConfigError(*unwritable)  # the other processes get the error only once they are connected
     jax.distributed.initialize(
         cluster.coordinator,
         cluster.processes,
@@ -133,12 +138,16 @@ def _write_token(path: pathlib.Path, *, make: bool) -> str:
             os.fsync(file.fileno())
         return ""
     except OSError as error:
-        with contextlib.suppress(OSError):
-            path.unlink()
+        _remove(path)
         hint = "" if make else f"; where all set the same {SECRET}, it may be read-only"
         return (
             f"--workdir={path.parent} cannot be written to ({error.strerror}): the processes of a run meet there{hint}"
         )
+
+
+def _remove(path: pathlib.Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def read_key(path: pathlib.Path) -> bytes:

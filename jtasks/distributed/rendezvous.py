@@ -2,8 +2,9 @@
 
 jax.distributed aborts on timeout without saying which process is missing, so the processes meet here before it
 starts. A process must prove that it has the run's key without sending it: the first process sends a challenge, and
-expects the challenge's HMAC. A connection without proof is dropped while the others go on waiting. Members trust each
-other. `monitor` takes the connections over.
+expects the challenge's HMAC. A connection without proof is dropped while the others go on waiting, and so is a process
+of another job of the launcher, which has come to a wrong port. Members trust each other. `monitor` takes the
+connections over.
 """
 
 import hmac
@@ -22,7 +23,12 @@ SEE_SECONDS = 20.0  # for a new file to appear through the caches of a network f
 
 
 def accept_peers(
-    coordinator: str, processes: int, seconds: float, key: bytes, source: str = "the key"
+    coordinator: str,
+    processes: int,
+    seconds: float,
+    key: Callable[[], bytes],
+    source: str = "the key",
+    job: str = "",
 ) -> list[Connection]:
     """Wait on the first process until the others have come; returns their connections in order.
 
@@ -30,16 +36,17 @@ def accept_peers(
       coordinator: HOST:PORT, this process's address.
       processes: number of processes, with this one.
       seconds: timeout.
-      key: secret that all members know.
+      key: returns the secret that all members know; called once this process has the port.
       source: where the key comes from, for messages.
+      job: the launcher's name of the run.
 
     Raises:
       TrainingError: the port is taken, or some processes did not come in time; the message names them.
       ConfigError: the processes do not agree on their number or their indices, or lack the key.
     """
     deadline = time.monotonic() + seconds
-    hall = _Hall(processes, key, source)
     with listen(coordinator, min(10.0, seconds)) as server, selectors.DefaultSelector() as waiting:
+        hall = _Hall(processes, key(), source, job)
         waiting.register(server, selectors.EVENT_READ)
         try:
             while not hall.complete():
@@ -65,7 +72,7 @@ def accept_peers(
                     connection.sock.close()
     hosts = [socket.gethostname(), *(hall.members[i].host for i in range(1, processes))]
     for connection in hall.members.values():
-        connection.send({"start": hosts, "proof": proof(key, "start", connection.challenge)})
+        connection.send({"start": hosts, "proof": proof(hall.key, "start", connection.challenge)})
     return [hall.members[i] for i in range(1, processes)]
 
 
@@ -91,6 +98,7 @@ def join(
     seconds: float,
     key: Callable[[], bytes],
     source: str = "the key",
+    job: str = "",
 ) -> Connection:
     """Report to the first process and wait until all have come.
 
@@ -101,13 +109,14 @@ def join(
       seconds: timeout.
       key: returns the secret that all members know; called at each attempt, because the key's file may appear late.
       source: where the key comes from, for messages.
+      job: the launcher's name of the run.
 
     Raises:
-      TrainingError: nobody answers at the coordinator's address, or not all processes come in time.
+      TrainingError: nobody answers at the coordinator's address, another run does, or not all processes come in time.
       ConfigError: the first process was started with other arguments, or has another key.
     """
     deadline = time.monotonic() + seconds
-    reason, reached, keyless = "", False, None
+    reason, reached, refused = "", False, None
     while time.monotonic() < deadline:
         try:
             sock = socket.create_connection(address(coordinator), timeout=max(0.1, deadline - time.monotonic()))
@@ -117,11 +126,16 @@ def join(
             continue
         reached = True
         connection = Connection(sock)
-        answer = _greet(connection, process, processes, key(), deadline + ANSWER_SECONDS)
-        if answer and "keyless" in answer:
+        answer = _greet(connection, process, processes, key(), job, deadline + ANSWER_SECONDS)
+        if answer and ("keyless" in answer or "other job" in answer):
             sock.close()
-            keyless = keyless or time.monotonic()
-            if time.monotonic() - keyless > SEE_SECONDS / 2:
+            refused = refused or time.monotonic()
+            if time.monotonic() - refused > SEE_SECONDS / 2 and "other job" in answer:
+                raise TrainingError(
+                    f"another run has the port of {coordinator}, not {job or 'this one'}: give this run another port,"
+                    " with JAX_COORDINATOR_PORT"
+                )
+            if time.monotonic() - refused > SEE_SECONDS / 2:
                 raise ConfigError(_other_key_message([(process, socket.gethostname())], source))
         elif answer:
             return _read_answer(connection, answer)
@@ -137,7 +151,9 @@ def join(
     )
 
 
-def _greet(connection: Connection, process: int, processes: int, key: bytes, deadline: float) -> Message | None:
+def _greet(
+    connection: Connection, process: int, processes: int, key: bytes, job: str, deadline: float
+) -> Message | None:
     """Prove membership to the first process; returns the answer, or None without an answer that has proof."""
     host = socket.gethostname()
     while time.monotonic() < deadline:
@@ -149,11 +165,11 @@ def _greet(connection: Connection, process: int, processes: int, key: bytes, dea
             challenge = message.get("challenge")
             if isinstance(challenge, str):
                 connection.challenge = challenge
-                hello = {"process": process, "processes": processes, "host": host}
-                connection.send({**hello, "proof": proof(key, challenge, process, processes, host)})
+                hello = {"process": process, "processes": processes, "host": host, "job": job}
+                connection.send({**hello, "proof": proof(key, challenge, *hello.values())})
                 continue
             started = "start" in message and _is_same(message.get("proof"), proof(key, "start", connection.challenge))
-            if started or "keyless" in message or isinstance(message.get("refused"), str):
+            if started or "keyless" in message or "other job" in message or isinstance(message.get("refused"), str):
                 return message
     return None
 
@@ -161,8 +177,8 @@ def _greet(connection: Connection, process: int, processes: int, key: bytes, dea
 class _Hall:
     """The processes that have reported to the first one, while it waits."""
 
-    def __init__(self, processes: int, key: bytes, source: str):
-        self.processes, self.key, self.source = processes, key, source
+    def __init__(self, processes: int, key: bytes, source: str, job: str):
+        self.processes, self.key, self.source, self.job = processes, key, source, job
         self.members: dict[int, Connection] = {}
         self.keyless: dict[int, tuple[float, str]] = {}  # time of the first claim, and host
 
@@ -192,8 +208,11 @@ class _Hall:
                 del self.members[connection.process]
             return False
         hello = messages[0]
-        process, processes, host = hello["process"], hello["processes"], hello["host"]
-        if not _is_same(hello["proof"], proof(self.key, connection.challenge, process, processes, host)):
+        process, processes, host, job = (hello[name] for name in ("process", "processes", "host", "job"))
+        if job != self.job:
+            connection.send({"other job": True})
+            return False
+        if not _is_same(hello["proof"], proof(self.key, connection.challenge, process, processes, host, job)):
             if process < self.processes:
                 self.keyless.setdefault(process, (time.monotonic(), printable(host)))
             connection.send({"keyless": True})
@@ -218,7 +237,7 @@ class _Hall:
 
 
 def _is_hello(message: Message) -> bool:
-    types = {"process": int, "processes": int, "host": str, "proof": str}
+    types = {"process": int, "processes": int, "host": str, "job": str, "proof": str}
     known = all(type(message.get(name)) is kind for name, kind in types.items())
     return known and len(message["host"]) < 256 and 0 < message["process"] < message["processes"]
 

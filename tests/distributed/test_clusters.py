@@ -28,6 +28,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "2",
     "OMPI_COMM_WORLD_LOCAL_RANK": "0",
     "OMPI_COMM_WORLD_LOCAL_SIZE": "1",
+    "PMIX_NAMESPACE": "1531576321",
 }
 JOBSET = {
     "KUBERNETES_SERVICE_HOST": "10.0.0.1",
@@ -42,8 +43,8 @@ SLICES = {"MEGASCALE_COORDINATOR_ADDRESS": "first:8080", "MEGASCALE_NUM_SLICES":
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        (SLURM, Cluster("SLURM", "gpu07:61443", 6, 3, device=1)),
-        (OPEN_MPI, Cluster("Open MPI", "10.96.0.1:62624", 4, 2)),
+        (SLURM, Cluster("SLURM", "gpu07:61943", 6, 3, 1, "job 4097 step 2")),
+        (OPEN_MPI, Cluster("Open MPI", "10.96.0.1:62624", 4, 2, None, "1531576321")),
         (JOBSET, Cluster("Kubernetes", "run-workers-0-0.run:55527", 4, 3)),
         (TPU_POD, Cluster("TPU", "w0:8482", 2, 1)),
         (TPU_POD | SLICES, Cluster("TPU", "first:8482", 6, 5)),
@@ -79,6 +80,21 @@ def test_without_any_one_of_its_variables_slurm_is_not_there(lost):
     assert ("SLURM_NTASKS=6" in partly(rest)) == (lost != "SLURM_NTASKS")
 
 
+def test_processes_of_mpirun_in_a_slurm_allocation_are_not_its_daemons_tasks():
+    daemon = SLURM | {"SLURM_STEP_NODELIST": "gpu08", "SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}
+    rank = detect(OPEN_MPI | daemon | {"SLURM_JOB_NODELIST": "gpu[07-08]"})
+    assert rank == Cluster("Open MPI", "gpu07:62624", 4, 2, None, "1531576321")  # rank 0 is on the first node
+    own = detect(OPEN_MPI | SLURM | {"SLURM_JOB_NODELIST": "gpu[07-08]"} | {"JAX_COORDINATOR_ADDRESS": "b:1"})
+    assert own is not None
+    assert own.coordinator == "b:1"
+
+
+def test_the_steps_of_a_job_and_the_next_jobs_have_ports_of_their_own():
+    steps = [(job, step) for job in range(40, 80) for step in range(8)]
+    found = [detect(SLURM | {"SLURM_JOB_ID": str(job), "SLURM_STEP_ID": str(step)}) for job, step in steps]
+    assert len({cluster.coordinator for cluster in found if cluster}) == len(steps)
+
+
 def test_a_shell_in_an_allocation_is_alone_though_the_allocation_has_many_tasks():
     assert detect(SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}) is None
     assert partly(SLURM | {"SLURM_STEP_NUM_TASKS": "1"}) == ""
@@ -105,7 +121,7 @@ def test_open_mpi_5_does_not_tell_where_the_first_process_is():
     five = {name: value for name, value in OPEN_MPI.items() if name != "OMPI_MCA_orte_hnp_uri"}
     with pytest.raises(ConfigError, match="mpirun -x JAX_COORDINATOR_ADDRESS=HOST:PORT"):
         detect(five)
-    assert detect(five | {"JAX_COORDINATOR_ADDRESS": "a:1"}) == Cluster("Open MPI", "a:1", 4, 2)
+    assert detect(five | {"JAX_COORDINATOR_ADDRESS": "a:1"}) == Cluster("Open MPI", "a:1", 4, 2, None, "1531576321")
     here = detect(five | {"OMPI_COMM_WORLD_LOCAL_SIZE": "4"})
     assert here is not None
     assert (here.coordinator, here.device) == ("localhost:61440", 0)

@@ -29,12 +29,12 @@ def meet(*calls) -> list:
 KEY = b"what all members know"
 
 
-def joining(port: int, process: int, processes: int, seconds: float = 5, key: bytes = KEY):
-    return rendezvous.join, f"localhost:{port}", process, processes, seconds, lambda: key
+def joining(port: int, process: int, processes: int, seconds: float = 5, key: bytes = KEY, job: str = ""):
+    return rendezvous.join, f"localhost:{port}", process, processes, seconds, lambda: key, "the key", job
 
 
-def gathering(port: int, processes: int, seconds: float = 5):
-    return rendezvous.accept_peers, f"localhost:{port}", processes, seconds, KEY
+def gathering(port: int, processes: int, seconds: float = 5, job: str = ""):
+    return rendezvous.accept_peers, f"localhost:{port}", processes, seconds, lambda: KEY, "the key", job
 
 
 def test_all_meet_in_any_order_and_know_each_other_and_strangers_are_ignored():
@@ -44,7 +44,7 @@ def test_all_meet_in_any_order_and_know_each_other_and_strangers_are_ignored():
         time.sleep(0.3)
         first = pool.submit(*gathering(port, 4))
         time.sleep(0.3)
-        hello = b'{"process": 1, "processes": 4, "host": "x", "proof": "%s"}\n'
+        hello = b'{"process": 1, "processes": 4, "host": "x", "job": "", "proof": "%s"}\n'
         deep = b"[" * 50_000 + b"\n"
         for words in (b"GET / HTTP/1.1\n", b"[]\n", hello, hello % b"00", b'{"failed": 1}\n', deep, b"x" * 10**6, b""):
             with socket.create_connection(("localhost", port)) as stranger, contextlib.suppress(OSError):
@@ -78,8 +78,8 @@ def test_one_that_came_and_went_is_missing():
         with socket.create_connection(("localhost", port)) as sock:
             connection = connections.Connection(sock)
             (challenge,) = connection.receive()
-            proof = rendezvous.proof(KEY, challenge["challenge"], 1, 3, "x")
-            connection.send({"process": 1, "processes": 3, "host": "x", "proof": proof})
+            proof = rendezvous.proof(KEY, challenge["challenge"], 1, 3, "x", "")
+            connection.send({"process": 1, "processes": 3, "host": "x", "job": "", "proof": proof})
         join, *arguments = joining(port, 2, 3, 1.5)
         join(*arguments)
 
@@ -114,9 +114,13 @@ def test_different_counts_and_equal_numbers_are_refused_on_both_sides():
         assert "two processes say that they are process 1" in str(error)
 
 
+def fail():
+    raise AssertionError("a process that has no port must not write the run's token")
+
+
 def test_a_port_in_use_and_an_address_without_one_are_told():
     with socket.create_server(("", 0)) as taken, pytest.raises(TrainingError, match="cannot listen on port"):
-        rendezvous.accept_peers(f"localhost:{taken.getsockname()[1]}", 2, 0.3, KEY)
+        rendezvous.accept_peers(f"localhost:{taken.getsockname()[1]}", 2, 0.3, fail)
     for wrong in ("node1", "node1:", ":80", "node1:http", "node1:70000"):
         with pytest.raises(ConfigError, match="must be HOST:PORT"):
             connections.address(wrong)
@@ -130,10 +134,23 @@ def test_who_lacks_the_key_is_named_on_both_sides_and_a_late_key_is_waited_for(m
         assert f"process 1 on {socket.gethostname()}" in str(error)
     keys = iter([b"", b""])  # as a file that a network file system shows late
     port = free_port()
-    join, *arguments, _ = joining(port, 1, 2)
-    (first,), second = meet(gathering(port, 2), (join, *arguments, lambda: next(keys, KEY)))
+    (first,), second = meet(gathering(port, 2), (*joining(port, 1, 2)[:5], lambda: next(keys, KEY)))
     assert (first.process, second.process) == (1, 0)
     first.sock.close(), second.sock.close()
+
+
+def test_processes_of_two_jobs_on_one_port_do_not_mix(monkeypatch):
+    monkeypatch.setattr(rendezvous, "SEE_SECONDS", 1.0)
+    port = free_port()
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first = pool.submit(*gathering(port, 2, 30, "job 41 step 1"))
+        stranger = pool.submit(*joining(port, 1, 2, 30, job="job 42 step 0")).exception()
+        assert isinstance(stranger, TrainingError)
+        assert f"another run has the port of localhost:{port}, not job 42 step 0" in str(stranger)
+        join, *arguments = joining(port, 1, 2, 30, job="job 41 step 1")
+        second = join(*arguments)
+        (member,) = first.result()  # unharmed, though the stranger has the key and came first
+    member.sock.close(), second.sock.close()
 
 
 def test_more_strangers_than_there_is_room_for_keep_no_member_out(monkeypatch):
