@@ -56,23 +56,32 @@ def test_without_arguments_a_script_says_how_it_is_used(name, fakes):
     assert f"launch/{name}" in ended.stderr
 
 
-@pytest.mark.parametrize(("code", "expected", "queued"), [(0, 0, ""), (75, 0, "requeue 7\n"), (1, 1, ""), (2, 2, "")])
-def test_slurm_queues_again_what_was_stopped_and_nothing_else(code, expected, queued, fakes):
-    log = 'echo "$@" >>"$LOG"'
-    env = fakes(srun=f"{log}.srun\nexit {code}", scontrol=log) | {"SLURM_JOB_ID": "7"}
-    assert script("slurm.sbatch", "--workdir=a folder", env=env).returncode == expected
-    assert pathlib.Path(f"{env['LOG']}.srun").read_text().endswith("main.py --workdir=a folder\n")
-    assert (pathlib.Path(env["LOG"]).read_text() if queued else "") == queued
+LOGGED = 'echo "$@" >>"$LOG"'
+CANCELLED, RUNNING = "echo COMPLETING", "echo RUNNING"
+QUEUED = [(0, 0, RUNNING, ""), (75, 0, RUNNING, "requeue {}\n"), (75, 75, CANCELLED, ""), (1, 1, RUNNING, "")]
 
 
-@pytest.mark.parametrize(("code", "expected", "queued"), [(0, 0, ""), (75, 0, "requeue 7_3\n"), (1, 1, "")])
-def test_a_task_of_a_slurm_array_trains_its_run_of_the_sweep(code, expected, queued, fakes):
-    log = 'echo "$@" >>"$LOG"'
-    env = fakes(srun=f"{log}.srun\nexit {code}", scontrol=log)
-    array = {"SLURM_JOB_ID": "9", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
-    assert script("slurm-sweep.sbatch", "--sweep.seed=0,1", env=env | array).returncode == expected
-    assert pathlib.Path(f"{env['LOG']}.srun").read_text().endswith("main.py --sweep.seed=0,1 --sweep-index=3\n")
-    assert (pathlib.Path(env["LOG"]).read_text() if queued else "") == queued
+@pytest.mark.parametrize(("code", "expected", "state", "queued"), QUEUED)
+def test_slurm_queues_again_what_was_stopped_and_nothing_else(code, expected, state, queued, fakes):
+    env = fakes(srun=f"{LOGGED}.srun\nexit {code}", scontrol=LOGGED, squeue=state)
+    job, array = {"SLURM_JOB_ID": "7"}, {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}
+    container = {"CONTAINER": "apptainer exec jtasks.sif", "PYTHON": "python"}
+    calls = [
+        ("slurm.sbatch", "--workdir=a folder", job, "7", "--workdir=a folder"),
+        ("slurm.sbatch", "--workdir=run %a", job | array, "7_3", "--workdir=run 3"),
+        ("slurm-sweep.sbatch", "--sweep.seed=0,1", job | array, "7_3", "--sweep.seed=0,1 --sweep-index=3"),
+        ("slurm.sbatch", "-x", job | container, "7", "-x"),
+    ]
+    for name, argument, names, queues, words in calls:
+        assert script(name, argument, env=env | names).returncode == expected
+        assert (pathlib.Path(env["LOG"]).read_text() if queued else "") == queued.format(queues)
+        ran = pathlib.Path(f"{env['LOG']}.srun").read_text()
+        python = "apptainer exec jtasks.sif python" if "CONTAINER" in names else sys.executable
+        assert ran == f"{python} main.py {words}\n"
+        for log in pathlib.Path(env["LOG"]).parent.glob("log*"):
+            log.unlink()
+    shared = script("slurm.sbatch", "--workdir=one", "--config.seed=%a", env=env | job | array)
+    assert (shared.returncode, "folders of their own" in shared.stderr) == (2, True)
     alone = script("slurm-sweep.sbatch", "--sweep.seed=0,1", env=env)
     assert (alone.returncode, "--array=0-LAST" in alone.stderr) == (2, True)
 
