@@ -244,7 +244,9 @@ def _separate(pairs: Iterator[Pair]) -> Iterator[Pair]:
 
 def _given(given: Any, config: Config, expected: str) -> str:
     if isinstance(given, Mapping):
-        column = _pick(_names(given), config.data.source_column, SOURCES)
+        names = _names(given)
+        usual = (*SOURCES, *_languages(names)[:1], *(names if len(names) == 1 else ()))
+        column = _pick(names, config.data.source_column, usual) or _pick(names, "", SOURCES)
         if column is None:
             raise DataError(f"{unlabeled.describe(given)}; expected {expected}")
         return " ".join(_texts(_value(given, column, "the input"), _place("the input", column)))

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jtasks.data import buckets, pipeline
+from jtasks.data import bucket_shapes, buckets, pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.errors import ConfigError, DataError
 
@@ -180,3 +180,37 @@ def test_an_example_longer_than_every_bucket_is_named():
 def test_a_budget_too_small_for_the_devices_says_what_is_needed():
     with pytest.raises(ConfigError, match=r"holds 4 rows of 64 tokens, fewer than 8 .* give at least 512"):
         planned(varied(), tokens=256, parts=8)
+
+
+PAIRS = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 24)), min_size=1, max_size=120).map(np.array)
+
+
+def padding(lengths, shapes):
+    plan = buckets.plan(lengths, 0, shuffle=False, tokens=1000, buckets=shapes, padded=(("s",), ("t",)))
+    return sum(sum(plan.buckets[kind]) for kind in plan.kinds) - lengths.sum()
+
+
+@QUICK
+@given(lengths=PAIRS, seed=st.integers(0, 100))
+def test_buckets_of_two_lengths_hold_both(lengths, seed):
+    shapes = bucket_shapes.least_padding(lengths)
+    plan = buckets.plan(lengths, seed, shuffle=True, tokens=512, buckets=shapes, padded=(("s",), ("t",)))
+    assert len(shapes) <= bucket_shapes.MOST and shapes[-1] == (*lengths.max(axis=0),)
+    batch = {"s": np.zeros((1, 40)), "t": np.zeros((1, 24)), "u": np.zeros((1, 24))}
+    seen = []
+    for step in range(plan.steps(1)):
+        cut = plan.cut(batch, step)
+        assert (lengths[real(plan, step)] <= [cut["s"].shape[1], cut["t"].shape[1]]).all()
+        assert plan.rows(step) * (cut["s"].shape[1] + cut["t"].shape[1]) <= 512 and cut["u"].shape[1] == 24
+        seen += real(plan, step).tolist()
+    assert sorted(seen) == list(range(len(lengths)))
+
+
+@QUICK
+@given(lengths=PAIRS)
+def test_the_buckets_of_two_lengths_are_the_best_chain(lengths):
+    lengths = lengths[:12]
+    chosen = padding(lengths, bucket_shapes.least_padding(lengths, most=2))
+    first = itertools.product(*({*column.tolist()} for column in lengths.T))
+    last = (*lengths.max(axis=0).tolist(),)
+    assert chosen == min(padding(lengths, (shape, last) if shape != last else (last,)) for shape in first)

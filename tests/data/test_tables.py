@@ -205,6 +205,7 @@ def test_text_of_tfds_is_read_without_tensorflow(tmp_path):
     assert [len(found) for found in read] == [4, 2, 1]
     assert sorted(row["sentence"] for row in read[1]) == ["é 2 0", "é 2 1"]
     assert {row["label"] for row in read[0]} == {"0", "1"}
+    assert any("train" in path.name for path in tables.paths("tfds:tiny_texts", "train", folder=str(tmp_path)))
     with pytest.raises(DataError, match=r"has the splits .*; config.data.test names none of them"):
         tables.rows("tfds:tiny_texts", "test", CHECKS, folder=str(tmp_path))
 
