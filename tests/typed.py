@@ -17,12 +17,14 @@ from jtasks.tasks import (
     mnist,
     multimodal_classify,
     qa,
+    seq2seq,
     tag,
     vit,
     vqa,
 )
 
-TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, multimodal_classify, qa, tag, vit, vqa]
+TASKS: list[Task] = [avsd, bert, caption, choice, classify, igpt, lm, mnist, multimodal_classify, qa, seq2seq, tag]
+TASKS += [vit, vqa]
 MIXING: list[MixingTask] = [contrast, match]
 
 

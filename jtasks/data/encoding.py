@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jtasks.data import sentence_pieces, tokenizers
-from jtasks.data.tokens import token_dtype
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
 
@@ -82,50 +81,17 @@ def rows(tokenizer: "Tokenizer", texts: Sequence[str], length: int, *, pad: int,
     Raises:
       ConfigError: `length` leaves no room for a token of the text.
     """
-    lines = framed(tokenizer, texts, length, end=end)
-    tokens = np.full((len(lines), length), pad, np.int32)
-    for row, line in zip(tokens, lines, strict=True):
-        row[: len(line)] = line
-    return tokens
-
-
-def sequences(
-    tokenizer: "Tokenizer", texts: Sequence[str | None], length: int, *, pad: int, end: int, field: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encode texts as `rows` does; None has no ids.
-
-    Args:
-      field: the field of the config that has the length, for messages.
-
-    Returns:
-      The ids [n, length], filled up with `pad`, in the smallest type that holds them; and their number int32 [n].
-    """
-    lines = framed(tokenizer, [text or "" for text in texts], length, end=end, field=field)
-    kind = token_dtype(max(tokenizers.size(tokenizer), pad + 1, end + 1))
-    tokens, counts = np.full((len(lines), length), pad, kind), np.zeros(len(lines), np.int32)
-    for row, (text, line) in enumerate(zip(texts, lines, strict=True)):
-        if text is not None:
-            tokens[row, : len(line)], counts[row] = line, len(line)
-    return tokens, counts
-
-
-def framed(
-    tokenizer: "Tokenizer",
-    texts: Sequence[str],
-    length: int,
-    *,
-    end: int | None = None,
-    field: str = "config.data.length",
-) -> list[list[int]]:
-    """Return the ids of texts with the tokenizer's own special tokens, at most `length` of each; see `rows`."""
     before, after = frame(tokenizer)
     if not before and not after and end is not None:
         after = [end]
     room = length - len(before) - len(after)
     if room < 1:
-        raise ConfigError(f"{field}={length} must be at least {length - room + 1}: special tokens take room")
-    encoded = tokenizers.encode(tokenizer, texts, offsets=False)
-    return [[*before, *encoding.ids[:room], *after] for encoding in encoded]
+        raise ConfigError(f"config.data.length={length} must be at least {length - room + 1}: special tokens take room")
+    tokens = np.full((len(texts), length), pad, np.int32)
+    for row, encoding in zip(tokens, tokenizers.encode(tokenizer, texts, offsets=False), strict=True):
+        line = [*before, *encoding.ids[:room], *after]
+        row[: len(line)] = line
+    return tokens
 
 
 def frame(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ import numpy as np
 from jtasks import models
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import encoding, parallel, tokenizer_files, tokenizers
+from jtasks.data import encoding, parallel, parallel_tokens, tokenizer_files, tokenizers
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total, translation
 from jtasks.ops import alignment, decode, pooling
@@ -28,7 +28,7 @@ Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "T5ForConditionalGeneration"
 SIDES = ("source", "target")
-SEQUENCE_KEYS = ("source", "source_segment_ids", "target", "target_segment_ids")
+SEQUENCE_KEYS = (("source", "source_segment_ids"), ("target", "target_segment_ids"))
 FILLED = ("vocab", "target_vocab", "max_length", "begin", "end", "pad")
 END = ("</s>", "[SEP]", tokenizers.END)
 PAD = ("<pad>", "[PAD]", *END)
@@ -52,48 +52,45 @@ def defaults() -> dict[str, Any]:
     }
 
 
-def texts(config: Config) -> Iterator[str]:
-    """Yield the sources of the train split, and the targets if they have no tokenizer of their own."""
-    for pair in parallel.read("train", config) or ():
-        yield from (pair.source, *pair.references)[: 1 if config.data.target_tokenizer else None]
+def texts(config: Config) -> tokenizers.Corpus:
+    """Return the sources of the train split, and the targets if they have no tokenizer of their own."""
+    return _corpus(config, SIDES[:1] if config.data.target_tokenizer else SIDES)
 
 
-def target_texts(config: Config) -> Iterator[str]:
-    """Yield the targets of the train split."""
-    for pair in parallel.read("train", config) or ():
-        yield from pair.references
+def target_texts(config: Config) -> tokenizers.Corpus:
+    """Return the targets of the train split."""
+    return _corpus(config, SIDES[1:])
 
 
 def prepare(config: Config) -> None:
-    """Train the tokenizer of the targets, if they have one of their own."""
-    _tokenizer("target", config)
+    """Train the tokenizer of the targets, if they have one of their own, and make the pairs' tokens, stored."""
+    for split in ("train", "valid", "test"):
+        dataset(split, config)
 
 
-def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Return the ids `source` and `target` [n, t], each with `..._segment_ids` uint8, 0 for padding and else 1.
+def dataset(split: str, config: Config) -> parallel_tokens.Encoded | None:
+    """Return the ids `source` [s] and `target` [t], each with `..._segment_ids` uint8, 0 for padding and else 1.
 
     Targets end with the end mark and do not begin with the begin mark. The texts, `source_text` and `references` (a
     tuple, which may be empty outside train), stay on the host.
     """
-    pairs = parallel.read(split, config)
-    if pairs is None:
-        return None
-    given, told = zip(*pairs, strict=True)
-    references = np.empty(len(told), object)
-    references[:] = told
-    first = [texts[0] if texts else None for texts in told]
-    return {**_sources(given, config), **_encode(first, "target", config), "references": references}
+    return parallel_tokens.encode(split, config, *(_side(name, config) for name in SIDES))
 
 
-def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
+def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
+    """Return the arrays of a batch."""
+    return parallel_tokens.collate(examples)
+
+
+def examples(inputs: Sequence[Any], config: Config) -> parallel_tokens.Encoded:
     """Return texts, or dicts with the column of the sources, as `dataset` returns rows without targets."""
-    return _sources(parallel.sources([_text(given) for given in inputs], config), config)
+    given = parallel.sources([_text(one) for one in inputs], config)
+    return parallel_tokens.encode_inputs(given, *(_side(name, config) for name in SIDES))
 
 
-def lengths(examples: dict[str, np.ndarray], config: Config) -> np.ndarray:
-    """Return the number of ids of the longer of source and target, int [n]."""
-    counts = [np.count_nonzero(examples[name], axis=1) for name in SEQUENCE_KEYS[1::2] if name in examples]
-    return np.max(counts, axis=0)
+def lengths(examples: Any, config: Config) -> np.ndarray:
+    """Return the number of ids of each source and target, int [n, 2]."""
+    return parallel_tokens.lengths(examples)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -101,12 +98,12 @@ def model_args(config: Config) -> dict[str, Any]:
 
     A model that has its positions already, as one of Hugging Face without a run, refuses longer texts.
     """
-    source, target = (_tokenizer(side, config) for side in SIDES)
-    end, pad = (tokenizers.special(target, *names) for names in (END, PAD))
+    source, target = (_side(name, config) for name in SIDES)
     positions = max(config.data.source_length, config.data.target_length, 1 + config.beam.max_len)
     length = {"max_length": positions} if config.model.max_length is None else {}
-    own = 0 if source.get_vocab() == target.get_vocab() else tokenizers.size(target)
-    return {"begin": pad, "end": end, "pad": pad, "target_vocab": own, **length}
+    same = source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
+    vocab = {"target_vocab": 0 if same else tokenizers.size(target.tokenizer)}
+    return {"begin": target.pad, "end": target.end, "pad": target.pad, **vocab, **length}
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -118,7 +115,7 @@ def assets(config: Config) -> dict[str, str]:
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize encoder and decoder."""
-    ids = batch["source"][:, :2].astype(jnp.int32)
+    ids = _source(batch)[0][:, :2]
     return _model(config).init(rng, ids, ids, ids, method="token_loss")["params"]
 
 
@@ -128,19 +125,21 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     Training has dropout and smoothed labels. Without smoothing there is the perplexity too.
     """
     smoothing = 0.0 if rng is None else config.label_smoothing
-    target = encoding.require_labels(batch, "target").astype(jnp.int32)
+    source, source_ids = _source(batch)
+    target, target_ids = (encoding.require_labels(batch, name).astype(jnp.int32) for name in SEQUENCE_KEYS[1])
     nats, correct = models.apply(
         _model(config),
         params,
-        batch["source"].astype(jnp.int32),
+        source,
         _shifted(target, config),
         target,
-        *(batch[name].astype(jnp.int32) for name in SEQUENCE_KEYS[1::2]),
+        source_ids,
+        target_ids,
         rng=rng,
         method="token_loss",
         smoothing=smoothing,
     )
-    counted = (batch["target_segment_ids"] > 0) * example_weights(batch)[:, None]
+    counted = (target_ids > 0) * example_weights(batch)[:, None]
     loss = Loss.of(nats, counted)
     metrics: dict[str, Mean] = {"loss": loss, "accuracy": Mean.of(correct, counted)}
     if not smoothing:
@@ -267,27 +266,30 @@ def _map(example: Any, output: Any, config: Config) -> alignment.Map:
     return alignment.Map(weights, across, down)
 
 
-def _sources(given: Sequence[str], config: Config) -> dict[str, np.ndarray]:
-    """Return the ids of sources with config.data.prefix, and the texts without."""
-    encoded = _encode([config.data.prefix + text for text in given], "source", config)
-    return {**encoded, "source_text": np.array(given, object)}
-
-
-def _encode(given: Sequence[str | None], side: str, config: Config) -> dict[str, np.ndarray]:
-    """Return ids [n, t] and segment ids uint8 [n, t] of one side; None has no ids."""
-    model, name = config.model, f"{side}_length"
-    length, field = config.data[name], f"config.data.{name}"
-    ids, counts = encoding.sequences(_tokenizer(side, config), given, length, pad=model.pad, end=model.end, field=field)
-    return {side: ids, f"{side}_segment_ids": (np.arange(length)[None] < counts[:, None]).astype(np.uint8)}
-
-
 def _shifted(target: jax.Array, config: Config) -> jax.Array:
     """Return what the decoder reads [b, t]: the begin mark and the targets without their last id."""
     return jnp.concatenate([jnp.full((len(target), 1), config.model.begin, jnp.int32), target[:, :-1]], axis=1)
 
 
+def _corpus(config: Config, sides: Sequence[str]) -> tokenizers.Corpus:
+    def read() -> Iterator[str]:
+        for pair in parallel.read("train", config) or ():
+            yield from (pair.source,) if "source" in sides else ()
+            yield from pair.references if "target" in sides else ()
+
+    return tokenizers.Corpus(read, f"{' '.join(sides)} {parallel.identity('train', config)}")
+
+
 def _source(batch: Batch) -> tuple[jax.Array, jax.Array]:
     return batch["source"].astype(jnp.int32), batch["source_segment_ids"].astype(jnp.int32)
+
+
+def _side(name: str, config: Config) -> parallel_tokens.Side:
+    """Return how the texts of one side become tokens."""
+    data, tokenizer = config.data, _tokenizer(name, config)
+    end, pad = (tokenizers.special(tokenizer, *names) for names in (END, PAD))
+    prefix = data.prefix if name == "source" else ""
+    return parallel_tokens.Side(tokenizer, data[f"{name}_length"], end, pad, prefix)
 
 
 def _tokenizer(side: str, config: Config) -> "Tokenizer":

@@ -55,9 +55,15 @@ FIELDS = {
             "end": 2,
         },
     },
+    "seq2seq": {
+        "label_smoothing": 0.1,
+        "attention_layer": None,
+        "model": {name: SIZES[name] for name in ("width", "heads", "dropout", "attention_dropout")}
+        | {"vocab": 11, "max_length": T, "encoder_depth": 1, "decoder_depth": 1, "begin": 1, "end": 2, "pad": 0},
+    },
     "avsd": {"video_loss": 0.5, "model": GPT | {"remat": False, "features": 5}},
 }
-SLOW = ("caption",)
+SLOW = ("caption", "seq2seq")
 NAMES = [*tiny.FIELDS, *(pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in FIELDS)]
 
 
@@ -105,6 +111,12 @@ def batch(name):
             "segment_ids": text["segment_ids"],
             "answer": ids(B, 2, 4),
             "weight": ids(B, 2) / np.float32(10),
+        },
+        "seq2seq": {
+            "source": ids(B, T),
+            "source_segment_ids": text["segment_ids"],
+            "target": ids(B, 4),
+            "target_segment_ids": (np.arange(4)[None] < ids(B, 1) % 5).astype(np.int32),
         },
         "avsd": dialogue | video,
     }[name]
