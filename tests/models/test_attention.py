@@ -7,8 +7,6 @@ import pytest
 
 from jtasks.models import attention
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 T, S = 19, 13
 TEXTS = jnp.array([[1] * 5 + [2] * 9 + [0] * 5, [1] * T])
 SOURCES = jnp.array([[1] * 3 + [2] * 8 + [0] * 2, [1] * S])

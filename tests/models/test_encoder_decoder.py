@@ -9,8 +9,6 @@ import pytest
 
 from jtasks import models
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 T5 = {"positions": "relative", "norm": "rms", "bias": False, "attention_scale": 1.0, "buckets": 8, "max_distance": 16}
 T5 |= {"gated": True, "head_dim": 6, "tied": False, "decoder_heads": 4}
 MARIAN = {"positions": "sinusoidal", "post_norm": True, "final_norm": False, "embed_scale": 0.0, "output_bias": True}
