@@ -88,8 +88,8 @@ def rows(tokenizer: "Tokenizer", texts: Sequence[str], length: int, *, pad: int,
     if room < 1:
         raise ConfigError(f"config.data.length={length} must be at least {length - room + 1}: special tokens take room")
     tokens = np.full((len(texts), length), pad, np.int32)
-    for row, encoding in zip(tokens, tokenizers.encode(tokenizer, texts, offsets=False), strict=True):
-        line = [*before, *encoding.ids[:room], *after]
+    for row, text_ids in zip(tokens, ids(tokenizer, texts), strict=True):
+        line = [*before, *text_ids[:room], *after]
         row[: len(line)] = line
     return tokens
 

@@ -27,6 +27,7 @@ TARGET_FILE = "target_tokenizer.json"  # in a run's folder, of a task whose targ
 PIECES, SOURCE, TARGET = "spiece.model", "source.spm", "target.spm"  # of SentencePiece: T5's, and Marian's two
 NAMES = (FILE, SOURCE, "vocab.txt", "vocab.json", PIECES)  # in a folder, the first one is read
 VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
+MARIAN = (SOURCE, TARGET, VOCABULARY, TARGET_VOCABULARY)
 BESIDE = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "merges.txt"),
     *(VOCABULARY, TARGET_VOCABULARY),

@@ -9,10 +9,11 @@ from jax.experimental import multihost_utils
 from jtasks import task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import hub
+from jtasks.data import hub, tokenizer_files
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import beside, files, huggingface
+from jtasks.interop import beside, files, huggingface, model_config
+from jtasks.interop import generation as generations
 from jtasks.ops import decode
 from jtasks.run import names, transfer
 from jtasks.run.restore import open_alone
@@ -48,10 +49,14 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     architecture = str(huggingface.architecture(job.task, job.config.model))
     tensors, theirs = huggingface.to_hf(_fetch(run.params()), job.config.model, architecture)
     assets = stored_assets(workdir)
-    first, generation, vocabulary = _read_pretrained(job.config)
+    first, generation, vocabulary, pieces = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
     sampling = decode.options(job.config.sample) if set(decode.SAMPLE) <= set(task.fields(job.task)) else {}
     others = beside.more(theirs, generation, assets, sampling)
+    if any(architecture in family.ARCHITECTURES for family in model_config.PAIRS):
+        others[beside.GENERATION] = {**generation, **generations.written(job.config.beam, job.config.model)}
+    if pieces:
+        others["tokenizer_config.json"]["tokenizer_class"] = "MarianTokenizer"
 
     def write() -> None:
         require_writable(folder)
@@ -60,15 +65,20 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
             files.write_json(folder / name, content)
         for name, text in assets.items():
             write_file(folder / name, text)
+        for path in pieces:
+            write_file(folder / path.name, path.read_bytes())
 
     processes.on_first_process(write)
     return folder
 
 
-def _read_pretrained(config: Config) -> tuple[dict[str, Any], dict[str, Any], dict[str, int]]:
-    """Read config.json, generation_config.json and vocabulary of config.init_from's model; empty if there is none."""
+def _read_pretrained(config: Config) -> tuple[dict[str, Any], dict[str, Any], dict[str, int], list[pathlib.Path]]:
+    """Read config.json, generation_config.json and vocabulary of config.init_from's model; empty if there is none.
+
+    The last are the files of a Marian's tokenizers, which transformers needs besides tokenizer.json.
+    """
     if not config.init_from.startswith(hub.PREFIX):
-        return {}, {}, {}
+        return {}, {}, {}, []
     reason = ""
     try:
         folder = hub.model_folder(config.init_from, *hub.SETTINGS, *hub.TOKENIZER)
@@ -76,13 +86,15 @@ def _read_pretrained(config: Config) -> tuple[dict[str, Any], dict[str, Any], di
         folder, reason = hub.local(config.init_from), f" ({error})"
     if not folder.is_dir():
         warn(f"{folder} is gone{reason}: the export lacks fields of its config.json that do not describe the weights")
-        return {}, {}, {}
-    generation = folder / "generation_config.json"
+        return {}, {}, {}, []
+    generation = folder / beside.GENERATION
+    marian = [folder / name for name in tokenizer_files.MARIAN if (folder / name).is_file()]
     tokenizer = transfer.tokenizer(folder, config)
     return (
         files.read_config(folder),
         files.read_json(generation) if generation.exists() else {},
         tokenizer.get_vocab() if tokenizer else {},
+        marian if (folder / tokenizer_files.SOURCE).is_file() else [],
     )
 
 

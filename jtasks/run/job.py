@@ -17,7 +17,7 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import check_shares
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import model_config
+from jtasks.interop import fitting, model_config
 from jtasks.run import names
 
 SPLITS = ("train", "valid", "test")
@@ -192,11 +192,14 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
     If `config.init_from` is a Hugging Face model, its config.json gives the fields that the data leaves open, unless
-    `pretrained` is False. Without `data` nothing comes from the task.
+    `pretrained` is False; of an encoder-decoder, also those that have their defaults. Without `data` nothing comes from
+    the task.
     """
     fields, folder = task.fields(module), ""
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
+    if folder and "model.encoder_depth" in fields:
+        config = Config(config.to_dict() | {"model": _without_defaults(config.model, fields)})
     if folder and config.data.get("size", 0) is None and (size := model_config.image_size(folder)):
         config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
     values = module.model_args(config) if data and hasattr(module, "model_args") else {}
@@ -222,6 +225,16 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
     if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:
         raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
     return Config(config.to_dict() | {"model": model}) if model != config.model.to_dict() else config
+
+
+def _without_defaults(model: Mapping[str, Any], fields: Mapping[str, ranges.Field]) -> dict[str, Any]:
+    """Return config.model with None for what has its default and describes the weights, which a folder knows better."""
+    kept = {*fitting.FREE, "init_std", "remat", "plain"}
+    defaults = {name.removeprefix("model."): field.default for name, field in fields.items()}
+    return {
+        name: None if name not in kept and name in defaults and value == defaults[name] else value
+        for name, value in model.items()
+    }
 
 
 def total_steps(config: Config, plan: BatchPlan) -> int:

@@ -9,10 +9,11 @@ import ml_collections
 
 from jtasks import config as configs
 from jtasks import task
+from jtasks.console import warn
 from jtasks.data import examples, hub, tokenizer_files
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.interop import files, huggingface, model_config, settings
+from jtasks.interop import files, generation, huggingface, model_config, settings
 from jtasks.run.job import Job, fill
 
 # Tasks of models with another head or none, by model_type.
@@ -70,6 +71,12 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
     known: dict[str, Any] = {}
     if "data.tokenizer" in fields and any((folder / name).is_file() for name in tokenizer_files.NAMES):
         known["data.tokenizer"] = str(folder)
+    targets = [folder / name for name in (tokenizer_files.TARGET_FILE, tokenizer_files.TARGET)]
+    if "data.target_tokenizer" in fields and (own := [path for path in targets if path.is_file()]):
+        known["data.target_tokenizer"] = str(own[0])
+    if "model.encoder_depth" in fields:
+        beam = generation.fields(folder, warn)
+        known |= {f"beam.{name}": value for name, value in beam.items() if f"beam.{name}" in fields}
     if "data.labels" in fields and names:
         known["data.labels"] = tuple(names)
     if "data.name" in fields:

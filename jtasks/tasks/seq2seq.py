@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, jax.Array]
 
-HF_ARCHITECTURE = "T5ForConditionalGeneration"
+HF_ARCHITECTURE = ("T5ForConditionalGeneration", "BartForConditionalGeneration", "MarianMTModel")
 SIDES = ("source", "target")
 SEQUENCE_KEYS = (("source", "source_segment_ids"), ("target", "target_segment_ids"))
 FILLED = ("vocab", "target_vocab", "max_length", "begin", "end", "pad")
