@@ -14,9 +14,9 @@ def get_config(preset: str) -> ml_collections.ConfigDict:
     size = sizes(case, name)[1]
     config = ml_collections.ConfigDict()
     config.steps, config.batch_size = 1_000_000, size["batch"]
-    fields = {"igpt": _lm if size.get("tied") else _igpt, "bert": _bert, "mnist": _mnist, "vit": _vit, "clip": _clip}[
-        case
-    ](size)
+    lm = _lm if size.get("tied") else _igpt
+    makers = {"igpt": lm, "bert": _bert, "mnist": _mnist, "vit": _vit, "clip": _clip, "t5": _t5, "marian": _marian}
+    fields = makers[case](size)
     config.update({"optim": dict(name="adamw", lr=1e-4, weight_decay=0.01)} | fields)
     return config
 
@@ -75,3 +75,22 @@ def _clip(size: dict[str, Any]) -> dict[str, Any]:
         embed_dim=size["width"],
     )
     return dict(task="jtasks.tasks.contrast", data=dict(length=size["length"]), model=image | text | model)
+
+
+def _t5(size: dict[str, Any]) -> dict[str, Any]:
+    dropout = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout"), 0.1)
+    kind = dict(positions="relative", norm="rms", bias=False, attention_scale=1.0, activation="relu", output_scale=0.0)
+    return _pairs(size, kind | dropout)
+
+
+def _marian(size: dict[str, Any]) -> dict[str, Any]:
+    kind = dict(positions="sinusoidal", post_norm=True, final_norm=False, activation="silu", output_bias=True)
+    return _pairs(size, kind | dict(embed_scale=0.0, epsilon=1e-5, dropout=0.1))
+
+
+def _pairs(size: dict[str, Any], kind: dict[str, Any]) -> dict[str, Any]:
+    depth = dict(encoder_depth=size["layers"], decoder_depth=size["layers"])
+    sizes = dict(width=size["width"], heads=size["heads"], mlp_dim=size["mlp"], vocab=size["vocab"], target_vocab=0)
+    marks = dict(begin=0, end=1, pad=0, max_length=max(size["source"], size["target"]))
+    data = dict(source_length=size["source"], target_length=size["target"])
+    return dict(task="jtasks.tasks.seq2seq", data=data, model=depth | sizes | marks | kind)

@@ -20,7 +20,21 @@ from typing import Any
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 
+# T5 small's, and the sizes of many of OPUS-MT's Marians.
+PAIRS = dict(layers=6, width=512, heads=8, mlp=2048, source=64, target=64, vocab=32128, batch=8)
+FEW_PAIRS = dict(layers=1, width=16, heads=2, mlp=32, source=8, target=6, vocab=50, batch=2)
+BEAMS = {"greedy": 1, "beam": 4}
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    **{case: {"small": PAIRS, "smoke": FEW_PAIRS} for case in ("t5", "marian")},
+    **{
+        f"{case}_{search}": {
+            "small": PAIRS | dict(beams=beams, longest=32),
+            "smoke": FEW_PAIRS | dict(beams=beams, longest=4),
+        }
+        for case in ("t5", "marian")
+        for search, beams in BEAMS.items()
+    },
     "igpt": {  # the first is the default
         "xs": dict(layers=8, width=256, heads=8, length=1024, vocab=512, batch=4, tied=False),
         "xxs": dict(layers=8, width=16, heads=2, length=784, vocab=16, batch=64, tied=False),

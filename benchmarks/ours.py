@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pairs
 from common import HERE, serve
 
 
@@ -26,7 +27,12 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     from jtasks.run import job
 
     overrides = [f"--config.precision={'bfloat16' if orders['bf16'] else 'float32'}", *sys.argv[2:]]
-    config = configs.load(f"{HERE / 'cases.py'}:{case}/{orders['preset']}", overrides)
+    kind = case.split("_")[0]
+    config = configs.load(f"{HERE / 'cases.py'}:{kind}/{orders['preset']}", overrides)
+    if case != kind:
+        work, compiled = pairs.search(config, size, orders["bf16"])
+        work(2)
+        return work, {"compile_s": compiled, **device(config.precision)}
     made = job.Job(task.load(config.task), config, sharding.make_mesh(config.mesh))
     examples = EXAMPLES["lm" if size.get("tied") else case](size, np.random.default_rng(0))
     plan = made.plan(examples, shuffle=True)
@@ -75,6 +81,8 @@ def transformer_flops(case: str, size: dict[str, Any]) -> float:
     """Count the model's operations in a step, without recomputation; causal attention is half (PaLM, appendix B)."""
     if case == "mnist":
         return 0.0
+    if case in ("t5", "marian"):
+        return pair_flops(size)
     if case == "clip":
         names = ("layers", "width")
         text = transformer_flops("igpt", size | {name: size[f"text_{name}"] for name in names} | {"vocab": 0})
@@ -84,6 +92,15 @@ def transformer_flops(case: str, size: dict[str, Any]) -> float:
     predicted = {"igpt": tokens, "bert": size["batch"] * size.get("hidden", 0), "vit": 0}[case]
     attention = layers * length * width * (6 if case == "igpt" else 12)
     return tokens * (6 * 12 * layers * width**2 + attention) + 6 * predicted * width * size.get("vocab", 0)
+
+
+def pair_flops(size: dict[str, Any]) -> float:
+    """Count the operations of an encoder-decoder in a step; see `transformer_flops`."""
+    width, source, target = size["width"], size["source"], size["target"]
+    mlp, attention = 2 * width * size["mlp"], 4 * width**2
+    encoder = source * (attention + mlp + 2 * source * width)
+    decoder = target * (1.5 * attention + mlp + (target + 2 * source) * width) + source * attention / 2
+    return 6 * size["batch"] * (size["layers"] * (encoder + decoder) + target * width * size["vocab"])
 
 
 def device(precision: str) -> dict[str, Any]:
@@ -194,6 +211,7 @@ def clip(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndar
 
 
 EXAMPLES = {"igpt": igpt, "lm": lm, "bert": bert, "mnist": mnist, "vit": vit, "clip": clip}
+EXAMPLES |= {"t5": pairs.examples, "marian": pairs.examples}
 
 if __name__ == "__main__":
     serve(setup, device_peak)

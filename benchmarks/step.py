@@ -1,6 +1,7 @@
 """Seconds of a training step, beside those of the same model in PyTorch.
 
-  python benchmarks/step.py [igpt] [bert] [mnist] [vit] [clip] [--preset=xs] [--rounds=5] [--config.FIELD=VALUE ...]
+  python benchmarks/step.py [igpt] [bert] [mnist] [vit] [clip] [t5] [marian] [--preset=xs] [--rounds=5]
+      [--config.FIELD=VALUE ...]
   python benchmarks/step.py igpt --preset=s --device=cuda --bf16 --compile
 
 igpt   a pre-norm GPT on pixels (preset gpt2: GPT-2 on text), AdamW
@@ -8,6 +9,8 @@ bert   masked language modeling and next-sentence prediction, dropout 0.1, AdamW
 mnist  an epoch of the classic two-convolution network on 60,000 images, with the shuffling and cutting of batches
 vit    a small vision transformer
 clip   open_clip's ViT-S-16, image and text tower with the softmax loss over the batch
+t5     transformers' T5 (v1.0, small), dropout 0.1, AdamW
+marian transformers' Marian of the same size
 
 The two run in turn (A B A B ...), random data in memory, compilation and warm-up left out. Prints one JSON line a
 case: `jtasks_s`, `peer_s` (null without PyTorch), the `ratio` of their medians, and `mfu`, the share of the device's
@@ -19,8 +22,8 @@ import json
 from common import in_turn, parser, sizes, start_ours, start_peer
 
 COUNTS = {
-    "cpu": {"igpt": 2, "bert": 2, "mnist": 1, "vit": 5, "clip": 1},
-    "cuda": {"igpt": 20, "bert": 20, "mnist": 1, "vit": 20, "clip": 20},
+    "cpu": {"igpt": 2, "bert": 2, "mnist": 1, "vit": 5, "clip": 1, "t5": 2, "marian": 2},
+    "cuda": {"igpt": 20, "bert": 20, "mnist": 1, "vit": 20, "clip": 20, "t5": 20, "marian": 20},
 }
 
 

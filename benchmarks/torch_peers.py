@@ -292,7 +292,21 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> Work:
     return work
 
 
+def pairs(size: dict[str, Any], orders: dict[str, Any]) -> Work:
+    import torch_pairs
+
+    if "beams" in size:
+        return torch_pairs.search(orders["case"], size, orders, wait)
+    model = torch_pairs.make(orders["case"], size, orders["device"]).train()
+
+    def loss(source: torch.Tensor, seen: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return model(input_ids=source, attention_mask=seen, labels=labels).loss
+
+    return trainer(model, eight(lambda: torch_pairs.batch(size), orders["device"]), loss, orders)
+
+
 CASES = {"igpt": igpt, "bert": bert, "mnist": mnist, "vit": vit, "clip": clip, "beam": beam}
+CASES |= dict.fromkeys([f"{case}{search}" for case in ("t5", "marian") for search in ("", "_greedy", "_beam")], pairs)
 
 if __name__ == "__main__":
     serve(setup, device_peak)
