@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jtasks.errors import ConfigError
 from jtasks.schema import BATCH_AXES
@@ -148,8 +148,13 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
     Layers stacked by scan stay sharded until they run; so models call `constrain_batch` on their activations.
     Without this constraint XLA may shard activations like the parameters and duplicate the computation.
     """
-    if mesh is None or mesh.size == 1:
+    if mesh is None:
         return function
+
+    def run_on_one(*arguments: Any) -> Any:
+        device = mesh.abstract_mesh.abstract_device  # the models' kernels depend on its platform
+        with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device)):
+            return function(*arguments)
 
     def run(params: Any, *rest: Any) -> Any:
         def held(path: Any, sharding: NamedSharding) -> PartitionSpec:
@@ -165,7 +170,7 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
             gathered = jax.lax.with_sharding_constraint(params, where)
             return function(after(gathered, specs, gathered, specs, mesh), *rest)
 
-    return run
+    return run_on_one if mesh.size == 1 else run
 
 
 def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules, *, divided: bool = False) -> Any:

@@ -134,10 +134,10 @@ def self_attention(
     t = query.shape[2]
     if plain or t <= BLOCK:
         return attention(query, key, value, attention_mask(t, causal, segment_ids), relative, scale)
-    backend = jax.default_backend()
-    if backend == "tpu" and relative is None:
+    platform = kernels.platform()
+    if platform == "tpu" and relative is None:
         return kernels.on_tpu(query, key, value, segment_ids, causal=causal, scale=scale)
-    if backend == "gpu" and relative is None:
+    if platform == "gpu" and relative is None:
         mask = attention_mask(t, False, segment_ids)
         mixed = kernels.on_gpu(query, key, value, mask, causal=causal, scale=scale)
         if mixed is not None:

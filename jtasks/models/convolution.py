@@ -48,7 +48,7 @@ def convolve(images: jax.Array, kernel: jax.Array, pool: bool = False, plain: bo
     images at a time, and pools while the products are in its cache: with all patches at once each product would wait
     for memory. The CPU form has reverse-mode derivatives only.
     """
-    if plain or jax.default_backend() != "cpu":
+    if plain or kernels.platform() != "cpu":
         output = _plain(images, kernel, ((0, 0), (0, 0)))
         return _largest(output)[0] if pool else output
     grouped = functools.partial(_convolve_groups, pool=pool)

@@ -60,6 +60,17 @@ def on_tpu(
     return kernel(query, key, value, segment_ids)[:, :, :t]
 
 
+def platform() -> str:
+    """Return "cpu", "gpu" or "tpu": what the program that is being traced will run on.
+
+    That is the platform of the mesh's devices, as in a function that runs `on_mesh`; without a mesh, JAX's default.
+    Programs can be compiled ahead of time for devices that this machine lacks.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    kind = jax.default_backend() if device is None else device.platform
+    return "gpu" if kind in ("cuda", "rocm") else str(kind)
+
+
 def batch_axes(b: int) -> tuple[str, ...]:
     """Return the mesh axes that divide `b` examples; none without `jax.set_mesh` or if `b` is not divisible."""
     axes = _automatic_axes()

@@ -155,7 +155,7 @@ def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> Non
     """Print the summary, record it with the environment, and give the log the operations of a step."""
     job, plan = setup.job, setup.plan
     operations = step_flops(setup, program, state, batch)
-    peak = flops.peak(jax.devices()[0], job.config.precision)
+    peak = flops.peak(job.mesh.devices.flat[0], job.config.precision)
     setup.log.meter.set_flops(operations, peak and peak * jax.device_count())
     if processes.first():
         sizes = {split: None if data is None else pipeline.size(data) for split, data in setup.splits.items()}

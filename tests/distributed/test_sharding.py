@@ -321,5 +321,5 @@ def test_activations_are_left_alone_outside_of_a_mesh():
     x = jnp.ones((3, 2))
     assert sharding.constrain_batch(x) is x
     assert sharding.on_mesh(None, (), optax.tree.norm) is optax.tree.norm
-    assert sharding.on_mesh(mesh(), (), optax.tree.norm) is optax.tree.norm
+    assert sharding.on_mesh(mesh(), (), sharding.constrain_batch)(x) is x
     assert PartitionSpec() == sharding.replicated_sharding(mesh()).spec

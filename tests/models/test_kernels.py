@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import pallas
-from jax.sharding import AxisType
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, use_abstract_mesh
 
 from jtasks import models
 from jtasks.models import attention, kernels
@@ -47,11 +47,16 @@ def test_the_tpu_kernel_equals_plain_attention_in_value_and_gradient(causal, seg
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_on_a_tpu_each_device_runs_the_kernel_on_its_own_part(monkeypatch):
+def mesh_of(platform, **axes):
+    """A mesh of devices that this machine lacks."""
+    device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
+    types = (AxisType.Auto,) * len(axes)
+    return use_abstract_mesh(AbstractMesh(tuple(axes.values()), tuple(axes), axis_types=types, abstract_device=device))
+
+
+def test_on_a_tpu_each_device_runs_the_kernel_on_its_own_part():
     """The program is lowered for a TPU, which needs none: XLA refuses a kernel that it would have to divide."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    mesh = jax.make_mesh((2, 4), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    with jax.set_mesh(mesh):
+    with mesh_of("tpu", data=2, tensor=4):
         traced = jax.jit(lambda *x: attention.self_attention(*x, causal=True)).trace(*three())
         text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
@@ -59,19 +64,19 @@ def test_on_a_tpu_each_device_runs_the_kernel_on_its_own_part(monkeypatch):
 
 
 @pytest.mark.parametrize(("remat", "calls"), [(False, 3), (True, 4)])
-def test_the_backward_pass_runs_the_forward_kernel_again_only_with_remat(remat, calls, monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+def test_the_backward_pass_runs_the_forward_kernel_again_only_with_remat(remat, calls):
     model = models.GPT(vocab=8, outputs=8, max_length=256, width=16, depth=3, heads=2, remat=remat)
     tokens = jnp.zeros((2, 256), jnp.int32)
     params = jax.eval_shape(model.init, jax.random.key(0), tokens)
-    traced = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, tokens)))).trace(params)
-    text = traced.lower(lowering_platforms=("tpu",)).as_text()
+    with mesh_of("tpu"):
+        traced = jax.jit(jax.grad(lambda p: jnp.sum(model.apply(p, tokens)))).trace(params)
+        text = traced.lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == calls  # forward, and two of the backward
 
 
-def test_what_cudnn_has_no_form_for_is_left_to_the_blocks(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    mixed = attention.self_attention(*three(), causal=True)  # float32
+def test_what_cudnn_has_no_form_for_is_left_to_the_blocks():
+    with mesh_of("cuda"):
+        mixed = attention.self_attention(*three(), causal=True)  # float32
     np.testing.assert_allclose(
         mixed, attention.attention(*three(), attention.attention_mask(LENGTH, True, None)), atol=1e-5
     )

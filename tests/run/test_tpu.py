@@ -1,0 +1,68 @@
+"""Steps compiled ahead of time for TPUs that this machine lacks; skipped without `pip install libtpu`."""
+
+import importlib.util
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from jtasks import config as configs
+from jtasks.data import pipeline
+from jtasks.distributed import sharding
+from jtasks.run import programs
+from jtasks.run.job import prepare
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"),
+]
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    """The four chips of a slice of v5e."""
+    from jax.experimental import topologies
+
+    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
+    return np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+
+
+def lowered(config, devices, **sizes):
+    """The step of a config, lowered for a mesh of devices that this machine lacks."""
+    sizes = {"data": 1, "fsdp": 1, "tensor": 1} | sizes
+    mesh = Mesh(devices.reshape(*sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * 3)
+    job = prepare(config)._replace(mesh=mesh)
+    examples = job.require("train")
+    host = pipeline.batch_at(examples, job.plan(examples, shuffle=True), 0, job.collate)
+    batched = sharding.batch_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
+    program = programs.build(job, batch, 10)
+    return program.step.lower(sharding.with_shardings(program.shapes, program.shardings), batch)
+
+
+def test_a_step_gets_the_kernels_of_the_mesh_and_not_of_the_machine(devices, tmp_path):
+    (tmp_path / "text.txt").write_text("one text\n\nand another\n" * 400)
+    fields = [
+        "model.width=32",
+        "model.attention_dropout=0",
+        "model.depth=1",
+        "model.heads=2",
+        "data.length=256",
+        "data.stride=256",
+        "batch_size=4",
+    ]
+    options = [f"--config.{field}" for field in [*fields, f"data.files={tmp_path}/text.txt", "precision=bfloat16"]]
+    config = configs.load("lm_text:bytes", options)
+    text = lowered(config, devices, data=2, fsdp=2).compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') >= 3  # forward, and two of the backward
+    assert "all-reduce" in text
+    assert lowered(config, devices[:1]).as_text().count("tpu_custom_call") >= 3
+
+
+def test_a_step_convolves_as_the_mesh_s_platform_does(devices):
+    config = configs.load("mnist", ["--config.data.name=digits", "--config.batch_size=8"])
+    found = [lowered(config, chips, data=len(chips)).as_text() for chips in (devices, devices[:1])]
+    here = lowered(config, np.array(jax.devices("cpu")[:1])).as_text()
+    forward = [text.count("stablehlo.convolution") for text in (*found, here)]
+    assert forward[0] == forward[1] > forward[2]
