@@ -32,16 +32,25 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
     config.beam = dict(num_beams=4, max_len=48)
     config.score = dict(metrics=("bleu", "chrf"), bleu_tokenize="none")  # the texts of `small` are tokenized already
     if preset == "small":
-        config.epochs, config.batch_tokens = 12.0, 2048
+        config.epochs, config.batch_tokens = 10.0, 2048
         config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-        config.data.update(tokenizer="bpe:4000", source_length=48, target_length=48, buckets=(12, 16, 24, 48))
+        config.data.update(tokenizer="bpe:4000", source_length=48, target_length=48)
         config.model = dict(width=192, encoder_depth=3, decoder_depth=3, heads=4, init_std=0.06, dropout=0.1)
         config.optim.update(lr=2e-3, schedule="cosine", warmup=400, b2=0.98)
         return config
-    config.epochs, config.batch_tokens = 3.0, 4096
+    config.epochs, config.batch_tokens = 3.0, 8192
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-    config.data.update(tokenizer="tokenizer.json", buckets=(32, 64, 128))
-    config.model = dict.fromkeys(("width", "encoder_depth", "decoder_depth", "heads"))  # None: taken from the folder
-    config.optim.update(lr=1e-3 if preset == "t5" else 2e-5, schedule="linear", warmup=500)
-    config.score.bleu_tokenize = "13a"
+    config.data.tokenizer = "tokenizer.json"
+    config.model = dict.fromkeys(FROM_FOLDER) | {"dropout": 0.1}
+    config.optim.update(lr=3e-4 if preset == "t5" else 2e-5, schedule="linear", warmup=500)
+    config.beam.max_len, config.score.bleu_tokenize = 127, "13a"
     return config
+
+
+# None: taken from the folder of --config.init_from.
+FROM_FOLDER = (
+    *("width", "encoder_depth", "decoder_depth", "heads", "decoder_heads", "head_dim", "mlp_dim", "decoder_mlp_dim"),
+    *("activation", "gated", "bias", "norm", "epsilon", "post_norm", "final_norm", "embed_norm"),
+    *("positions", "position_offset", "buckets", "max_distance", "attention_scale", "embed_scale"),
+    *("tied", "output_scale", "output_bias"),
+)
