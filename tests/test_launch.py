@@ -58,7 +58,13 @@ def test_without_arguments_a_script_says_how_it_is_used(name, fakes):
 
 LOGGED = 'echo "$@" >>"$LOG"'
 CANCELLED, RUNNING = "echo COMPLETING", "echo RUNNING"
-QUEUED = [(0, 0, RUNNING, ""), (75, 0, RUNNING, "requeue {}\n"), (75, 75, CANCELLED, ""), (1, 1, RUNNING, "")]
+QUEUED = [
+    (0, 0, RUNNING, ""),
+    (75, 0, RUNNING, "requeue {}\n"),
+    (143, 0, RUNNING, "requeue {}\n"),
+    (75, 75, CANCELLED, ""),
+    (1, 1, RUNNING, ""),
+]
 
 
 @pytest.mark.parametrize(("code", "expected", "state", "queued"), QUEUED)
