@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jtasks.config import Config
-from jtasks.data import files, parsing, table_files, tables, tokenizers, unlabeled, values
+from jtasks.data import files, parsing, table_files, tables, unlabeled, values
 from jtasks.data.parsing import Row
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field, did_you_mean
@@ -71,16 +71,6 @@ def read(split: str, config: Config) -> Iterator[Pair] | None:
     pairs = _zip(paths) if paths else _rows(name, split, config)
     pairs = _require(pairs, name)
     return _separate(pairs) if split == "train" else pairs
-
-
-def texts(config: Config) -> tokenizers.Corpus:
-    """Return the sources and targets of the train split."""
-
-    def each() -> Iterator[str]:
-        for pair in read("train", config) or ():
-            yield from (pair.source, *pair.references)
-
-    return tokenizers.Corpus(each, identity("train", config))
 
 
 def identity(split: str, config: Config) -> str:

@@ -140,15 +140,6 @@ class _Mapped:
         return np.memmap(self.path, self.dtype, "r", shape=self.shape)
 
 
-def sides(
-    config: Config, tokenizer: "Tokenizer", target_tokenizer: "Tokenizer | None" = None, *, end: int, pad: int
-) -> tuple[Side, Side]:
-    """Return how sources and targets become tokens, by default with one tokenizer for both."""
-    data = config.data
-    target = Side(target_tokenizer or tokenizer, data.target_length, end, pad)
-    return Side(tokenizer, data.source_length, end, pad, data.prefix), target
-
-
 def encode(split: str, config: Config, source: Side, target: Side) -> Encoded | None:
     """Return the pairs of one split as tokens, made once; None: there is no such split. See `parallel.read`."""
     pairs = parallel.read(split, config)

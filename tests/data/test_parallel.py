@@ -45,7 +45,6 @@ def test_further_files_are_references_and_in_training_pairs_of_their_own(tmp_pat
     names = r"a.en, b.ja, c\,2"
     assert read(tmp_path, valid=names) == [Pair("x", ("1", "3")), Pair("y", ("2", "4"))]
     assert [pair.references for pair in read(tmp_path, "train", train=names)] == [("1",), ("3",), ("2",), ("4",)]
-    assert list(parallel.texts(config(tmp_path, train=names))) == ["x", "1", "x", "3", "y", "2", "y", "4"]
 
 
 def test_a_missing_line_names_both_files_and_their_numbers_of_lines(tmp_path):

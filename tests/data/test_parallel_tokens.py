@@ -23,7 +23,10 @@ def sided(folder, **data):
     fields = {name.removeprefix("data."): field.default for name, field in parallel.FIELDS.items()}
     small = {"source_length": 6, "target_length": 4, "dir": str(folder)}
     made = Config({"data": fields | small | data})
-    return made, parallel_tokens.sides(made, tokenizers.load("bytes"), end=END, pad=PAD)
+    lengths, prefixes = (made.data.source_length, made.data.target_length), (made.data.prefix, "")
+    marks = tokenizers.load("bytes"), END, PAD
+    sides = [parallel_tokens.Side(marks[0], length, *marks[1:], p) for length, p in zip(lengths, prefixes, strict=True)]
+    return made, sides
 
 
 def ids(text, size):
