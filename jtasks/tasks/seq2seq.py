@@ -5,6 +5,7 @@ first reference, and the text that beam search finds is scored against all refer
 """
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +97,7 @@ def lengths(examples: Any, config: Config) -> np.ndarray:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the marks that begin and end a target, the id of padding, the targets' ids, and the number of positions.
 
-    A model that has its positions already, as one of Hugging Face without a run, refuses longer texts.
+    A model that has its positions already, as one of Hugging Face without a run, cuts longer texts.
     """
     source, target = (_side(name, config) for name in SIDES)
     positions = max(config.data.source_length, config.data.target_length, 1 + config.beam.max_len)
@@ -287,9 +288,10 @@ def _source(batch: Batch) -> tuple[jax.Array, jax.Array]:
 def _side(name: str, config: Config) -> parallel_tokens.Side:
     """Return how the texts of one side become tokens."""
     data, tokenizer = config.data, _tokenizer(name, config)
+    length = min(data[f"{name}_length"], config.model.max_length or math.inf)
     end, pad = (tokenizers.special(tokenizer, *names) for names in (END, PAD))
     prefix = data.prefix if name == "source" else ""
-    return parallel_tokens.Side(tokenizer, data[f"{name}_length"], end, pad, prefix)
+    return parallel_tokens.Side(tokenizer, int(length), end, pad, prefix)
 
 
 def _tokenizer(side: str, config: Config) -> "Tokenizer":
