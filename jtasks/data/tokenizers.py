@@ -41,10 +41,14 @@ _ALPHABET = 1000  # maximum number of characters in a trained WordPiece vocabula
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """Texts that can be read again and again; `identity` distinguishes them from any others."""
+    """Texts that can be read again and again; `identity` distinguishes them from any others.
+
+    A tokenizer that is trained on the texts also has the `special` tokens, whose ids follow one another.
+    """
 
     read: Callable[[], Any]
     identity: str
+    special: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.read())
@@ -239,7 +243,7 @@ def _trained(spec: str, lowercase: bool, texts: Texts | None, folder: pathlib.Pa
         raise ConfigError(f"the tokenizer {spec!r} is trained on text, and there is none here: give a tokenizer's file")
     corpus = given if isinstance(given, Corpus) else Corpus(texts, digest(given))
     lowercase = lowercase and kind == "wordpiece"
-    name = f"1 {spec} {lowercase} {corpus.identity}"  # 1: version of the training
+    name = " ".join(["1", spec, str(lowercase), corpus.identity, *corpus.special])  # 1: version of the training
     file = f"{kind}{size}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}.json"
     places = files.places(folder, "tokenizers", file)
     stored = next((path for path in places if path.exists()), None)
@@ -267,7 +271,7 @@ def _characters(corpus: Corpus) -> "Tokenizer":
     vocabulary = {char: i for i, char in enumerate(["[UNK]", *sorted(set().union(*map(set, corpus)))])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="[UNK]"))  # BPE without merges: single characters
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_special_tokens(["[UNK]", END])
+    tokenizer.add_special_tokens(["[UNK]", END, *corpus.special])
     return tokenizer
 
 
@@ -275,8 +279,9 @@ def _train_bpe(pieces: int, corpus: Corpus) -> "Tokenizer":
     from tokenizers import models, trainers
 
     tokenizer = byte_level(models.BPE(), split=True)
+    special = [END, *corpus.special]
     trainer = trainers.BpeTrainer(
-        vocab_size=pieces, special_tokens=[END], initial_alphabet=byte_chars(), show_progress=False
+        vocab_size=pieces, special_tokens=special, initial_alphabet=byte_chars(), show_progress=False
     )
     tokenizer.train_from_iterator(iter(corpus), trainer)
     return tokenizer
@@ -294,13 +299,15 @@ def _train_wordpiece(pieces: int, lowercase: bool, corpus: Corpus) -> "Tokenizer
     alphabet, inside = _alphabet(tokenizer, corpus)
     trainer = trainers.WordPieceTrainer(
         vocab_size=pieces,
-        special_tokens=[*BERT, *alphabet, *(f"##{char}" for char in inside)],
+        special_tokens=[*BERT, *corpus.special, *alphabet, *(f"##{char}" for char in inside)],
         limit_alphabet=0,
         show_progress=False,
     )
     tokenizer.train_from_iterator(iter(corpus), trainer)
     model: dict[str, Any] = json.loads(tokenizer.to_str())["model"]["vocab"]
-    return wordpiece(model, lowercase)
+    whole = wordpiece(model, lowercase)
+    whole.add_special_tokens(list(corpus.special))
+    return whole
 
 
 def _alphabet(tokenizer: "Tokenizer", corpus: Corpus) -> tuple[list[str], list[str]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jtasks.config import Config
 from jtasks.console import warn
 from jtasks.data import files, store, text, tokenizers
 from jtasks.data.tokenizers import END, special
@@ -63,6 +64,33 @@ def stream(
     if "tokens" not in arrays:
         raise DataError(f"the {split} part of the text is empty: {', '.join(map(str, paths))}")
     return arrays["tokens"], facts["bytes"]
+
+
+def corpus(config: Config, special: tuple[str, ...] = ()) -> tokenizers.Corpus:
+    """Return the documents of the train split in pieces; a tokenizer trained on them has the `special` tokens."""
+    source, kind = text.source("train", config.data, files.data_folder(config.data.dir)), config.data.documents
+    assert source is not None  # every task has a train split
+
+    def read() -> Iterator[str]:
+        for document in text.documents(source.paths, kind, seed=config.seed, valid=source.valid):
+            yield from chunks(document)
+
+    return tokenizers.Corpus(read, files.identity(source.paths, kind, config.seed, source.valid), special)
+
+
+def of_split(split: str, config: Config, tokenizer: "Tokenizer") -> tuple[np.ndarray, int] | None:
+    """Return the `stream` of one split of config.data.files, or None if there is no such split."""
+    folder = files.data_folder(config.data.dir)
+    source = text.source(split, config.data, folder)
+    return source and stream(
+        source.paths,
+        config.data.documents,
+        source.part,
+        tokenizer,
+        seed=config.seed,
+        valid=source.valid,
+        folder=folder,
+    )
 
 
 def windows(tokens: np.ndarray, size: int, length: int, stride: int) -> dict[str, np.ndarray]:

@@ -5,12 +5,26 @@ A row of tokens holds one document, or several back to back with increasing segm
 itself; its source and its target have the same segment id, 1 for the first document. Shapes depend on no values.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jtasks.ops import augment
+from jtasks.ranges import Field
+
+# Fields of a task's config for `corrupt`, for its `defaults`. None: the paper's value, or filled from the data.
+FIELDS = {
+    "data.noise": Field(str, ("", "spans", "infilling"), ""),  # T5's span corruption, BART's denoising, or ""
+    "data.noise_rate": Field(float, "(0, 1)"),  # fraction of the tokens to hide: 0.15 of spans, 0.3 of infilling
+    "data.span_length": Field(float, "[1, 20]", 3.0),  # average number of tokens in a span
+    "data.permute": Field(bool, None, True),  # infilling also permutes the sentences of a document
+    "model.hide": Field(int),  # id of the first sentinel, or of the mask
+    "model.stops": Field(tuple),  # ids that end a sentence
+    "model.documents": Field(int),  # maximum number of documents in a row
+}
 
 _LONGEST = 64  # Poisson's lengths are at most this, which changes a probability below 1e-9 up to a mean of 20
 
@@ -39,14 +53,45 @@ def span_lengths(length: int, *, rate: float = 0.15, mean: float = 3.0, document
     return _most(kept, documents), _most(hidden, documents)
 
 
-def sentinels(length: int, *, rate: float = 0.15, mean: float = 3.0) -> int:
-    """Return the largest number of sentinels that a document of up to `length` tokens needs."""
-    return int(_counts(length, rate, mean)[1].max())
-
-
 def infill_lengths(length: int, *, documents: int = 1) -> tuple[int, int]:
     """Return the lengths (source, target) that hold every row of `infill`, with an end mark for each document."""
     return length + documents, length + documents
+
+
+def lengths(config: Any, documents: int) -> tuple[int, int]:
+    """Return the lengths (source, target) of rows of config.data.length tokens with up to so many documents."""
+    data = config.data
+    if data.noise == "infilling":
+        return infill_lengths(data.length)  # an end mark that separates documents makes room for theirs
+    options = {"rate": _rate(config), "mean": data.span_length}
+    return span_lengths(max(data.length - documents + 1, 1), documents=documents, **options)
+
+
+def sentinels(config: Any) -> int:
+    """Return the largest number of sentinels that a document in a row of config.data.length tokens needs."""
+    return int(_counts(config.data.length, _rate(config), config.data.span_length)[1].max())
+
+
+def corrupt(batch: Mapping[str, Any], config: Any) -> dict[str, Any]:
+    """Return a batch of `tokens` [b, l] with the entries of `Pairs`, drawn from the `seed` of each example.
+
+    The first tokens of a row do not count, if there is a `skip` [b]. With config.data.packed the id config.model.end
+    separates documents. A batch without `tokens` is returned as it is.
+    """
+    if "tokens" not in batch:
+        return dict(batch)
+    data, model = config.data, config.model
+    tokens = batch["tokens"].astype(jnp.int32)
+    ends = (tokens == model.end) & data.packed
+    counts = jnp.arange(tokens.shape[1])[None] >= batch["skip"][:, None]
+    segment_ids = jnp.where(counts & ~ends, jnp.cumsum(ends, axis=1) + 1, 0)
+    arguments = tokens, segment_ids, augment.keys(batch.get("seed")), lengths(config, model.documents)
+    options = {"end": model.end, "rate": _rate(config), "mean": data.span_length}
+    if data.noise == "infilling":
+        pairs = infill(*arguments, mask=model.hide, stops=model.stops, **options)
+    else:
+        pairs = corrupt_spans(*arguments, sentinel=model.hide, **options)
+    return {**batch, **pairs._asdict()}
 
 
 def corrupt_spans(
@@ -155,6 +200,11 @@ def infill(
         return Pairs(*source, *target)
 
     return jax.vmap(one)(tokens, segment_ids, keys)
+
+
+def _rate(config: Any) -> float:
+    rate = config.data.noise_rate
+    return {"spans": 0.15, "infilling": 0.3}[config.data.noise] if rate is None else rate
 
 
 class _Row:

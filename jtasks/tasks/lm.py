@@ -5,8 +5,7 @@
 documents, and positions count from the start of each document.
 """
 
-import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,8 +14,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import files, text, tokenizers, tokens, unlabeled, values
-from jtasks.data.files import data_folder
+from jtasks.data import text, tokenizers, tokens, unlabeled, values
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 from jtasks.ops import augment, decode, pooling
@@ -46,14 +44,7 @@ def defaults() -> dict[str, Any]:
 
 def texts(config: Config) -> tokenizers.Corpus:
     """Return the documents of the train split, in pieces."""
-    source, kind = text.source("train", config.data, _folder(config)), config.data.documents
-    assert source is not None  # checked above
-
-    def read() -> Iterator[str]:
-        for document in text.documents(source.paths, kind, seed=config.seed, valid=source.valid):
-            yield from tokens.chunks(document)
-
-    return tokenizers.Corpus(read, files.identity(source.paths, kind, config.seed, source.valid))
+    return tokens.corpus(config)
 
 
 def prepare(config: Config) -> None:
@@ -176,22 +167,9 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     return {"samples": "\n".join(parts)}
 
 
-def _folder(config: Config) -> pathlib.Path:
-    return data_folder(config.data.dir)
-
-
 def _stream(split: str, config: Config) -> tuple[np.ndarray, int] | None:
     """Return a split's tokens and number of bytes, or None if there is no such split."""
-    source = text.source(split, config.data, _folder(config))
-    return source and tokens.stream(
-        source.paths,
-        config.data.documents,
-        source.part,
-        tokenizers.of(config, texts),
-        seed=config.seed,
-        valid=source.valid,
-        folder=_folder(config),
-    )
+    return tokens.of_split(split, config, tokenizers.of(config, texts))
 
 
 def _model(config: Config) -> Any:

@@ -105,7 +105,6 @@ def test_all_divisions_into_spans_are_equally_likely(spans):
 
 def test_lengths_of_t5():
     assert infilling.span_lengths(568) == (512, 114)  # compute_input_and_target_lengths(512, 0.15, 3.0)
-    assert infilling.sentinels(568) == 28
     assert [infilling.span_lengths(n) for n in (1, 2, 3)] == [(2, 1), (3, 3), (4, 3)]
     assert infilling.infill_lengths(7, documents=2) == (9, 9)
 
