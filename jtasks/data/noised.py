@@ -22,6 +22,7 @@ FIELDS = {
     **infilling.FIELDS,
 }
 
+SPLITS = ("train", "valid", "test")
 SENTINEL, SENTINELS = "<extra_id_{}>", 100  # T5's names, and how many it has
 MASKS = ("<mask>", "[MASK]")
 
@@ -66,7 +67,7 @@ def model_args(config: Config, tokenizer: "Tokenizer") -> dict[str, Any]:
       DataError: the tokenizer lacks the mask, or enough sentinels.
     """
     end = tokenizers.special(tokenizer, *tokens.ENDS)
-    documents = max(_documents(split, config, tokenizer, end) for split in ("train", "valid", "test"))
+    documents = max(_documents(split, config, tokenizer, end) for split in SPLITS)
     positions = max(infilling.lengths(config, documents))
     if config.data.noise == "infilling":
         stops = tuple(sorted(i for piece, i in tokenizer.get_vocab().items() if piece in (".", "▁.", "Ġ.", "##.")))

@@ -91,7 +91,8 @@ class Job(NamedTuple):
         if isinstance(examples, pipeline.Tolerant):
             examples = examples.examples
         if hasattr(self.task, "lengths"):
-            return np.asarray(self.task.lengths(examples, self.config))
+            lengths = self.task.lengths(examples, self.config)
+            return None if lengths is None else np.asarray(lengths)
         if not isinstance(examples, Mapping):
             return None
         segment_ids = examples.get("segment_ids") if "segment_ids" in getattr(self.task, "SEQUENCE_KEYS", ()) else None

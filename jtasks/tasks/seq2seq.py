@@ -1,7 +1,8 @@
 """Texts from texts, such as translations and summaries, by an encoder-decoder (Vaswani et al. 2017).
 
 Each reference of a training source is an example. In valid and test each source is one example: the loss is that of its
-first reference, and the text that beam search finds is scored against all references.
+first reference, and the text that beam search finds is scored against all references. With config.data.noise the model
+is pre-trained on plain text instead: it restores documents from which spans are missing (see `ops.infilling`).
 """
 
 import json
@@ -16,10 +17,10 @@ import numpy as np
 from jtasks import models
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import encoding, parallel, parallel_tokens, tokenizer_files, tokenizers
+from jtasks.data import encoding, noised, parallel, parallel_tokens, tokenizer_files, tokenizers
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total, translation
-from jtasks.ops import alignment, decode, pooling
+from jtasks.ops import alignment, decode, infilling, pooling
 from jtasks.ranges import Field
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def defaults() -> dict[str, Any]:
     return {
         **models.fields(models.EncoderDecoder, filled=FILLED),
         **parallel.FIELDS,
+        **noised.FIELDS,
         "data.tokenizer": Field(str, None, "bpe:8000"),  # of both sides: a file, a folder, or the kind to train
         "data.target_tokenizer": Field(str, None, ""),  # of the targets alone; "": the same as the sources'
         "label_smoothing": Field(float, "[0, 1)", 0.0),  # in training (Szegedy et al. 2016)
@@ -55,6 +57,8 @@ def defaults() -> dict[str, Any]:
 
 def texts(config: Config) -> tokenizers.Corpus:
     """Return the sources of the train split, and the targets if they have no tokenizer of their own."""
+    if config.data.noise:
+        return noised.texts(config)
     return _corpus(config, SIDES[:1] if config.data.target_tokenizer else SIDES)
 
 
@@ -69,17 +73,21 @@ def prepare(config: Config) -> None:
         dataset(split, config)
 
 
-def dataset(split: str, config: Config) -> parallel_tokens.Encoded | None:
+def dataset(split: str, config: Config) -> parallel_tokens.Encoded | dict[str, np.ndarray] | None:
     """Return the ids `source` [s] and `target` [t], each with `..._segment_ids` uint8, 0 for padding and else 1.
 
     Targets end with the end mark and do not begin with the begin mark. The texts, `source_text` and `references` (a
-    tuple, which may be empty outside train), stay on the host.
+    tuple, which may be empty outside train), stay on the host. With config.data.noise see `noised.read`.
     """
+    if config.data.noise:
+        return noised.read(split, config, _tokenizer("source", config))
     return parallel_tokens.encode(split, config, *(_side(name, config) for name in SIDES))
 
 
 def collate_fn(examples: list[Any], config: Config) -> dict[str, np.ndarray]:
     """Return the arrays of a batch."""
+    if "tokens" in examples[0]:  # text that gets noise
+        return {name: np.stack([row[name] for row in examples]) for name in ("tokens", "skip")}
     return parallel_tokens.collate(examples)
 
 
@@ -89,9 +97,9 @@ def examples(inputs: Sequence[Any], config: Config) -> parallel_tokens.Encoded:
     return parallel_tokens.encode_inputs(given, *(_side(name, config) for name in SIDES))
 
 
-def lengths(examples: Any, config: Config) -> np.ndarray:
-    """Return the number of ids of each source and target, int [n, 2]."""
-    return parallel_tokens.lengths(examples)
+def lengths(examples: Any, config: Config) -> np.ndarray | None:
+    """Return the number of ids of each source and target, int [n, 2]; None with config.data.noise: all have as many."""
+    return None if config.data.noise else parallel_tokens.lengths(examples)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -101,10 +109,12 @@ def model_args(config: Config) -> dict[str, Any]:
     """
     source, target = (_side(name, config) for name in SIDES)
     positions = max(config.data.source_length, config.data.target_length, 1 + config.beam.max_len)
+    noise = noised.model_args(config, source.tokenizer) if config.data.noise else {}
+    positions = max(positions, noise.pop("max_length", 0))
     length = {"max_length": positions} if config.model.max_length is None else {}
     same = source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
     vocab = {"target_vocab": 0 if same else tokenizers.size(target.tokenizer)}
-    return {"begin": target.pad, "end": target.end, "pad": target.pad, **vocab, **length}
+    return {"begin": target.pad, "end": target.end, "pad": target.pad, **vocab, **length, **noise}
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -116,7 +126,7 @@ def assets(config: Config) -> dict[str, str]:
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize encoder and decoder."""
-    ids = _source(batch)[0][:, :2]
+    ids = _source(infilling.corrupt(batch, config))[0][:, :2]
     return _model(config).init(rng, ids, ids, ids, method="token_loss")["params"]
 
 
@@ -125,6 +135,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
 
     Training has dropout and smoothed labels. Without smoothing there is the perplexity too.
     """
+    batch = infilling.corrupt(batch, config)
     smoothing = 0.0 if rng is None else config.label_smoothing
     source, source_ids = _source(batch)
     target, target_ids = (encoding.require_labels(batch, name).astype(jnp.int32) for name in SEQUENCE_KEYS[1])
@@ -132,7 +143,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
         _model(config),
         params,
         source,
-        _shifted(target, config),
+        _shifted(target, target_ids, config),
         target,
         source_ids,
         target_ids,
@@ -158,15 +169,21 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
     With config.attention_layer also the `attention` [b, max_len, s] of that layer: how much each token attended to each
     id of the source when it was chosen, averaged over heads.
+
+    With config.data.noise it restores the first document of each row; `source` [b, s] is what the encoder reads, and
+    `target` [b, t] has what is missing there.
     """
+    batch = infilling.corrupt(batch, config)
+    noise = {name: batch[name] for name in SIDES} if "tokens" in batch else {}
     source, segment_ids = _source(batch)
+    segment_ids = segment_ids * (segment_ids == 1)
     prompt, end = jnp.full((len(source), 1), config.model.begin, jnp.int32), config.model.end
     inputs, model = (source, segment_ids, prompt), _model(config)
     beams = models.search(model, params, inputs, config.beam, method="read", eos=end, pad=end, prompt=prompt)
-    best = {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
+    best = {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0], **noise}
     if config.attention_layer is None:
         return best
-    inputs = source, _shifted(best["tokens"], config), segment_ids
+    inputs = source, _shifted(best["tokens"], jnp.ones_like(best["tokens"]), config), segment_ids
     weights = model.apply({"params": params}, *inputs, method="attended")
     return best | {"attention": weights[config.attention_layer]}
 
@@ -189,7 +206,7 @@ def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
     """Return the `mean` [b, width] of the encoder's states over the tokens of each source."""
-    source, segment_ids = _source(batch)
+    source, segment_ids = _source(infilling.corrupt(batch, config))
     states = models.apply(_model(config), params, source, segment_ids, rng=rng, method="encode")
     return {"mean": pooling.mean(states.astype(jnp.float32), segment_ids > 0)}
 
@@ -201,9 +218,13 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     with the numbers by which the picture names those that it cannot draw.
     """
     blocks = []
-    for example, text in zip(examples, output_texts(outputs, config), strict=True):
-        lines = [f"source:    {example['source_text']}", f"output:    {text}"]
-        blocks.append("\n".join([*lines, *(f"reference: {one}" for one in example.get("references", ()))]))
+    for example, output, text in zip(examples, outputs, output_texts(outputs, config), strict=True):
+        if "source" in output:  # text with noise
+            source, *references = (_decode([output[name]], name, config)[0] for name in SIDES)
+        else:
+            source, references = example["source_text"], example.get("references", ())
+        lines = [f"source:    {source}", f"output:    {text}"]
+        blocks.append("\n".join([*lines, *(f"reference: {one}" for one in references)]))
     shown: dict[str, np.ndarray | str] = {"texts": "\n\n".join(blocks)}
     if config.attention_layer is not None:
         maps = [_map(*pair, config) for pair in zip(examples, outputs, strict=True)]
@@ -223,8 +244,13 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 def output_texts(outputs: Any, config: Config) -> list[str]:
     """Decode predicted targets to texts."""
-    rows = [_before_end(output["tokens"], config) for output in outputs]
-    return [text.strip() for text in _tokenizer("target", config).decode_batch(rows)]
+    return _decode([output["tokens"] for output in outputs], "target", config)
+
+
+def _decode(rows: Sequence[Any], side: str, config: Config) -> list[str]:
+    """Decode ids [n, t] up to their end; with config.data.noise also sentinels and masks."""
+    ids, tokenizer = [_before_end(row, config) for row in rows], _tokenizer(side, config)
+    return [text.strip() for text in tokenizer.decode_batch(ids, skip_special_tokens=not config.data.noise)]
 
 
 def _text(given: Any) -> Any:
@@ -239,7 +265,7 @@ def _before_end(tokens: Any, config: Config) -> list[int]:
 
 def _scores(examples: Any, outputs: Any, config: Config) -> tuple[dict[str, float], dict[str, str]]:
     """Return the scores and the signatures of sacrebleu."""
-    references, score = [example["references"] for example in examples], config.score
+    references, score = [example.get("references", ()) for example in examples], config.score
     pairs = [pair for pair in zip(output_texts(outputs, config), references, strict=True) if pair[1]]
     if not pairs:
         return {}, {}
@@ -256,7 +282,10 @@ def _scores(examples: Any, outputs: Any, config: Config) -> tuple[dict[str, floa
 
 def _map(example: Any, output: Any, config: Config) -> alignment.Map:
     """Return what the output's tokens, with their end, attended to."""
-    source = example["source"][np.asarray(example["source_segment_ids"]) > 0].tolist()
+    if "source" in output:  # text with noise
+        source = [*_before_end(output["source"], config), config.model.end]
+    else:
+        source = example["source"][np.asarray(example["source_segment_ids"]) > 0].tolist()
     tokens = np.asarray(output["tokens"]).tolist()
     target = tokens[: len(_before_end(tokens, config)) + 1]
     weights = np.asarray(output["attention"], np.float32)[: len(target), : len(source)]
@@ -267,9 +296,10 @@ def _map(example: Any, output: Any, config: Config) -> alignment.Map:
     return alignment.Map(weights, across, down)
 
 
-def _shifted(target: jax.Array, config: Config) -> jax.Array:
-    """Return what the decoder reads [b, t]: the begin mark and the targets without their last id."""
-    return jnp.concatenate([jnp.full((len(target), 1), config.model.begin, jnp.int32), target[:, :-1]], axis=1)
+def _shifted(target: jax.Array, segment_ids: jax.Array, config: Config) -> jax.Array:
+    """Return what the decoder reads [b, t]: the begin mark of each text, and the text without its last id."""
+    before, inside = target[:, :-1], segment_ids[:, 1:] == segment_ids[:, :-1]
+    return jnp.pad(jnp.where(inside, before, config.model.begin), ((0, 0), (1, 0)), constant_values=config.model.begin)
 
 
 def _corpus(config: Config, sides: Sequence[str]) -> tokenizers.Corpus:
