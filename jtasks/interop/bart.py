@@ -14,7 +14,9 @@ POSITIONS = "learned"
 TIED = (("lm_head.weight", f"{PREFIX}shared.weight"),)
 ALIASES = ()
 SHARED, HEAD, BIAS = f"{PREFIX}shared.weight", "lm_head.weight", "final_logits_bias"
-UNREAD = (f"{PREFIX}encoder.embed_tokens.weight", f"{PREFIX}decoder.embed_tokens.weight")  # copies of the embedding
+# Copies of the embedding, or without `tie_word_embeddings` the embeddings of each side; then nothing reads SHARED.
+UNREAD = (SOURCE, TARGET) = (f"{PREFIX}encoder.embed_tokens.weight", f"{PREFIX}decoder.embed_tokens.weight")
+TABLES = "_embeddings"  # what `resolve` and `to_hf` add to config.json: names of the embeddings to read
 
 DEFAULTS: Mapping[str, Any] = {
     "vocab_size": 50265,
@@ -60,30 +62,42 @@ NEEDED: Mapping[str, Any] = {
     "gated": False,
     "attention_scale": 0.0,
     "output_scale": 1.0,
-    "target_vocab": 0,
 }
 
 
 def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-    """Return config.json with what the tensors say: whether there is a bias of the logits.
+    """Return config.json with what the tensors say: the embeddings, and whether there is a bias of the logits.
 
     Raises:
-      CheckpointError: encoder and decoder have embeddings of their own.
+      CheckpointError: encoder and decoder have embeddings of their own, and config.json says they share one.
     """
-    settings.require_copies(where, SHARED, UNREAD, PREFIX)
-    return {**config, BIAS: BIAS in where}
+    return {**config, BIAS: BIAS in where, TABLES: tables(config, where)}
+
+
+def tables(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> tuple[str, ...]:
+    """Return the names of the embedding, or of the encoder's and the decoder's."""
+    if config.get("tie_word_embeddings", True) or not all(name in where for name in UNREAD):
+        settings.require_copies(where, SHARED, UNREAD, PREFIX)
+        return (SHARED,)
+    return (SOURCE,) if settings.are_equal(where, *UNREAD) else UNREAD
 
 
 def unread(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of tensors that repeat others."""
-    return UNREAD
+    """Return the names of tensors that repeat others, or that nothing reads."""
+    return (SHARED, *UNREAD)
+
+
+def copies(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of tensors that an export repeats, with the tensors: untied embeddings are all there."""
+    return {} if SHARED in config[TABLES] else dict.fromkeys((SHARED, *UNREAD), config[TABLES][0])
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `models.EncoderDecoder` for config.json."""
     config = {**DEFAULTS, **config}
     settings.refuse(config, FIXED)
-    return {**NEEDED, **shared_fields(config), **settings.marks(config)}
+    own = config["vocab_size"] if config[TABLES] == UNREAD else 0
+    return {**NEEDED, **shared_fields(config), "target_vocab": own, **settings.marks(config)}
 
 
 def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -93,7 +107,7 @@ def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "max_length": config["max_position_embeddings"],
         "width": config["d_model"],
         "heads": config["encoder_attention_heads"],
-        "head_dim": config["d_model"] // config["encoder_attention_heads"],
+        "head_dim": 0,
         "encoder_depth": config["encoder_layers"],
         "decoder_depth": config["decoder_layers"],
         "decoder_heads": config["decoder_attention_heads"],
@@ -120,7 +134,13 @@ def entries(config: Mapping[str, Any]) -> list[Entry]:
             *norm(f"{side}/first_norm", f"{PREFIX}{side}.layernorm_embedding"),
         )
     ]
-    return [Entry("tokens/embedding", (SHARED,), IDENTITY), *own, *stacks(config), *output(config)]
+    return [*embeddings(config), *own, *stacks(config), *output(config)]
+
+
+def embeddings(config: Mapping[str, Any]) -> list[Entry]:
+    """Return the entries of the embedding, or of the encoder's and the decoder's."""
+    paths = ("tokens/embedding", "target_tokens/embedding")
+    return [Entry(path, (name,), IDENTITY) for path, name in zip(paths, config[TABLES], strict=False)]
 
 
 def output(config: Mapping[str, Any]) -> list[Entry]:
@@ -171,7 +191,14 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
     """
     settings.require_values(model, NEEDED, architecture)
     rows = params["encoder"]["position"]["embedding"].shape[0]
-    config = {**shared_out(params, model, architecture), "max_position_embeddings": rows - 2}
+    if "target_tokens" in params and (
+        "head" not in params or params["target_tokens"]["embedding"].shape != params["tokens"]["embedding"].shape
+    ):
+        raise CheckpointError(
+            f"{architecture} of Hugging Face has one vocabulary, this model a vocabulary for the target"
+        )
+    named = UNREAD if "target_tokens" in params else (SOURCE,) if "head" in params else (SHARED,)
+    config = {**shared_out(params, model, architecture), "max_position_embeddings": rows - 2, TABLES: named}
     return {**config, "architectures": [architecture], "model_type": "bart"}, params
 
 

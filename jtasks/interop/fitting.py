@@ -26,7 +26,7 @@ def require_same_fields(
     for name in ("heads", "mlp_dim"):  # 0: the decoder's is the encoder's
         if resolved.get(f"decoder_{name}") == 0:
             resolved[f"decoder_{name}"] = resolved[name]
-    if resolved.get("head_dim") == 0:
+    if resolved.get("head_dim") == 0 and fields.get("head_dim"):
         resolved["head_dim"] = resolved["width"] // resolved["heads"]
     hints = {"shape": " (config.data.size scales the images)"}
     different = [

@@ -153,6 +153,9 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
     for name, source in families[0].ALIASES:
         if source in tensors and not config.get("tie_word_embeddings", True):  # else transformers ties them
             tensors[name] = tensors[source]
+    for name, source in families[0].copies(config).items() if hasattr(families[0], "copies") else ():
+        tensors.setdefault(name, tensors[source])
+    config = {name: value for name, value in config.items() if not name.startswith("_")}
     if flat:
         raise CheckpointError(f"Hugging Face's {architecture} has no place for the parameters {', '.join(flat)}")
     return tensors, config

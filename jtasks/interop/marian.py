@@ -11,15 +11,14 @@ import numpy as np
 
 from jtasks.errors import CheckpointError
 from jtasks.interop import bart, files, settings
-from jtasks.interop.bart import BIAS, HEAD, PREFIX, SHARED, UNREAD
-from jtasks.interop.layouts import IDENTITY, Entry
+from jtasks.interop.bart import BIAS, HEAD, PREFIX, SHARED, SOURCE, TABLES, UNREAD
+from jtasks.interop.layouts import Entry
 
 ARCHITECTURES = ("MarianMTModel",)
 POSITIONS = "sinusoidal"
 TIED = ()  # see `resolve`
 ALIASES = ()
-SOURCE, TARGET = UNREAD  # names of the embeddings, if they are not shared
-TABLES = (f"{PREFIX}encoder.embed_positions.weight", f"{PREFIX}decoder.embed_positions.weight")
+POSITION = (f"{PREFIX}encoder.embed_positions.weight", f"{PREFIX}decoder.embed_positions.weight")
 
 DEFAULTS: Mapping[str, Any] = {
     **bart.DEFAULTS,
@@ -50,18 +49,16 @@ def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dic
       CheckpointError: embeddings that config.json says are shared differ, or positions are not sinusoidal.
     """
     config = {**DEFAULTS, **config}
-    shared = bool(config["share_encoder_decoder_embeddings"])
-    if shared:
-        settings.require_copies(where, SHARED, UNREAD, PREFIX)
-    for name in TABLES:
+    tables = bart.tables(config, where) if config["share_encoder_decoder_embeddings"] else UNREAD
+    for name in POSITION:
         if name in where:
             positions = files.read(where[name], name)
             if not np.allclose(positions, sinusoids(*positions.shape), atol=1e-4):
                 raise CheckpointError(f"{name} holds positions that are not sinusoidal; our model has those only")
-    tied, table = bool(config["tie_word_embeddings"]), SHARED if shared else TARGET
+    tied, table = bool(config["tie_word_embeddings"]), tables[-1]
     if tied and HEAD in where and table in where:
         tied = settings.are_equal(where, HEAD, table)
-    return {**config, "tie_word_embeddings": tied, BIAS: BIAS in where}
+    return {**config, "tie_word_embeddings": tied, BIAS: BIAS in where, TABLES: tables}
 
 
 def sinusoids(count: int, width: int) -> np.ndarray:
@@ -72,26 +69,26 @@ def sinusoids(count: int, width: int) -> np.ndarray:
 
 def unread(config: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of tensors that repeat others, or hold constants."""
-    return (*TABLES, *(UNREAD if config["share_encoder_decoder_embeddings"] else ()))
+    return (*POSITION, *bart.unread(config))
+
+
+def copies(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names of tensors that an export repeats, with the tensors."""
+    return {} if config[TABLES] == UNREAD else bart.copies(config)
 
 
 def fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of `models.EncoderDecoder` for config.json."""
     config = {**DEFAULTS, **config}
     settings.refuse(config, FIXED)
-    own = not config["share_encoder_decoder_embeddings"]
-    target = (config.get("decoder_vocab_size") or config["vocab_size"]) if own else 0
+    target = (config.get("decoder_vocab_size") or config["vocab_size"]) if config[TABLES] == UNREAD else 0
     return {**NEEDED, **bart.shared_fields(config), "target_vocab": target, **settings.marks(config)}
 
 
 def entries(config: Mapping[str, Any]) -> list[Entry]:
     """Return the tensors of each parameter."""
     config = {**DEFAULTS, **config}
-    tables = {"tokens": SHARED}
-    if not config["share_encoder_decoder_embeddings"]:
-        tables = {"tokens": SOURCE, "target_tokens": TARGET}
-    embeddings = [Entry(f"{path}/embedding", (name,), IDENTITY) for path, name in tables.items()]
-    return [*embeddings, *bart.stacks(config), *bart.output(config)]
+    return [*bart.embeddings(config), *bart.stacks(config), *bart.output(config)]
 
 
 def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:
@@ -100,12 +97,13 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
     Raises:
       CheckpointError: the model is no Marian.
     """
-    needed = {name: value for name, value in NEEDED.items() if name != "target_vocab"}
-    settings.require_values(model, needed, architecture)
+    settings.require_values(model, NEEDED, architecture)
+    own = "target_tokens" in params
     config = {
         **bart.shared_out(params, model, architecture),
         "max_position_embeddings": settings.require_field(model, "max_length"),
-        "share_encoder_decoder_embeddings": "target_tokens" not in params,
+        "share_encoder_decoder_embeddings": not own,
+        TABLES: UNREAD if own else (SOURCE,) if "head" in params else (SHARED,),
         "static_position_embeddings": True,
         "normalize_embedding": False,
     }

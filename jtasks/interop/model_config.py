@@ -15,7 +15,7 @@ from jtasks.ranges import TOWERS
 
 SIZES = ("vocab", "outputs", "max_length", "token_types", "patch", "embed_dim")
 STACK = ("width", "depth", "heads", "mlp_dim")
-SIDES = ("encoder_depth", "decoder_depth", "decoder_heads", "decoder_mlp_dim", "head_dim", "buckets", "max_distance")
+SIDES = ("encoder_depth", "decoder_depth", "decoder_heads", "decoder_mlp_dim", "buckets", "max_distance")
 PAIRS = (t5, bart, marian)  # encoder-decoders
 
 
