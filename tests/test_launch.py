@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -92,23 +93,48 @@ def test_slurm_queues_again_what_was_stopped_and_nothing_else(code, expected, st
     assert (alone.returncode, "--array=0-LAST" in alone.stderr) == (2, True)
 
 
-def test_the_job_set_gives_each_pod_its_place():
-    (manifest,) = yaml.safe_load_all((LAUNCH / "k8s-jobset.yaml").read_text())
-    (workers,) = manifest["spec"]["replicatedJobs"]
-    job = workers["template"]["spec"]
-    pod = job["template"]["spec"]
+def job_set(name):
+    """A manifest, its replicated job, its pod and its container."""
+    (manifest,) = yaml.safe_load_all((LAUNCH / name).read_text())
+    (replicated,) = manifest["spec"]["replicatedJobs"]
+    pod = replicated["template"]["spec"]["template"]["spec"]
     (container,) = pod["containers"]
+    return manifest, replicated, replicated["template"]["spec"], container
+
+
+@pytest.mark.parametrize("name", ["k8s-jobset.yaml", "gke-tpu.yaml"])
+def test_a_job_set_restarts_what_was_evicted_and_not_what_failed_by_its_own_fault(name):
+    manifest, _, job, container = job_set(name)
+    (rule,) = manifest["spec"]["failurePolicy"]["rules"]
+    # The webhook of JobSet refuses other names (jobset_webhook.go).
+    assert re.fullmatch(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?", rule["name"])
+    assert (rule["action"], rule["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+    evicted, failed = job["podFailurePolicy"]["rules"]
+    assert (evicted["action"], evicted["onPodConditions"][0]["type"]) == ("Count", "DisruptionTarget")
+    codes = [cli.EXIT_FAILED, cli.EXIT_USAGE]
+    assert failed["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": codes}
+    assert failed["action"] == "FailJob"
+    assert (job["backoffLimit"], job["completionMode"], job["parallelism"]) == (0, "Indexed", job["completions"])
+    flags, overrides = make_parser().parse_known_args(container["args"])
+    assert (flags.timeout, overrides) == (3600, [])
+    assert flags.workdir.startswith(container["volumeMounts"][0]["mountPath"])
+
+
+def test_the_job_set_gives_each_pod_its_place():
+    manifest, workers, job, container = job_set("k8s-jobset.yaml")
     environment = {entry["name"]: entry["value"] for entry in container["env"]}
     name = manifest["metadata"]["name"]
     first = f"{name}-{workers['name']}-0-0.{name}:55527"  # JobSet's name of the first pod, and its subdomain
     found = [detect({**environment, "JOB_COMPLETION_INDEX": str(i)}) for i in range(job["completions"])]
     assert found == [Cluster("Kubernetes", first, 4, i) for i in range(4)]
-    assert (job["parallelism"], job["completionMode"], workers["replicas"]) == (4, "Indexed", 1)
-    flags, overrides = make_parser().parse_known_args(container["args"])
-    assert (flags.timeout, overrides) == (600, [])
-    assert flags.workdir.startswith(container["volumeMounts"][0]["mountPath"])
-    (rule,) = job["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [cli.EXIT_USAGE]}
+    assert workers["replicas"] == 1
+
+
+def test_the_image_holds_the_program():
+    words = (LAUNCH / "Dockerfile").read_text()
+    copied = [path for line in re.findall(r"^COPY (.*) \S+$", words, re.MULTILINE) for path in line.split()]
+    assert {"jtasks", "configs", "main.py", "pyproject.toml"} <= set(copied)
+    assert all((ROOT / path).exists() for path in copied)
 
 
 LOCAL_SSH = 'while [ "$1" = -o ]; do shift 2; done\nshift\nexec bash -c "$1"'  # ssh -o OPTION HOST COMMAND
@@ -188,22 +214,27 @@ def test_what_a_run_prints_in_the_form_of_its_number_is_never_executed(tmp_path,
     assert not (tmp_path / "executed").exists()
 
 
+GCLOUD = 'HOME=$(dirname "$LOG") exec bash -c "${8#--command=}"'
+
+
 def test_a_tpu_slice_runs_the_command_on_all_workers_and_tells_its_exit_code(tmp_path, fakes):
     (tmp_path / "main.py").write_text("import sys; print(sys.argv[1:]); sys.exit(75)")
-    gcloud = 'echo "${@:1:7}" >"$LOG"\nHOME=$(dirname "$LOG") exec bash -c "${8#--command=}"'
-    env = fakes(gcloud=gcloud) | {"FOLDER": str(tmp_path)}
-    found = script("tpu-vm.sh", "pod", "zone-a", "--workdir=a b", env=env)
-    assert (found.returncode, found.stdout) == (75, "['--workdir=a b']\n"), found.stderr
+    env = fakes(gcloud=f'echo "${{@:1:7}}" >"$LOG"\n{GCLOUD}') | {"FOLDER": str(tmp_path)}
+    found = script("tpu-vm.sh", "pod", "zone-a", "--workdir=a b", "it's $1", env=env)
+    assert (found.returncode, found.stdout) == (75, """['--workdir=a b', "it's $1"]\n"""), found.stderr
     assert pathlib.Path(env["LOG"]).read_text() == "compute tpus tpu-vm ssh pod --zone=zone-a --worker=all\n"
-    assert (tmp_path / ".jtasks.pid").read_text().strip().isdecimal()
 
 
-def test_ctrl_c_stops_the_workers_of_a_tpu_slice(tmp_path, fakes):
+def test_a_run_on_a_tpu_slice_outlives_the_connection_and_ctrl_c_stops_it(tmp_path, fakes):
     (tmp_path / "main.py").write_text(SLEEPER)
-    env = fakes(gcloud='HOME=$(dirname "$LOG") exec bash -c "${8#--command=}"') | {"FOLDER": str(tmp_path)}
+    env = fakes(gcloud=GCLOUD) | {"FOLDER": str(tmp_path)}
     command = ["bash", str(LAUNCH / "tpu-vm.sh"), "pod", "zone-a", "x", "--process-id=0"]
+    lost = at_a_terminal(command, env)
+    assert lost.stdout.readline() == "here 0 x\n"
+    os.killpg(lost.pid, signal.SIGKILL)  # this machine, and with it the connection
+    lost.communicate(timeout=60)
     running = at_a_terminal(command, env)
-    assert running.stdout.readline() == "here 0 x\n"
+    assert running.stdout.readline() == "here 0 x\n"  # not started twice: the second line of the log is the end
     os.killpg(running.pid, signal.SIGINT)
     try:
         output, _ = running.communicate(timeout=60)
@@ -211,3 +242,4 @@ def test_ctrl_c_stops_the_workers_of_a_tpu_slice(tmp_path, fakes):
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
     assert (running.returncode, output) == (75, "saved\n")
+    assert (tmp_path / "jtasks.log").read_text() == "here 0 x\nsaved\n"
