@@ -1,6 +1,7 @@
 """The transformer block, shared by the backbones, and the loss over a vocabulary."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -61,7 +62,10 @@ def vocabulary_loss(
     """
     shape, n = labels.shape, labels.size
 
-    @jax.checkpoint  # the backward pass recomputes a block's logits
+    # The backward pass recomputes the logits of each block; those of a single block are no more than one block's.
+    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if n <= rows else None
+
+    @functools.partial(jax.checkpoint, policy=policy)
     def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = vocabulary_logits(part[0], table, bias)
         nats = optax.softmax_cross_entropy_with_integer_labels(logits, part[1])

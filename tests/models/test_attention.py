@@ -15,6 +15,7 @@ CASES = {
     "both ways": {"causal": False, "segment_ids": TEXTS},
     "no padding": {"causal": True, "segment_ids": None},
 }
+MEMORIES = {"packed memory": (TEXTS, SOURCES), "padded memory": SOURCES > 0}
 
 
 def arrays(s, dtype):
@@ -23,17 +24,18 @@ def arrays(s, dtype):
     return [jnp.asarray(random.normal(size=size), dtype) for size in sizes]
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("case", [*CASES, "packed memory", "padded memory"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [*((case, jnp.float32) for case in (*CASES, *MEMORIES)), ("causal", jnp.bfloat16), ("packed memory", jnp.bfloat16)],
+)
 def test_blocks_give_plain_attention_and_its_gradients(case, dtype, monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 8)
-    seen = {"packed memory": (TEXTS, SOURCES), "padded memory": SOURCES > 0}
 
     def mix(plain, query, key, value, relative):
         if case in CASES:
             options = CASES[case] | {"relative": relative.astype(jnp.float32), "scale": 0.8}
             return attention.self_attention(query, key, value, **options, plain=plain)
-        return attention.cross_attention(query, key, value, seen[case], scale=0.8, plain=plain)
+        return attention.cross_attention(query, key, value, MEMORIES[case], scale=0.8, plain=plain)
 
     def loss(x, plain):
         mixed = mix(plain, *x).astype(jnp.float32)
