@@ -6,7 +6,8 @@ import pathlib
 
 import pytest
 
-FOLDER = pathlib.Path(os.environ.get("JTASKS_GOLDEN") or pathlib.Path(__file__).parent / "golden").resolve()
+OURS = pathlib.Path(__file__).parent / "golden"
+FOLDER = pathlib.Path(os.environ.get("JTASKS_GOLDEN") or OURS).resolve()
 # What jtasks reads, by the class that wrote the folder.
 GPT2, IMAGEGPT, VIT = "GPT2LMHeadModel", "ImageGPTForCausalImageModeling", "ViTForImageClassification"
 BERT_PRETRAINING, BERT_ANSWERS = "BertForPreTraining", "BertForQuestionAnswering"
@@ -14,7 +15,8 @@ CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", VI
 TOWERS = ("CLIPModel", "SiglipModel")
 BLIP_RETRIEVAL, BLIP_ANSWERS = "BlipForImageTextRetrieval", "BlipForQuestionAnswering"
 BLIP_CAPTIONS = "BlipForConditionalGeneration"
-OWN = (BLIP_RETRIEVAL, BLIP_ANSWERS, BLIP_CAPTIONS)  # with tests of their own
+PAIRS = ("T5ForConditionalGeneration", "BartForConditionalGeneration", "MarianMTModel")
+OWN = (BLIP_RETRIEVAL, BLIP_ANSWERS, BLIP_CAPTIONS, *PAIRS)  # with tests of their own
 KNOWN = (GPT2, IMAGEGPT, BERT_PRETRAINING, BERT_ANSWERS, *CLASSIFIERS, *TOWERS)
 
 

@@ -40,7 +40,8 @@ def marks(tokenizer: "Tokenizer") -> Marks:
 
 def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
     """Return the tokens of each text, without special tokens."""
-    return sentence_pieces.ids(tokenizer, tokenizers.encode(tokenizer, texts, offsets=False))
+    whole = sentence_pieces.needs_tokens(tokenizer)
+    return sentence_pieces.ids(tokenizer, tokenizers.encode(tokenizer, texts, offsets=whole))
 
 
 def pairs(

@@ -141,6 +141,11 @@ def marian(model: Model, vocabulary: Mapping[str, int], settings: Mapping[str, A
     return tokenizer
 
 
+def needs_tokens(tokenizer: "Tokenizer") -> bool:
+    """Return whether `ids` needs the tokens of encodings, which the fast way to encode leaves out."""
+    return bool(_others(tokenizer)[1])
+
+
 def ids(tokenizer: "Tokenizer", encodings: Sequence[Any]) -> list[list[int]]:
     """Return the ids of encoded texts; with Marian's tokenizer, unknown text may be a piece of the other side.
 
