@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from jtasks import ranges
 from jtasks.errors import ConfigError
+from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack, vocabulary_logits, vocabulary_loss
 from jtasks.ops import pooling
@@ -57,8 +58,8 @@ class BERT(nn.Module):
     def setup(self) -> None:
         ranges.check_module(self)
 
-        def dense(width: int) -> nn.Dense:
-            return nn.Dense(width, dtype=self.dtype, kernel_init=NORMAL)
+        def dense(width: int) -> Dense:
+            return Dense(width, dtype=self.dtype, kernel_init=NORMAL)
 
         def embed(ids: int) -> nn.Embed:
             return nn.Embed(ids, self.width, dtype=self.dtype, embedding_init=NORMAL)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.blip_text import BLIPText
+from jtasks.models.dense import Dense
 from jtasks.models.layers import NORMAL, Cache, Head
 from jtasks.models.vit import ViT
 from jtasks.ops import pooling
@@ -107,10 +108,10 @@ class BLIP(nn.Module):
 
         self.text_encoder, self.text_decoder = text(causal=False), text(causal=True)
         self.place = nn.Embed(self.pictures, self.image_width, dtype=self.dtype, embedding_init=NORMAL)
-        self.class_dense = nn.Dense(self.text_width, dtype=self.dtype, kernel_init=NORMAL)
+        self.class_dense = Dense(self.text_width, dtype=self.dtype, kernel_init=NORMAL)
         self.classifier = Head(self.classes, dtype=self.dtype, kernel_init=NORMAL)
-        self.image_projection = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=NORMAL)
-        self.text_projection = nn.Dense(self.embed_dim, dtype=self.dtype, kernel_init=NORMAL)
+        self.image_projection = Dense(self.embed_dim, dtype=self.dtype, kernel_init=NORMAL)
+        self.text_projection = Dense(self.embed_dim, dtype=self.dtype, kernel_init=NORMAL)
         self.matcher = Head(2, dtype=self.dtype, kernel_init=NORMAL)
         self.contrast = Scale()
 

@@ -10,6 +10,7 @@ from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
 from jtasks.models.bert import Bias
+from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import (
     ACTIVATIONS,
@@ -61,7 +62,7 @@ class BLIPText(nn.Module):
         self.norm = make_norm("layer", self.epsilon, self.dtype)
         self.dropout_in = Dropout(self.dropout)
         self.blocks = stack(self, post_norm=True, cross=True)
-        self.transform = nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
+        self.transform = Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
         self.transform_norm = make_norm("layer", self.epsilon, self.dtype)
         output: Any = Bias(self.vocab) if self.tied else Head(self.vocab, dtype=self.dtype, kernel_init=NORMAL)
         self.output = output

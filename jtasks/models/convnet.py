@@ -7,6 +7,7 @@ import jax
 
 from jtasks.errors import ConfigError
 from jtasks.models.convolution import Conv
+from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import Head
 
@@ -36,6 +37,6 @@ class ConvNet(nn.Module):
         x = nn.relu(Conv(32, (3, 3), name="conv1", **options)(images))
         x = nn.relu(Conv(64, (3, 3), pool=True, name="conv2", **options)(x))  # equals pooling after relu
         x = Dropout(0.25, broadcast=(1, 2), name="dropout1")(x, deterministic)
-        x = nn.relu(nn.Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
+        x = nn.relu(Dense(128, dtype=self.dtype, name="dense1")(x.reshape(x.shape[0], -1)))
         x = Dropout(0.5, name="dropout2")(x, deterministic)
         return x if pooled else Head(self.classes, dtype=self.dtype, name="dense2")(x)

@@ -13,6 +13,7 @@ import optax
 
 from jtasks.distributed import sharding
 from jtasks.models import attention as attend
+from jtasks.models.dense import Dense
 from jtasks.models.dropout import DRAWS, Dropout
 from jtasks.ops.precision import wide
 
@@ -110,7 +111,7 @@ class Head(nn.Module):
 def dense(module: Any, features: int, name: str, scale: float = 1.0) -> nn.Module:
     """Return a dense layer with the `bias`, `init_std` and `dtype` of a module, its initial kernel times `scale`."""
     init = nn.initializers.normal(module.init_std * scale)
-    return nn.Dense(features, use_bias=module.bias, dtype=module.dtype, kernel_init=init, name=name)
+    return Dense(features, use_bias=module.bias, dtype=module.dtype, kernel_init=init, name=name)
 
 
 class Attention(nn.Module):

@@ -2,11 +2,11 @@
 
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jtasks.models.blip import BLIP
+from jtasks.models.dense import Dense
 from jtasks.models.gpt import GPT
 from jtasks.models.layers import NORMAL, Cache
 
@@ -16,7 +16,7 @@ class PrefixGPT(GPT):
 
     def setup(self) -> None:
         super().setup()
-        self.project = nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
+        self.project = Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
 
     def text_loss(
         self, states: jax.Array, tokens: jax.Array, labels: jax.Array, deterministic: bool, smoothing: float

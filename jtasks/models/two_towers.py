@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.bert import BERT
+from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import NORMAL, make_norm, stack
 from jtasks.models.vit import ViT
@@ -165,9 +166,9 @@ class TwoTowers(nn.Module):
         same = ("dropout", "attention_dropout", "remat", "plain", "dtype")
         return {name: getattr(self, f"{tower}_{name}") for name in own} | {name: getattr(self, name) for name in same}
 
-    def _projection(self, width: int, *, bias: bool) -> nn.Dense:
+    def _projection(self, width: int, *, bias: bool) -> Dense:
         init = nn.initializers.normal(width**-0.5)
-        return nn.Dense(self.embed_dim, use_bias=bias, dtype=self.dtype, kernel_init=init)
+        return Dense(self.embed_dim, use_bias=bias, dtype=self.dtype, kernel_init=init)
 
 
 def scale_and_bias(params: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:

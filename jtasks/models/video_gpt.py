@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jtasks.models.dense import Dense
 from jtasks.models.gpt import GPT
 from jtasks.models.layers import NORMAL, Cache, Head
 from jtasks.ops import pooling
@@ -37,7 +38,7 @@ class VideoGPT(GPT):
         super().setup()
         self.kind = nn.Embed(len(KINDS), self.width, dtype=self.dtype, embedding_init=NORMAL)
         if self.features:
-            self.project = nn.Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
+            self.project = Dense(self.width, dtype=self.dtype, kernel_init=NORMAL)
             self.regress = Head(self.features, dtype=self.dtype, kernel_init=NORMAL)
 
     def losses(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.attention import attention
+from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
 from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack
 
@@ -48,8 +49,8 @@ class AttentionPool(nn.Module):
     def __call__(self, states: jax.Array) -> jax.Array:
         b, _, width = states.shape
 
-        def dense(features: int, name: str) -> nn.Dense:
-            return nn.Dense(features, dtype=self.dtype, kernel_init=NORMAL, name=name)
+        def dense(features: int, name: str) -> Dense:
+            return Dense(features, dtype=self.dtype, kernel_init=NORMAL, name=name)
 
         probe = self.param("probe", NORMAL, (width,))
         query, key, value = Projections(self.heads, self.dtype, name="query_key_value")(probe, states)
@@ -101,7 +102,7 @@ class ViT(nn.Module):
         if h % p or w % p:
             raise ConfigError(f"images {h}x{w} are not divisible into patches {p}x{p} (config.model.patch)")
         patches = images.reshape(b, h // p, p, w // p, p, c).swapaxes(2, 3).reshape(b, -1, p * p * c)
-        x = nn.Dense(self.width, self.patch_bias, dtype=self.dtype, name="embed")(patches)
+        x = Dense(self.width, self.patch_bias, dtype=self.dtype, name="embed")(patches)
         if self.pool == "token":
             token = self.param("token", NORMAL, (self.width,)).astype(x.dtype)
             x = jnp.concatenate([jnp.broadcast_to(token, (b, 1, self.width)), x], axis=1)
