@@ -153,7 +153,7 @@ class Attention(nn.Module):
         fused = dense(self, 3 * self.heads * size, "query_key_value")(x)
         # Heads come before q, k, v, so the kernel can be sharded by heads.
         fused = fused.reshape(b, t, self.heads, 3, size)
-        query, key, value = jnp.transpose(fused, (3, 0, 2, 1, 4))
+        query, key, value = _split_parts(fused)
         if cache and segment_ids is not None:
             past = cache["key"], cache["value"]
             mixed = attend.attend_to_past(query, key, value, *past, segment_ids, relative, self.scale)
@@ -167,6 +167,12 @@ class Attention(nn.Module):
             cache = {"key": key, "value": value}
         mixed = jnp.moveaxis(mixed, 2, 1).reshape(b, t, self.heads * size)
         return dense(self, self.width, "output", self.output_scale)(mixed), cache
+
+
+def _split_parts(fused: jax.Array) -> list[jax.Array]:
+    """Return the n parts [b, h, t, d] of [b, t, h, n, d]: by a split, whose gradient is one concatenation."""
+    parts = jax.lax.split(fused, (1,) * fused.shape[3], axis=3)
+    return [jnp.moveaxis(part[:, :, :, 0], 2, 1) for part in parts]
 
 
 class CrossAttention(nn.Module):
@@ -206,7 +212,7 @@ class CrossAttention(nn.Module):
         else:
             assert memory is not None
             fused = dense(self, 2 * self.heads * size, "key_value")(memory)
-            key, value = jnp.transpose(fused.reshape(b, -1, self.heads, 2, size), (3, 0, 2, 1, 4))
+            key, value = _split_parts(fused.reshape(b, -1, self.heads, 2, size))
             new = {"memory_key": key, "memory_value": value}
         mask = attend.memory_mask(t, memory_mask)
         if cache is not None and new is not None:
