@@ -255,10 +255,8 @@ def _before_end(tokens: Any, config: Config) -> list[int]:
 def _maps(image: np.ndarray, output: Any, config: Config) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
     """Return a picture, then the picture under the map of each token; and the texts below them."""
     tokenizer, tokens = tokenizers.of(config, texts), _before_end(output["tokens"], config)
-    shape = [edge // config.model.patch for edge in config.model.shape]
-    maps = np.asarray(output["attention"], np.float32)[: len(tokens)].reshape(-1, *shape)
-    words = [(tokenizer.decode([token]), "black") for token in tokens]
-    return [image, *(heat.overlay(image, each) for each in maps)], [("", "black"), *words]
+    height, width = (edge // config.model.patch for edge in config.model.shape)
+    return heat.row(image, output["attention"], [tokenizer.decode([token]) for token in tokens], (height, width))
 
 
 def _given(b: int, config: Config) -> jax.Array:
@@ -284,7 +282,5 @@ def _model(config: Config) -> Any:
         raise ConfigError(
             "config.attention_layer needs config.model.fusion='cross', whose tokens attend to the picture by itself"
         )
-    if (config.attention_layer or 0) >= config.model.text_depth:
-        layers = config.model.text_depth
-        raise ConfigError(f"config.attention_layer={config.attention_layer}: the decoder has {layers} layers, from 0")
+    heat.check_layer(config.attention_layer, config.model.text_depth)
     return models.build(FUSIONS[config.model.fusion], config)

@@ -21,7 +21,7 @@ from jtasks.data import encoding, picture_rows, questions, tables, tokenizers, u
 from jtasks.data.assets import image_processor
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, example_weights, total, vqa
-from jtasks.ops import decode, grid, pixels
+from jtasks.ops import decode, grid, heat, pixels
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -47,6 +47,7 @@ def defaults() -> dict[str, Any]:
         "inference_method": Field(str, ("generate", "rank"), "generate"),
         "num_ans_candidates": Field(int, "[1, 2e9]", 128),  # of "rank": those with the likeliest first tokens
         "label_smoothing": Field(float, "[0, 1)", 0.0),  # in training (Szegedy et al. 2016)
+        "attention_layer": Field(int, "[-1, 2e9]"),  # layer of the maps in show, -1 the last; None: no maps
         **decode.BEAM,
         "beam.num_beams": decode.BEAM["beam.num_beams"]._replace(default=3),
         "beam.max_len": decode.BEAM["beam.max_len"]._replace(default=10),
@@ -159,14 +160,16 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     Returns:
       With config.inference_method="generate" the `tokens` [b, max_len] of the best answer, followed by the end mark,
       and its `score` [b]. With "rank" the number `choice` [b] of the likeliest of config.model.answers and its log
-      probability `score` [b].
+      probability `score` [b]. With config.attention_layer also the `attention` [b, t, patches] of that layer: how much
+      each token of the answer attended to each patch, by way of the question.
     """
     model, end = _model(config), config.model.end
     inputs = pixels.normalize(batch["image"], config), *_question(batch)
     if config.inference_method == "generate":
         prompt = jnp.full((len(inputs[0]), 1), config.model.begin, jnp.int32)
         beams = models.search(model, params, (*inputs, prompt), config.beam, method="begin_answer", eos=end, pad=end)
-        return {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
+        best = {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
+        return best | _attention(params, inputs, jnp.concatenate([prompt, best["tokens"]], axis=1), config)
     if not config.model.get("answers"):
         raise ConfigError(
             "config.inference_method='rank' needs candidates: set config.data.answers to a file of them, or take"
@@ -175,7 +178,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     states = _states(params, batch["image"], batch, None, config)
     candidates = jnp.asarray(_answer_ids(config.model.answers, config))
     choice, score = models.rank(model, params, states, inputs[2], candidates, end, config.num_ans_candidates)
-    return {"choice": choice, "score": score}
+    return {"choice": choice, "score": score, **_attention(params, inputs, candidates[choice], config)}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -202,7 +205,10 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
-    """Show the pictures with questions and answers, green where an answer is one that people gave and else red."""
+    """Show the pictures with questions and answers, green where an answer is one that people gave and else red.
+
+    With config.attention_layer also `attention`, with a row for each question, and in it a map for each token.
+    """
     pictures, lines, below = [], [], []
     for example, text in zip(examples, answer_texts(outputs, config), strict=True):
         told = tuple(dict.fromkeys(example.get("answers", ())))
@@ -213,7 +219,11 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
         lines.append(f"{example['question']}\n  answer: {text}{true}")
     rows = [slice(i, i + grid.COLUMNS) for i in range(0, len(pictures), grid.COLUMNS)]
     image = grid.grid([pictures[row] for row in rows], captions=[below[row] for row in rows])
-    return {"images": image, "answers": "\n".join(lines)}
+    shown: dict[str, np.ndarray | str] = {"images": image, "answers": "\n".join(lines)}
+    if config.attention_layer is not None:
+        maps = [_maps(*pair, config) for pair in zip(pictures, outputs, strict=True)]
+        shown["attention"] = grid.grid([row for row, _ in maps], captions=[words for _, words in maps], least=96)
+    return shown
 
 
 def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
@@ -226,9 +236,29 @@ def answer_texts(outputs: Any, config: Config) -> list[str]:
     """Return predicted answers as texts."""
     if outputs and "choice" in outputs[0]:
         return [config.model.answers[int(output["choice"])] for output in outputs]
-    rows, end = [np.asarray(output["tokens"]).tolist() for output in outputs], config.model.end
-    rows = [row[: row.index(end)] if end in row else row for row in rows]
+    rows = [_before_end(output["tokens"], config) for output in outputs]
     return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
+
+
+def _before_end(tokens: Any, config: Config) -> list[int]:
+    ids, end = np.asarray(tokens).tolist(), config.model.end
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def _attention(params: Any, inputs: tuple[Any, ...], answers: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Return `attention` [b, t, patches] of the tokens after the first of answers [b, 1 + t]; {} if not asked for."""
+    if config.attention_layer is None:
+        return {}
+    weights = _model(config).apply({"params": params}, *inputs, answers[:, :-1], method="answer_attention")
+    return {"attention": weights[config.attention_layer, :, :, 1:]}
+
+
+def _maps(image: np.ndarray, output: Any, config: Config) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
+    """Return a picture, then the picture under the map of each token of the answer; and the texts below them."""
+    tokens = _answer_ids(answer_texts([output], config), config)[0, 1:] if "choice" in output else output["tokens"]
+    height, width = (edge // config.model.patch for edge in config.model.shape)
+    words = [tokenizers.of(config, texts).decode([token]) for token in _before_end(tokens, config)]
+    return heat.row(image, output["attention"], words, (height, width))
 
 
 def _encode(asked: Sequence[str], config: Config) -> dict[str, np.ndarray]:
@@ -283,6 +313,7 @@ def _states(params: Any, images: jax.Array, batch: Batch, rng: jax.Array | None,
 
 
 def _model(config: Config) -> Any:
+    heat.check_layer(config.attention_layer, config.model.text_depth)
     return models.build(models.BLIP, config)
 
 

@@ -13,7 +13,7 @@ from front_door import ROOT
 from jtasks import config as configs
 from jtasks import models
 from jtasks.data import pipeline
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 from jtasks.run import job
 from jtasks.tasks import vqa
 
@@ -115,7 +115,7 @@ def test_ranking_equals_brute_force_and_preselection_keeps_the_likeliest_first_t
 
 
 def test_inputs_are_rows_and_outputs_are_answers_scores_and_files(made):
-    rows, config = batch(made, "test", 3), made.config
+    rows, config = batch(made, "test", 3), configs.Config(made.config.to_dict() | {"attention_layer": -1})
     test = made.require("test")
     asked = [{"image": row["image"], "question": row["question"]} for row in test]
     given = vqa.examples([*asked, (test[0]["image"], "is it green?")], config)
@@ -123,14 +123,23 @@ def test_inputs_are_rows_and_outputs_are_answers_scores_and_files(made):
         np.testing.assert_array_equal(given[name][:3], rows[name])
     with pytest.raises(DataError, match="has no question"):
         vqa.examples([asked[0]["image"]], config)
+    with pytest.raises(ConfigError, match=r"config\.attention_layer=9: the decoder has . layers, from 0"):
+        vqa.init(jax.random.key(0), rows, configs.Config(config.to_dict() | {"attention_layer": 9}))
     predict = jax.jit(vqa.predict_fn, static_argnames="config")
     outputs = predict(params(made), rows, None, config=config)
     made_up = [{"choice": np.int32(config.model.answers.index(name))} for name in ("red", "green", "red")]
     examples = [test[i] for i in range(3)]
     assert outputs["choice"].shape == outputs["score"].shape == (3,)
+    attention = np.asarray(outputs["attention"])
+    patches = np.prod(config.model.shape) // config.model.patch**2
+    assert attention.shape == (3, 1 + config.data.max_answer_tokens, patches)
+    assert (attention > 0).all() and (attention.sum(-1) < 1).all()  # the rest: the class token
+    likeliest = [{"choice": outputs["choice"][i], "attention": attention[i]} for i in range(3)]
     assert vqa.answers(examples, made_up, config) == [{"answer": "red"}, {"answer": "green"}, {"answer": "red"}]
     # The first and the third of three questions have the answers of four people, three alike: 3 of 4 times 1, else 2/3.
     assert vqa.score_fn(examples, made_up, config) == pytest.approx({"exact": 0, "vqa_accuracy": 37.5})
     assert json.loads(vqa.export_fn(examples, made_up, config)["vqa.json"])[1] == {"question_id": 1, "answer": "green"}
-    shown = vqa.show_fn(examples, made_up, config)
+    assert vqa.show_fn(examples, likeliest, config)["attention"].shape[1] >= 2 * 96  # a picture and a token's map
+    shown = vqa.show_fn(examples, made_up, made.config)
+    assert set(shown) == {"images", "answers"}
     assert "truly: red | green" in shown["answers"] and shown["images"].dtype == np.uint8
