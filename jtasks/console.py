@@ -1,6 +1,7 @@
 """Human-readable output on stderr, and streams that outlive their readers; stdout belongs to the result."""
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -61,6 +62,12 @@ def say(text: str) -> None:
 
     if jax.process_index() == 0:
         print(fit(printable(text)), file=sys.stderr, flush=True)
+
+
+@functools.lru_cache(maxsize=64)
+def say_once(text: str) -> None:
+    """Print `text`, but not again in this process."""
+    say(text)
 
 
 def warn(text: str) -> None:

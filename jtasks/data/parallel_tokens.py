@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jtasks.config import Config
-from jtasks.console import say
+from jtasks.console import say_once
 from jtasks.data import encoding, files, parallel, store, tokenizers
 from jtasks.data.parallel import Pair
 from jtasks.data.tokens import batches, token_dtype
@@ -168,7 +168,7 @@ def encode(split: str, config: Config, source: Side, target: Side) -> Encoded | 
     encoded = Encoded(arrays, (source.length, target.length), (source.pad, target.pad))
     for name, side, cut in zip(("source", "target"), (source, target), facts["cut"], strict=True):
         if cut:
-            _say_once(
+            say_once(
                 f"{cut:,} of the {len(encoded):,} {name}s of {split} are longer than config.data.{name}_length="
                 f"{side.length} tokens, and are cut"
             )
@@ -179,7 +179,7 @@ def encode_inputs(texts: Sequence[str], source: Side, target: Side) -> Encoded:
     """Return texts as sources without targets."""
     arrays, cut = _encode([Pair(text, ()) for text in texts], source, target)
     if cut[0]:
-        _say_once(f"an input is longer than config.data.source_length={source.length} tokens; such inputs are cut")
+        say_once(f"an input is longer than config.data.source_length={source.length} tokens; such inputs are cut")
     return Encoded(arrays, (source.length, target.length), (source.pad, target.pad), labels=False)
 
 
@@ -212,9 +212,3 @@ def _encode(pairs: Sequence[Pair], source: Side, target: Side) -> tuple[dict[str
         arrays[name] = np.fromiter(itertools.chain.from_iterable(rows), dtype)
         arrays[f"{name}_starts"] = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     return arrays, (cut_sources, cut_targets)
-
-
-@functools.lru_cache(maxsize=64)
-def _say_once(text: str) -> None:
-    """Print a text, but not again in this process."""
-    say(text)

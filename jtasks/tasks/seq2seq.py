@@ -16,7 +16,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.console import say
+from jtasks.console import say_once
 from jtasks.data import encoding, noised, parallel, parallel_tokens, tokenizer_files, tokenizers
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total, translation
@@ -195,7 +195,7 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """
     scores, signatures = _scores(examples, outputs, config)
     for name, signature in signatures.items():
-        say(f"{name}: {scores[name]:.2f} ({signature})")
+        say_once(f"{name} of sacrebleu: {signature}")
     return scores
 
 
