@@ -10,6 +10,7 @@ import sys
 import finetune
 import made_captions
 import made_dialogues
+import made_pairs
 import made_questions
 import pytest
 from front_door import ROOT, TINY_GPT
@@ -36,6 +37,7 @@ TASKS = (
     "pictures",
     "caption",
     "vqa",
+    "seq2seq",
 )
 
 WINDOWS = {"tag": "tag", "qa": "score"}  # an output of tasks that read windows
@@ -83,6 +85,10 @@ def config_of(name: str, data: pathlib.Path) -> configs.Config:
         return configs.load(
             f"{ROOT}/configs/caption_emoji.py", [*made_captions.TINY, f"--config.data.dir={data}", *SHORT]
         )
+    if name == "seq2seq":
+        made_pairs.write(data)
+        fields = [*made_pairs.TINY, "--config.data.target_tokenizer=wordpiece:60", f"--config.data.dir={data}", *SHORT]
+        return configs.load(f"{ROOT}/configs/translate.py", fields)
     if name == "vqa":
         made_questions.write(data)
         return configs.load(f"{ROOT}/configs/vqa_easy.py", [*made_questions.TINY, f"--config.data.dir={data}", *SHORT])
@@ -126,6 +132,8 @@ def inputs_of(name: str, run) -> list:
         return [{"context": row["context"], "choices": row["choices"]} for row in rows]
     if name == "avsd":
         return [row["dialogue"] | {"dialog": row["dialogue"]["dialog"][: int(row["turn"]) + 1]} for row in rows]
+    if name == "seq2seq":
+        return [row["source_text"] for row in rows]
     if name == "vqa":
         return [{"image": row["image"].tolist(), "question": row["question"]} for row in rows]
     return [row["image"].tolist() for row in rows]
