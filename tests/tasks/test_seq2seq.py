@@ -142,7 +142,7 @@ def test_inputs_are_texts_and_rows(made):
         for i, row in enumerate(rows(ours)):
             assert row.keys() == {"source", "source_segment_ids", "source_text"}
             np.testing.assert_array_equal(row["source"], valid[i]["source"])
-    for bad in (3, {"a": "x"}, ["x"]):
+    for bad in (3, {"a": "x", "b": "y"}, ["x"]):
         with pytest.raises(DataError, match="expected a text, or a dict with 'source'"):
             seq2seq.examples([bad], made.config)
 
