@@ -78,7 +78,7 @@ def accept_peers(
 
 def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall") -> None:
     """Accept a connection and challenge it; if there are too many strangers, drop the one that waits longest."""
-    strangers = [e for e in waiting.get_map().values() if e.data and e.data not in hall.members.values()]
+    strangers = [e for e in waiting.get_map().values() if e.data and e.data.process < 0]  # no member yet
     if len(strangers) >= STRANGERS + hall.processes:
         waiting.unregister(strangers[0].fileobj)
         strangers[0].data.sock.close()
