@@ -46,7 +46,8 @@ def config(
     if assets.LABELS in files and "id2label" in written:
         whole |= settings.labels(json.loads(files[assets.LABELS]))
     vocabulary = _vocabulary(files)
-    if vocabulary and TEXT not in written and not (first and first_vocabulary in ({}, vocabulary)):
+    given = TEXT in written or "decoder_start_token_id" in written  # the model's own ids
+    if vocabulary and not given and not (first and first_vocabulary in ({}, vocabulary)):
         tokens = _special(vocabulary)
         for name in ("bos_token", "eos_token", "pad_token"):
             whole[f"{name}_id"] = vocabulary[tokens[name]] if name in tokens else None

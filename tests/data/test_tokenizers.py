@@ -225,7 +225,7 @@ def test_a_file_that_is_no_tokenizer_is_told(name, content, message, tmp_path):
 def test_an_absent_file_is_told_with_the_places(tmp_path):
     with pytest.raises(ConfigError, match=f"looked for nowhere/vocab.txt, {tmp_path}/nowhere/vocab.txt\n  what to do"):
         tokenizers.load("nowhere/vocab.txt", folder=tmp_path)
-    with pytest.raises(ConfigError, match=r"no tokenizer in .*: looked for tokenizer.json, vocab.txt, vocab.json"):
+    with pytest.raises(ConfigError, match=r"no tokenizer in .*: looked for tokenizer.json, source.spm, vocab.txt"):
         tokenizers.load(str(tmp_path))
 
 
