@@ -235,7 +235,8 @@ def _separate(pairs: Iterator[Pair]) -> Iterator[Pair]:
 def _given(given: Any, config: Config, expected: str) -> str:
     if isinstance(given, Mapping):
         names = _names(given)
-        usual = (*SOURCES, *_languages(names)[:1], *(names if len(names) == 1 else ()))
+        alone = [name for name in names if len(names) == 1 and _LANGUAGE.fullmatch(name)]
+        usual = (*SOURCES, *_languages(names)[:1], *alone)
         column = _pick(names, config.data.source_column, usual) or _pick(names, "", SOURCES)
         if column is None:
             raise DataError(f"{unlabeled.describe(given)}; expected {expected}")

@@ -131,6 +131,6 @@ def test_inputs_are_texts_or_rows_of_the_data(tmp_path):
     given = ["x", {"source": ["y", "z"], "target": 5}, {"translation": {"en": "w", "ja": "1"}}]
     assert parallel.sources([*given, {"en": "v"}], config(tmp_path)) == ["x", "y z", "w", "v"]
     assert parallel.sources(given[2:], config(tmp_path, source_column="ja")) == ["1"]
-    for wrong in (5, {"question": "x", "id": "y"}, {"source": 5}):
+    for wrong in (5, {"a": "x"}, {"question": "x", "id": "y"}, {"source": 5}):
         with pytest.raises(DataError, match="expected"):
             parallel.sources([wrong], config(tmp_path))
