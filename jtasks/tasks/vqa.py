@@ -249,6 +249,7 @@ def _attention(params: Any, inputs: tuple[Any, ...], answers: jax.Array, config:
     """Return `attention` [b, t, patches] of the tokens after the first of answers [b, 1 + t]; {} if not asked for."""
     if config.attention_layer is None:
         return {}
+    heat.check_layer(config.attention_layer, config.model.text_depth)
     weights = _model(config).apply({"params": params}, *inputs, answers[:, :-1], method="answer_attention")
     return {"attention": weights[config.attention_layer, :, :, 1:]}
 
@@ -313,7 +314,6 @@ def _states(params: Any, images: jax.Array, batch: Batch, rng: jax.Array | None,
 
 
 def _model(config: Config) -> Any:
-    heat.check_layer(config.attention_layer, config.model.text_depth)
     return models.build(models.BLIP, config)
 
 

@@ -123,9 +123,9 @@ def test_inputs_are_rows_and_outputs_are_answers_scores_and_files(made):
         np.testing.assert_array_equal(given[name][:3], rows[name])
     with pytest.raises(DataError, match="has no question"):
         vqa.examples([asked[0]["image"]], config)
-    with pytest.raises(ConfigError, match=r"config\.attention_layer=9: the decoder has . layers, from 0"):
-        vqa.init(jax.random.key(0), rows, configs.Config(config.to_dict() | {"attention_layer": 9}))
     predict = jax.jit(vqa.predict_fn, static_argnames="config")
+    with pytest.raises(ConfigError, match=r"config\.attention_layer=9: the decoder has . layers, from 0"):
+        predict(params(made), rows, None, config=configs.Config(config.to_dict() | {"attention_layer": 9}))
     outputs = predict(params(made), rows, None, config=config)
     made_up = [{"choice": np.int32(config.model.answers.index(name))} for name in ("red", "green", "red")]
     examples = [test[i] for i in range(3)]
