@@ -24,11 +24,11 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
     config.label_smoothing = 0.1
     config.data = dict(train="train.jsonl", valid="dev.jsonl", source_length=512, target_length=64)
     config.optim = dict(name="adamw", weight_decay=0.01, decay_mask="(kernel|embedding)$", clip=1.0)
-    config.beam = dict(num_beams=4, max_len=63)
+    config.beam = dict(num_beams=4, max_len=63, no_repeat_ngram_size=3)
     config.score = dict(metrics=("rouge",), stem=True)
     config.eval_every, config.save_every, config.log_every = 250, 250, 50
     if preset == "small":
-        config.epochs, config.batch_size = 5.0, 16
+        config.epochs, config.batch_size = 10.0, 16
         config.data.update(tokenizer="bpe:4000", source_length=256)
         config.model = dict(width=128, encoder_depth=2, decoder_depth=2, heads=4, init_std=0.08, dropout=0.1)
         config.optim.update(lr=2e-3, schedule="cosine", warmup=0.1, b2=0.98)
