@@ -35,17 +35,8 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
         return config
     config.epochs, config.batch_size = 5.0, 32
     config.data.tokenizer = "tokenizer.json"
-    config.model = dict.fromkeys(FROM_FOLDER) | {"dropout": 0.1}
+    config.model = dict(dropout=0.1)
     config.optim.update(lr=3e-5, schedule="linear", warmup=0.1)
     if preset == "t5":
         config.data.prefix, config.optim.lr = "summarize: ", 3e-4
     return config
-
-
-# None: taken from the folder of --config.init_from.
-FROM_FOLDER = (
-    *("width", "encoder_depth", "decoder_depth", "heads", "decoder_heads", "head_dim", "mlp_dim", "decoder_mlp_dim"),
-    *("activation", "gated", "bias", "norm", "epsilon", "post_norm", "final_norm", "embed_norm"),
-    *("positions", "position_offset", "buckets", "max_distance", "attention_scale", "embed_scale"),
-    *("tied", "output_scale", "output_bias"),
-)

@@ -41,16 +41,7 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
     config.epochs, config.batch_tokens = 3.0, 8192
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
     config.data.tokenizer = "tokenizer.json"
-    config.model = dict.fromkeys(FROM_FOLDER) | {"dropout": 0.1}
+    config.model = dict(dropout=0.1)
     config.optim.update(lr=3e-4 if preset == "t5" else 2e-5, schedule="linear", warmup=500)
     config.beam.max_len, config.score.bleu_tokenize = 127, "13a"
     return config
-
-
-# None: taken from the folder of --config.init_from.
-FROM_FOLDER = (
-    *("width", "encoder_depth", "decoder_depth", "heads", "decoder_heads", "head_dim", "mlp_dim", "decoder_mlp_dim"),
-    *("activation", "gated", "bias", "norm", "epsilon", "post_norm", "final_norm", "embed_norm"),
-    *("positions", "position_offset", "buckets", "max_distance", "attention_scale", "embed_scale"),
-    *("tied", "output_scale", "output_bias"),
-)
