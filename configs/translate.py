@@ -14,6 +14,21 @@ write translations of new sentences, and those of the test split with their BLEU
 - `t5`: a T5 of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER, and
   the task named in words: --config.data.prefix='translate English to German: '.
 - `marian`: a Marian of transformers (OPUS-MT) in the same way, without a prefix.
+
+Measured, `small` on 50,000 English-Japanese pairs of 4 to 16 words, whose texts have a blank between tokens: 71 minutes
+of processor time, compiling and the last scores included. The run had some 60 % of two cores of an AMD EPYC, and took
+58 minutes by the clock. The table shows the 500 dev pairs after each 1,000 of the 7,000 steps. Minutes are half of the
+processor time, perplexity is that of the BPE tokens, BLEU and chrF are sacrebleu's with `tokenize=none`:
+
+| step | minutes | perplexity | BLEU | chrF |
+|---|---|---|---|---|
+| 1,000 | 6 | 10.66 | 16.7 | 16.5 |
+| 2,000 | 11 | 7.10 | 21.6 | 21.3 |
+| 3,000 | 16 | 5.74 | 25.3 | 24.5 |
+| 4,000 | 21 | 4.98 | 28.7 | 27.4 |
+| 7,000 | 35 | 4.33 | 33.2 | 31.1 |
+
+On the 500 test pairs BLEU is 30.5 and chrF 30.0. Neither `t5` nor `marian` has been measured.
 """
 
 import ml_collections
