@@ -9,6 +9,9 @@ and so on (`jtasks/data/parallel.py`). Presets:
 - `small` (default): from scratch, on a CPU.
 - `t5`: a T5 of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
 - `bart`: a BART of transformers in the same way.
+
+On SciTLDR's 619 dev papers the first sentence of the abstract scores ROUGE-1 30.1, ROUGE-2 11.5 and ROUGE-L 23.7, and
+one summary of the train split, the same for all papers, 16.9, 2.1 and 14.4. Neither `t5` nor `bart` has been measured.
 """
 
 import ml_collections
@@ -28,7 +31,7 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
     config.score = dict(metrics=("rouge",), stem=True)
     config.eval_every, config.save_every, config.log_every = 250, 250, 50
     if preset == "small":
-        config.epochs, config.batch_size = 10.0, 16
+        config.epochs, config.batch_size = 5.0, 16
         config.data.update(tokenizer="bpe:4000", source_length=256)
         config.model = dict(width=128, encoder_depth=2, decoder_depth=2, heads=4, init_std=0.08, dropout=0.1)
         config.optim.update(lr=2e-3, schedule="cosine", warmup=0.1, b2=0.98)
