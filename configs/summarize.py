@@ -10,8 +10,16 @@ and so on (`jtasks/data/parallel.py`). Presets:
 - `t5`: a T5 of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
 - `bart`: a BART of transformers in the same way.
 
-On SciTLDR's 619 dev papers the first sentence of the abstract scores ROUGE-1 30.1, ROUGE-2 11.5 and ROUGE-L 23.7, and
-one summary of the train split, the same for all papers, 16.9, 2.1 and 14.4. Neither `t5` nor `bart` has been measured.
+Measured, on SciTLDR's 619 dev papers (F1 of ROUGE with stemming): `small` after its 623 steps on 1,992 papers, in 6
+minutes of processor time, has a perplexity of 273.7. It writes nearly the same sentence for every paper ("We propose a
+new method for deep neural networks ..."), whose words are common enough to score: so few papers need a pre-trained
+model. Neither `t5` nor `bart` has been measured.
+
+| summary | ROUGE-1 | ROUGE-2 | ROUGE-L |
+|---|---|---|---|
+| `small` | 24.4 | 5.9 | 20.4 |
+| the first summary of the train split, for all papers | 16.9 | 2.1 | 14.4 |
+| the first sentence of the abstract | 30.1 | 11.5 | 23.7 |
 """
 
 import ml_collections
