@@ -23,7 +23,7 @@ trap 'rm -rf "$state"' EXIT
 start() { # one process; its lines get the host's name, and its exit code goes to a file
   trap '' INT # Ctrl-C reaches this whole group, and is answered below
   local host=${hosts[$1]} command
-  command="cd $(printf %q "$folder") && echo jtasks-pid \$\$ && exec ${PYTHON:-python} main.py$(printf ' %q' "${@:2}")"
+  command="cd $(printf %q "$folder") && echo jtasks-pid \$\$ && exec $(printf %q "${PYTHON:-python}") main.py$(printf ' %q' "${@:2}")"
   command+=" --coordinator=${hosts[0]#*@}:$port --num-processes=${#hosts[@]} --process-id=$1"
   ssh -o BatchMode=yes "$host" "$command" 2>&1 </dev/null | while IFS= read -r line; do
     # Ours comes before all that the run prints: what looks like it later is the run's, and no number is to be killed.

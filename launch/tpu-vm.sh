@@ -40,7 +40,7 @@ else
 fi
 tail -n +1 -f --pid="$(cat ~/.jtasks.pid)" ~/jtasks.log
 exit "$(cat ~/.jtasks.code 2>/dev/null || echo 137)"'
-command="cd $(printf %q "${FOLDER:-jtasks}") && set -- ${PYTHON:-python3} main.py$(printf ' %q' "$@") && $watch"
+command="cd $(printf %q "${FOLDER:-jtasks}") && set -- $(printf %q "${PYTHON:-python3}") main.py$(printf ' %q' "$@") && $watch"
 (
   trap '' INT # Ctrl-C reaches this whole group, and is answered below
   on_all "$command"

@@ -394,5 +394,5 @@ def test_one_process_is_alone_whatever_the_environment_says(monkeypatch):
     for name, value in {"JAX_COORDINATOR_ADDRESS": "a:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}.items():
         monkeypatch.setenv(name, value)
     assert processes.find(None, 1, None) is None
-    assert processes.find("b:2", 3, 0) == ("the command line", "b:2", 3, 0, None)
-    assert processes.find(None, None, None) == ("the environment", "a:1", 2, 1, None)
+    assert processes.find("b:2", 3, 0) == ("the command line", "b:2", 3, 0, None, "")
+    assert processes.find(None, None, None) == ("the environment", "a:1", 2, 1, None, "")
