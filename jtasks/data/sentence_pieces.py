@@ -1,6 +1,6 @@
 """SentencePiece models (Kudo and Richardson 2018) as tokenizers of the `tokenizers` library: T5's and Marian's.
 
-A `.model` or `.spm` file is a protocol buffer, of which the few fields that matter are read here.
+A `.model` or `.spm` file is a protocol buffer. Only the fields that tokenizing needs are read here.
 """
 
 import functools

@@ -59,7 +59,7 @@ def infill_lengths(length: int, *, documents: int = 1) -> tuple[int, int]:
 
 
 def lengths(config: Any, documents: int) -> tuple[int, int]:
-    """Return the lengths (source, target) of rows of config.data.length tokens with up to so many documents."""
+    """Return the lengths (source, target) of rows of config.data.length tokens with up to `documents` documents."""
     data = config.data
     if data.noise == "infilling":
         return infill_lengths(data.length)  # an end mark that separates documents makes room for theirs
