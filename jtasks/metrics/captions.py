@@ -9,6 +9,7 @@ official formats of results: `dstc7_results(dialogs, answers)` and `coco_results
 import collections
 import importlib.util
 import pathlib
+import shlex
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -208,7 +209,11 @@ def _meteor(hypotheses: list[Words], references: list[list[Words]]) -> Results:
     if reason := meteor_missing():
         warn(f"no METEOR: {reason}")
         return {}
-    command = ["java", "-Xmx2G", "-jar", str(_meteor_jar()), "-", "-", "-stdio", "-l", "en", "-norm"]
+    jar = _meteor_jar()
+    assert jar is not None
+    # By itself the program does not find this file in a folder with blanks.
+    paraphrases = ["-a", str(jar.parent / "data" / "paraphrase-en.gz")]
+    command = ["java", "-Xmx2G", "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm", *paraphrases]
     parts = [[*texts, sentence] for sentence, texts in zip(hypotheses, references, strict=True)]
     lines = [" ||| ".join(["SCORE", *(" ".join(part).replace("|||", "") for part in item)]) for item in parts]
     pipe = subprocess.PIPE
@@ -222,7 +227,7 @@ def _meteor(hypotheses: list[Words], references: list[list[Words]]) -> Results:
             first = _ask(" ||| ".join(["EVAL", *statistics]), program.stdin, program.stdout)
             *each, whole = [float(first), *(float(program.stdout.readline()) for _ in lines)]
     except (OSError, ValueError) as error:
-        raise DataError(f"METEOR's program ended without an answer ({error}); try it: {' '.join(command)}") from error
+        raise DataError(f"METEOR's program ended without an answer ({error}); try it: {shlex.join(command)}") from error
     return {"meteor": (whole, np.array(each))}
 
 
