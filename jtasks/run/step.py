@@ -73,7 +73,8 @@ def make_train_step(
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradient, metrics = measure(state.params, batch, rng)
         gradient = jax.tree.map(_mask_frozen, gradient, trainable)
-        norm = optax.tree.norm(gradient)
+        # The barrier keeps XLA from storing the squares until the optimizer's second moments need the same ones.
+        norm = optax.tree.norm(jax.lax.optimization_barrier(gradient))
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(term.total) for term in terms(metrics).values()]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = select_float(optax.apply_updates(state.params, updates), state.params)

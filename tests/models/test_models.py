@@ -189,6 +189,14 @@ def test_the_loss_over_a_vocabulary_is_the_plain_cross_entropy_with_its_gradient
     np.testing.assert_array_equal(correct, logits(hidden, table, bias).argmax(-1) == labels)
 
 
+@pytest.mark.parametrize("rows", [2, 1024])
+def test_of_equally_likely_ids_the_first_is_the_likeliest(rows):
+    logits = jnp.array([[1.0, 3, 3], [1, 3, 3], [0, 0, 0], [0, 0, 0], [2, 1, 2], [jnp.nan, 0, 1]])
+    labels = jnp.array([1, 2, 0, 2, 0, 2])
+    correct = layers.vocabulary_loss(logits, jnp.eye(3), labels, rows=rows)[1]
+    np.testing.assert_array_equal(correct, [True, False, True, False, True, False])
+
+
 def test_the_loss_over_a_vocabulary_never_holds_all_logits():
     hidden, table, labels = jnp.zeros((50, 8)), jnp.zeros((31, 8)), jnp.zeros(50, jnp.int32)
     gradient = jax.grad(lambda h, t: layers.vocabulary_loss(h, t, labels, rows=10)[0].sum(), (0, 1))
