@@ -35,7 +35,8 @@ if grep -qs jtasks-run "/proc/$(cat ~/.jtasks.pid 2>/dev/null)/cmdline"; then
   echo "a run is under way on $(hostname): this is its output" >&2
 else
   rm -f ~/.jtasks.code
-  setsid bash -c '\''trap : TERM; "$@"; echo $? >~/.jtasks.code'\'' jtasks-run "$@" </dev/null >~/jtasks.log 2>&1 &
+  : >~/jtasks.log # tail may come before the run
+  setsid bash -c '\''trap : TERM; "$@"; echo $? >~/.jtasks.code'\'' jtasks-run "$@" </dev/null >>~/jtasks.log 2>&1 &
   echo $! >~/.jtasks.pid
 fi
 tail -n +1 -f --pid="$(cat ~/.jtasks.pid)" ~/jtasks.log
