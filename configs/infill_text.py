@@ -1,4 +1,4 @@
-"""An encoder-decoder pre-trained on your own text: it restores documents from which spans are missing.
+"""Pre-training of an encoder-decoder on your own text: it restores documents that lack spans.
 
   python main.py --config=configs/infill_text.py[:PRESET] --workdir=runs/infill --config.data.files='books/*.txt'
 

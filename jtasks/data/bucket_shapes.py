@@ -6,7 +6,7 @@ import numpy as np
 
 from jtasks.data.buckets import Lengths
 
-MOST = 8  # maximum number of buckets, each of which costs a compilation
+MOST = 8  # maximum number of buckets: each costs a compilation
 _CANDIDATES = 32  # lengths of one kind to choose from
 _FINE = 64  # tokens; longer candidates are multiples of 8, the tile of accelerators
 

@@ -43,12 +43,12 @@ class Side:
 
     @functools.cached_property
     def dtype(self) -> Any:
-        """The smallest type that holds all ids."""
+        """Return the smallest type that holds all ids."""
         return token_dtype(tokenizers.size(self.tokenizer))
 
     @functools.cached_property
     def frame(self) -> tuple[list[int], list[int]]:
-        """The special tokens before and after each text."""
+        """Return the special tokens before and after each text."""
         before, after = encoding.frame(self.tokenizer)
         return (before, after) if before or after else ([], [self.end])
 
