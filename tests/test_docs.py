@@ -200,6 +200,17 @@ def paste(folder, language, text):
     assert done.returncode == 0, f"{text}\n{done.stderr}"
 
 
+def test_two_pages_train_the_same_run_by_the_same_command():
+    runs = {}
+    for page in PASTED:
+        for arguments, _ in commands(page):
+            for workdir in (a for a in arguments if a.startswith("--workdir=")):
+                if any(a.startswith("--config=") for a in arguments):
+                    runs.setdefault(workdir, {}).setdefault(page, []).append(arguments)
+    shared = {workdir: list(pages.values()) for workdir, pages in runs.items() if len(pages) > 1}
+    assert [workdir for workdir, (first, *others) in shared.items() if any(other != first for other in others)] == []
+
+
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory):
     """Where a reader tries one page after another; runs that are there already are not trained again."""
