@@ -164,6 +164,27 @@ def test_evaluation_of_many_batches_waits_for_each_of_them_once(scored):
     assert found == {"loss": (job.config.n - 1) / 2} and len(polls) == 2 * evaluate.AHEAD + 1
 
 
+COUNTING = """
+import jax.numpy as jnp
+import numpy as np
+from jtasks.metrics import Mean
+
+def dataset(split, config): return None
+def init(rng, batch, config): return {"w": jnp.ones(())}
+def loss_fn(params, batch, rng, config):
+    metrics = {"loss": Mean.of(params["w"] * batch["x"], batch["mask"])}
+    return metrics["loss"].value, metrics
+"""
+
+
+def test_evaluation_counts_beyond_what_float32_holds(scored):
+    n, right = 2**24 + 3, 2**24 + 1  # float32 has neither
+    examples = {"x": np.ones(n, np.uint8)}
+    examples["x"][[5, n - 2]] = 0
+    found = evaluate.make(scored(n, COUNTING, batch_size=2**20))({"w": np.float32(1)}, examples)
+    assert found == {"loss": right / n} and found["loss"] != np.float32(right) / np.float32(n)
+
+
 def test_evaluation_compiles_once_for_all_splits(scored):
     text = SCORED.replace(
         "def eval_fn(params, batch, config):", "def eval_fn(params, batch, config):\n    TRACES.append(1);"
