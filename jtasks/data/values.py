@@ -1,6 +1,7 @@
 """Checks of values in data files: nothing becomes text or a number by guessing."""
 
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -78,6 +79,36 @@ def label(value: Any, where: str) -> str:
     if name.lower() == "nan":
         raise DataError(f"{where} is {name!r}, which stands for a missing label")
     return re.sub(r"^(-?\d+)\.0+$", r"\1", name)
+
+
+def labels(value: Any, where: str) -> list[str]:
+    """Return the names of any number of classes: a list of labels, or text with commas between them; "" has none.
+
+    Raises:
+      DataError: a name is wrong (see `label`) or occurs twice.
+    """
+    if isinstance(value, str):
+        value = value.split(",") if value.strip() else []
+    if not isinstance(value, list):
+        value = [value]
+    names = [label(item, f"{where}, item {index}") for index, item in enumerate(value)]
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: a label occurs twice in {names}")
+    return names
+
+
+def number(value: Any, where: str) -> float:
+    """Return a finite number, also from text such as "3.8"; DataError if the value is none."""
+    if isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise DataError(f"{where}: expected a number, not {value!r:.80}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise DataError(f"{where}: expected a number, not {describe(value)}")
+    if not math.isfinite(value):
+        raise DataError(f"{where}: expected a finite number, not {value}")
+    return float(value)
 
 
 def describe(value: Any) -> str:

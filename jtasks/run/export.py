@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 from jtasks import task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import hub, tokenizer_files
+from jtasks.data import hub, targets, tokenizer_files
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import beside, files, huggingface, model_config
@@ -51,6 +51,8 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
     assets = stored_assets(workdir)
     first, generation, vocabulary, pieces = _read_pretrained(job.config)
     theirs = beside.config(theirs, first, assets, vocabulary)
+    if "problem" in task.fields(job.task):
+        theirs["problem_type"] = targets.transformers_name(job.config.problem)
     sampling = decode.options(job.config.sample) if set(decode.SAMPLE) <= set(task.fields(job.task)) else {}
     others = beside.more(theirs, generation, assets, sampling)
     if any(architecture in family.ARCHITECTURES for family in model_config.PAIRS):

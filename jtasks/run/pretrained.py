@@ -10,7 +10,7 @@ import ml_collections
 from jtasks import config as configs
 from jtasks import task
 from jtasks.console import warn
-from jtasks.data import examples, hub, tokenizer_files
+from jtasks.data import examples, hub, targets, tokenizer_files
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
 from jtasks.interop import files, generation, huggingface, model_config, settings
@@ -71,8 +71,8 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
     known: dict[str, Any] = {}
     if "data.tokenizer" in fields and any((folder / name).is_file() for name in tokenizer_files.NAMES):
         known["data.tokenizer"] = str(folder)
-    targets = [folder / name for name in (tokenizer_files.TARGET_FILE, tokenizer_files.TARGET)]
-    if "data.target_tokenizer" in fields and (own := [path for path in targets if path.is_file()]):
+    target_files = [folder / name for name in (tokenizer_files.TARGET_FILE, tokenizer_files.TARGET)]
+    if "data.target_tokenizer" in fields and (own := [path for path in target_files if path.is_file()]):
         known["data.target_tokenizer"] = str(own[0])
     if "model.encoder_depth" in fields:
         beam = generation.fields(folder, warn)
@@ -87,6 +87,8 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
     if "model.resize" in known:
         known.setdefault("model.shape", examples.Resize(*known["model.resize"]).shape)
     with tree.unlocked():
+        if "problem" in fields and "problem" not in tree:
+            tree.problem = targets.from_transformers(theirs, names)
         for name, value in known.items():
             group, _, field = name.partition(".")
             tree[group] = tree.get(group, {})

@@ -132,7 +132,7 @@ def class_order(there: Sequence[str], here: Sequence[str]) -> np.ndarray | None:
     """Return the row there of each class here, -1 for a class not there; None if no row moves or rows have no names."""
     there, here = _fold_case(there, here)
     unnamed = [tuple(f"{prefix}{i}" for i in range(len(here))) for prefix in ("", "label_", "LABEL_")]
-    if len(there) != len(here) or there == here:
+    if len(there) != len(here) or there == here or len(here) == 1:  # a regression has one row, of any name
         return None
     if set(there) != set(here) and (tuple(there) in unnamed or tuple(here) in unnamed):
         return None

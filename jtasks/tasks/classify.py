@@ -1,4 +1,6 @@
-"""Classification of texts, or pairs of texts, with a BERT: all tasks of GLUE (Wang et al. 2018) except regression.
+"""Classification of texts, or pairs of texts, with a BERT: all tasks of GLUE (Wang et al. 2018).
+
+`config.problem` says what a text has: one class, any number of classes (multi_label), or a number (regression).
 
 Files are TSV, CSV or JSONL, or prepared by TFDS; the config names their columns. With `config.init_from` the body
 comes from another run, such as one of `bert`, and the head is new.
@@ -13,10 +15,10 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, tokenizers, unlabeled, values
+from jtasks.data import encoding, tables, targets, tokenizers, unlabeled, values
 from jtasks.data.assets import labels
-from jtasks.errors import ConfigError, DataError
-from jtasks.metrics import Mean, classification, example_weights, total
+from jtasks.errors import DataError
+from jtasks.metrics import Mean, classification, example_weights, multilabel, regression, total
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -26,13 +28,15 @@ SEQUENCE_KEYS = ("tokens", "token_types", "segment_ids")
 
 
 def defaults() -> dict[str, Any]:
-    """Return the fields of the BERT, the files of the splits, and their columns of the texts and the class."""
+    """Return the fields of the BERT, the loss, the files of the splits, and their columns of texts and classes."""
     return {
         **models.fields(models.BERT, filled=["vocab", "max_length", "labels"]),
+        **targets.FIELDS,
+        **classification.FIELDS,
         **encoding.FIELDS,
         "data.text": Field(str, None, "sentence"),  # column of the text
         "data.text_pair": Field(str, None, ""),  # column of the second text of a pair; "": none
-        "data.label": Field(str, None, "label"),  # column of the class
+        "data.label": Field(str, None, "label"),  # column of the class, the classes or the number
         "data.labels": Field(tuple, None, ()),  # names of the classes in order; (): as the data has them, or sorted
     }
 
@@ -44,9 +48,10 @@ def texts(config: Config) -> Iterator[str]:
 
 
 def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
-    """Return the arrays [n, length] of `encoding.pairs`, `label` [n], and the texts; None without a file.
+    """Return the arrays [n, length] of `encoding.pairs`, `label` (see `targets.arrays`), and the texts.
 
-    Valid and test files without labels (no such column, or -1 everywhere) have no `label` but can be predicted for.
+    The result is None without a file. Valid and test files without labels (no such column, or the class -1 everywhere)
+    have no `label` but can be predicted for.
 
     Raises:
       DataError: a file is absent, or a label is not among the classes.
@@ -59,14 +64,13 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     for number, (a, b) in enumerate(zip(first, second or first, strict=True)):
         if not (a.strip() or b.strip()):
             raise DataError(f"{config.data[split]}: both texts of example {number} are empty")
-    numbers = {name: i for i, name in enumerate(_classes(config))}
+    problem, classes = config.problem, _classes(config)
     labels = [row[config.data.label] for row in rows if config.data.label in row]
-    if split != "train" and set(labels) == {"-1"} and "-1" not in numbers:
+    if split != "train" and problem == targets.SINGLE and set(labels) == {"-1"} and "-1" not in classes:
         labels = []
-    if unknown := sorted(set(labels) - set(numbers)):
-        hint = "; --config.data.labels='()' takes those of the data" if config.data.labels else ""
-        raise DataError(f"the {split} split has the labels {unknown[:5]}; the classes are {list(numbers)}{hint}")
-    known = {"label": np.array([numbers[label] for label in labels], np.int32)} if labels else {}
+    known = {}
+    if labels:
+        known["label"] = targets.arrays(labels, classes, problem, split, given=bool(config.data.labels))
     return _encode(first, second, config) | known
 
 
@@ -93,9 +97,15 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the nats per text, and the accuracy; training has dropout."""
+    """Return the nats per text and the accuracy, or a regression's errors; training has dropout and config.loss."""
     logits, labels = _logits(params, batch, rng, config), encoding.require_labels(batch, "label")
-    metrics = classification.cross_entropy(logits, labels, example_weights(batch))
+    weights, options = example_weights(batch), None if rng is None else config.loss
+    if config.problem == targets.NUMBER:
+        metrics = regression.squared_error(logits[:, 0], labels, weights)
+    elif config.problem == targets.MULTI:
+        metrics = multilabel.cross_entropy(logits, labels, weights, options)
+    else:
+        metrics = classification.cross_entropy(logits, labels, weights, options)
     return total(metrics), metrics
 
 
@@ -105,21 +115,36 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Predict the likeliest class [b] and its probability [b]."""
-    return classification.likeliest(_logits(params, batch, None, config))
+    """Predict the likeliest class `label` [b] and its `probability` [b].
+
+    With multi_label these are the `probabilities` [b, classes] of all classes, and with regression the `value` [b].
+    """
+    logits = _logits(params, batch, None, config)
+    if config.problem == targets.NUMBER:
+        return {"value": logits[:, 0]}
+    return multilabel.probabilities(logits) if config.problem == targets.MULTI else classification.likeliest(logits)
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
-    """Compute F1 of the second of two classes, else the mean F1 of all classes; and Matthews's correlation."""
-    truth = [int(example["label"]) for example in examples]
-    predicted = [int(output["label"]) for output in outputs]
+    """Compute F1 of the second of two classes, else the mean F1 of all classes; and Matthews's correlation.
+
+    See `multilabel.scores` for several classes and `regression.scores` for numbers.
+    """
+    if config.problem == targets.MULTI:
+        hot = (multilabel.chosen(output["probabilities"]) for output in outputs)
+        return multilabel.scores((example["label"] for example in examples), hot, _classes(config))
+    kind, entry = (np.float64, "value") if config.problem == targets.NUMBER else (np.int32, "label")
+    truth = np.fromiter((example["label"] for example in examples), kind, len(examples))
+    predicted = np.fromiter((output[entry] for output in outputs), kind, len(outputs))
+    if config.problem == targets.NUMBER:
+        return regression.scores(truth, predicted)
     return classification.scores(truth, predicted, config.model.labels)
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
-    """Return the name of each predicted class."""
-    names = _classes(config)
-    return [{"class": names[int(output["label"])]} for output in outputs]
+    """Return the name of each predicted class, or of all classes that a text has; of a number there is no more."""
+    names = () if config.problem == targets.NUMBER else _classes(config)
+    return [_answer(output, names, config.problem) for output in outputs]
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
@@ -128,15 +153,39 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
-    """Format the texts, with the predicted classes."""
-    names = _classes(config)
-    lines = []
+    """Format the texts, with the predicted classes or numbers."""
+    names, lines = _classes(config), []
     for example, output in zip(examples, outputs, strict=True):
         text = " | ".join(example[name].strip() for name in ("text", "text_pair") if name in example)
-        said = f"{names[int(output['label'])]} ({output['probability']:.3f})"
-        true = names[int(example["label"])] if "label" in example else "(not told)"
-        lines.append(f"{said}, truly {true}: {text}")
+        true = _format_label(example["label"], names, config.problem) if "label" in example else "(not told)"
+        lines.append(f"{_format_output(output, names, config.problem)}, truly {true}: {text}")
     return {"labels": "\n".join(lines)}
+
+
+def _answer(output: Any, names: Sequence[str], problem: str) -> dict[str, Any]:
+    if problem == targets.NUMBER:
+        return {}
+    if problem == targets.SINGLE:
+        return {"class": names[int(output["label"])]}
+    return {"classes": _names_of(multilabel.chosen(output["probabilities"]), names)}
+
+
+def _names_of(hot: Any, names: Sequence[str]) -> list[str]:
+    return [name for name, on in zip(names, hot, strict=True) if on]
+
+
+def _format_label(label: Any, names: Sequence[str], problem: str) -> str:
+    if problem == targets.NUMBER:
+        return f"{label:g}"
+    return names[int(label)] if problem == targets.SINGLE else ", ".join(_names_of(label, names)) or "(none)"
+
+
+def _format_output(output: Any, names: Sequence[str], problem: str) -> str:
+    if problem == targets.SINGLE:
+        return f"{names[int(output['label'])]} ({output['probability']:.3f})"
+    if problem == targets.NUMBER:
+        return f"{output['value']:.3f}"
+    return _format_label(multilabel.chosen(output["probabilities"]), names, problem)
 
 
 def _encode(first: Sequence[str], second: Sequence[Any] | None, config: Config) -> dict[str, np.ndarray]:
@@ -164,19 +213,20 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
     if not data[split]:
         return None
     check = values.text if data.text_pair else values.content  # one text of a pair may be empty
-    fields = {data.text: check, **({data.text_pair: check} if data.text_pair else {}), data.label: values.label}
+    fields = {
+        data.text: check,
+        **({data.text_pair: check} if data.text_pair else {}),
+        data.label: targets.CHECKS[config.problem],
+    }
     optional = () if split == "train" else (data.label,)
     return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
 
 
 def _classes(config: Config) -> tuple[str, ...]:
     """Return the class names in the order of their numbers: as configured, as the data says, or the sorted names."""
-    data = config.data
-    if data.labels:
-        return tuple(values.label(name, "config.data.labels") for name in data.labels)
-    if data.train and (named := tables.class_names(data.train, "train", data.label, folder=data.dir)):
-        return named
-    names = {row[config.data.label] for row in _rows("train", config) or []}
-    if len(names) < 2:
-        raise ConfigError(f"config.data.label={config.data.label!r} has the values {sorted(names)}: no two classes")
-    return tuple(sorted(names, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))
+    data, problem = config.data, config.problem
+    named = problem != targets.NUMBER and not data.labels and bool(data.train)
+    if named and (names := tables.class_names(data.train, "train", data.label, folder=data.dir)):
+        return names
+    found = () if data.labels or problem == targets.NUMBER else _rows("train", config) or []
+    return targets.class_names(data.labels, [row[data.label] for row in found], problem, data.label)

@@ -38,6 +38,7 @@ def defaults() -> dict[str, Any]:
         "model.shape": Field(tuple, "[1, inf)"),
         "model.resize": Field(tuple, "[0, inf)"),  # fields of an `examples.Resize`, filled from a Hugging Face folder
         "model.layer": Field(int, None, -1),  # layer of the classified features: 0 ... layers - 1; -1: the output
+        **classification.FIELDS,  # of a classifier
         "generation": Field(float, "[0, inf)", 1.0),  # weight of a classifier's loss of pixels
         **data.IMAGES,
         "data.palette": Field(str, None, ""),  # a file; "": fit one to the training images
@@ -104,10 +105,10 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     if config.model.classes:
         pixels, classes = _classify(params, tokens, rng, config)
         nats, label = Loss.of(cross_entropy(pixels, tokens), weights, config.generation), batch["label"]
+        options = None if rng is None else config.loss
         metrics = {
-            "classification": Loss.of(cross_entropy(classes, label), weights),
+            **classification.cross_entropy(classes, label, weights, options, "classification"),
             "generation": nats,
-            "accuracy": Mean.of(classes.argmax(-1) == label, weights),
         }
     else:
         pixels = models.apply(_model(config), params, _inputs(tokens, config), rng=rng)

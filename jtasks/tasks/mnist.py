@@ -19,9 +19,9 @@ Batch = dict[str, jax.Array]
 
 
 def defaults() -> dict[str, Any]:
-    """Return the fields of the network, and the name of the images."""
+    """Return the fields of the network and the loss, and the name of the images."""
     fields = {"data.name": Field(str, None, "mnist"), "data.labels": data.IMAGES["data.labels"]}
-    return models.fields(models.ConvNet, filled=["classes"]) | fields
+    return models.fields(models.ConvNet, filled=["classes"]) | classification.FIELDS | fields
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -50,9 +50,10 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the cross-entropy in nats per image, and the accuracy; training has dropout."""
+    """Return the cross-entropy in nats per image, and the accuracy; training has dropout and config.loss."""
     logits = _logits(params, batch, rng, config)
-    metrics = classification.cross_entropy(logits, batch["label"], example_weights(batch))
+    options = None if rng is None else config.loss
+    metrics = classification.cross_entropy(logits, batch["label"], example_weights(batch), options)
     return total(metrics), metrics
 
 

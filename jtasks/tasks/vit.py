@@ -20,9 +20,10 @@ HF_ARCHITECTURE = "ViTForImageClassification"
 
 
 def defaults() -> dict[str, Any]:
-    """Return the fields of the ViT, the normalization of pixels, the images, and their augmentation."""
+    """Return the fields of the ViT, the loss, the normalization of pixels, the images, and their augmentation."""
     return {
         **models.fields(models.ViT, filled=["classes"]),
+        **classification.FIELDS,
         **pixels.FIELDS,
         **data.IMAGES,
     }
@@ -68,12 +69,12 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per image, and the accuracy of the likeliest class and of the likeliest five.
 
-    Training has augmentation and dropout.
+    Training has augmentation, dropout and config.loss.
     """
     images = batch["image"] if rng is None else pixels.for_training(batch, config.data)
     logits, labels, weights = _logits(params, images, rng, config), batch["label"], example_weights(batch)
     _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
-    metrics = classification.cross_entropy(logits, labels, weights)
+    metrics = classification.cross_entropy(logits, labels, weights, None if rng is None else config.loss)
     metrics["top5"] = Mean.of((likeliest == labels[:, None]).any(-1), weights)
     return total(metrics), metrics
 

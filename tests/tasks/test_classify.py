@@ -1,6 +1,7 @@
 """Claims about the task `classify`."""
 
 import json
+import pathlib
 
 import finetune
 import jax
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 from finetune import config, prepared
 
-from jtasks import task
-from jtasks.data import tables, values
+from jtasks import task, testing
+from jtasks.data import tables, targets, values
 from jtasks.errors import ConfigError, DataError
 
 CLASSIFY = task.load("jtasks.tasks.classify")
@@ -73,7 +74,7 @@ def test_a_label_without_a_class_is_named(tmp_path):
 def scored(truth, found, classes):
     examples = [{"label": np.int32(label)} for label in truth]
     outputs = [{"label": np.int32(label)} for label in found]
-    made = finetune.configs.Config({"model": {"labels": classes}})
+    made = finetune.configs.Config({"problem": "single_label", "model": {"labels": classes}})
     return CLASSIFY.score_fn(examples, outputs, made)
 
 
@@ -146,3 +147,80 @@ def test_labels_that_only_some_rows_have_are_refused(tmp_path):
     (tmp_path / "dev.jsonl").write_text('{"sentence": "fine", "label": 0}\n{"sentence": "poor"}\n')
     with pytest.raises(DataError, match=r"dev.jsonl, line 2: no column 'label'"):
         CLASSIFY.dataset("valid", settings)
+
+
+MOODS = [["joy"], ["anger", "fear"], [], ["joy", "fear"], ["anger"], ["fear"], [], ["anger", "joy"]]
+PROBLEMS = {
+    "regression": {"score": [0.5 * i for i in range(8)]},
+    "multi_label": {"moods": MOODS},
+}
+
+
+def problem(name: str, folder: pathlib.Path) -> list[str]:
+    """Write texts with numbers or with several classes; return overrides of configs/sst2.py."""
+    (label, column), texts = next(iter(PROBLEMS[name].items())), finetune.sentences(8, 0)
+    lines = [json.dumps({"sentence": a, label: b}) for a, b in zip(texts * 3, column * 3, strict=True)]
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text("\n".join(lines))
+    files = ["data.train=train.jsonl", "data.valid=valid.jsonl", "data.test=", "data.labels=()"]
+    return [f"problem={name}", f"data.label={label}", *files]
+
+
+def test_a_number_is_learned_scored_and_shown(tmp_path):
+    made = prepared("sst2.py", tmp_path, *problem("regression", tmp_path))
+    examples = made.require("valid")
+    assert examples["label"].dtype == np.float32 and examples["label"].tolist() == PROBLEMS["regression"]["score"] * 3
+    assert made.config.model.labels == 1 and json.loads(made.assets()["labels.json"]) == ["score"]
+    rows = [{"label": label, "text": "so"} for label in (0.0, 1.0, 3.0)]
+    outputs = [{"value": value} for value in (0.0, 1.0, 2.0)]
+    scores = CLASSIFY.score_fn(rows, outputs, made.config)
+    assert scores["spearman"] == pytest.approx(1) and scores["pearson"] == pytest.approx(0.98198, abs=1e-5)
+    assert CLASSIFY.answers(rows, outputs, made.config) == [{}] * 3
+    assert CLASSIFY.show_fn(rows, outputs, made.config)["labels"].splitlines()[2] == "2.000, truly 3: so"
+    (tmp_path / "train.jsonl").write_text('{"sentence": "a", "score": "1.5"}\n{"sentence": "b", "score": "good"}')
+    with pytest.raises(DataError, match=r"train.jsonl, line 2, column 'score': expected a number, not 'good'"):
+        CLASSIFY.dataset("train", made.config)
+
+
+def test_texts_may_have_any_number_of_classes(tmp_path):
+    made = prepared("sst2.py", tmp_path, *problem("multi_label", tmp_path))
+    examples = made.require("train")
+    assert json.loads(made.assets()["labels.json"]) == ["anger", "fear", "joy"] and made.config.model.labels == 3
+    assert examples["label"][:4].tolist() == [[0, 0, 1], [1, 1, 0], [0, 0, 0], [0, 1, 1]]
+    rows = [{"label": label, "text": "so"} for label in examples["label"][:2]]
+    outputs = [{"probabilities": np.array(p)} for p in ([0.1, 0.2, 0.9], [0.8, 0.4, 0.1])]
+    assert CLASSIFY.score_fn(rows, outputs, made.config)["f1_micro"] == pytest.approx(4 / 5)
+    assert CLASSIFY.answers(rows, outputs, made.config) == [{"classes": ["joy"]}, {"classes": ["anger"]}]
+    assert CLASSIFY.show_fn(rows, outputs, made.config)["labels"].splitlines()[1] == "anger, truly anger, fear: so"
+    assert values.labels("b, a", "here") == ["b", "a"] and values.labels("", "here") == []
+    with pytest.raises(DataError, match="a label occurs twice"):
+        values.labels(["a", "a"], "here")
+    named = config("sst2.py", tmp_path, *problem("multi_label", tmp_path), "data.labels=('joy', 'fear')")
+    with pytest.raises(DataError, match=r"the train split has the labels \['anger'\]; the classes are"):
+        CLASSIFY.dataset("train", named)
+
+
+def test_the_kind_of_labels_is_that_of_a_folder_of_transformers():
+    for name in targets.PROBLEMS:
+        assert targets.from_transformers({"problem_type": targets.transformers_name(name)}, None) == name
+    assert targets.from_transformers({}, ["LABEL_0"]) == "regression" and targets.from_transformers({}, None)[0] == "s"
+
+
+def test_sts_b_is_read_as_it_is(shared):
+    files = [f"data.{split}={split}.csv" for split in ("train", "test")]
+    columns = ["data.text=0", "data.text_pair=1", "data.label=2", "data.valid=dev.csv", "data.tokenizer=wordpiece:200"]
+    folder = f"data.dir={shared / 'data' / 'stsb'}"
+    settings = finetune.configs.load(
+        f"{finetune.ROOT}/configs/stsb.py", [f"--config.{c}" for c in (folder, *files, *columns)]
+    )
+    labels = [row["2"] for row in CLASSIFY._rows("valid", settings)]
+    assert len(labels) == 1500 and (min(labels), max(labels)) == (0, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_numbers_and_several_classes_keep_the_contract(name, tmp_path):
+    shaped = ["loss.smoothing=0.1", "loss.focal=2.0", "loss.class_weights=(1.0, 2.0, 0.5)"]
+    changes = [*problem(name, tmp_path), *(shaped if name == "multi_label" else [])]
+    results = testing.run(config("sst2.py", tmp_path, *changes))
+    assert all(result.passed for result in results), testing.table(results)
