@@ -166,7 +166,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
 
         return probe.run(_open_model(flags, overrides, workdir))
     config = configs.load(_config_file(flags), overrides)
-    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "checkpoint", "output")}
+    same = {f"--{name}": getattr(flags, name) for name in ("mode", "split", "eval", "checkpoint", "output")}
     processes.require_same(same | dict(configs.fields(config)))
     try:
         result = _mode(flags, config, workdir)
@@ -244,7 +244,7 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "eval":
         from jtasks.run import evaluate
 
-        return evaluate.run(config, workdir, split, which)
+        return evaluate.run(config, workdir, split, which, named=flags.eval or "")
     if flags.mode == "check":
         return _check(config, workdir)
     if flags.mode == "export":

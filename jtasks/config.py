@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 from ml_collections.config_dict import FieldReference, RequiredValueError, placeholder
 
-from jtasks import optim, ranges, shipped, task
+from jtasks import optim, ranges, shipped, task, variants
 from jtasks import overrides as overrides_
 from jtasks.distributed import sharding, shares
 from jtasks.errors import ConfigError
@@ -33,11 +33,14 @@ CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 def defaults(optimizer: str = "adamw", own: dict[str, Field] | None = None) -> ml_collections.ConfigDict:
     """Return the fields of every config, and a task's `own` fields, with their default values."""
     groups = {name.partition(".")[0] for name in own or {} if "." in name}
-    config = ml_collections.ConfigDict({group: {} for group in (*GROUPS, *sorted(groups - set(GROUPS)))})
+    config = ml_collections.ConfigDict()
+    for group in (*GROUPS, *sorted(groups - set(GROUPS))):
+        *above, own_name = group.split(".")
+        _node(config, above)[own_name] = {}
     for name, field in (FIELDS | (own or {})).items():
-        *group, last = name.split(".")
+        *above, last = name.split(".")
         empty = placeholder(field.kind) if field.kind is not object else None
-        _node(config, group)[last] = empty if field.default is None else field.default
+        _node(config, above)[last] = empty if field.default is None else field.default
     config.optim = {**optim.defaults(), "name": optimizer, **optim.arguments(optimizer)}
     return config
 
@@ -75,6 +78,7 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
     with tree.unlocked(), _refuse_recursion(path):
         own = _own_fields(tree, overrides)
         _merge(tree, defaults(_optimizer(tree, overrides), own), "config", path, frozenset(own))
+        variants.fill(tree.evals)
         overrides_.apply(tree, overrides, FIELDS | own)
         for length, other in (("steps", "epochs"), ("epochs", "steps")):
             texts = [overrides_.last_text(overrides, f"config.{name}") for name in (length, other)]
@@ -196,7 +200,9 @@ def _merge(config: Any, under: Any, prefix: str, path: str, own: frozenset[str] 
     for name in (name for name in config if name not in under):
         if prefix in STRICT:
             raise ConfigError(overrides_.unknown(f"{prefix}.{name}", under))
-        near = checked and ranges.did_you_mean(name, sorted(known), f"{prefix}.", cutoff)
+        groups = [other for other in known if isinstance(under[other], ml_collections.ConfigDict)]
+        same = groups if isinstance(overrides_.value(config, name), ml_collections.ConfigDict) else {*known} - {*groups}
+        near = checked and ranges.did_you_mean(name, sorted(same), f"{prefix}.", cutoff)
         if near:
             raise ConfigError(f"unknown field {prefix}.{name} in {path}{near}")
     for name, default in under.items(preserve_field_references=True):
@@ -277,13 +283,27 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     _check_batches(config)
     sharding.check_form(config["sharding"])
     shares.check_form(config["shares"], config["accumulate"])
-    if config["best"] and not re.fullmatch(r"(valid|test)/.+", config["best"]):
-        raise ConfigError(
-            f"config.best={config['best']!r} must be valid/METRIC or test/METRIC; if higher is better, with"
-            " config.best_mode=max"
-        )
+    variants.complete(config, table)
+    _check_metrics(config)
     if len(table) > len(FIELDS):
         ranges.check_shapes(config)
+
+
+def _check_metrics(config: Mapping[str, Any]) -> None:
+    """Check the fields that name a metric of an evaluation."""
+    evals, every = config["evals"], config["eval_every"]
+    metrics = {"best": config["best"], "stop.metric": config["stop"]["metric"]}
+    for field, metric in (metrics | {"plateau.metric": config["plateau"]["metric"]}).items():
+        name, _, rest = metric.partition("/")
+        names = ("valid", "test", *evals) if field == "best" else ("valid", *evals)
+        if metric and (name not in names or not rest):
+            mode = field.replace("metric", "mode").replace("best", "best_mode")
+            raise ConfigError(
+                f"config.{field}={metric!r} must be {' or '.join(f'{name}/METRIC' for name in names)}; if higher is"
+                f" better, with config.{mode}=max"
+            )
+        if metric and field != "best" and not (every or evals.get(name, {}).get("every")):
+            raise ConfigError(f"config.{field}={metric} needs evaluations on the way: give config.eval_every")
 
 
 def _check_length(config: Mapping[str, Any]) -> None:

@@ -28,7 +28,8 @@ NUMBERS = {
 HELP = """\
 modes:
   train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
-  eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split
+  eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split, or with
+           --eval=NAME those of one of config.evals
   predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl, or with --input those for
            your own texts, rows or pictures to stdout or --output
   embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input
@@ -91,10 +92,13 @@ def make_parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--split", choices=("train", "valid", "test"), help="for eval, predict, embed, show; test by default"
     )
+    flags.add_argument("--eval", metavar="NAME", help="for eval: one of config.evals instead of a split")
     flags.add_argument(
         "--runs", metavar="A,B,C", help="for report: folders of runs to compare; a * stands for any part of a name"
     )
-    flags.add_argument("--checkpoint", metavar="WHICH", help="of the run: newest (default), best, or a step")
+    flags.add_argument(
+        "--checkpoint", metavar="WHICH", help="of the run: newest (default), best, best:NAME of config.evals, or a step"
+    )
     answering = flags.add_argument_group("for --mode=predict and --mode=embed")
     answering.add_argument(
         "--input",
@@ -162,6 +166,8 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
         )
     if flags.input is None and (flags.input_format or flags.no_header or flags.skip_bad):
         raise ConfigError("--input-format, --no-header and --skip-bad describe an --input, which is not given")
+    if flags.eval is not None and (flags.mode != "eval" or flags.split is not None):
+        raise ConfigError("--eval=NAME is for --mode=eval, instead of --split")
     if flags.input is not None and flags.split is not None:
         raise ConfigError("--input and --split exclude each other: give one of them")
 

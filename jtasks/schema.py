@@ -52,6 +52,26 @@ class Profile(Group):
     steps: int = field(0, "[0, 2e9]")  # number of steps to profile; 0: none
 
 
+class Stop(Group):
+    """Fields of config.stop: end the run once evaluations do not improve any more."""
+
+    metric: str = field("")  # such as "valid/loss"; "": train all steps
+    patience: int = field(3, "[1, 2e9]")  # stop after this many evaluations in a row without improvement
+    mode: str = field("min", ("min", "max"))  # whether lower or higher is better
+    min_delta: float = field(0.0, "[0, inf)")  # a smaller change is no improvement
+
+
+class Plateau(Group):
+    """Fields of config.plateau: lower the learning rate while evaluations do not improve."""
+
+    metric: str = field("")  # such as "valid/loss"; "": off
+    factor: float = field(0.5, "(0, 1)")  # of the learning rate, each time that patience ends
+    patience: int = field(3, "[1, 2e9]")  # evaluations in a row without improvement
+    mode: str = field("min", ("min", "max"))  # whether lower or higher is better
+    min_delta: float = field(0.0, "[0, inf)")  # a smaller change is no improvement
+    min_factor: float = field(0.0, "[0, 1]")  # smallest product of all factors
+
+
 class Data(OpenGroup):
     """Fields of config.data."""
 
@@ -61,6 +81,8 @@ class Data(OpenGroup):
     allow_changes: bool = field(False)  # resume although data or data fields differ from the run's
     skip_bad: int = field(0, "[0, inf)")  # maximum number of unreadable examples to replace
     buckets: tuple[int, ...] = field((), "[1, 2e9]")  # for batch_tokens: lengths that batches are cut to, ascending
+    mix: OpenGroup  # weights of the sources by name, such as dict(web=2, books=1); empty: config.data is the only one
+    sources: OpenGroup  # of each source by name: fields of config.data with other values
 
 
 BATCH_AXES = ("data", "fsdp")  # of the mesh, over which a batch is sharded
@@ -92,6 +114,8 @@ class Config(OpenGroup):
     keep: int = field(2, "[1, inf)")  # number of newest checkpoints to keep
     best: str = field("")  # such as "valid/loss": keep the checkpoint with the best value of this metric too
     best_mode: str = field("min", ("min", "max"))  # whether the lowest or the highest value is the best
+    evals: OpenGroup  # further evaluations by name, such as dict(movies=dict(data=dict(...), every=500)); see variants
+    stop: Stop
     report_metric: bool = field(True)  # score predictions by score_fn, at the end and in --mode=eval
     show_count: int = field(8, "[0, 2e9]")  # examples for show_fn at each evaluation; 0: none
     precision: str = field("float32", ("float32", "bfloat16"))  # of the computation; parameters stay float32
@@ -103,6 +127,7 @@ class Config(OpenGroup):
     data: Data
     model: OpenGroup
     optim: OpenGroup
+    plateau: Plateau
     mesh: Mesh
     sharding: tuple[Any, ...] = field(())  # ((regex of parameter paths, spec), ...)
     shares: Any = field(None)  # microbatches of each device: None (equal), (3, 1, ...), "auto"
@@ -113,7 +138,7 @@ def _table(group: type[Group], prefix: str = "") -> dict[str, Field]:
     table: dict[str, Field] = {}
     for name, hint in get_type_hints(group).items():
         if isinstance(hint, type) and issubclass(hint, Group):
-            table |= _table(hint, f"{name}.")
+            table |= _table(hint, f"{prefix}{name}.")
         else:
             table[prefix + name] = getattr(group, name)._replace(kind=_kind(hint))
     return table
@@ -126,6 +151,15 @@ def _kind(hint: Any) -> type:
     return tuple if get_origin(hint) is tuple else (get_args(hint) or (hint,))[0]
 
 
+def _groups(group: type[Group], prefix: str = "") -> Iterator[tuple[str, bool]]:
+    """Yield the dotted names of the groups in a group, each before those in it, and whether more fields fit in."""
+    for name, hint in get_type_hints(group).items():
+        if isinstance(hint, type) and issubclass(hint, Group):
+            yield prefix + name, issubclass(hint, OpenGroup)
+            yield from _groups(hint, f"{prefix}{name}.")
+
+
 FIELDS = _table(Config)
-GROUPS = tuple(name for name in get_type_hints(Config) if name not in FIELDS)
-STRICT = tuple(f"config.{name}" for name in GROUPS if name not in ("data", "model"))  # allow no further fields
+GROUPS = tuple(name for name, _ in _groups(Config))
+# Groups that allow no further fields.
+STRICT = tuple(f"config.{name}" for name, is_open in _groups(Config) if not is_open or name == "optim")

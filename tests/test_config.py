@@ -101,6 +101,8 @@ OTHER_VALUES = {
     "profile.steps": ("5", 5),
     "data.skip_bad": ("2", 2),
     "data.buckets": ("(32, 64)", (32, 64)),
+    "stop.patience": ("5", 5),
+    "plateau.factor": ("0.1", 0.1),
 }
 
 
@@ -112,7 +114,7 @@ def test_each_common_field_can_be_set_though_the_file_does_not_name_it(written, 
 
 
 def test_every_field_at_the_top_is_covered_above():
-    named = {field.partition(".")[0] for field in OTHER_VALUES} | {"steps", "epochs", "model"}
+    named = {field.partition(".")[0] for field in OTHER_VALUES} | {"steps", "epochs", "model", "evals"}
     assert named == set(configs.defaults())
 
 

@@ -68,7 +68,7 @@ def refused(arguments, workdir: pathlib.Path, capfd) -> str:
         ([DIGITS, "--config.init_from=hf:configs"], "no config.json of a model in configs"),
         ([DIGITS, "--config.init_from=hf:"], "no config.json of a model"),
         ([DIGITS, "--mode=train", "--mode=eval"], "--mode is given 2 times: give it once"),
-        ([DIGITS, "--mode=eval", "--checkpoint="], "--checkpoint=: expected newest, best, or the step"),
+        ([DIGITS, "--mode=eval", "--checkpoint="], "--checkpoint=: expected newest, best, best:NAME, or the step"),
         ([DIGITS, "--mode=predict", "--output=~no_such_user/x"], "--output=~no_such_user/x: there is no such user"),
     ],
 )

@@ -14,7 +14,7 @@ from jtasks.data import pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.ranges import format_value
-from jtasks.run import display, predict, records
+from jtasks.run import display, evaluations, predict, records
 from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
@@ -116,19 +116,33 @@ def compute_scores(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) ->
     return {name: float(value) for name, value in scores.items()}
 
 
-def run(config: Config, workdir: pathlib.Path, split: str, which: str = "newest") -> dict[str, float]:
-    """Evaluate a checkpoint (see `open_run`) of a workdir on one split; keys are `split/metric`."""
+def run(
+    config: Config, workdir: pathlib.Path, split: str, which: str = "newest", *, named: str = ""
+) -> dict[str, float]:
+    """Evaluate a checkpoint (see `open_run`) of a workdir on one split; keys are `split/metric`.
+
+    With `named`, the name of one of config.evals, evaluate that instead.
+    """
     run = open_run(config, workdir, which)
+    if named:
+        each = evaluations.of_name(run.job, named, run.workdir)
+        run.compare(named, each.examples)
+        return {"step": run.step, **measure(each.job, each.examples, named, run.params)}
     return of_run(run, split, run.params)
 
 
 def of_run(run: SavedRun, split: str, restore: Callable[[], Any]) -> dict[str, float]:
     """Evaluate an open checkpoint, whose parameters `restore` returns, on one split; keys are `split/metric`."""
-    job, watch = run.job, display.watcher()
-    examples, marks = limit_examples(job, run.require(split))
+    return {"step": run.step, **measure(run.job, run.require(split), split, restore)}
+
+
+def measure(job: Job, examples: pipeline.Examples, name: str, restore: Callable[[], Any]) -> dict[str, float]:
+    """Return metrics and scores of the parameters that `restore` returns; keys are `name/metric`."""
+    watch = display.watcher()
+    examples, marks = limit_examples(job, examples)
     params = restore()
-    values = make(job, watch=watch)(params, examples, split) | marks
+    values = make(job, watch=watch)(params, examples, name) | marks
     if wants_scores(job):
         predictor = predict.make(job, watch=watch)
-        values |= scores(job, predictor, params, examples, f"{split} predictions", watch)
-    return {"step": run.step, **{f"{split}/{name}": value for name, value in values.items()}}
+        values |= scores(job, predictor, params, examples, f"{name} predictions", watch)
+    return {f"{name}/{metric}": value for metric, value in values.items()}

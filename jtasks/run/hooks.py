@@ -5,6 +5,7 @@ import functools
 import math
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,9 +13,9 @@ import numpy as np
 from jtasks import metrics
 from jtasks.data import fingerprint
 from jtasks.distributed import processes
-from jtasks.errors import CheckpointError, TrainingError
+from jtasks.errors import CheckpointError, ConfigError, TrainingError
 from jtasks.faults import some
-from jtasks.run import checkpoint, checkpoint_files, evaluate, page, predict
+from jtasks.run import checkpoint, checkpoint_files, evaluate, evaluations, page, patience, predict
 from jtasks.run.meter import peak_memory
 from jtasks.run.records import EVALUATED
 from jtasks.run.signals import Stop, Stopped
@@ -39,8 +40,9 @@ class Hooks:
         self.workdir, self.splits = setup.workdir, setup.splits
         self.plan, self.steps, self.log = setup.plan, setup.steps, setup.log
         self.checkpoints, self.stop = checkpoints, stop
-        self.evaluate = evaluate.make(job, self.poll, self.log.watch)
-        self.predict = predict.make(job, self.poll, self.log.watch) if hasattr(job.task, "predict_fn") else None
+        self.evaluations = evaluations.of_splits(job, setup.splits) | setup.evals
+        self.evaluate = functools.cache(lambda job: evaluate.make(job, self.poll, self.log.watch))
+        self.predict = functools.cache(lambda job: predict.make(job, self.poll, self.log.watch))
         self.state: State | None = None
         self.step = self.saved = setup.start
         self.preview_due = 0.0
@@ -51,9 +53,8 @@ class Hooks:
 
         With several processes a save precedes each evaluation: a process whose evaluation fails cannot save alone.
         """
-        config = self.job.config
-        evaluated = not processes.alone() and due(step, config.eval_every)
-        return step == self.steps or due(step, config.save_every) or evaluated
+        evaluated = not processes.alone() and evaluations.due(self.evaluations, step, last=False)
+        return step == self.steps or due(step, self.job.config.save_every) or bool(evaluated)
 
     def after_step(self, state: State, step: int) -> None:
         """Save and evaluate if `step` asks for it, and stop here if a signal came.
@@ -76,10 +77,10 @@ class Hooks:
                     self.log.warn(
                         f"step {step} is not saved: it is one of {nonfinite_steps} in a row that were not finite"
                     )
-        if step and (last or due(step, self.job.config.eval_every)):
+        if step and evaluations.due(self.evaluations, step, last=last):
             rescue = self._save_and_wait if processes.alone() else self._wait_for_save  # saved before, by all
             with self.log.pause(), self.stop.rescue(rescue):
-                self.evaluate_splits(state, step, ("valid", "test") if last else ("valid",))
+                self.evaluate_due(state, step)
 
     def hold(self, state: State, step: int) -> None:
         """Hold the newest state, which a signal or an error saves."""
@@ -205,33 +206,82 @@ class Hooks:
             " a smaller config.optim.lr, a config.optim.clip or a longer warm-up may help"
         )
 
-    def evaluate_splits(self, state: State, step: int, names: tuple[str, ...]) -> None:
-        """Evaluate the splits that metrics.jsonl does not have yet, and show examples."""
-        job = self.job
-        for split in names:
-            if self.splits[split] is None:
-                continue
-            examples, marks = evaluate.limit_examples(job, self.splits[split])
-            recorded = functools.partial(self.log.has, step, split, marks.get(EVALUATED))
-            if processes.broadcast_from_first(recorded):
-                continue
-            begun = time.perf_counter()
-            processes.on_first_process(functools.partial(self._record_first_use, split))
-            values = self.evaluate(state.eval_params, examples, split)
-            if step == self.steps and self.predict is not None:
-                name = f"{split} predictions"
-                values |= evaluate.scores(job, self.predict, state.eval_params, examples, name, self.log.watch)
-            if self.predict is not None and job.config.show_count and hasattr(job.task, "show_fn"):
-                self._show(predict.show(job, self.predict, state.eval_params, examples), split, step)
-            best, _, metric = job.config.best.partition("/")
-            if best == split and metric not in values:  # the run was resumed with another config.best
-                self.log.warn(f"config.best={job.config.best}: the metrics of {split} are {', '.join(values)}")
-            self.log.evaluation(step, split, values | marks, time.perf_counter() - begun)
+    def evaluate_due(self, state: State, step: int) -> None:
+        """Do the evaluations that are due after `step`; all of them if config.stop ends the run here.
+
+        First comes the one that config.stop watches, because whether the run ends decides what the others do.
+        """
+        watched = self.job.config.stop.metric.partition("/")[0]
+        names = evaluations.due(self.evaluations, step, last=step == self.steps)
+        for name in sorted(names, key=lambda name: name != watched):
+            self._evaluate(name, state, step)
+        if step == self.steps:
+            for name in (name for name in self.evaluations if name not in names):
+                self._evaluate(name, state, step)
+
+    def _evaluate(self, name: str, state: State, step: int) -> None:
+        """Evaluate what metrics.jsonl does not have yet, and show examples of the splits."""
+        job, examples, _ = self.evaluations[name]
+        examples, marks = evaluate.limit_examples(job, examples)
+        recorded = functools.partial(self.log.has, step, name, marks.get(EVALUATED))
+        if processes.broadcast_from_first(recorded):
+            self._stop_early(name, step, {})
+            return
+        begun = time.perf_counter()
+        processes.on_first_process(functools.partial(self._record_first_use, name))
+        values = self.evaluate(job)(state.eval_params, examples, name)
+        watched = evaluations.watched_metrics(self.job.config, name)
+        scored = not watched <= values.keys()
+        if scored:
+            values |= self._scores(name, state, examples)
+        if missing := sorted(watched - values.keys()):  # the run was resumed with another config.best
+            self.log.warn(f"the config asks for {name}/{missing[0]}: the metrics of {name} are {', '.join(values)}")
+        self._stop_early(name, step, values)
+        if step == self.steps and not scored:
+            values |= self._scores(name, state, examples)
+        if name in self.splits and job.config.show_count and hasattr(job.task, "show_fn") and self._predicts:
+            self._show(predict.show(job, self.predict(job), state.eval_params, examples), name, step)
+        self.log.evaluation(step, name, values | marks, time.perf_counter() - begun)
+
+    @property
+    def _predicts(self) -> bool:
+        return hasattr(self.job.task, "predict_fn")
+
+    def _scores(self, name: str, state: State, examples: Any) -> dict[str, float]:
+        """Return the scores of the task's predictions, which take longer than the metrics."""
+        job = self.evaluations[name].job
+        if not self._predicts:
+            return {}
+        texts = f"{name} predictions"
+        return evaluate.scores(job, self.predict(job), state.eval_params, examples, texts, self.log.watch)
+
+    def _stop_early(self, name: str, step: int, values: dict[str, float]) -> None:
+        """End the run after `step` if config.stop watches this evaluation, and its patience is at an end.
+
+        Raises:
+          ConfigError: the evaluation has no such metric.
+        """
+        rule = self.job.config.stop
+        watched, _, metric = rule.metric.partition("/")
+        if watched != name or step == self.steps:
+            return
+        history = self.log.values(rule.metric)
+        if values:
+            if metric not in values:
+                raise ConfigError(f"config.stop.metric={rule.metric}: the metrics of {name} are {', '.join(values)}")
+            history = history | {step: values[metric]}
+        if processes.broadcast_from_first(lambda: patience.is_exhausted(history, rule)):
+            self.log.message(
+                f"stopping at step {step}: {rule.metric} has not improved in {rule.patience} evaluations; the last time"
+                f" was at step {patience.best_step(history, rule)}"
+            )
+            self.steps = step
+            self.save()
 
     def _record_first_use(self, split: str) -> None:
         try:
             if split not in recorded_splits(self.workdir):
-                record_data({split: fingerprint.of(self.splits[split])}, self.workdir, fresh=False)
+                record_data({split: fingerprint.of(self.evaluations[split].examples)}, self.workdir, fresh=False)
         except OSError as error:
             self.log.warn(f"the {split} split is not recorded ({error}); training goes on")
 
@@ -269,12 +319,12 @@ class Hooks:
             self.log.warn(f"{error}; training goes on, and the newest good checkpoint is kept")
 
     def _expendable_steps(self, steps: list[int]) -> list[int]:
-        """Return the saved `steps` that are neither among the newest nor the best by `config.best`."""
-        config = self.job.config
-        keep = set(steps[-config.keep :])
-        values = {step: value for step, value in self.log.values(config.best).items() if step in steps}
-        best = checkpoint_files.best(values, config.best_mode)
-        return [step for step in steps if step not in keep | {best}]
+        """Return the saved `steps` that are neither among the newest nor the best by config.best or config.evals."""
+        keep = set(steps[-self.job.config.keep :])
+        for metric, mode in evaluations.best_metrics(self.job.config).items():
+            values = {step: value for step, value in self.log.values(metric).items() if step in steps}
+            keep.add(checkpoint_files.best(values, mode) or 0)
+        return [step for step in steps if step not in keep]
 
 
 def _values(outputs: list[StepOutput]) -> dict[str, float]:

@@ -17,7 +17,7 @@ from jtasks.run.workdir import clear_on_error, lock
 def train(
     config: Config | Mapping[str, Any], workdir: pathlib.Path | str, *, owns_process: bool = False
 ) -> dict[str, float]:
-    """Train until `config.steps`, starting from the newest checkpoint in `workdir`, if there is one.
+    """Train until `config.steps` or `config.stop`, starting from the newest checkpoint in `workdir`, if there is one.
 
     In a notebook or a script, Ctrl-C saves the state and raises Stopped; the same call then resumes the run. A second
     Ctrl-C, or one before the first step, raises KeyboardInterrupt.
@@ -56,7 +56,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
         hooks = Hooks(setup, checkpoints, stop)
         with hooks.guard():
             hooks.after_step(state, start)
-            batches = setup.job.batches(setup.examples, setup.plan, range(start, setup.steps), poll=hooks.poll)
+            batches = setup.job.batches(setup.examples, setup.plan, range(start, hooks.steps), poll=hooks.poll)
             outputs: list[StepOutput] = []
             log.advance(start)
             for now, batch in enumerate(batches, start + 1):
@@ -72,9 +72,11 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
                     outputs = []
                 hooks.preview(now, outputs)
                 hooks.after_step(state, now)
+                if now == hooks.steps:
+                    break  # config.stop may end the run early
             hooks.finish()
             hooks.write_report()
-        return result(log, setup.steps)
+        return result(log, hooks.steps)
 
 
 def result(log: Log, step: int) -> dict[str, float]:

@@ -17,7 +17,8 @@ from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, require, some
 from jtasks.metrics import TERM, Loss, Mean
-from jtasks.run import evaluate, predict
+from jtasks.run import evaluate, evaluations, predict
+from jtasks.run.evaluations import Evaluation
 from jtasks.run.job import Job
 from jtasks.tree import by_name, leaf_name
 
@@ -27,7 +28,13 @@ MISTAKES = (AttributeError, ConfigError, DataError, ImportError, NameError, NotI
 Batch = dict[str, Any]
 
 
-def check(job: Job, splits: Mapping[str, pipeline.Examples | None], batch: Batch, params: Any) -> None:
+def check(
+    job: Job,
+    splits: Mapping[str, pipeline.Examples | None],
+    batch: Batch,
+    params: Any,
+    evals: Mapping[str, Evaluation] | None = None,
+) -> None:
     """Call each function of the task once per split: traced on a batch, or on the host on zeros.
 
     Args:
@@ -35,15 +42,20 @@ def check(job: Job, splits: Mapping[str, pipeline.Examples | None], batch: Batch
       splits: the examples of each split, None if there is none.
       batch: the first training batch.
       params: the parameters' shapes.
+      evals: the evaluations of config.evals.
 
     Raises:
-      ConfigError: a result breaks the contract, or config.best names no metric.
+      ConfigError: a result breaks the contract, or a field that names a metric names none.
       Exception: any error of the task's functions.
     """
     with _as_config_error():
         check_loss(job.task, job.config, params, batch)
         names = {s: _check_split(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
-    check_best(job.config.best, names)
+        more = evals or {}
+        names |= {name: _check_split(each.job, name, each.examples, batch, params) for name, each in more.items()}
+    for metric in evaluations.best_metrics(job.config):
+        check_best(metric, names)
+    check_watched(job.config, names)
 
 
 def check_params(params: Any) -> None:
@@ -73,6 +85,20 @@ def check_best(best: str, names: Mapping[str, set[str]]) -> None:
     elif best and metric not in names[split]:
         there = ", ".join(f"{split}/{name}" for name in sorted(names[split]))
         raise ConfigError(f"config.best={best}: expected one of {there}")
+
+
+def check_watched(config: Config, names: Mapping[str, set[str]]) -> None:
+    """Raise ConfigError if config.stop or config.plateau watches what no evaluation measures on the way.
+
+    Args:
+      config: the config.
+      names: the metrics of each evaluation, without scores.
+    """
+    for group in ("stop", "plateau"):
+        of, _, metric = config[group].metric.partition("/")
+        if of and metric not in names.get(of, ()):
+            there = [f"{name}/{own}" for name in names if name != "test" for own in sorted(names[name])]
+            raise ConfigError(f"config.{group}.metric={of}/{metric}: expected one of {', '.join(there)}")
 
 
 def require_arrays(params: Any) -> None:

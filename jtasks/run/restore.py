@@ -16,6 +16,7 @@ from jtasks.run.job import Job, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
 BATCHES = ("config.batch_size", "config.batch_tokens")
+BEST_OF = "best:"  # before the name of one of config.evals
 
 
 class SavedRun(NamedTuple):
@@ -29,8 +30,15 @@ class SavedRun(NamedTuple):
         """Return the examples of a split, None if there are none; raise ConfigError if they changed since the run."""
         examples = self.job.examples(split)
         if examples is not None:
-            processes.on_first_process(lambda: self._compare(split, examples))
+            self.compare(split, examples)
         return examples
+
+    def compare(self, split: str, examples: pipeline.Examples) -> None:
+        """Raise ConfigError if the examples of a split, or of one of config.evals, changed since the run."""
+        allow = self.job.config.data.allow_changes
+        processes.on_first_process(
+            lambda: workdir.compare_data({split: fingerprint.of(examples)}, self.workdir, allow=allow)
+        )
 
     def require(self, split: str) -> pipeline.Examples:
         """Return the examples of a split; raise DataError if there are none."""
@@ -54,10 +62,6 @@ class SavedRun(NamedTuple):
         """Return the entries of a batch with this number of rows."""
         return own.stored_batch(self.workdir, rows)
 
-    def _compare(self, split: str, examples: pipeline.Examples) -> None:
-        allow = self.job.config.data.allow_changes
-        workdir.compare_data({split: fingerprint.of(examples)}, self.workdir, allow=allow)
-
 
 def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> SavedRun:
     """Open one checkpoint of the run in `folder` for reading.
@@ -65,7 +69,7 @@ def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> Sav
     Args:
       config: the run's own, except for fields that do not identify a run.
       folder: the run's workdir.
-      which: "newest" (undamaged one), "best" by config.best, or a step.
+      which: "newest" (undamaged one), "best" by config.best, "best:NAME" by config.evals.NAME.best, or a step.
 
     Raises:
       ConfigError: config or assets are not the run's, or `which` is none of these.
@@ -121,8 +125,8 @@ def prepare_and_compare(config: Config, folder: pathlib.Path, free: tuple[str, .
 
 
 def _check_choice(which: str) -> None:
-    if which not in ("newest", "best") and not (which.isascii() and which.isdigit()):
-        raise ConfigError(f"--checkpoint={which}: expected newest, best, or the step of a checkpoint")
+    if which not in ("newest", "best") and not which.startswith(BEST_OF) and not (which.isascii() and which.isdigit()):
+        raise ConfigError(f"--checkpoint={which}: expected newest, best, best:NAME, or the step of a checkpoint")
 
 
 def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
@@ -130,26 +134,32 @@ def _choose(config: Config, folder: pathlib.Path, which: str) -> int:
     checkpoints = folder / "checkpoints"
     if which.isdigit():
         return checkpoint_files.require(checkpoints, int(which))
-    if which == "best":
-        return checkpoint_files.require(checkpoints, _best_step(config, folder))
+    if which == "best" or which.startswith(BEST_OF):
+        return checkpoint_files.require(checkpoints, _best_step(config, folder, which.removeprefix(BEST_OF)))
     step = checkpoint_files.newest(checkpoints, console.warn)
     if step is None:
         raise CheckpointError(f"no checkpoint in {checkpoints}: train first, with the same --config and --workdir")
     return step
 
 
-def _best_step(config: Config, folder: pathlib.Path) -> int:
-    split, _, name = config.best.partition("/")
-    if not name:
+def _best_step(config: Config, folder: pathlib.Path, of: str) -> int:
+    """Return the step of the best checkpoint by config.best, or `of` one of config.evals by its own."""
+    metric, mode = config.best, config.best_mode
+    if of != "best":
+        each = config.evals.get(of, {})
+        if not each.get("best"):
+            raise ConfigError(f"--checkpoint=best:{of} needs config.evals.{of}.best, such as loss")
+        metric, mode = f"{of}/{each.best}", each.best_mode
+    if not metric:
         raise ConfigError("--checkpoint=best needs config.best, such as --config.best=valid/loss")
     steps = checkpoint_files.saved_steps(folder / "checkpoints")
     measured = records.Records(folder / "metrics.jsonl")
     measured.load(warn=console.warn)
-    values = measured.values(config.best)
-    step = checkpoint_files.best({step: values[step] for step in steps if step in values}, config.best_mode)
+    values = measured.values(metric)
+    step = checkpoint_files.best({step: values[step] for step in steps if step in values}, mode)
     if step is None:
         raise CheckpointError(
-            f"{folder / 'metrics.jsonl'} has no finite {split}/{name} of a checkpoint that is kept"
+            f"{folder / 'metrics.jsonl'} has no finite {metric} of a checkpoint that is kept"
             f" ({', '.join(map(str, steps)) or 'none'}): give --checkpoint=STEP"
         )
     return step

@@ -15,9 +15,20 @@ from jtasks.data import buckets, fingerprint, pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
-from jtasks.run import autoshare, checkpoint_files, flops, preflight, programs, provenance, summary
+from jtasks.run import (
+    autoshare,
+    checkpoint_files,
+    evaluations,
+    flops,
+    patience,
+    preflight,
+    programs,
+    provenance,
+    summary,
+)
 from jtasks.run.compile import Compiled
 from jtasks.run.evaluate import limit_examples
+from jtasks.run.evaluations import Evaluation
 from jtasks.run.job import SPLITS, Job, prepare, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
@@ -53,6 +64,7 @@ class Setup(NamedTuple):
     start: int  # the step of the newest checkpoint; 0 for a fresh run
     steps: int
     log: Log
+    evals: dict[str, Evaluation]  # those of config.evals
 
     @property
     def examples(self) -> pipeline.Examples:
@@ -87,12 +99,15 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     if not job.config.batch_tokens and job.config.batch_size > n:
         warn(f"config.batch_size={job.config.batch_size} is above the {n:,} examples: a step reads some repeatedly")
     processes.on_first_process(lambda: record(job, workdir, splits, start, steps))
+    evals = evaluations.of_config(job, workdir)
+    processes.on_first_process(lambda: compare_evals(job, workdir, evals))
     if start > steps:
         say(f"{workdir} holds step {start}, past config.steps={steps}: there is nothing to train")
         steps = start
     openers = {name: functools.partial(logger, job.config, workdir, start) for name, logger in loggers.items()}
     log = Log(workdir, start=start, steps=steps, count=plan.count, loggers=openers, writer=processes.first())
-    return Setup(job, workdir, splits, plan, start, steps, log)
+    steps = start if processes.broadcast_from_first(lambda: is_stopped(job.config, log, start)) else steps
+    return Setup(job, workdir, splits, plan, start, steps, log, evals)
 
 
 def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, steps: int) -> None:
@@ -115,14 +130,31 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         record_data(data, workdir, fresh=not start)
 
 
+def compare_evals(job: Job, workdir: pathlib.Path, evals: dict[str, Evaluation]) -> None:
+    """Raise ConfigError if the data of an evaluation of config.evals is not what the run has used."""
+    used = recorded_splits(workdir)
+    data = {name: fingerprint.of(each.examples) for name, each in evals.items() if name in used}
+    compare_data(data, workdir, allow=job.config.data.allow_changes)
+    record_data(data, workdir, fresh=False)
+
+
+def is_stopped(config: Config, log: Log, start: int) -> bool:
+    """Return whether config.stop ended the run at `start`, by the evaluations up to there, and say so."""
+    rule, values = config.stop, log.values(config.stop.metric)
+    if not start or start not in values or not patience.is_exhausted(values, rule):
+        return False
+    say(f"config.stop ended this run: raise config.stop.patience, now {rule.patience}, to train on")
+    return True
+
+
 def is_finished(setup: Setup) -> bool:
     """Return whether all steps are done and evaluated, and say so."""
-    job, workdir, splits, _, start, steps, log = setup
-    evaluated = {split: splits[split] for split in ("valid", "test") if splits[split] is not None}
+    workdir, start, steps, log = setup.workdir, setup.start, setup.steps, setup.log
+    all_of_them = evaluations.of_splits(setup.job, setup.splits) | setup.evals
 
     def measured() -> bool:
-        numbers = {split: limit_examples(job, examples)[1].get(EVALUATED) for split, examples in evaluated.items()}
-        return all(log.has(start, split, number) for split, number in numbers.items())
+        numbers = {name: limit_examples(each.job, each.examples)[1] for name, each in all_of_them.items()}
+        return all(log.has(start, name, marks.get(EVALUATED)) for name, marks in numbers.items())
 
     if start < steps or not processes.broadcast_from_first(measured):
         return False
@@ -142,7 +174,7 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     program = programs.build(job, batch, setup.steps)
     if not setup.start:
         processes.on_first_process(lambda: record_batch(batch, setup.workdir))
-        preflight.check(job, setup.splits, batch, program.shapes.params)
+        preflight.check(job, setup.splits, batch, program.shapes.params, setup.evals)
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
         state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     announce(setup, program, state, batch)

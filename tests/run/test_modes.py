@@ -199,8 +199,8 @@ def test_the_asked_checkpoint_is_taken(door):
     ("which", "code", "message"),
     [
         ("best", 2, "--checkpoint=best needs config.best"),
-        ("newset", 2, "--checkpoint=newset: expected newest, best, or the step"),
-        ("²", 2, "expected newest, best, or the step"),
+        ("newset", 2, "--checkpoint=newset: expected newest, best, best:NAME, or the step"),
+        ("²", 2, "expected newest, best, best:NAME, or the step"),
         ("5", 1, "no checkpoint of step 5"),
     ],
 )
@@ -347,14 +347,14 @@ def test_a_split_is_read_and_recorded_when_it_is_first_evaluated_and_compared_fr
     config = configs.load(path, ["--config.show_count=0"])
     seen = []
 
-    def evaluated(self, state, step, names):
+    def evaluated(self, state, step):
         module = self.job.task
         seen.append((step, dict(module.READ), set(recorded_splits(tmp_path / "run"))))
         if step != 2:
-            original(self, state, step, names)
+            original(self, state, step)
 
-    original = Hooks.evaluate_splits
-    monkeypatch.setattr(Hooks, "evaluate_splits", evaluated)
+    original = Hooks.evaluate_due
+    monkeypatch.setattr(Hooks, "evaluate_due", evaluated)
     train(config, tmp_path / "run")
     assert [(step, used) for step, read, used in seen] == [(2, {"train"}), (4, {"train"}), (6, {"train", "valid"})]
     reads = [(read["valid"], read["test"]) for step, read, used in seen]
