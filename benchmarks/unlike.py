@@ -124,7 +124,7 @@ def slowed(process, times):
 
 def scaling(compute: float) -> dict:
     """Return the speed-ups by the model of `jtasks.run.plan`, from measurements of this machine."""
-    from jtasks.run.collectives import Collective
+    from jtasks.run.hlo import Collective
     from jtasks.run.plan import Hardware, times
 
     where = address()

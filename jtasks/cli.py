@@ -301,6 +301,8 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
 
     from jtasks import errors
 
+    if flags.topology is not None:
+        return _plan_topology(flags, config)
     sizes = config.mesh.to_dict().values()
     if flags.devices is None and -1 in sizes:
         raise errors.ConfigError("config.mesh has a -1, which takes all remaining devices: give --devices=N")
@@ -312,6 +314,26 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     estimate = plan.run(config, plan.Hardware(**{name: getattr(flags, name) for name in plan.Hardware._fields}))
     print(plan.table(estimate), file=sys.stderr)
     return estimate
+
+
+def _plan_topology(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Plan with the compiler of a TPU; a step that does not fit is an error, after its line on stdout."""
+    import jax
+
+    from jtasks import errors
+    from jtasks.run import records
+
+    jax.config.update("jax_platforms", "cpu")
+    from jtasks.run import tpu
+
+    facts, text = tpu.run(config, flags.topology, flags.efficiency)
+    if not facts["fits"]:
+        print(records.to_json(facts), flush=True)
+        raise errors.ConfigError(f"--topology={flags.topology}: {facts['refusal']}\n-> {tpu.SMALLER}")
+    if flags.output is not None:
+        user_path("--output", flags.output).write_text(text)
+    print(tpu.table(facts), file=sys.stderr)
+    return facts
 
 
 def _check(config: Any, workdir: pathlib.Path) -> dict[str, Any]:

@@ -130,6 +130,11 @@ def make_parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--sweep-index", type=int, metavar="I", help="train only run I of the sweep, from 0")
     plan = flags.add_argument_group("for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card")
+    plan.add_argument(
+        "--topology",
+        metavar="T",
+        help="compile for a TPU slice, such as v5e:4x4 or v5p:2x2x1, with the extra tpu-plan; of v4, v5e, v5p, v6e",
+    )
     plan.add_argument("--devices", type=int, metavar="N", help="number of devices; default: as in config.mesh")
     plan.add_argument(
         "--peak-tflops", type=float, default=312.0, metavar="T", help="peak of a device, in TFLOP/s (312)"

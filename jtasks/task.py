@@ -20,6 +20,8 @@ Optional::
     prepare(config)                        downloads, palettes: runs once, on one process
     defaults()                             {"group.field": default or ranges.Field}: the task's own fields of a config
     model_args(config)                     values for the fields of config.model that are None
+    made_example(config)                   (values of model_args, {entry: array} of one example of a batch), from the
+                                           config alone: lets --mode=plan do without data
     assets(config)                         {file name: text} that give the parameters their meaning: class names
     collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
     lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens, or int [n, k] of
@@ -86,6 +88,7 @@ OPTIONAL = {
     "prepare": ("config",),
     "defaults": (),
     "model_args": ("config",),
+    "made_example": ("config",),
     "collate_fn": ("examples", "config"),
     "examples": ("inputs", "config"),
     "predict_fn": ("params", "batch", "rng", "config"),

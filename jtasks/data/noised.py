@@ -1,12 +1,13 @@
 """Rows of plain text for pre-training by text infilling: what `jtasks.ops.infilling` corrupts on the device."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jtasks.config import Config
 from jtasks.data import text, tokenizers, tokens
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 from jtasks.ops import infilling
 from jtasks.ranges import Field
 
@@ -67,7 +68,7 @@ def model_args(config: Config, tokenizer: "Tokenizer") -> dict[str, Any]:
       DataError: the tokenizer lacks the mask, or enough sentinels.
     """
     end = tokenizers.special(tokenizer, *tokens.ENDS)
-    documents = max(_documents(split, config, tokenizer, end) for split in SPLITS)
+    documents = max(_documents(split, config, tokenizer, end) for split in SPLITS) if config.data.packed else 1
     positions = max(infilling.lengths(config, documents))
     if config.data.noise == "infilling":
         stops = tuple(sorted(i for piece, i in tokenizer.get_vocab().items() if piece in (".", "▁.", "Ġ.", "##.")))
@@ -86,9 +87,25 @@ def model_args(config: Config, tokenizer: "Tokenizer") -> dict[str, Any]:
     return {"hide": first, "documents": documents, "max_length": positions}
 
 
+def made_example(
+    config: Config, model_args: Callable[[Config], dict[str, Any]]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return a task's `model_args` and a row of `read`, from the config alone: a row has config.model.documents."""
+    if config.model.documents is None and config.data.packed:
+        raise ConfigError("the text has the documents: set config.model.documents, the largest number in a row")
+    values = model_args(Config(config.to_dict() | {"data": config.data.to_dict() | {"packed": False}}))
+    documents = config.model.documents or 1
+    lengths = infilling.lengths(config, documents)
+    values |= {
+        "documents": documents,
+        **({"max_length": max(values["max_length"], *lengths)} if "max_length" in values else {}),
+    }
+    return values, {"tokens": np.zeros(config.data.length, np.int32), "skip": np.array(0, np.int32)}
+
+
 def _documents(split: str, config: Config, tokenizer: "Tokenizer", end: int) -> int:
     """Return the largest number of documents in a row of a split."""
-    rows = read(split, config, tokenizer) if config.data.packed else None
+    rows = read(split, config, tokenizer)
     if rows is None:
         return 1
     chunks = np.array_split(rows["tokens"], -(-rows["tokens"].size // (1 << 24)))  # the text may exceed memory

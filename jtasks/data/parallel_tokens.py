@@ -183,11 +183,13 @@ def encode_inputs(texts: Sequence[str], source: Side, target: Side) -> Encoded:
     return Encoded(arrays, (source.length, target.length), (source.pad, target.pad), labels=False)
 
 
-def lengths(examples: Sequence[Mapping[str, Any]]) -> np.ndarray:
+def lengths(examples: Sequence[Mapping[str, Any]] | Mapping[str, np.ndarray]) -> np.ndarray:
     """Return the number of tokens of each source and target, 0 for no target: int32 [n, 2]."""
     if isinstance(examples, Encoded):
         return examples.lengths
     names = ("source_segment_ids", "target_segment_ids")
+    if isinstance(examples, Mapping):
+        return np.stack([np.count_nonzero(examples[name], axis=1) for name in names], axis=1)
     return np.array([[np.count_nonzero(row.get(name, ())) for name in names] for row in examples], np.int32)
 
 

@@ -47,13 +47,15 @@ RULES: Rules = (
 )
 
 
-def make_mesh(axes: Mapping[str, int]) -> Mesh:
-    """Make a mesh of `data`, `fsdp` and `tensor` over all devices; an axis of -1 takes all remaining devices.
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Make a mesh of `data`, `fsdp` and `tensor` over all devices, by default JAX's own.
+
+    An axis of -1 takes all remaining devices.
 
     Raises:
       ConfigError: the product of the axes is not the number of devices.
     """
-    sizes, devices = dict.fromkeys(AXES, 1) | dict(axes), jax.device_count()
+    sizes, count = dict.fromkeys(AXES, 1) | dict(axes), jax.device_count() if devices is None else len(devices)
     field = f"config.mesh={dict(axes)}"
     if unknown := [axis for axis in sizes if axis not in AXES]:
         raise ConfigError(f"{field} has the axis {unknown[0]}; expected one of {', '.join(AXES)}")
@@ -61,12 +63,12 @@ def make_mesh(axes: Mapping[str, int]) -> Mesh:
     if len(free) > 1 or any(size < 1 for axis, size in sizes.items() if axis not in free):
         raise ConfigError(f"{field}: each size must be at least 1, and only one may be -1, for all that remain")
     product = math.prod(size for size in sizes.values() if size != -1)
-    if free and devices % product == 0:
-        sizes[free[0]] = devices // product
-    if math.prod(sizes.values()) != devices:
-        raise ConfigError(f"{field} asks for {'a multiple of ' * bool(free)}{product}, but there are {devices} devices")
+    if free and count % product == 0:
+        sizes[free[0]] = count // product
+    if math.prod(sizes.values()) != count:
+        raise ConfigError(f"{field} asks for {'a multiple of ' * bool(free)}{product}, but there are {count} devices")
     # Explicit axes, the default of jax.make_mesh, keep embedding lookups from tracing.
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes))
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=(AxisType.Auto,) * len(sizes), devices=devices)
 
 
 def num_batch_shards(mesh: Any) -> int:

@@ -21,6 +21,7 @@ from jtasks.ops.precision import wide
 
 BLOCK = 128  # queries; on two CPU cores 64 and 128 were equally fast, 256 a third slower
 
+RECOMPUTED = "rematted_computation"  # JAX's name of what jax.checkpoint computes again
 SAVED = "attention"  # checkpoint_name of values saved for the backward pass
 
 Ids = tuple[jax.Array, jax.Array]  # segment ids of queries [b, t] and of keys [b, s]
@@ -246,7 +247,8 @@ def _backward(
         mask = _block_mask(start, stop, seen, causal, ids)
         mask = None if mask is None else jnp.swapaxes(mask, 2, 3)
         bias = None if relative is None else jnp.swapaxes(diagonals(relative, start, stop, t, seen), 1, 2)
-        scores = _scores(key[:, :, :seen], query[:, :, rows], mask, bias, scale)
+        with jax.named_scope(RECOMPUTED):
+            scores = _scores(key[:, :, :seen], query[:, :, rows], mask, bias, scale)
         weights = jnp.exp(scores - jnp.swapaxes(log_sums[:, :, rows], 2, 3))
         d_weights = jnp.einsum(
             "bhsd,bhtd->bhst", value[:, :, :seen], cotangent[:, :, rows], preferred_element_type=wide(value)

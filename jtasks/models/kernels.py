@@ -1,11 +1,13 @@
 """Attention kernels that JAX ships for accelerators; `models/attention.py` has the CPU form."""
 
+import contextlib
 import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
+CAUSAL = "causal_kernel"  # scope of a kernel that skips blocks of keys after the queries, for counts of operations
 TILE = 128  # the TPU kernel's blocks of queries and keys
 
 
@@ -57,7 +59,8 @@ def on_tpu(
     if examples or tensor:
         array, row = PartitionSpec(examples, tensor), PartitionSpec(examples)
         kernel = jax.shard_map(kernel, in_specs=(array, array, array, row), out_specs=array, check_vma=False)
-    return kernel(query, key, value, segment_ids)[:, :, :t]
+    with jax.named_scope(CAUSAL) if causal else contextlib.nullcontext():
+        return kernel(query, key, value, segment_ids)[:, :, :t]
 
 
 def platform() -> str:

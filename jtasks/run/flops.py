@@ -3,11 +3,14 @@
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters import partial_eval
+
+from jtasks.models import kernels
+from jtasks.models.attention import RECOMPUTED
 
 # Dense peaks in FLOP/s of one JAX device: (pattern of device_kind, bfloat16, float16, float32).
 # TPU: cloud.google.com/tpu/docs, "peak compute per chip"; a device is half a chip on v2 and v3, a chip from v4 on.
@@ -34,19 +37,30 @@ _PEAKS: tuple[tuple[str, float | None, float | None, float], ...] = (
 )
 
 
-def count(function: Callable[..., Any], *args: Any) -> float:
+class _What(NamedTuple):
+    """What to count."""
+
+    recomputed: bool
+    only_kernels: bool
+    causal: bool = False  # inside the scope of a kernel that skips blocks of later keys
+
+
+def count(function: Callable[..., Any], *args: Any, recomputed: bool = True, only_kernels: bool = False) -> float:
     """Return the floating point operations of the matrix products and convolutions in one call of `function`.
 
     A multiply-add counts as two and everything else as none, the convention of model FLOPs utilization
     (PaLM, Chowdhery et al. 2022, appendix B). The count uses the jaxpr, because XLA's own cost analysis
     counts the body of a loop once. A scan (also a `fori_loop` of known length) counts times its length, a
     shard_map times its shards, a cond as its largest branch, and a `while_loop`, whose length is unknown, as
-    one iteration. Code whose result is unused is left out. Recomputation (remat) counts, so with remat the ratio
-    to the peak is the utilization of the hardware. Products inside custom kernels (Pallas, cuDNN) are not counted.
+    one iteration. Code whose result is unused is left out. A Pallas kernel counts times its grid; products inside
+    other kernels (cuDNN) are not counted.
 
     Args:
         function: any traceable function.
         *args: its arguments: pytrees of arrays or of `jax.ShapeDtypeStruct`; nothing is computed.
+        recomputed: whether recomputation (remat) counts. With it the ratio to the peak is the utilization of the
+            hardware, without it that of the model.
+        only_kernels: count only what Pallas kernels do.
 
     >>> import jax.numpy as jnp
     >>> matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
@@ -55,7 +69,7 @@ def count(function: Callable[..., Any], *args: Any) -> float:
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
     live, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
-    return float(_jaxpr(live))
+    return float(_jaxpr(live, _What(recomputed, only_kernels)))
 
 
 def peak(device: jax.Device, precision: str) -> float | None:
@@ -76,20 +90,35 @@ def peak(device: jax.Device, precision: str) -> float | None:
     return rates[precisions.index(precision)] if rates else None
 
 
-def _jaxpr(jaxpr: Any) -> int:
-    return sum(_equation(equation) for equation in jaxpr.eqns)
+def _jaxpr(jaxpr: Any, what: _What) -> float:
+    return sum(_equation(equation, what) for equation in jaxpr.eqns)
 
 
-def _equation(equation: Any) -> int:
-    name, params = equation.primitive.name, equation.params
+def _equation(equation: Any, what: _What) -> float:
+    name, params, scope = equation.primitive.name, equation.params, str(equation.source_info.name_stack)
+    if RECOMPUTED in scope and not what.recomputed:
+        return 0
+    what = what._replace(causal=what.causal or kernels.CAUSAL in scope)
     if name == "dot_general":
-        return _dot(equation)
+        return 0 if what.only_kernels else _dot(equation)
     if name == "conv_general_dilated":
-        return _convolution(equation)
-    inner = [_jaxpr(jaxpr) for jaxpr in jaxprs_in_params(params)]
+        return 0 if what.only_kernels else _convolution(equation)
+    if name == "pallas_call":
+        return _kernel(params, what)
+    inner = [_jaxpr(jaxpr, what) for jaxpr in jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)
     return sum(inner) * _repeats(name, params)
+
+
+def _kernel(params: dict[str, Any], what: _What) -> float:
+    grid = [size for size in params["grid_mapping"].grid if isinstance(size, int)]
+    whole = math.prod(grid) * _jaxpr(params["jaxpr"], what._replace(only_kernels=False))
+    if not what.causal or len(grid) < 2:
+        return whole
+    rows, columns = grid[-2:]  # blocks of queries and of keys, or the other way around
+    needed = sum(column * rows < (row + 1) * columns for row in range(rows) for column in range(columns))
+    return whole * needed / (rows * columns)
 
 
 def _repeats(name: str, params: dict[str, Any]) -> int:

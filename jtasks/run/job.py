@@ -165,16 +165,17 @@ class Job(NamedTuple):
         )
 
 
-def prepare(config: Config, *, pretrained: bool = True) -> Job:
+def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.Device] | None = None) -> Job:
     """Check the config, load the task, prepare its data and fill the config's placeholders.
 
     Args:
       config: the config; its names on the hub are pinned to commits.
       pretrained: whether config.init_from fills placeholders; a resumed run has them from its own config.json.
+      devices: those of the mesh; by default JAX's own.
     """
     config = configs.freeze(config)
     module = task.load(config.task)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = sharding.make_mesh(config.mesh, devices)
     config = names.pin_names(config, source=pretrained)
     processes.on_first_process(lambda: make_files(config, module))
     return Job(module, fill(config, module, pretrained=pretrained), mesh)
@@ -189,12 +190,14 @@ def make_files(config: Config, module: ModuleType) -> None:
         module.prepare(config)
 
 
-def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: bool = True) -> Config:
+def fill(
+    config: Config, module: ModuleType, *, pretrained: bool = True, values: Mapping[str, Any] | None = None
+) -> Config:
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
     If `config.init_from` is a Hugging Face model, its config.json gives the fields that the data leaves open, unless
-    `pretrained` is False; of an encoder-decoder, also those that have their defaults. Without `data` nothing comes from
-    the task.
+    `pretrained` is False; of an encoder-decoder, also those that have their defaults. `values` stand for those of
+    `model_args`.
     """
     fields, folder = task.fields(module), ""
     if pretrained and config.init_from.startswith(hub.PREFIX):
@@ -203,7 +206,8 @@ def fill(config: Config, module: ModuleType, *, pretrained: bool = True, data: b
         config = Config(config.to_dict() | {"model": _without_defaults(config.model, fields)})
     if folder and config.data.get("size", 0) is None and (size := model_config.image_size(folder)):
         config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
-    values = module.model_args(config) if data and hasattr(module, "model_args") else {}
+    if values is None:
+        values = module.model_args(config) if hasattr(module, "model_args") else {}
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"model_args of {config.task} must return {{field of config.model: value}}, not"

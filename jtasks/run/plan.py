@@ -2,23 +2,33 @@
 
 The step is compiled ahead of time for fake CPU devices, from shapes alone: nothing is allocated. Memory follows from
 the shardings and the compiler's own analysis, communication from the collectives in the compiled program. Other
-compilers fuse differently, so temporaries are an estimate, and the CPU compiler widens float16 types.
+compilers fuse differently, so temporaries are an estimate, and the CPU compiler widens float16 types. It sums gradients
+that are sharded by an all-reduce; the compilers for GPU and TPU send half of that, by a reduce-scatter.
+`run/tpu.py` plans with the real compiler of a TPU.
 """
 
 import math
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
+from jtasks import config as configs
+from jtasks import task
 from jtasks.config import Config
 from jtasks.console import format_si
-from jtasks.data import pipeline
+from jtasks.data import pipeline, stand_ins
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
-from jtasks.run import flops, programs
-from jtasks.run.collectives import Collective, collectives
-from jtasks.run.job import prepare, total_steps
+from jtasks.run import flops, hlo, programs
+from jtasks.run.hlo import Collective
+from jtasks.run.job import Job, fill, prepare, total_steps
+from jtasks.run.programs import Programs
+
+EXAMPLES = 100_000  # in an epoch, if the data is not read
+SIZES = ("width", "image_width", "text_width")  # fields of config.model that a Hugging Face folder may fill
 
 
 class Hardware(NamedTuple):
@@ -28,6 +38,70 @@ class Hardware(NamedTuple):
     efficiency: float = 0.4  # fraction of the peak that a step reaches without communication
     bandwidth_gbs: float = 25.0  # gigabytes a second out of a device, over all links
     latency_us: float = 10.0  # per hop of a collective
+
+
+class Planned(NamedTuple):
+    """A step that is not compiled yet, and the shapes and shardings that it takes."""
+
+    job: Job
+    program: Programs
+    state: Any
+    batch: Any
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters."""
+        return sum(math.prod(x.shape) for x in jax.tree.leaves(self.state.params))
+
+    def arguments(self) -> dict[str, int]:
+        """Return the bytes of what the step takes, on the fullest device."""
+        return {
+            "parameters": bytes_on_fullest(self.state.params),
+            "optimizer": bytes_on_fullest(self.state.opt_state),
+            "ema_params": bytes_on_fullest(self.state.ema_params),
+            "batch": bytes_on_fullest(self.batch),
+        }
+
+
+def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Planned:
+    """Return the step of a config for some devices, by default JAX's own, which may be no part of this machine."""
+    module = task.load(config.task)
+    if hasattr(module, "made_example"):
+        job, example = _without_data(config, module, devices)
+        made = {
+            name: np.broadcast_to(array, (max(EXAMPLES, config.batch_size), *array.shape))
+            for name, array in example.items()
+        }
+        plan = job.plan(made, shuffle=True)
+        rows = plan.rows(0)
+        added = {"mask": np.float32(1), "seed": np.uint32(0)}
+        host = plan.cut({name: np.broadcast_to(x, (rows, *x.shape)) for name, x in (example | added).items()}, 0)
+    else:
+        job = prepare(config, devices=devices)
+        examples = job.require("train")
+        plan = job.plan(examples, shuffle=True)
+        host = pipeline.batch_at(examples, plan, 0, job.collate)
+    batched = sharding.batch_sharding(job.mesh)
+    batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
+    program = programs.build(job, batch, total_steps(job.config, plan))
+    return Planned(job, program, sharding.with_shardings(program.shapes, program.shardings), batch)
+
+
+def _without_data(
+    config: Config, module: ModuleType, devices: Sequence[jax.Device] | None
+) -> tuple[Job, dict[str, np.ndarray]]:
+    """Return the job and an example, with what the data would tell from the config, or from a file that it names."""
+    config = configs.freeze(config)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    if hasattr(module, "texts"):
+        made = {"tokenizer": stand_ins.tokenizer(config)}
+        if config.data.get("target_tokenizer"):
+            made["target_tokenizer"] = stand_ins.tokenizer(config, "target_tokenizer", "target_vocab")
+        config = Config(config.to_dict() | {"data": config.data.to_dict() | made})
+    values, example = module.made_example(config)
+    unset = any(config.model.get(name, 0) is None for name in SIZES)
+    config = fill(config, module, pretrained=unset, values=values)
+    return Job(module, config, mesh), example
 
 
 def run(config: Config, hardware: Hardware) -> dict[str, Any]:
@@ -44,33 +118,24 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
         raise ConfigError(f"{wrong[0]} must not be negative")
     if not hardware.peak_tflops or not 0 < hardware.efficiency <= 1 or not hardware.bandwidth_gbs:
         raise ConfigError("--peak-tflops and --bandwidth-gbs must be above 0, and --efficiency above 0 and at most 1")
-    job = prepare(config)
-    examples = job.require("train")
-    plan = job.plan(examples, shuffle=True)
-    batched = sharding.batch_sharding(job.mesh)
-    host = pipeline.batch_at(examples, plan, 0, job.collate)
-    batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
-    program = programs.build(job, batch, total_steps(job.config, plan))
-    state = sharding.with_shardings(program.shapes, program.shardings)
+    planned = abstract(config)
+    job, program, state, batch = planned
     compiled = program.step.lower(state, batch).compile()
-    traffic = collectives(compiled.as_text(), job.mesh.size)
+    traffic = hlo.collectives(hlo.parse(compiled.as_text()), job.mesh.size)
     operations = flops.count(program.step, state, batch)
     compute = operations / job.mesh.size / (hardware.peak_tflops * 1e12 * hardware.efficiency)
     memory = {
-        "parameters": bytes_on_fullest(state.params),
-        "optimizer": bytes_on_fullest(state.opt_state),
-        "ema_params": bytes_on_fullest(state.ema_params),
-        "batch": bytes_on_fullest(batch),
+        **planned.arguments(),
         "activations and gradients": int(compiled.memory_analysis().temp_size_in_bytes),
     }
     return {
         "devices": job.mesh.size,
         "mesh": dict(job.mesh.shape),
         "batch_size": config.batch_size,
-        "parameters": sum(math.prod(x.shape) for x in jax.tree.leaves(program.shapes.params)),
+        "parameters": planned.parameters,
         "memory": memory | {"total": sum(memory.values())},
         "flops": operations,
-        "collectives": _by_kind(traffic),
+        "collectives": by_kind(traffic),
         **times(compute, traffic, hardware),
     }
 
@@ -122,7 +187,8 @@ def table(plan: dict[str, Any]) -> str:
     return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
-def _by_kind(traffic: Iterable[Collective]) -> dict[str, dict[str, float]]:
+def by_kind(traffic: Iterable[Collective]) -> dict[str, dict[str, float]]:
+    """Return the number of each kind of collective, and the bytes that a device sends by them."""
     kinds: dict[str, dict[str, float]] = {}
     for collective in traffic:
         kind = kinds.setdefault(collective.kind, {"count": 0, "bytes": 0.0})

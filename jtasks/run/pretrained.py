@@ -94,7 +94,7 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
             tree[group] = tree.get(group, {})
             if name in fields and tree[group].get(field) is None:
                 tree[group][field] = value
-    frozen = fill(configs.freeze(tree, overrides), module, data=hasattr(module, "texts"))
+    frozen = fill(configs.freeze(tree, overrides), module, values=None if hasattr(module, "texts") else {})
     return Pretrained(Job(module, frozen, sharding.make_mesh(frozen.mesh)), folder)
 
 

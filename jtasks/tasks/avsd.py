@@ -19,7 +19,7 @@ from jtasks.config import Config
 from jtasks.data import dialogues, tokenizers, unlabeled
 from jtasks.data.features import Features
 from jtasks.data.files import data_folder
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, total
 from jtasks.ops import decode
 from jtasks.ranges import Field
@@ -134,6 +134,24 @@ def model_args(config: Config) -> dict[str, Any]:
         frames, width = data.frames, _features(config).width(videos[0])
     positions = frames + data.max_context_tokens + max(data.max_answer_tokens, config.beam.max_len)
     return {"max_length": positions, "features": width, "end": _mark(config)}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    data, width = config.data, config.model.features or 0
+    if data.features and not width:
+        raise ConfigError("the data has the features of videos: set config.model.features, their width side by side")
+    frames, context, length = data.frames if data.features else 0, data.max_context_tokens, data.max_answer_tokens
+    values = {"max_length": frames + context + max(length, config.beam.max_len), "features": width}
+    return values | {"end": _mark(config)}, {
+        "context": np.zeros(context, np.int32),
+        "kinds": np.ones(context, np.int32),
+        "answer": np.zeros(length + 1, np.int32),
+        "answered": np.array(length, np.int32),
+        "turn": np.array(0, np.int32),
+        "video": np.zeros((frames, width), np.float32),
+        "frames": np.array(frames, np.int32),
+    }
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

@@ -17,8 +17,9 @@ import optax
 from jtasks import models
 from jtasks.config import Config
 from jtasks.console import say
-from jtasks.data import encoding, files, pairs, shards, text, tokenizers, unlabeled
+from jtasks.data import encoding, files, pairs, shards, stand_ins, text, tokenizers, unlabeled
 from jtasks.data.files import data_folder
+from jtasks.data.tokens import token_dtype
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 from jtasks.ops import augment, masking
@@ -115,6 +116,14 @@ def model_args(config: Config) -> dict[str, Any]:
     tokenizer = tokenizers.of(config, texts)
     ids = {field: tokenizers.special(tokenizer, name) for field, name in IDS.items()}
     return {"max_length": config.data.length, **ids}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    tokenizer, length = tokenizers.of(config, texts), config.data.length
+    names = ("token_types", "segment_ids", *(("begins",) if config.data.whole_words else ()))
+    example = stand_ins.text(length, *names) | {"next": np.array(0, np.int32)}
+    return model_args(config), example | {"tokens": np.zeros(length, token_dtype(tokenizers.size(tokenizer)))}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

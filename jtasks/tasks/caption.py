@@ -16,7 +16,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import captioned, picture_rows, tokenizers, unlabeled
+from jtasks.data import captioned, picture_rows, stand_ins, tokenizers, unlabeled
 from jtasks.data.assets import image_processor
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, submissions, total
@@ -118,6 +118,14 @@ def model_args(config: Config) -> dict[str, Any]:
     marks = {"begin": _special(config, BEGIN), "prompt": prompt, "end": _special(config, END)}
     positions = {"max_length": length} if config.model.max_length is None else {}
     return {"shape": (height, width), **positions, **usual, **marks}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    shape, length = stand_ins.shape(config), config.data.max_caption_tokens
+    values = model_args(Config(config.to_dict() | {"model": config.model.to_dict() | {"shape": shape}}))
+    example = {"image": np.zeros((*shape, 3), np.uint8), "tokens": np.zeros((1, length), np.int32)}
+    return values, example | {"counts": np.array([length], np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, tokenizers, unlabeled, values
+from jtasks.data import encoding, stand_ins, tables, tokenizers, unlabeled, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ranges import Field
@@ -22,6 +22,7 @@ Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BertForMultipleChoice"
 INPUTS = ("tokens", "token_types", "segment_ids")
+CHOICES = {"swag": 4, "race": 4}  # of an example
 LABELS = ("label", "answer")  # columns that an unlabeled file lacks
 FIELDS: dict[str, dict[str, values.Check]] = {
     "swag": {
@@ -95,6 +96,15 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions, and of logits per choice."""
     return {"max_length": config.data.length, "labels": 1}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    example = stand_ins.text(config.data.length, "token_types", "segment_ids")
+    return model_args(config), {
+        **{name: np.stack([array] * CHOICES[config.data.fields]) for name, array in example.items()},
+        "label": np.array(0, np.int32),
+    }
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

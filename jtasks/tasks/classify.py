@@ -15,7 +15,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, tables, targets, tokenizers, unlabeled, values
+from jtasks.data import encoding, stand_ins, tables, targets, tokenizers, unlabeled, values
 from jtasks.data.assets import labels
 from jtasks.errors import DataError
 from jtasks.metrics import Mean, classification, example_weights, multilabel, regression, total
@@ -84,6 +84,15 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions and of classes."""
     return {"max_length": config.data.length, "labels": len(_classes(config))}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    classes = 1 if config.problem == targets.NUMBER else stand_ins.classes(config, "labels")
+    names, first = [str(number) for number in range(classes)], () if config.problem == targets.MULTI else "0"
+    label = targets.arrays([first], names, config.problem, "train", given=True)
+    example = stand_ins.text(config.data.length, "token_types", "segment_ids")
+    return {"max_length": config.data.length, "labels": classes}, example | {"label": label[0]}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from jtasks import models, optim
 from jtasks.config import Config
-from jtasks.data import captioned, encoding, picture_rows, tokenizers, unlabeled
+from jtasks.data import captioned, encoding, picture_rows, stand_ins, tokenizers, unlabeled
 from jtasks.data.assets import image_processor
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, classification, example_weights, probes, retrieval, total
@@ -99,6 +99,16 @@ def model_args(config: Config) -> dict[str, Any]:
     end = _end(tokenizer)
     pad = next(filter(None, (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))), end)
     return {"shape": shape, "end": end, "pad": pad, **length, **usual}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    shape, length = stand_ins.shape(config), config.data.length or config.model.max_length
+    if length is None:
+        raise ConfigError("config.data.length is not set: give the number of tokens of a text")
+    example = {"image": np.zeros((*shape, 3), np.uint8), "tokens": np.zeros((1, length), np.int32)}
+    values = model_args(Config(config.to_dict() | {"model": config.model.to_dict() | {"shape": shape}}))
+    return values, example | {"count": np.array(1, np.int32), "pictured": np.array(True)}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -18,8 +18,9 @@ import optax
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import palettes, unlabeled
+from jtasks.data import palettes, stand_ins, unlabeled
 from jtasks.data.assets import labels, palette_files
+from jtasks.data.images import form
 from jtasks.metrics import Loss, Mean, classification, example_weights, scale, total
 from jtasks.ops import augment, decode, grid, palette
 from jtasks.ranges import Field
@@ -75,6 +76,18 @@ def model_args(config: Config) -> dict[str, Any]:
     if config.model.classes != 0:
         classes = {"classes": data.count_classes(options.name, folder=options.dir, labels=options.labels)}
     return classes | palettes.model_args(dataset("train", config), config.data, config.seed)
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    image, highest = stand_ins.image(config), form(config.data.name, config.data.dir)[3]
+    h, w, channels = image.shape
+    count = config.data.num_colors or highest + 1
+    known = config.data.palette and palettes.load(palettes.palette_path(config.data, config.seed), channels)
+    colors = known or tuple((float(level),) * channels for level in range(count))
+    values = {"palette": colors, "num_colors": len(colors), "shape": (h, w), "max_length": h * w, "resize": None}
+    classes = {"classes": stand_ins.classes(config)} if config.model.classes != 0 else {}
+    return classes | values, {"image": image, "label": np.array(0, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -80,6 +80,13 @@ def model_args(config: Config) -> dict[str, Any]:
     return {"max_length": config.data.length, "end": end}
 
 
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    kind = tokens.token_dtype(tokenizers.size(tokenizers.of(config, texts)))
+    example = {"tokens": np.zeros(config.data.length + 1, kind), "skip": np.array(0, np.int32)}
+    return model_args(config), example | {"bytes": np.array(0, np.float32)}
+
+
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
     """Initialize the GPT."""
     return _model(config).init(rng, batch["tokens"][:, :-1].astype(jnp.int32))["params"]

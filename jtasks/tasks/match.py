@@ -15,7 +15,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import captioned, encoding, picture_rows, tokenizers, unlabeled, values
+from jtasks.data import captioned, encoding, picture_rows, stand_ins, tokenizers, unlabeled, values
 from jtasks.data.assets import image_processor
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, example_weights, retrieval, total
@@ -97,6 +97,14 @@ def model_args(config: Config) -> dict[str, Any]:
         shape = rows[0]["image"].shape[:2]
     usual = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "rescale": 1 / config.data.white, "resize": None}
     return {"max_length": config.data.length, "shape": shape, **usual}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    shape, length = stand_ins.shape(config), config.data.length
+    texts = {name: array[None] for name, array in stand_ins.text(length, "segment_ids").items()}
+    values = {"max_length": length, "shape": shape, **stand_ins.pixels(config)}
+    return values, {"image": np.zeros((*shape, 3), np.uint8), **texts, "count": np.array(1, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import unlabeled
+from jtasks.data import stand_ins, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ops import grid
@@ -37,6 +37,11 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of classes."""
     return {"classes": data.count_classes(config.data.name, folder=config.data.dir, labels=config.data.labels)}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    return {"classes": stand_ins.classes(config)}, {"image": stand_ins.image(config), "label": np.array(0, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, picture_rows, picture_texts, tokenizers, unlabeled, values
+from jtasks.data import encoding, picture_rows, picture_texts, stand_ins, tokenizers, unlabeled, values
 from jtasks.data.assets import image_processor, labels
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Mean, classification, example_weights, total
@@ -100,6 +100,16 @@ def model_args(config: Config) -> dict[str, Any]:
     usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
     own = {"max_length": config.data.length, "classes": len(_classes(config)), "pictures": count}
     return {**own, "shape": tuple(shape), **usual}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    shape, length, count = stand_ins.shape(config), config.data.length, config.model.pictures
+    if count is None:
+        raise ConfigError("the data has one or two pictures an example: set config.model.pictures")
+    sizes = {"max_length": length, "classes": stand_ins.classes(config), "pictures": count, "shape": shape}
+    example = {"image": np.zeros((count, *shape, 3), np.uint8), **stand_ins.text(length, "segment_ids")}
+    return sizes | stand_ins.pixels(config), example | {"label": np.array(0, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

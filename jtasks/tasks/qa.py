@@ -13,7 +13,7 @@ import optax
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, squad, tokenizers, unlabeled, values
+from jtasks.data import encoding, squad, stand_ins, tokenizers, unlabeled, values
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, example_weights, spans, total
 from jtasks.ranges import Field
@@ -75,6 +75,12 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions and of logits."""
     return {"max_length": config.data.length, "labels": 2}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    example = stand_ins.text(config.data.length, "token_types", "segment_ids")
+    return model_args(config), example | {name: np.array(0, np.int32) for name in ("start", "end", "begin")}
 
 
 def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:

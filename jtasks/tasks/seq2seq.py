@@ -117,6 +117,17 @@ def model_args(config: Config) -> dict[str, Any]:
     return {"begin": target.pad, "end": target.end, "pad": target.pad, **vocab, **length, **noise}
 
 
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    if config.data.noise:
+        return noised.made_example(config, model_args)
+    sides = ((name, _side(name, config).length) for name in SIDES)
+    example = {name: np.zeros(length, np.int32) for name, length in sides}
+    return model_args(config), example | {
+        f"{name}_segment_ids": np.ones(len(x), np.uint8) for name, x in example.items()
+    }
+
+
 def assets(config: Config) -> dict[str, str]:
     """Return the tokenizer of the targets, if they have one of their own."""
     if not config.data.target_tokenizer:

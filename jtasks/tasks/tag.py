@@ -13,7 +13,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import conll, encoding, table_files, tables, tokenizers, unlabeled
+from jtasks.data import conll, encoding, stand_ins, table_files, tables, tokenizers, unlabeled
 from jtasks.data.assets import labels
 from jtasks.data.files import data_folder
 from jtasks.errors import DataError
@@ -75,6 +75,14 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of positions and of tags."""
     return {"max_length": config.data.length, "labels": 1 + 2 * len(_types(config))}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    types, length = config.data.labels and len(_types(config)), config.data.length
+    values = {"max_length": length, "labels": 1 + 2 * types if types else stand_ins.classes(config, "labels")}
+    example = stand_ins.text(length, "segment_ids", "starts") | {"labels": np.zeros(length, np.int32)}
+    return values, example | {"sentence": np.array(0, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

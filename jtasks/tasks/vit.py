@@ -9,7 +9,7 @@ import numpy as np
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import pipeline, unlabeled
+from jtasks.data import pipeline, stand_ins, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ops import grid, pixels
@@ -52,6 +52,17 @@ def model_args(config: Config) -> dict[str, Any]:
     classes = data.count_classes(config.data.name, folder=config.data.dir, labels=config.data.labels)
     usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
     return {"classes": classes, "shape": (h, w), **usual}
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    image = stand_ins.image(config)
+    values = {
+        "classes": stand_ins.classes(config),
+        "shape": image.shape[:2],
+        **stand_ins.pixels(config, image.shape[2]),
+    }
+    return values, {"image": image, "label": np.array(0, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

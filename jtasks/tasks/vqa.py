@@ -17,7 +17,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import encoding, picture_rows, questions, tables, tokenizers, unlabeled, values
+from jtasks.data import encoding, picture_rows, questions, stand_ins, tables, tokenizers, unlabeled, values
 from jtasks.data.assets import image_processor
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, example_weights, total, vqa
@@ -117,6 +117,19 @@ def model_args(config: Config) -> dict[str, Any]:
     if data.answers or (config.inference_method == "rank" and not config.model.get("answers")):
         filled["answers"] = _candidates(config)
     return filled
+
+
+def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return the values of `model_args` and the arrays of an example, from the config alone."""
+    shape, data = stand_ins.shape(config), config.data
+    values = model_args(Config(config.to_dict() | {"model": config.model.to_dict() | {"shape": shape}}))
+    length = min(data.max_question_tokens, config.model.max_length or data.max_question_tokens)
+    return values, {
+        "image": np.zeros((*shape, 3), np.uint8),
+        **stand_ins.text(length, "segment_ids"),
+        "answer": np.zeros((1, 2 + data.max_answer_tokens), np.int32),
+        "weight": np.ones(1, np.float32),
+    }
 
 
 def assets(config: Config) -> dict[str, str]:

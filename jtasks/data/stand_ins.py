@@ -1,0 +1,104 @@
+"""What stands in for data that a plan does without: shapes of pictures, numbers of classes, a made tokenizer.
+
+Each comes from the config alone, and is an error that names the field to set where the config does not tell it.
+"""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jtasks.config import Config
+from jtasks.data import files, tokenizer_files, tokenizers
+from jtasks.data.images import FORMS, count_classes, form
+from jtasks.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+SENTINELS = 256  # <extra_id_N> of a made tokenizer
+SPECIAL = (*tokenizer_files.BERT, tokenizers.END, "<|startoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", ".")
+
+
+def image(config: Config) -> np.ndarray:
+    """Return a black image uint8 [h, w, c] of the data set config.data.name."""
+    data = config.data
+    height, width, channels, _ = form(data.name, data.dir)
+    height, width = (data.get("size") or length for length in (height, width))
+    if height is None or width is None:
+        raise ConfigError(f"the pictures of {data.name} may have any size: set config.data.size")
+    return np.zeros((height, width, channels), np.uint8)
+
+
+def classes(config: Config, field: str = "classes") -> int:
+    """Return config.model's number of classes, or as many as config.data.labels or a known data set has."""
+    if config.model.get(field) is not None:
+        return config.model[field]
+    if config.data.labels:
+        return len(config.data.labels)
+    if config.data.get("name") in FORMS:
+        return count_classes(config.data.name, folder=config.data.dir)
+    raise ConfigError(f"the data has the classes: set config.model.{field}, their number, or config.data.labels")
+
+
+def shape(config: Config) -> tuple[int, int]:
+    """Return height and width of pictures that come with texts, by config.model.shape or config.data.size."""
+    given, size = config.model.get("shape"), config.data.size
+    if given or size:
+        return tuple(given) if given else (size, size)
+    raise ConfigError("the pictures of the data may have any size: set config.data.size")
+
+
+def pixels(config: Config, channels: int = 3) -> dict[str, Any]:
+    """Return the usual normalization of pixels, as `model_args` does."""
+    half = (0.5,) * channels
+    return {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
+
+
+def text(length: int, *names: str) -> dict[str, np.ndarray]:
+    """Return a text of BERT that fills its length, [length]: `tokens`, and `segment_ids` and others by name."""
+    return {"tokens": np.zeros(length, np.int32), **{name: np.ones(length, np.uint8) for name in names}}
+
+
+def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") -> str:
+    """Return the file of the tokenizer that config.data names, or of a made one of the size that the run would train.
+
+    Raises:
+      ConfigError: the size is not known: the tokenizer's file is absent, or its size depends on the text.
+    """
+    spec, given = config.data[field], config.model.get(vocab)
+    kind, _, size = spec.partition(":")
+    if spec == "bytes":
+        return spec
+    if kind in ("wordpiece", "bpe") and size.isdecimal():
+        return _made(given or int(size))
+    if spec == "characters":
+        if given is None:
+            raise ConfigError(f"the text has the characters: set config.model.{vocab}, their number")
+        return _made(given)
+    try:
+        tokenizers.load(spec, folder=files.data_folder(config.data.dir))
+    except (ConfigError, DataError) as error:
+        if given is None:
+            raise ConfigError(f"{error}\n  or set config.model.{vocab}, the number of its tokens") from error
+        return _made(given)
+    return spec
+
+
+def _made(size: int) -> str:
+    """Return the file of a tokenizer with so many tokens, stored once in the user's cache folder."""
+    name = f"made-{size}-{hashlib.blake2b(repr(SPECIAL).encode(), digest_size=4).hexdigest()}.json"
+    places = files.places(None, "tokenizers", name)
+    stored = next((path for path in places if path.exists()), None)
+    return str(stored or files.store(places, _tokenizer(size).to_str().encode(), "tokenizer"))
+
+
+def _tokenizer(size: int) -> "Tokenizer":
+    from tokenizers import Tokenizer, models
+
+    sentinels = [f"<extra_id_{number}>" for number in reversed(range(SENTINELS))]  # ids count down, as T5's
+    known = [*SPECIAL, *(sentinels if size >= 2 * SENTINELS else [])][:size]
+    words = [*known, *(f"##{number}" for number in range(size - len(known)))]
+    made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    made.add_special_tokens(known)
+    return made

@@ -1,0 +1,271 @@
+"""Plan of a step by the compiler of a TPU, which needs no TPU: memory, time, and what the chips exchange.
+
+The step of the config is compiled from shapes alone for a topology such as v5e:4x4. The compiler analyses the memory,
+and estimates the cycles of each instruction that it schedules, except for kernels and collectives. Kernels count by
+their operations at a fraction of the peak, collectives by the bytes that they send over two links of a chip, to its
+neighbors in a ring. Asynchronous collectives run beside other work, so the time of a step has two bounds.
+"""
+
+import collections
+import os
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+from jtasks.config import Config
+from jtasks.console import format_si
+from jtasks.distributed import sharding
+from jtasks.errors import ConfigError
+from jtasks.run import flops, hlo, plan, programs
+from jtasks.run.plan import Planned
+
+LARGEST = 8  # number of instructions that the table shows
+
+
+class Chip(NamedTuple):
+    """One chip, by cloud.google.com/tpu/docs, "system architecture"; `flops.peak` has its peak.
+
+    The clock is the one at which the matrix units reach that peak: four of 128 x 128 on v5e, twice four on v4 and v5p,
+    four of 256 x 256 on v6e.
+    """
+
+    hbm: float  # bytes
+    clock: float  # Hz
+    link: float  # bytes a second out of one link; each chip has four links, on v4 and v5p six
+
+
+CHIPS = {
+    "v4": Chip(32e9, 1.05e9, 50e9),
+    "v5e": Chip(16e9, 1.5e9, 50e9),
+    "v5p": Chip(95e9, 1.75e9, 100e9),
+    "v6e": Chip(32e9, 1.75e9, 100e9),
+}
+SMALLER = (
+    "more of config.mesh.fsdp, config.model.remat=True, a smaller config.batch_size, more of config.accumulate or"
+    " config.precision=bfloat16 needs less"
+)
+
+
+class Work(NamedTuple):
+    """What one chip does in a step, by the compiled program."""
+
+    seconds: dict[str, float]  # by kind of work, as the compiler estimates
+    largest: list[tuple[float, str]]  # seconds and description of the longest instructions
+    kernels: dict[str, int]  # runs of each kernel
+
+
+def devices(topology: str) -> Sequence[jax.Device]:
+    """Return the chips of a topology, such as v5e:4x4.
+
+    Raises:
+      ConfigError: libtpu is not installed, or has no such topology.
+    """
+    generation, _, shape = topology.partition(":")
+    if generation not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+        raise ConfigError(
+            f"--topology={topology}: expected one of {', '.join(CHIPS)}, a colon and the chips along each axis,"
+            " such as v5e:4x4 or v5p:2x2x1"
+        )
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of a machine that is no TPU's
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    from jax.experimental import topologies
+
+    options = {"chip_config_name": "megacore"} if generation == "v4" else {}
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
+    except ModuleNotFoundError as error:
+        raise ConfigError("--topology needs the compiler of TPUs: pip install 'jtasks[tpu-plan]'") from error
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
+
+
+def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any], str]:
+    """Compile the training step of a config for a topology and estimate its memory and its time.
+
+    Args:
+      config: the config.
+      topology: see `devices`.
+      efficiency: fraction of the peak that kernels reach.
+
+    Returns:
+      The numbers, and the compiled program as HLO text. If the step needs more memory than a chip has, the numbers
+      have `fits` False, `hbm_bytes` and what the compiler says, and there is no program.
+
+    Raises:
+      ConfigError: the topology or the mesh is impossible.
+    """
+    chips = devices(topology)
+    chip = CHIPS[topology.partition(":")[0]]
+    peak = flops.peak(chips[0], config.precision) or flops.peak(chips[0], "float32") or 0.0
+    planned = plan.abstract(config, chips)
+    facts: dict[str, Any] = {
+        "topology": topology,
+        "devices": len(chips),
+        "mesh": dict(planned.job.mesh.shape),
+        "batch_size": config.batch_size,
+        "parameters": planned.parameters,
+    }
+    try:
+        compiled = planned.program.step.lower(planned.state, planned.batch).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return facts | {"fits": False, "hbm_bytes": _needed(str(error)), "refusal": _refusal(str(error))}, ""
+    program = hlo.parse(text := compiled.as_text())
+    analysis, arguments = compiled.memory_analysis(), planned.arguments()
+    memory = {
+        **arguments,
+        "padding of these": max(0, analysis.argument_size_in_bytes - sum(arguments.values())),
+        "activations and gradients": analysis.temp_size_in_bytes,
+        "outputs": max(0, analysis.output_size_in_bytes - analysis.alias_size_in_bytes),
+        "program": analysis.generated_code_size_in_bytes,
+    }
+    traffic = hlo.collectives(program, len(chips))
+    done = work(program, chip)
+    model = flops.count(*on_one_cpu(planned), recomputed=False)
+    kernels = flops.count(planned.program.step, planned.state, planned.batch, only_kernels=True) / len(chips)
+    times = bounds(sum(done.seconds.values()), kernels / (efficiency * peak), traffic, chip)
+    ideal = model / (len(chips) * peak)
+    return {
+        **facts,
+        "fits": True,
+        "hbm_bytes": sum(memory.values()),
+        "hbm_bytes_of_chip": int(chip.hbm),
+        "memory": memory,
+        "model_flops": model,
+        "peak_flops": peak,
+        "compiler_seconds": done.seconds,
+        "kernels": done.kernels,
+        "kernel_flops": kernels,
+        "kernel_efficiency": efficiency,
+        "collectives": [
+            {**c._asdict(), "sent": c.sent, "seconds": seconds(c, chip)}
+            for c in sorted(traffic, key=lambda c: c.sent, reverse=True)
+        ],
+        **times,
+        "mfu": ideal / times["step_seconds"],
+        "mfu_range": sorted(ideal / x for x in times["step_seconds_range"]),
+        "largest": [{"seconds": each, "instruction": name} for each, name in done.largest],
+    }, text
+
+
+def bounds(compiler: float, kernels: float, traffic: Sequence[hlo.Collective], chip: Chip) -> dict[str, Any]:
+    """Return the seconds of a step, and their range from full overlap of asynchronous collectives to none."""
+    alone = sum(seconds(c, chip) for c in traffic if not c.overlaps)
+    beside = sum(seconds(c, chip) for c in traffic if c.overlaps)
+    work = compiler + kernels + alone
+    return {
+        "kernel_seconds": kernels,
+        "synchronous_seconds": alone,
+        "asynchronous_seconds": beside,
+        "step_seconds": max(work, beside),
+        "step_seconds_range": [max(work, beside), work + beside],
+    }
+
+
+def seconds(collective: hlo.Collective, chip: Chip) -> float:
+    """Return the seconds of a collective in a ring: each chip sends to its two neighbors."""
+    return collective.sent / (2 * chip.link)
+
+
+def work(program: hlo.Program, chip: Chip) -> Work:
+    """Return the work of a chip in one step, loops counted, by the compiler's estimates."""
+    kinds, largest = collections.defaultdict[str, float](float), collections.defaultdict[str, float](float)
+    kernels = collections.Counter[str]()
+    for instruction, times in program.instructions():
+        name = re.sub(r"\.\d+$", "", instruction.name)
+        if hlo.KERNEL in instruction.attributes:
+            kernels[name] += times
+        if instruction.cycles:
+            took = instruction.cycles * times / chip.clock
+            kinds[kind(program, instruction)] += took
+            shape = re.sub(r"\{[^}]*\}|/\*[^*]*\*/", "", instruction.shape)
+            largest[f"{name} {shape[:60]} {instruction.scope[-90:]}"] += took
+    described = sorted(((took, name) for name, took in largest.items()), reverse=True)[:LARGEST]
+    by_kind = dict(sorted(kinds.items(), key=lambda item: item[1], reverse=True))
+    return Work(by_kind, described, dict(kernels))
+
+
+def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
+    """Return the kind of work of an instruction."""
+    operations = {instruction.operation, *(each.operation for _, each in program.inside(instruction))}
+    name = f"{instruction.name} {instruction.operation}"
+    if operations & {"convolution", "dot"}:
+        return "products"
+    if re.search(r"copy|transpose", name):
+        return "copies and transpositions"
+    if re.search(r"slice|concatenate|pad", name) and not operations & {"reduce", "reduce-window"}:
+        return "slices"
+    if operations & {"gather", "scatter", "sort"}:
+        return "gathers, scatters, sorts"
+    return "sums" if operations & {"reduce", "reduce-window"} else "elementwise"
+
+
+def on_one_cpu(planned: Planned) -> Iterator[Any]:
+    """Yield the step in its plain form and its arguments, of which `flops` counts all operations."""
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    config = planned.job.config
+    job = planned.job._replace(mesh=mesh, config=Config(config.to_dict() | {"shares": None}))
+    batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in planned.batch.items()}
+    program = programs.build(job, batch, 1)
+    yield from (program.step, program.shapes, batch)
+
+
+def _needed(message: str) -> int | None:
+    """Return the bytes that a program needs, from the message of the compiler that refuses it."""
+    used = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
+    return int(float(used[1]) * 1024 ** "_KMGT".index(used[2] or "_")) if used else None
+
+
+def _refusal(message: str) -> str:
+    used = re.search(r"Used [^.]*?\.?[^.]* of [\d.]+[KMGT]? hbm[^\n]*", message)
+    return used[0].strip() if used else message.splitlines()[0]
+
+
+def table(facts: dict[str, Any]) -> str:
+    """Format a plan as aligned lines, which say what is the compiler's and what is assumed."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
+    fast, slow = facts["step_seconds_range"]
+    low, high = facts["mfu_range"]
+    compiler = sum(facts["compiler_seconds"].values())
+    rows = [
+        ("chips", f"{facts['devices']} of {facts['topology']}: {mesh}"),
+        ("parameters", f"{facts['parameters']:,}"),
+        ("batch", f"{facts['batch_size']} examples"),
+        ("model FLOPs a step", format_si(facts["model_flops"])),
+        ("memory of a chip", f"{format_si(facts['hbm_bytes'])}B of {format_si(facts['hbm_bytes_of_chip'])}B"),
+        *((f"  {name}", f"{format_si(size)}B") for name, size in facts["memory"].items() if size),
+        ("compiler's estimate", f"{compiler:.4f} s"),
+        *((f"  {name}", f"{took:.4f} s") for name, took in facts["compiler_seconds"].items()),
+        (
+            "kernels, assumed",
+            f"{facts['kernel_seconds']:.4f} s: {format_si(facts['kernel_flops'])}FLOP a chip at"
+            f" {facts['kernel_efficiency']:.0%} of the peak",
+        ),
+        *((f"  {name}", f"{runs} times") for name, runs in facts["kernels"].items()),
+        (
+            "collectives, assumed",
+            f"{facts['synchronous_seconds']:.4f} s alone, {facts['asynchronous_seconds']:.4f} s beside other work",
+        ),
+        *((f"  {_name(c)}", _sizes(c)) for c in facts["collectives"][:LARGEST]),
+        ("step", f"{fast:.4f} to {slow:.4f} s"),
+        ("MFU", f"{low:.1%} to {high:.1%}"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name:{width}}  {value}" for name, value in rows]
+    return "\n".join([*lines, "longest:", *(f"  {x['seconds']:.4f} s  {x['instruction']}" for x in facts["largest"])])
+
+
+def _name(collective: dict[str, Any]) -> str:
+    return f"{collective['kind']} of {collective['devices']}"
+
+
+def _sizes(collective: dict[str, Any]) -> str:
+    overlap = "asynchronous" if collective["overlaps"] else "synchronous"
+    size = format_si(collective["size"])
+    return f"{collective['times']} times {size}B, {overlap}, {collective['seconds']:.4f} s"
