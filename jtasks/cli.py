@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
-from jtasks import console, environment, shipped
+from jtasks import console, environment, shipped, storage
 from jtasks.errors import EXIT_STOPPED
 from jtasks.flags import check_flags, config_overrides, is_pretrained, make_parser, run_folders, user_path, workdir_path
 
@@ -56,13 +56,23 @@ def run(arguments: Sequence[str]) -> int:
     from jtasks.run import records, signals
 
     try:
-        result = _run(arguments, flags, rest)
+        try:
+            result = _run(arguments, flags, rest)
+        finally:
+            storage.close()
         if result is not None:
-            print(records.to_json(result, indent=1 if sys.stdout.isatty() else None), flush=True)
+            text = records.to_json(result, indent=1 if sys.stdout.isatty() else None)
+            print(storage.shown(text), flush=True)
         return EXIT_DONE
     except errors.ConfigError as error:
         return _fail(EXIT_USAGE, "\n".join([str(error), *_notes(error)]))
-    except (errors.DataError, errors.CheckpointError, errors.TrainingError, errors.CheckError) as error:
+    except (
+        errors.DataError,
+        errors.CheckpointError,
+        errors.TrainingError,
+        errors.CheckError,
+        errors.StorageError,
+    ) as error:
         return _fail(EXIT_FAILED, "\n".join([str(error), *_notes(error)]))
     except errors.ClosedOutputError:
         return EXIT_CLOSED_OUTPUT
@@ -181,7 +191,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
 
 def _report(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str]) -> int:
     """Write the page of one or several runs, without a task, its data or JAX, and return the exit code."""
-    from jtasks.errors import ConfigError
+    from jtasks.errors import ConfigError, StorageError
     from jtasks.run import page, records
 
     try:
@@ -193,12 +203,15 @@ def _report(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[
             path = page.write(workdir_path(flags), output)
         else:
             path = page.write_comparison(run_folders(flags.runs), output)
+        storage.close()
     except ConfigError as error:
         return _fail(EXIT_USAGE, str(error))
+    except StorageError as error:
+        return _fail(EXIT_FAILED, str(error))
     except OSError as error:
         return _fail(EXIT_FAILED, f"the page cannot be written ({error}): give another file, --output=FILE.html")
-    print(f"wrote {path}", file=sys.stderr)
-    print(records.to_json({"report": str(path)}), flush=True)
+    print(storage.shown(f"wrote {path}"), file=sys.stderr)
+    print(storage.shown(records.to_json({"report": str(path)})), flush=True)
     return EXIT_DONE
 
 

@@ -16,7 +16,17 @@ def printable(text: str) -> str:
     >>> print(printable("no file 'a\x1b[2Jb'"))
     no file 'a\x1b[2Jb'
     """
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), replace_aliases(text))
+
+
+ALIASES: dict[str, str] = {}  # local paths, and the addresses of buckets that people know them by
+
+
+def replace_aliases(text: str) -> str:
+    """Return the text with what people know instead of local paths of copies."""
+    for path, address in ALIASES.items():
+        text = text.replace(path, address)
+    return text
 
 
 _UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,6 +42,10 @@ class DataError(RuntimeError):
 
 class CheckpointError(RuntimeError):
     """An absent, damaged or unfitting checkpoint: exit code 1."""
+
+
+class StorageError(OSError):
+    """A bucket that does not answer: exit code 1."""
 
 
 class TrainingError(RuntimeError):

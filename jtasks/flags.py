@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 import jtasks
-from jtasks import ranges
+from jtasks import ranges, storage
 from jtasks.errors import ConfigError
 
 MODES = ("train", "eval", "predict", "embed", "probe", "show", "report", "export", "check", "plan")
@@ -206,12 +206,18 @@ def is_pretrained(workdir: str | None) -> bool:
 
 
 def workdir_path(flags: argparse.Namespace) -> pathlib.Path:
-    """Return --workdir, by default the current folder; raise ConfigError if it is empty or a URL."""
+    """Return --workdir, by default the current folder; of one in a bucket, the working copy.
+
+    Raises:
+      ConfigError: it is empty, or a URL that is none of a bucket.
+    """
     text = flags.workdir
     if text is not None and not text.strip():
         raise ConfigError("--workdir= is empty: give the run's folder, which need not exist yet")
+    if storage.is_url(text):
+        return storage.open_copy(text)
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text or ""):
-        raise ConfigError(f"--workdir={text} is a URL: give a local folder, such as where a bucket is mounted")
+        raise ConfigError(f"--workdir={text} is a URL: give a local folder, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
     return user_path("--workdir", text or ".")
 
 
@@ -223,6 +229,12 @@ def run_folders(text: str) -> list[pathlib.Path]:
     """
     folders: list[pathlib.Path] = []
     for name in filter(None, next(csv.reader([text], skipinitialspace=True), [])):
+        if storage.is_url(name):
+            urls = storage.match_folders(name, "config.json")
+            if not urls:
+                raise ConfigError(f"--runs={name}: no folder of this name holds a run (a config.json)")
+            folders += [storage.open_copy(url) for url in urls]
+            continue
         path = user_path("--runs", name)
         runs = [path]
         if "*" in name and not path.exists():
@@ -236,7 +248,12 @@ def run_folders(text: str) -> list[pathlib.Path]:
 
 
 def user_path(flag: str, text: str) -> pathlib.Path:
-    """Return the path that a flag names, with `~` expanded; raise ConfigError if there is no such user."""
+    """Return the path that a flag names, with `~` expanded; raise ConfigError if there is no such user.
+
+    Of an --output in a bucket, returns a path whose content goes there at the end; of other files there, a local copy.
+    """
+    if storage.is_url(text):
+        return storage.outbox(text) if flag == "--output" else storage.local(text)
     try:
         return pathlib.Path(text).expanduser()
     except RuntimeError:

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "jtasks"
 FLOORS = (
     ("errors", "tree", "shipped"),
     ("writing", "ranges", "console"),
-    ("overrides", "flags", "ops", "schema", "variants"),
+    ("storage", "overrides", "flags", "ops", "schema", "variants"),
     ("metrics", "optim"),
     ("task",),
     ("faults", "distributed"),

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.data import files, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import submissions
@@ -39,7 +40,7 @@ def locate(split: str, name: str, folder: pathlib.Path) -> pathlib.Path | None:
       ConfigError: there is no such file.
     """
     names, folders = (name,) if name else NAMES[split], (folder, folder / "avsd")
-    given = pathlib.Path(name).expanduser()
+    given = storage.local(name)
     path = given if name and given.is_file() else files.find(names, folders)
     if path is None and (name or split == "train"):
         raise ConfigError(

@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.errors import DataError
+from jtasks.storage import cache_folder
 from jtasks.writing import write_file
 
 NUMERIC = "biuf"  # kinds of dtypes accepted from a file; an object would be followed as a pointer
@@ -30,10 +32,10 @@ LIMIT = 1 << 30  # maximum bytes of a download or of uncompressed data
 def data_folder(folder: str | None) -> pathlib.Path:
     """Return the data folder: `folder` (config.data.dir), else $JTASKS_DATA, else the user's cache folder.
 
-    The folder need not exist: a download creates it.
+    The folder need not exist: a download creates it. Of a folder in a bucket, returns a local copy.
     """
     chosen = folder or os.environ.get("JTASKS_DATA")
-    return pathlib.Path(chosen).expanduser() if chosen else cache_folder()
+    return storage.local(chosen) if chosen else cache_folder()
 
 
 def places(folder: pathlib.Path | None, kind: str, name: str) -> list[pathlib.Path]:
@@ -51,12 +53,6 @@ def store(paths: Sequence[pathlib.Path], content: bytes, what: str) -> pathlib.P
         except OSError as error:  # a read-only folder of shared data
             reason = error
     raise DataError(f"the {what} cannot be stored beside the data or in the user's cache folder: {reason}")
-
-
-def cache_folder() -> pathlib.Path:
-    """Return the folder for data that can be rebuilt: `jtasks` in $XDG_CACHE_HOME or ~/.cache."""
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return pathlib.Path(cache).expanduser() / "jtasks"
 
 
 def identity(paths: Sequence[pathlib.Path], *options: object) -> str:

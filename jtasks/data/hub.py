@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
+from jtasks import storage
 from jtasks.console import say
 from jtasks.errors import ConfigError, DataError
 
@@ -49,7 +50,7 @@ class Name(NamedTuple):
 
 def local(spec: str) -> pathlib.Path:
     """Return the local path that `hf:PATH` may name."""
-    return pathlib.Path(spec.removeprefix(PREFIX)).expanduser()
+    return storage.local(spec.removeprefix(PREFIX))
 
 
 def parse(spec: str) -> Name | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.data import pipeline
 from jtasks.data.files import array, data_folder, places, store
 from jtasks.data.pipeline import Examples
@@ -80,7 +81,7 @@ def model_args(examples: Examples, options: Any, seed: int) -> dict[str, Any]:
 def palette_path(options: Any, seed: int) -> pathlib.Path:
     """Return the palette file of config.data, or the place of a fitted one beside the data."""
     if options.palette:
-        return pathlib.Path(options.palette)
+        return storage.local(options.palette)
     paths = _places(options, seed)
     return next((path for path in paths if path.exists()), paths[0])
 

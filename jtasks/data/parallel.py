@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.data import files, parsing, table_files, tables, unlabeled, values
 from jtasks.data.parsing import Row
@@ -97,7 +98,7 @@ def _parallel(name: str, split: str, config: Config) -> list[pathlib.Path]:
     data, field = config.data, f"config.data.{split}"
     parts = [part.strip(" ").replace("\\,", ",") for part in re.split(r"(?<!\\),", name)]
     root = files.data_folder(data.dir)
-    whole = [pathlib.Path(name).expanduser(), root / name]
+    whole = [storage.local(name), root / name]
     remote = name.startswith("tfds:") or table_files.is_folder(name, root)
     if remote or any(place.is_file() for place in whole) or len(parts) < 2:
         if not remote and pathlib.PurePath(name).suffix.lower() not in (*parsing.KINDS, *table_files.SUFFIXES):
@@ -106,7 +107,7 @@ def _parallel(name: str, split: str, config: Config) -> list[pathlib.Path]:
                 " .parquet file, hf:NAME or tfds:NAME"
             )
         return []
-    if folders := [part for part in parts if pathlib.Path(part).is_dir() or (root / part).is_dir()]:
+    if folders := [part for part in parts if storage.local(part).is_dir() or (root / part).is_dir()]:
         raise ConfigError(f"{field}={name!r}: {folders[0]!r} is no file; expected files such as train.en,train.ja")
     located = [tables.locate(part, field, folder=data.dir, source=data.source) for part in parts]
     if archives := [str(path) for path, is_archive in located if is_archive]:

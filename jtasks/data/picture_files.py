@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.data import pictures, tars
 from jtasks.errors import ConfigError, DataError
 
@@ -87,7 +88,7 @@ def locate(
 
 
 def _given(name: str, root: pathlib.Path) -> pathlib.Path:
-    places = (pathlib.Path(name).expanduser(), root / name)
+    places = (storage.local(name), root / name)
     path = next((place for place in places if place.exists()), None)
     if path is None:
         raise ConfigError(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.data import arrow, files, picture_files, picture_tables, table_files, tables, tars
 from jtasks.data.images import split_rows
@@ -145,7 +146,7 @@ def _own(split: str, config: Config, names: Names) -> Source | None:
                 " config.data.dir to the folder that holds it"
             )
         return source
-    place = next((path for path in (pathlib.Path(name).expanduser(), root / name) if path.exists()), None)
+    place = next((path for path in (storage.local(name), root / name) if path.exists()), None)
     several = place if place is not None and (place.is_dir() or tars.is_archive(place)) else None
     if several is not None and any(_inside(several, other, names, root) for other in WORDS):
         return _inside(several, split, names, root) or (_inside(several, "train", names, root) if data[split] else None)

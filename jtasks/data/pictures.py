@@ -9,6 +9,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.data.examples import Examples
 from jtasks.errors import ConfigError, DataError
 
@@ -48,7 +49,7 @@ def read(path: str, root: pathlib.Path) -> tuple[dict[str, Examples], tuple[str,
 
 
 def _locate(path: str, root: pathlib.Path) -> pathlib.Path:
-    places = (pathlib.Path(path).expanduser(), root / path)
+    places = (storage.local(path), root / path)
     for place in places:
         if place.is_dir():
             return place

@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from jtasks import storage
 from jtasks.data import files, hub, values
 from jtasks.errors import ConfigError, DataError
 
@@ -19,8 +20,8 @@ def is_table(name: str, folder: pathlib.Path) -> bool:
 
 def is_folder(name: str, folder: pathlib.Path) -> bool:
     """Return whether a name is `hf:NAME`, or a folder's, perhaps with `#SPLIT`."""
-    path = pathlib.Path(name.partition("#")[0])
-    places = (path.expanduser(), folder / path) if path.name else ()
+    plain = name.partition("#")[0]
+    places = (storage.local(plain), folder / plain) if pathlib.Path(plain).name else ()
     return name.startswith(hub.PREFIX) or any(place.is_dir() for place in places)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.data import arrow, files, parsing, table_files, tfds, values
 from jtasks.data.parsing import Row
 from jtasks.errors import ConfigError, DataError
@@ -151,7 +152,7 @@ def read(name: str, field: str, *, folder: str | None = None, source: str = "") 
 def locate(name: str, field: str, *, folder: str | None = None, source: str = "") -> tuple[pathlib.Path, bool]:
     """Return the path of a file that a config names, and whether that is an archive that may hold it; see `read`."""
     root = files.data_folder(folder)
-    places = [pathlib.Path(name).expanduser(), root / name]
+    places = [storage.local(name), root / name]
     archive = root / f"{next(iter(pathlib.PurePath(name).parts), '')}.zip"
     path = next((place for place in places if place.is_file()), None)
     if path is not None:

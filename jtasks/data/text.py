@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from jtasks import storage
 from jtasks.data import arrow, files, table_files, values
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
@@ -89,11 +90,13 @@ def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files"
 
 
 def _places(name: str, folder: pathlib.Path) -> list[pathlib.Path]:
-    return [pathlib.Path(name).expanduser(), folder / name, folder / "text" / name]
+    return [storage.local(name), folder / name, folder / "text" / name]
 
 
 def _matches(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
     places = _places(pattern, folder)
+    if paths := storage.match_files(pattern):
+        return paths
     for place, base in zip(places, ("", folder, folder / "text"), strict=True):
         if place.is_file():
             return [place.resolve()]

@@ -23,6 +23,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.data import files, hub, tokenizer_files
 from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
@@ -176,7 +177,7 @@ def parse(text: str) -> "Tokenizer":
 
 def _locate(spec: str, folder: pathlib.Path | None) -> pathlib.Path:
     """Find the tokenizer's file: as given, in the data folder, or on the hub."""
-    given = hub.model_folder(spec, *hub.TOKENIZER) if spec.startswith(hub.PREFIX) else pathlib.Path(spec).expanduser()
+    given = hub.model_folder(spec, *hub.TOKENIZER) if spec.startswith(hub.PREFIX) else storage.local(spec)
     places = [given, *([folder / given] if folder else [])]
     names = [place / name for place in places for name in tokenizer_files.NAMES]
     for path in [place for place in places if place.is_file()] + names:

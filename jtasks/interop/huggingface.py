@@ -24,6 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtasks import storage
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.interop import bert, blip, files, fitting, gpt2, model_config, settings, two_towers, vit
 from jtasks.interop.layouts import Entry
@@ -42,7 +43,7 @@ def from_hf(folder: str | pathlib.Path) -> tuple[dict[str, Any], list[str]]:
       CheckpointError: there is no such folder, a tensor is absent or damaged, or the model is none of ours; of an
         encoder-decoder, a tensor is unknown.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = storage.local(folder)
     config, fields = model_config.read(folder)
     family = model_config.family_of(config)
     table, where = family.entries(config), files.where(folder)
@@ -96,7 +97,7 @@ def import_params(
       ConfigError: config.model describes another model; lists all differences.
       CheckpointError: the folder is damaged, or a parameter outside the heads is absent or has another shape.
     """
-    config, fields = model_config.read(pathlib.Path(folder).expanduser())[0], model_config.model_fields(folder)
+    config, fields = model_config.read(storage.local(folder))[0], model_config.model_fields(folder)
     fitting.require_same_fields(fields, model, folder, warn)
     table = model_config.family_of(config).entries(config)
     tree, unused = from_hf(folder)

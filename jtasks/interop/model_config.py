@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jtasks import storage
 from jtasks.data import assets
 from jtasks.data.examples import Resize
 from jtasks.errors import CheckpointError, ConfigError
@@ -28,7 +29,7 @@ def model_fields(folder: str | pathlib.Path) -> dict[str, Any]:
     Raises:
       CheckpointError: there is no such folder, or its model is none of ours.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = storage.local(folder)
     config, fields = read(folder)
     family, processor = config["model_type"], image_processors.find(folder)
     if family == "imagegpt" and processor is not None:
@@ -51,7 +52,7 @@ def class_names(folder: pathlib.Path) -> list[str] | None:
 
 def image_size(folder: str) -> int | None:
     """Return the width and height of the images of a folder's model; None if they differ, or without images."""
-    height, width = read(pathlib.Path(folder).expanduser())[1].get("shape", (0, 1))
+    height, width = read(storage.local(folder))[1].get("shape", (0, 1))
     return height if height == width else None
 
 

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtasks import storage
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError
 from jtasks.faults import some
@@ -102,6 +103,7 @@ class Checkpoints:
         """Delete finished checkpoints."""
         if jax.process_index() == 0:
             for step in steps:
+                storage.remove(self.folder / str(step))
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
     def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int]) -> None:
@@ -116,6 +118,7 @@ class Checkpoints:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
                 partial.rename(self.folder / str(step))
                 checkpoint_files.flush_one(self.folder)
+                storage.publish(self.folder / str(step))
             self.delete(expendable)
         except BaseException as error:
             self._clear(partial)
@@ -246,6 +249,7 @@ def leaves(tree: Any) -> dict[str, Any]:
 def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
     import orbax.checkpoint as ocp
 
+    storage.fetch(folder)
     with plain(folder.parent) as place, ocp.StandardCheckpointer(**_multiprocessing()) as checkpointer:
         return dict(checkpointer.metadata(place / folder.name).item_metadata.tree)
 

@@ -10,9 +10,11 @@ import json
 import math
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Callable, Mapping
 
+from jtasks import storage
 from jtasks.errors import CheckpointError
 from jtasks.faults import some
 
@@ -72,11 +74,19 @@ def locate(source: str) -> tuple[pathlib.Path, str]:
     Args:
       source: a workdir of any name, its `checkpoints` folder, or one `checkpoints/STEP`.
     """
-    path = pathlib.Path(source).expanduser().absolute()
+    path = _local(source).absolute()
     if (path / "checkpoints").is_dir():
         return path / "checkpoints", ""
     named = _is_step(path.name) and (path.parent.name == "checkpoints" or (path / CHECKSUMS).exists())
     return (path.parent, path.name) if named else (path, "")
+
+
+def _local(source: str) -> pathlib.Path:
+    """Return the path of `source`; of one in a bucket, the path in the working copy of its run."""
+    if not storage.is_url(source):
+        return pathlib.Path(source).expanduser()
+    run, *step = re.split(r"/checkpoints(?=/[0-9]+/*$|/*$)", source)
+    return storage.open_copy(run).joinpath("checkpoints" * bool(step), "".join(step).strip("/"))
 
 
 def clear_unfinished(folder: pathlib.Path) -> None:
@@ -88,6 +98,7 @@ def clear_unfinished(folder: pathlib.Path) -> None:
 
 def damage(folder: pathlib.Path) -> list[str]:
     """Return what differs from the checksums written at the save; empty if nothing differs."""
+    storage.fetch(folder)
     try:
         expected = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jtasks import storage
 from jtasks.config import Config, freeze
 from jtasks.run import checkpoint, profile
 from jtasks.run.hooks import AHEAD, Hooks, due
@@ -26,7 +27,7 @@ def train(
       config: a ConfigDict or a dict, such as `{"task": "jtasks.tasks.vit", "data": {"name": "digits"}, "steps": 100}`;
         fields that it leaves out have their defaults. The task in a dict may also be a
         module.
-      workdir: the run's folder, which need not exist.
+      workdir: the run's folder, which need not exist; also `s3://BUCKET/FOLDER` or `gs://BUCKET/FOLDER`.
       owns_process: whether signals may end the process, as in the command.
 
     Returns:
@@ -36,7 +37,8 @@ def train(
       Stopped: a signal stopped the run; the state is saved.
       ConfigError, DataError, CheckpointError, TrainingError: see the message.
     """
-    config, workdir = freeze(config), pathlib.Path(workdir)
+    config = freeze(config)
+    workdir = storage.open_copy(str(workdir)) if storage.is_url(workdir) else pathlib.Path(workdir)
     fresh = not workdir.exists()
     with lock(workdir), Stop(owns_process=owns_process) as stop:
         with stop.rescue(lambda: None), clear_on_error(workdir, fresh=fresh):  # nothing to save yet

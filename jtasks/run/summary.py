@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jtasks import storage
 from jtasks.console import format_si
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed.shares import count_microbatches, unequal
@@ -64,7 +65,7 @@ def describe(
     splits = [f"{split} {size:,}" for split, size in sizes.items() if size is not None]
     return [
         ("task", config.task),
-        ("config", str(workdir / "config.json")),
+        ("config", storage.shown(str(workdir / "config.json"))),
         ("data", ", ".join(splits) or "none"),
         ("batch", f"{plan.describe()}{microbatches}, {config.precision}"),
         ("steps", _length(plan.epoch_steps if sizes.get("train") else 0, *steps)),
@@ -72,7 +73,7 @@ def describe(
         ("devices", count_devices(jax.devices())),
         ("mesh", " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items()) or "none"),
         ("on a device", _memory(state.params, state)),
-        ("files", f"{workdir}{os.sep}"),
+        ("files", storage.shown(f"{workdir}{os.sep}")),
     ]
 
 

@@ -1,5 +1,6 @@
 """The run's folder: one run at a time, its config.json, and the task's assets."""
 
+import _thread
 import contextlib
 import fcntl
 import hashlib
@@ -15,6 +16,7 @@ from typing import Any
 import ml_collections
 
 from jtasks import config as configs
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import fingerprint
@@ -56,11 +58,18 @@ OWN = (
 def lock(workdir: pathlib.Path) -> Iterator[None]:
     """Lock the folder for this run, and create it if absent; the lock ends with the process.
 
+    A folder in a bucket is locked there, and what changes in its working copy is sent to the bucket until the end.
+
     Raises:
       ConfigError: the folder is a file, cannot be written to, or is locked by another run.
     """
     if not processes.first():  # the first process holds the lock for all
         yield
+        return
+    if lease := storage.lease(workdir, f"{STARTED}{os.getcwd()}", _thread.interrupt_main, warn):
+        with lease:
+            workdir.mkdir(parents=True, exist_ok=True)
+            yield
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -189,7 +198,9 @@ def record_config(config: Config, workdir: pathlib.Path) -> None:
     """Write config.json, which lets later commands omit `--config`."""
     new = configs.to_json(config)
     if _is_own(new["data"].get("tokenizer"), workdir):  # the run's own tokenizer: record how it was made
-        new["data"]["tokenizer"] = read_json(workdir / "config.json").get("data", {}).get("tokenizer", str(workdir))
+        new["data"]["tokenizer"] = (
+            read_json(workdir / "config.json").get("data", {}).get("tokenizer", storage.shown(str(workdir)))
+        )
     new["data"] |= {"allow_changes": False}  # for this part of the run only
     if config.task.endswith(".py"):
         new["task"] = str(pathlib.Path(config.task).resolve())
@@ -289,7 +300,11 @@ def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:
 
 
 def _is_own(tokenizer: Any, workdir: pathlib.Path) -> bool:
-    return isinstance(tokenizer, str) and pathlib.Path(tokenizer).expanduser().resolve() == workdir.resolve()
+    if not isinstance(tokenizer, str):
+        return False
+    if storage.is_url(tokenizer):
+        return storage.url_of(workdir) == tokenizer.rstrip("/")
+    return pathlib.Path(tokenizer).expanduser().resolve() == workdir.resolve()
 
 
 def _alike(name: str, old: Any, new: Any) -> bool:

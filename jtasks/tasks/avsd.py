@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks import models
+from jtasks import models, storage
 from jtasks.config import Config
 from jtasks.data import dialogues, tokenizers, unlabeled
 from jtasks.data.features import Features
@@ -283,7 +283,7 @@ def _folder(config: Config) -> pathlib.Path:
 
 def _features(config: Config) -> Features:
     folder, data = _folder(config), config.data
-    places = [pathlib.Path(data.features_dir).expanduser()] if data.features_dir else [folder, folder / "avsd"]
+    places = [storage.local(data.features_dir)] if data.features_dir else [folder, folder / "avsd"]
     folder = next((place for place in places if (place / data.features[0]).is_dir()), places[0])
     return Features(folder, tuple(data.features), data.frames, max(data.threads, 1))
 

@@ -1,0 +1,28 @@
+"""Folders and files of the user in a bucket, `s3://...` or `gs://...`, as local paths.
+
+The rest of the library knows paths alone. A workdir in a bucket is a local working copy whose changes are sent to the
+bucket (`copies`); data in a bucket is downloaded once into the user's cache folder (`cached`).
+"""
+
+from jtasks.storage.bucket import is_url
+from jtasks.storage.cached import cache_folder, local, match_files, match_folders
+from jtasks.storage.copies import close, fetch, lease, open_copy, outbox, publish, pull, push, remove, shown, url_of
+
+__all__ = [
+    "cache_folder",
+    "close",
+    "fetch",
+    "is_url",
+    "lease",
+    "local",
+    "match_files",
+    "match_folders",
+    "open_copy",
+    "outbox",
+    "publish",
+    "pull",
+    "push",
+    "remove",
+    "shown",
+    "url_of",
+]
