@@ -161,7 +161,6 @@ def vit(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarr
 def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return a beam search from random prompts with a GPT-2 of random weights, compiled as one program."""
     from jtasks import models
-    from jtasks.ops import decode
 
     longest = size["longest"]
     model = models.GPT(
@@ -178,15 +177,10 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, A
     prompts = jax.device_put(np.random.default_rng(0).integers(3, size["vocab"], shape, np.int32))
     variables = jax.jit(model.init)(jax.random.key(0), prompts)
 
+    options = {"num_beams": size["beams"], "min_len": size["shortest"], "max_len": longest}
+
     def search(variables: Any, prompts: jax.Array) -> Any:
-        start = {"length": longest, "branches": size["beams"]}
-        logits, cache = model.apply(variables, prompts, method="prefill", **start)
-
-        def step(cache: Any, tokens: jax.Array) -> Any:
-            return model.apply(variables, tokens, cache, method="extend")
-
-        wanted = {"num_beams": size["beams"], "min_len": size["shortest"], "max_len": longest}
-        return decode.beam_search(step, cache, logits, eos=1, pad=2, reorder=models.reorder_branches, **wanted)
+        return models.search(model, variables["params"], (prompts,), options, eos=1, pad=2)
 
     begun = time.perf_counter()
     run = jax.jit(search).lower(variables, prompts).compile()

@@ -74,33 +74,14 @@ def mix(weights: jax.Array, value: jax.Array) -> jax.Array:
     return checkpoint_name(jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value), SAVED)
 
 
-def attend_to_past(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    past_key: jax.Array,
-    past_value: jax.Array,
-    seen: jax.Array,
-    bias: tuple[jax.Array, jax.Array] | None = None,
-    scale: float = 0.0,
+def attend_to_seen(
+    query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array, bias: jax.Array | None, scale: float = 0.0
 ) -> jax.Array:
-    """Attend from each of n new positions to itself and to its past, but not to the other new positions.
+    """Attend from each of n queries [b, h, n, d] to the keys and values [b, h, s, d] that `seen` [b, n, s] selects.
 
-    Args:
-      query, key, value: [b, h, n, d] of the new positions.
-      past_key, past_value: [b, h, s, d].
-      seen: bool [b, n, s], past positions that each new one attends to.
-      bias: of the scores of the past, [b, h, 1, s], and of a new position with itself, [h]; None: no bias.
-      scale: see the module.
-
-    Returns:
-      [b, h, n, d].
+    `bias` [b, h, 1, s] is added to the scores; `scale` is that of the module.
     """
-    past = _scores(query, past_key, seen[:, None], None if bias is None else bias[0], scale)
-    own = jnp.sum(query.astype(wide(query)) * key, axis=-1, keepdims=True) * (scale or query.shape[-1] ** -0.5)
-    own = own if bias is None else own + bias[1][None, :, None, None]
-    weights = jax.nn.softmax(jnp.concatenate([past, own], axis=-1), axis=-1).astype(value.dtype)
-    return jnp.einsum("bhts,bhsd->bhtd", weights[..., :-1], past_value) + weights[..., -1:] * value
+    return mix(jax.nn.softmax(_scores(query, key, seen[:, None], bias, scale), axis=-1), value)
 
 
 def self_attention(

@@ -152,6 +152,10 @@ class BLIP(nn.Module):
         """Read pictures and the first tokens [b, t] of their captions, as `GPT.prefill` does; `extend` continues."""
         return self.text_decoder.prefill(prompt, length, branches, valid, memory=self.encode_image(images))
 
+    def unstack(self) -> Cache:
+        """Return the parameters of each layer, for a cache; see `cache.unstack`."""
+        return self.text_decoder.unstack()
+
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
         return self.text_decoder.extend(tokens, cache)

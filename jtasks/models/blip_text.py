@@ -142,12 +142,15 @@ class BLIPText(nn.Module):
         cache = caches.start(layers, valid, length, branches, self.max_length, memory_mask)
         return self._logits(caches.at_last(hidden, valid)), cache
 
+    def unstack(self) -> Cache:
+        """Return the parameters of each layer, for a cache; see `cache.unstack`."""
+        return caches.unstack(self.blocks)
+
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
         x = self._embed(tokens, cache["place"][:, None], True)
-        mask = cache.get("memory_mask")
-        hidden, (new, _) = self.blocks(x, caches.layers(cache), cache["seen"], True, None, mask)
-        return self._logits(hidden), caches.append(cache, new)
+        hidden, cache = caches.extend(self.blocks, x, cache)
+        return self._logits(hidden), cache
 
     def attended(
         self,

@@ -5,14 +5,19 @@ step by step, and never move: `seen` [b, n, slots] selects the slots that each b
 [b, slots] are their positions.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jtasks.errors import ConfigError
-from jtasks.models.layers import Cache
+from jtasks.models.dense import transpose_kernels
+from jtasks.models.layers import Cache, single
 
-OWN = ("key", "value")  # [depth, b, h, slots, d]
-MEMORY = ("memory_key", "memory_value")  # [depth, b, h, s, d], of a stack with `cross`
+OWN = ("key", "value")  # of each layer, [b, h, slots, d]
+MEMORY = ("memory_key", "memory_value")  # of each layer of a stack with `cross`, [b, h, s, d]
 
 
 def places(valid: jax.Array) -> jax.Array:
@@ -44,10 +49,11 @@ def start(
     (b, t), slots = valid.shape, branches * max(length - 1, 1)  # the last token needs no slot, but traced loops do
     if t + length - 1 > max_length:
         raise ConfigError(f"a prompt of {t} and {length} tokens more, but the model has {max_length} positions")
-    room = ((0, 0), (0, 0), (0, 0), (0, slots), (0, 0))
+    room = dict.fromkeys(OWN, ((0, 0), (0, 0), (0, slots), (0, 0)))
     return {
-        **{name: jnp.pad(layers[name], room) for name in OWN},
-        **{name: layers[name] for name in MEMORY if name in layers},
+        # An array a layer: a loop over tokens then writes in place, and copies no layer to read it.
+        **{name: tuple(jnp.pad(x, room[name]) for x in layers[name]) for name in OWN},
+        **{name: tuple(layers[name]) for name in MEMORY if name in layers},
         **({} if memory_mask is None else {"memory_mask": memory_mask}),
         "places": jnp.pad(places(valid), ((0, 0), (0, slots))),
         "seen": jnp.broadcast_to(jnp.pad(valid, ((0, 0), (0, slots)))[:, None], (b, branches, t + slots)),
@@ -56,21 +62,41 @@ def start(
     }
 
 
-def layers(cache: Cache) -> Cache:
-    """Return the part of a cache that a stack reads, with the layers as first axis."""
-    return {name: cache[name] for name in (*OWN, *MEMORY) if name in cache}
+def unstack(blocks: nn.Module) -> Cache:
+    """Return the parameters of each layer of a stack as `layers`, for a cache that many calls of `extend` use.
+
+    Made outside a loop over tokens they are copied once, and not for each token.
+    """
+    params = blocks.variables["params"]
+    layers = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(blocks.depth))
+    return {"layers": tuple(transpose_kernels(layer) for layer in layers)}
 
 
-def append(cache: Cache, new: Cache) -> Cache:
-    """Return the cache with keys and values of one more token of each branch, the result of a stack."""
+def extend(
+    blocks: nn.Module, x: jax.Array, cache: Cache, bias: Callable[[jax.Array], jax.Array] | None = None
+) -> tuple[jax.Array, Cache]:
+    """Run a stack on one more token of each branch, `x` [b, n, d]; return its output [b, n, d] and the cache.
+
+    Args:
+      blocks: a stack of `layers.stack` in a bound module.
+      bias: returns the bias [b, h, 1, slots] of scores by the distances [b, slots] of the slots from the new tokens.
+    """
     b, n, _ = cache["seen"].shape
-    slot = cache["slot"]
-    stored = {name: jax.lax.dynamic_update_slice_in_dim(cache[name], new[name], slot, axis=3) for name in OWN}
+    slot, place = cache["slot"], cache["place"]
     own = jnp.broadcast_to(jnp.eye(n, dtype=bool), (b, n, n))
     seen = jax.lax.dynamic_update_slice_in_dim(cache["seen"], own, slot, axis=2)
-    rows = jnp.broadcast_to(cache["place"][:, None], (b, n))
-    filled = jax.lax.dynamic_update_slice_in_dim(cache["places"], rows, slot, axis=1)
-    return {**cache, **stored, "places": filled, "seen": seen, "place": cache["place"] + 1, "slot": slot + n}
+    filled = jnp.broadcast_to(place[:, None], (b, n))
+    filled = jax.lax.dynamic_update_slice_in_dim(cache["places"], filled, slot, axis=1)
+    options = cache.get("memory_mask"), None if bias is None else bias(filled - place[:, None])
+    block, names = single(blocks), [name for name in (*OWN, *MEMORY) if name in cache]
+    layers = cache["layers"] if "layers" in cache else unstack(blocks)["layers"]
+    stored: list[Any] = []
+    for i, params in enumerate(layers):
+        past = {name: cache[name][i] for name in names} | {"slot": slot}
+        x, (new, _) = block.apply({"params": params}, x, past, seen, True, None, *options)
+        stored.append(new)
+    keys = {name: tuple(new[name] for new in stored) for name in OWN}
+    return x, {**cache, **keys, "places": filled, "seen": seen, "place": place + 1, "slot": slot + n}
 
 
 def reorder_branches(cache: Cache, parents: jax.Array) -> Cache:

@@ -1,4 +1,4 @@
-"""Continue prompts with a model that has `extend` and a method that reads a prompt, such as `models.GPT`."""
+"""Continue prompts with a model that has `extend`, `unstack` and a method that reads a prompt, such as `models.GPT`."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ def generate(
     """Sample continuations of prompts [b, t]: int32 [b, branches, length].
 
     Args:
-      model: has `extend` and `method`.
+      model: has `extend`, `unstack` and `method`.
       params: the model's parameters.
       inputs: what `method` reads: of `prefill`, the prompts [b, t].
       keys: a random key for each sequence, [b, branches]; not needed at temperature 0.
@@ -36,7 +36,7 @@ def generate(
       options: of `decode.sample`.
     """
     inputs, size = inputs if isinstance(inputs, tuple) else (inputs,), {"length": length, "branches": branches}
-    logits, cache = model.apply({"params": params}, *inputs, **size, valid=valid, method=method)
+    logits, cache = _read(model, params, method, *inputs, **size, valid=valid)
     logits = jnp.broadcast_to(logits[:, None], (len(logits), branches, logits.shape[-1]))
     return decode.sample(_extend(model, params), cache, logits, keys, length, **options)
 
@@ -47,7 +47,7 @@ def search(
     """Search for the best continuations of prompts with beams.
 
     Args:
-      model: has `extend` and `method`.
+      model: has `extend`, `unstack` and `method`.
       params: the model's parameters.
       inputs: what `method` reads: of `prefill`, the prompts [b, t].
       options: of `decode.beam_search`, as config.beam has them; `num_beams` and `max_len` at least.
@@ -55,8 +55,13 @@ def search(
       ids: `eos` and `pad` of `decode.beam_search`.
     """
     size = {"length": options["max_len"], "branches": options["num_beams"]}
-    logits, cache = model.apply({"params": params}, *inputs, **size, method=method)
+    logits, cache = _read(model, params, method, *inputs, **size)
     return decode.beam_search(_extend(model, params), cache, logits, reorder=reorder_branches, **options, **ids)
+
+
+def _read(model: Any, params: Any, method: str, *inputs: Any, **options: Any) -> tuple[jax.Array, Any]:
+    logits, cache = model.apply({"params": params}, *inputs, **options, method=method)
+    return logits, cache | model.apply({"params": params}, method="unstack")
 
 
 def _extend(model: Any, params: Any) -> decode.StepFn:

@@ -1,4 +1,4 @@
-"""A dense layer whose weight gradient is as fast as its forward pass on the CPU."""
+"""A dense layer whose gradient and, for few rows, whose product are as fast as products can be on the CPU."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import jax
 from jtasks.models import kernels
 
 ROWS = 1024  # of a product from which on copying the kernel costs little beside it
+FEW = 64  # rows up to which YNNPACK spends its time on packing a kernel [i, o]
+TURNED = "transposed"  # name of a kernel [o, i]
 
 
 def flat_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: Any) -> jax.Array:
@@ -25,7 +27,37 @@ def flat_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: An
     return jax.lax.dot_general(rows, kernel, (((1,), (axis,)), ((), ())), **options).reshape(*x.shape[:-1], -1)
 
 
+def transposed_product(x: jax.Array, table: jax.Array, **options: Any) -> jax.Array:
+    """Return the product [..., o] of `x` [..., i] and `table` [o, i]; `options` are those of `lax.dot_general`.
+
+    On the CPU a few rows of `x` are the right factor, which YNNPACK packs, and the table stays as it is. This takes 0.5
+    to 0.8 of the time of other orders (0.91 to 1.63 ms for 32 x 2048 x 512).
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if kernels.platform() != "cpu" or not 1 < len(rows) <= FEW:
+        return jax.lax.dot_general(x, table, (((x.ndim - 1,), (1,)), ((), ())), **options)
+    # Without the barrier XLA exchanges the factors to avoid the transposition.
+    product = jax.lax.optimization_barrier(jax.lax.dot_general(table, rows, (((1,), (1,)), ((), ())), **options))
+    return product.T.reshape(*x.shape[:-1], -1)
+
+
+def transpose_kernels(params: Any) -> Any:
+    """Return the parameters of `Dense` layers with transposed kernels, which are faster for few rows on the CPU."""
+    if kernels.platform() != "cpu" or not isinstance(params, dict):
+        return params
+    turned = {TURNED: params["kernel"].T} if "kernel" in params else {}
+    return turned | {name: transpose_kernels(leaf) for name, leaf in params.items() if name != "kernel"}
+
+
 class Dense(nn.Dense):
-    """A dense layer with the fields and parameters of Flax's, multiplied by `flat_product`."""
+    """A dense layer with the fields and parameters of Flax's, or with those of `transpose_kernels`."""
 
     dot_general: Any = flat_product
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if not self.has_variable("params", TURNED):
+            return super().__call__(x)
+        given: Any = [self.get_variable("params", name) for name in (TURNED, "bias")]
+        x, table, bias = nn.dtypes.promote_dtype(x, *given, dtype=self.dtype)
+        product = transposed_product(x, table)
+        return product if bias is None else product + bias.reshape(*[1] * (x.ndim - 1), -1)

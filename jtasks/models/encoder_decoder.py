@@ -192,6 +192,10 @@ class EncoderDecoder(nn.Module):
         hidden, cache = self.decoder.read(x, valid, states, mask, length, branches)
         return self._logits(caches.at_last(hidden, valid)), cache
 
+    def unstack(self) -> Cache:
+        """Return the parameters of each layer, for a cache; see `cache.unstack`."""
+        return caches.unstack(self.decoder.blocks)
+
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
         hidden, cache = self.decoder.extend(self._embed(self._target_tokens(), tokens), cache)

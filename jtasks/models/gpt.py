@@ -127,11 +127,15 @@ class GPT(nn.Module):
         x = self._embed(tokens, caches.places(valid), True)
         return self._read(x, valid, length, branches)
 
+    def unstack(self) -> Cache:
+        """Return the parameters of each layer, for a cache; see `cache.unstack`."""
+        return caches.unstack(self.blocks)
+
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, outputs] float32, and the cache."""
         x = self._embed(tokens, cache["place"][:, None], True)
-        hidden, new, _ = self._run(x, caches.layers(cache), cache["seen"], True)
-        return self._logits(hidden), caches.append(cache, new)
+        x, cache = caches.extend(self.blocks, x, cache)
+        return self._logits(self.last_norm(x)), cache
 
     def _read(self, x: jax.Array, valid: jax.Array, length: int, branches: int) -> tuple[jax.Array, Cache]:
         """Read prompts that are embedded already, [b, t, width]; see `prefill`."""

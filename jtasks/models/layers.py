@@ -13,11 +13,11 @@ import optax
 
 from jtasks.distributed import sharding
 from jtasks.models import attention as attend
-from jtasks.models.dense import Dense
+from jtasks.models.dense import Dense, transposed_product
 from jtasks.models.dropout import DRAWS, Dropout
 from jtasks.ops.precision import wide
 
-Cache = dict[str, jax.Array]
+Cache = dict[str, Any]  # arrays, see models/cache.py
 
 # Forward passes of attention as primitives: a function with a custom derivative on TPUs, cuDNN's on GPUs.
 KERNELS = ("custom_vjp_call", "dot_product_attention_fwd_wrapper")
@@ -90,7 +90,7 @@ def vocabulary_loss(
 
 def vocabulary_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array | None = None) -> jax.Array:
     """Return logits [..., vocab] of `hidden @ table.T + bias`; products accumulate in at least float32."""
-    product = jnp.einsum("...w,vw->...v", hidden, table.astype(hidden.dtype), preferred_element_type=wide(hidden))
+    product = transposed_product(hidden, table.astype(hidden.dtype), preferred_element_type=wide(hidden))
     return product if bias is None else product + bias.reshape(*[1] * (product.ndim - 1), -1)
 
 
@@ -119,10 +119,10 @@ def dense(module: Any, features: int, name: str, scale: float = 1.0) -> nn.Modul
 class Attention(nn.Module):
     """Multi-head self-attention; `models/attention.py` defines `segment_ids` [b, t].
 
-    If `cache` is a dict, returns a cache of the keys and values of `x`. If `cache` holds keys and values of s earlier
-    positions, each position of `x` attends to itself and to those earlier positions that `segment_ids`, then bool
-    [b, t, s], selects, but not to the rest of `x`. `relative` is the bias of scores that `models/attention.py` defines,
-    with a cache the pair of biases of `attend_to_past`.
+    If `cache` is a dict, returns a cache of the keys and values of `x`. If `cache` holds keys and values of s
+    positions, those of `x` are written into it from position `slot` on, and each position of `x` attends to those
+    positions that `segment_ids`, then bool [b, t, s], selects. `relative` is the bias of scores that
+    `models/attention.py` defines, with such a cache that of `attend_to_seen`.
 
     Attributes:
       head_dim: width of a head; 0: `width / heads`.
@@ -157,8 +157,10 @@ class Attention(nn.Module):
         fused = fused.reshape(b, t, self.heads, 3, size)
         query, key, value = _split_parts(fused)
         if cache and segment_ids is not None:
-            past = cache["key"], cache["value"]
-            mixed = attend.attend_to_past(query, key, value, *past, segment_ids, relative, self.scale)
+            # Written before it is read: in a loop over tokens the other order would copy the cache.
+            slot = (0, 0, cache["slot"], 0)
+            key, value = (jax.lax.dynamic_update_slice(cache[k], x, slot) for k, x in (("key", key), ("value", value)))
+            mixed = attend.attend_to_seen(query, key, value, segment_ids, relative, self.scale)
         elif self.dropout and not deterministic:
             mask, rng = attend.attention_mask(t, self.causal, segment_ids), self.make_rng("dropout")
             mixed = attend.attention_with_dropout(query, key, value, mask, rng, self.dropout, relative, self.scale)
@@ -349,3 +351,9 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
         length=model.depth,
     )
     return scanned(name=name, **fields)
+
+
+def single(stack: Any) -> Block:
+    """Return a block with the fields of a stack's blocks, for one layer's parameters."""
+    names = {field.name for field in dataclasses.fields(Block)} - {"name", "parent"}
+    return Block(**{name: getattr(stack, name) for name in names}, parent=None)

@@ -68,6 +68,10 @@ class PrefixCaptioner(BLIP):
         assert valid is None  # all prompts are equally long
         return self.text.read(self.encode_image(images), prompt, length, branches)
 
+    def unstack(self) -> Cache:
+        """Return the parameters of each layer, for a cache; see `cache.unstack`."""
+        return self.text.unstack()
+
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
         return self.text.extend(tokens, cache)

@@ -100,15 +100,15 @@ class Side(nn.Module):
 
     def extend(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """Return states [b, n, width] of one more embedding of each branch, and the cache."""
-        place, relative = cache["place"][:, None], None
+        slots, bias = cache["places"].shape[1], None
         if self.positions == "relative":
-            count = cache["places"].shape[1] + 1
-            line = self._by_distance(count)
-            past = jnp.moveaxis(line[:, count - 1 + cache["places"] - place], 0, 1)
-            relative = past[:, :, None], line[:, count - 1]
-        x, mask = self._start(x, place, True), cache.get("memory_mask")
-        x, (new, _) = self.blocks(x, caches.layers(cache), cache["seen"], True, None, mask, relative)
-        return self._finish(x, True), caches.append(cache, new)
+            line = self._by_distance(slots)
+
+            def bias(distances: jax.Array) -> jax.Array:
+                return jnp.moveaxis(line[:, slots - 1 + distances], 0, 1)[:, :, None]
+
+        x, cache = caches.extend(self.blocks, self._start(x, cache["place"][:, None], True), cache, bias)
+        return self._finish(x, True), cache
 
     def _start(self, x: jax.Array, places: jax.Array, deterministic: bool) -> jax.Array:
         if (limit := self._limit()) and x.shape[1] > limit:

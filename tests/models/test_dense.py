@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtasks.models.dense import ROWS, Dense
+from jtasks.models.dense import ROWS, Dense, transpose_kernels
 
 
 @pytest.mark.parametrize(("shape", "features"), [((6,), 9), ((2, 3, 6), 3), ((2, ROWS // 2, 6), 3)])
@@ -27,3 +27,12 @@ def test_values_and_derivatives_are_those_of_flax(shape, features):
         *(jax.tree.leaves(jax.jit(all_of, static_argnums=0)(m)) for m in (ours, theirs)), strict=True
     ):
         np.testing.assert_allclose(mine, flax, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 6), (2, 3, 6), (9, 9, 6)])  # one row, few and many
+@pytest.mark.parametrize("use_bias", [True, False])
+def test_a_transposed_kernel_gives_the_same_values(shape, use_bias):
+    x, layer = jax.random.normal(jax.random.key(0), shape), Dense(5, use_bias=use_bias)
+    params = layer.init(jax.random.key(1), x)
+    values = jax.jit(layer.apply)(transpose_kernels(params), x)
+    np.testing.assert_allclose(values, layer.apply(params, x), rtol=1e-5, atol=1e-6)

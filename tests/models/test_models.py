@@ -293,7 +293,7 @@ def test_bfloat16_is_the_type_of_the_computation_and_not_of_the_parameters():
     assert logits.dtype == jnp.float32
     assert 0 < np.abs(logits - expected).max() < 0.1 * np.abs(expected).max()
     _, cache = jax.eval_shape(lambda p, t: model.apply(p, t, length=1, method="prefill"), params, tokens())
-    assert cache["key"].dtype == jnp.bfloat16
+    assert cache["key"][0].dtype == jnp.bfloat16
 
 
 def test_features_are_one_a_layer_and_the_classifier_reads_the_chosen_one():
