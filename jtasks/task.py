@@ -24,6 +24,8 @@ Optional::
                                            config alone: lets --mode=plan do without data
     assets(config)                         {file name: text} that give the parameters their meaning: class names
     collate_fn(examples, config)           a batch from a list of examples, if stacking is not enough
+    needs_partner(config)                  whether training batches have a second example for each under the names
+                                           `partner_NAME`, drawn by its seed from the whole split: for Mixup
     lengths(examples, config)              tokens of each example, int [n], for config.batch_tokens, or int [n, k] of
                                            k kinds, such as source and target; by default the non-zero "segment_ids"
                                            [n, t], if SEQUENCE_KEYS has them
@@ -100,6 +102,7 @@ OPTIONAL = {
     "assets": ("config",),
     "export_fn": ("examples", "outputs", "config"),
     "lengths": ("examples", "config"),
+    "needs_partner": ("config",),
 }
 
 # The fields of a task that has `texts`.

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh
 
 from jtasks import config as configs
 from jtasks import task
+from jtasks.distributed import sharding as shardings
 from jtasks.run.job import Job
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -45,6 +46,11 @@ def module(name: str) -> str:
 def mesh(devices: int = 8) -> Mesh:
     """The first `devices` devices on one axis."""
     return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def sharding():
+    """How a batch lies on one device."""
+    return shardings.batch_sharding(mesh(1))
 
 
 def config(name: str, **changes) -> configs.Config:

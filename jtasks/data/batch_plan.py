@@ -18,6 +18,7 @@ class BatchPlan:
     batch_size: int
     shuffle: bool  # train: a permutation per epoch; else each example once, in order, then padding
     shares: tuple[int, ...] = dataclasses.field(default=(1,), kw_only=True)  # microbatches of each device
+    partner: bool = dataclasses.field(default=False, kw_only=True)  # whether each example comes with a second one
 
     varies: ClassVar[bool] = False  # whether batches differ in their shapes
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jtasks.data.batch_plan import BatchPlan
-from jtasks.data.shuffle import example_seeds
+from jtasks.data.shuffle import example_seeds, partners
 from jtasks.distributed import sharding as shardings
 from jtasks.errors import ConfigError, DataError
 
@@ -23,6 +23,7 @@ Arrays = Mapping[str, np.ndarray]
 Examples = Arrays | Sequence[Mapping[str, Any]]
 KINDS = "return a dict of arrays [n, ...], a sequence of dicts, or None where the split does not exist"
 Collate = Callable[[list[Mapping[str, Any]]], Mapping[str, Any]]
+PARTNER = "partner_"  # prefix of the entries of the second example that a batch has for each, if its plan says so
 
 
 def size(examples: Examples) -> int:
@@ -206,7 +207,7 @@ def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = 
         thread.join(timeout=1)  # a read that hangs must not delay the end of the run
 
 
-class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
+class _Stream(Sequence[tuple[dict[str, Mapping[str, Any]], dict[str, Any]]]):
     """Rows that one process reads over some steps, one by one; picklable for grain's workers."""
 
     def __init__(self, examples: Examples, plan: BatchPlan, steps: range, rows: np.ndarray):
@@ -222,7 +223,9 @@ class _Stream(Sequence[tuple[Mapping[str, Any], dict[str, Any]]]):
         if planned[0] != step:
             self.planned = planned = (step, *self.plan.at(self.plan.positions(self.steps[step], self.rows)))
         _, indices, entries = planned
-        return read(self.examples, int(indices[row])), {name: value[row] for name, value in entries.items()}
+        added = {name: value[row] for name, value in entries.items()}
+        chosen = _with_partners(self.plan, indices[row : row + 1], entries["seed"][row : row + 1])
+        return {prefix: read(self.examples, int(index)) for prefix, (index,) in chosen.items()}, added
 
 
 def _read_ahead(
@@ -231,9 +234,10 @@ def _read_ahead(
     import cloudpickle
     import grain
 
-    def batch(rows: Sequence[tuple[Mapping[str, Any], dict[str, Any]]]) -> dict[str, np.ndarray]:
+    def batch(rows: Sequence[tuple[dict[str, Mapping[str, Any]], dict[str, Any]]]) -> dict[str, np.ndarray]:
         entries = {name: np.stack([added[name] for _, added in rows]) for name in rows[0][1]}
-        return _merge(stack([row for row, _ in rows], collate), entries)
+        parts = {prefix: stack([read[prefix] for read, _ in rows], collate) for prefix in rows[0][0]}
+        return _merge(_flatten(parts), entries)
 
     source = grain.MapDataset.source(stream)
     if not workers:
@@ -279,7 +283,17 @@ def _spread(batch: dict[str, np.ndarray], rows: np.ndarray, size: int) -> dict[s
 
 def _rows(examples: Examples, plan: BatchPlan, positions: np.ndarray, collate: Collate | None) -> dict[str, np.ndarray]:
     indices, entries = plan.at(positions)
-    return _merge(fetch(examples, indices, collate), entries)
+    chosen = _with_partners(plan, indices, entries["seed"])
+    return _merge(_flatten({prefix: fetch(examples, i, collate) for prefix, i in chosen.items()}), entries)
+
+
+def _with_partners(plan: BatchPlan, indices: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the indices of the examples to read, by the prefix of their entries."""
+    return {"": indices} | ({PARTNER: partners(seeds, plan.n)} if plan.partner else {})
+
+
+def _flatten(parts: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {prefix + name: x for prefix, part in parts.items() for name, x in part.items()}
 
 
 def _merge(batch: dict[str, np.ndarray], entries: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -24,6 +24,11 @@ def example_seeds(seed: int, epochs: np.ndarray, indices: np.ndarray) -> np.ndar
     return (_hash(seed, 0, epochs, indices) >> np.uint64(32)).astype(np.uint32)
 
 
+def partners(seeds: np.ndarray, n: int) -> np.ndarray:
+    """Return for each example, by its seed, the index of another one of n, int64; all are equally likely."""
+    return (_hash(3, seeds) % np.uint64(n)).astype(np.int64)
+
+
 def permutation(n: int, *key: int) -> np.ndarray:
     """Return the whole permutation of `permute`, int64 [n]."""
     parts = [permute(np.arange(i, min(i + 2**16, n)), n, *key) for i in range(0, n, 2**16)]

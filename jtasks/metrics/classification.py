@@ -52,6 +52,14 @@ def cross_entropy(
     return {name: Loss.of(nats, weights * counts), "accuracy": Mean.of(correct, jnp.broadcast_to(weights, nats.shape))}
 
 
+def top(count: int, logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Mean:
+    """Return how often the label is among the `count` likeliest classes; arguments as for `cross_entropy`."""
+    _, likeliest = jax.lax.top_k(logits, min(count, logits.shape[-1]))
+    if labels.ndim < logits.ndim:
+        return Mean.of((likeliest == labels[..., None]).any(-1), weights)
+    return Mean.of(jnp.take_along_axis(labels, likeliest, axis=-1).sum(-1), weights)
+
+
 def is_shaped(options: Any) -> bool:
     """Return whether config.loss asks for anything but the plain cross-entropy."""
     return options is not None and bool(options.smoothing or options.focal or options.class_weights)

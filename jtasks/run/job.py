@@ -73,7 +73,7 @@ class Job(NamedTuple):
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping) or hasattr(self.task, "lengths")):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         rows = config.batch_size if shuffle or full else min(config.batch_size, n)
-        return BatchPlan(n, config.seed, rows, shuffle, shares=shares)
+        return BatchPlan(n, config.seed, rows, shuffle, shares=shares, partner=shuffle and self._needs_partner)
 
     def shardings(self, tree: Any, params: Any) -> Any:
         """Return the sharding of each leaf of `tree`: the parameters, or a state that holds trees like them."""
@@ -109,8 +109,18 @@ class Job(NamedTuple):
         tokenizer = tokenizers.assets(tokenizers.of(self.config, texts)) if texts else {}
         return tokenizer | task.check_texts(own, f"assets of {self.config.task}")
 
+    @property
+    def _needs_partner(self) -> bool:
+        """Whether training batches have a second example for each, drawn by the seed of the first."""
+        return hasattr(self.task, "needs_partner") and bool(self.task.needs_partner(self.config))
+
     def _by_tokens(self, examples: pipeline.Examples, shares: tuple[int, ...], *, shuffle: bool) -> BatchPlan:
         config = self.config
+        if shuffle and self._needs_partner:
+            raise ConfigError(
+                f"config.batch_tokens={config.batch_tokens}: task {config.task} mixes each example with another one of"
+                " any length, so batches go by examples: set it to 0"
+            )
         lengths = self.lengths(examples)
         if lengths is None:
             raise ConfigError(

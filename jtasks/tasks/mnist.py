@@ -12,7 +12,7 @@ from jtasks.config import Config
 from jtasks.data import stand_ins, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.metrics import Mean, classification, example_weights, total
-from jtasks.ops import grid
+from jtasks.ops import grid, mixing
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -21,7 +21,7 @@ Batch = dict[str, jax.Array]
 def defaults() -> dict[str, Any]:
     """Return the fields of the network and the loss, and the name of the images."""
     fields = {"data.name": Field(str, None, "mnist"), "data.labels": data.IMAGES["data.labels"]}
-    return models.fields(models.ConvNet, filled=["classes"]) | classification.FIELDS | fields
+    return models.fields(models.ConvNet, filled=["classes"]) | classification.FIELDS | mixing.FIELDS | fields
 
 
 def dataset(split: str, config: Config) -> Any:
@@ -32,6 +32,11 @@ def dataset(split: str, config: Config) -> Any:
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
     """Return pictures (see `unlabeled.image_arrays`) as images uint8 [n, h, w, c]."""
     return unlabeled.image_arrays(inputs, config.data.name, folder=config.data.dir)
+
+
+def needs_partner(config: Config) -> bool:
+    """Return whether Mixup or CutMix is on, which mixes each training picture with another one."""
+    return mixing.is_on(config.data)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -56,9 +61,11 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the cross-entropy in nats per image, and the accuracy; training has dropout and config.loss."""
-    logits = _logits(params, batch, rng, config)
-    options = None if rng is None else config.loss
-    metrics = classification.cross_entropy(logits, batch["label"], example_weights(batch), options)
+    labels, options = batch["label"], None if rng is None else config.loss
+    if rng is not None:
+        images, labels = mixing.training_pairs(batch, config.data, config.model.classes, lambda batch: batch["image"])
+        batch = batch | {"image": images}
+    metrics = classification.cross_entropy(_logits(params, batch, rng, config), labels, example_weights(batch), options)
     return total(metrics), metrics
 
 

@@ -12,7 +12,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline, stand_ins, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.metrics import Mean, classification, example_weights, total
-from jtasks.ops import grid, pixels
+from jtasks.ops import grid, mixing, pixels
 
 Batch = dict[str, jax.Array]
 
@@ -25,6 +25,7 @@ def defaults() -> dict[str, Any]:
         **models.fields(models.ViT, filled=["classes"]),
         **classification.FIELDS,
         **pixels.FIELDS,
+        **mixing.FIELDS,
         **data.IMAGES,
     }
 
@@ -40,6 +41,11 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
     options, model = config.data, config.model
     fitting = {"size": options.size, "resize": model.get("resize"), "shape": model.shape}
     return unlabeled.image_arrays(inputs, options.name, folder=options.dir, **fitting)
+
+
+def needs_partner(config: Config) -> bool:
+    """Return whether Mixup or CutMix is on, which mixes each training picture with another one."""
+    return mixing.is_on(config.data)
 
 
 def model_args(config: Config) -> dict[str, Any]:
@@ -80,13 +86,12 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per image, and the accuracy of the likeliest class and of the likeliest five.
 
-    Training has augmentation, dropout and config.loss.
+    Training has augmentation, dropout and config.loss. Of mixed pictures each class counts by its share.
     """
-    images = batch["image"] if rng is None else pixels.for_training(batch, config.data)
-    logits, labels, weights = _logits(params, images, rng, config), batch["label"], example_weights(batch)
-    _, likeliest = jax.lax.top_k(logits, min(5, logits.shape[-1]))
+    images, labels = (batch["image"], batch["label"]) if rng is None else _for_training(batch, config)
+    logits, weights = _logits(params, images, rng, config), example_weights(batch)
     metrics = classification.cross_entropy(logits, labels, weights, None if rng is None else config.loss)
-    metrics["top5"] = Mean.of((likeliest == labels[:, None]).any(-1), weights)
+    metrics["top5"] = classification.top(5, logits, labels, weights)
     return total(metrics), metrics
 
 
@@ -117,6 +122,13 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     """Show the pictures and the predicted classes."""
     images = data.for_display((example["image"] for example in examples), config.data.name)
     return grid.show_classes(images, examples, outputs, _names(config))
+
+
+def _for_training(batch: Batch, config: Config) -> tuple[jax.Array, jax.Array]:
+    def augmented(batch: Batch) -> jax.Array:
+        return pixels.for_training(batch, config.data)
+
+    return mixing.training_pairs(batch, config.data, config.model.classes, augmented)
 
 
 def _names(config: Config) -> Sequence[str]:
