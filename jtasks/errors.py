@@ -48,6 +48,10 @@ class StorageError(OSError):
     """A bucket that does not answer: exit code 1."""
 
 
+class DamagedError(CheckpointError):
+    """A checkpoint whose files changed since the save, found while it was restored."""
+
+
 class TrainingError(RuntimeError):
     """Training that cannot continue, for example after too many non-finite steps: exit code 1."""
 

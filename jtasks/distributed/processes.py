@@ -1,20 +1,20 @@
 """Coordination of the processes of a run: the first one decides and writes, the others follow."""
 
 import atexit
+import collections
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import secrets
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NoReturn, TypeVar
 
 import jax
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jtasks.distributed import clusters, connections, monitor, rendezvous
 from jtasks.distributed.clusters import Cluster
@@ -27,6 +27,9 @@ TOKEN = ".processes"
 SECRET = "JTASKS_SECRET"
 OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
+WAIT_MILLISECONDS = 600_000
+
+_counters: Mapping[str, Iterator[int]] = collections.defaultdict(itertools.count)  # of the calls of each kind
 _links: list[monitor.PeerMonitor] = []  # the monitor of this process, at most one, as in jax.distributed
 
 
@@ -246,24 +249,48 @@ def broadcast_from_first(decide: Callable[[], T]) -> T:
         return value
     if _links:
         return _links[0].hear()  # without a time-out: preparing data may take the first process hours
-    text = json.dumps(decide()).encode() if first() else b""
-    size = int(_broadcast(np.array([len(text)], np.int32))[0])
-    agreed: T = json.loads(_broadcast(np.frombuffer(text.ljust(size), np.uint8)).tobytes())
+    key = f"jtasks/decision/{next(_counters['decision'])}"
+    if first():
+        value = decide()
+        _service().key_value_set(key, json.dumps(value))
+        return value
+    agreed: T = json.loads(_await_value(key))
     return agreed
 
 
-def _broadcast(array: np.ndarray) -> np.ndarray:
-    """Broadcast the array of the first process by a collective; each process passes an array of the same shape.
+def gather(name: str, value: Any) -> list[Any]:
+    """Return on the first process the values, JSON data, of all processes in order, once all have called; else [].
 
-    JAX's broadcast_one_to_all requires the same number of devices on all processes.
+    May be called from any thread; calls of one `name` must have the same order on all processes.
     """
-    devices = jax.devices()
-    mesh = Mesh(np.array(devices), ("all",))
-    everyone = jax.make_array_from_callback(
-        (len(devices), *array.shape), NamedSharding(mesh, PartitionSpec("all")), lambda _: array[None]
-    )
-    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, PartitionSpec()))(everyone)
-    return np.asarray(whole.addressable_data(0)[[device.process_index for device in devices].index(0)])
+    if alone():
+        return [value]
+    key = f"jtasks/{name}/{next(_counters[name])}"
+    _service().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    if not first():
+        return []
+    values = [json.loads(_await_value(f"{key}/{index}")) for index in range(jax.process_count())]
+    _service().key_value_delete(key)
+    return values
+
+
+def _await_value(key: str) -> str:
+    """Wait for a value in JAX's coordination service, without a timeout; the monitor ends this process for a crash."""
+    while True:
+        try:
+            return str(_service().blocking_key_value_get(key, WAIT_MILLISECONDS))
+        except jax.errors.JaxRuntimeError as error:
+            if not str(error).startswith("DEADLINE_EXCEEDED"):
+                raise
+
+
+def _service() -> Any:
+    """Return the client of JAX's coordination service, which has no public name."""
+    from jax._src import distributed
+
+    if distributed.global_state.client is None:
+        raise ConfigError("a run of several processes needs jax.distributed.initialize()")
+    return distributed.global_state.client
 
 
 def barrier() -> None:

@@ -1,9 +1,11 @@
 """The only door to Orbax: save without holding the loop, restore strictly, import parameters.
 
 A checkpoint is written as `saving-STEP/`, gets the checksums of its files (Orbax reads a flipped byte without a word)
-and is renamed last: see `checkpoint_files`.
+and is renamed last: see `checkpoint_files`. Each process computes the checksums of the files it wrote, in a thread.
+Restoring verifies them in threads beside the one that reads the arrays, so the disk is read once.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -20,11 +22,12 @@ import numpy as np
 
 from jtasks import storage
 from jtasks.distributed import processes
-from jtasks.errors import CheckpointError
+from jtasks.errors import CheckpointError, DamagedError
 from jtasks.faults import some
 from jtasks.run import checkpoint_files
 from jtasks.tree import leaf_name
 
+HOST_BYTES = 2**30  # of arrays on their way from a checkpoint to the devices, or one shard if that is larger
 SLICE_BYTES = 2**22  # smallest slice of a replicated array that a device saves; one device saves a smaller array whole
 
 
@@ -109,12 +112,15 @@ class Checkpoints:
     def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int]) -> None:
         try:
             self._checkpointer.wait_until_finished()
+            own = [n for n in checkpoint_files.files(partial) if checkpoint_files.writer(n) == jax.process_index()]
+            sums = checkpoint_files.checksums(partial, own)
+            checkpoint_files.flush(partial, own)
+            parts = processes.gather("checksums", sums)
             if jax.process_index() == 0:
                 self._require_parts(partial)
-                (partial / checkpoint_files.CHECKSUMS).write_text(
-                    json.dumps(checkpoint_files.checksums(partial), indent=1), encoding="utf-8"
-                )
-                checkpoint_files.flush(partial)
+                sums = {name: entry for part in parts for name, entry in part.items()}
+                (partial / checkpoint_files.CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
+                checkpoint_files.flush(partial, [checkpoint_files.CHECKSUMS])
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
                 partial.rename(self.folder / str(step))
                 checkpoint_files.flush_one(self.folder)
@@ -165,13 +171,18 @@ def _reason(error: BaseException) -> str:
     return re.sub(r" \[[^]]*\]$", "", line).rpartition('": ')[2]
 
 
-def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
+def restore(folder: pathlib.Path, like: Any, only: str = "", *, verify: bool = False) -> Any:
     """Restore the state saved in `folder`, with the structure, shapes, types and shardings of `like`.
 
-    With `only`, a prefix of paths such as "params/", only that part of the checkpoint must fit.
+    Args:
+      folder: the checkpoint.
+      like: shapes, types and shardings.
+      only: a prefix of paths such as "params/": only that part of the checkpoint must fit.
+      verify: whether to compare the large files with their checksums meanwhile; each process reads its share.
 
     Raises:
       CheckpointError: leaves are missing, extra, or of another shape or type; all are listed.
+      DamagedError: the content of a file has changed; all processes raise it.
     """
     wanted = leaves(like)
     saved = {name: leaf for name, leaf in _saved_leaves(folder).items() if name.startswith(only)}
@@ -187,10 +198,37 @@ def restore(folder: pathlib.Path, like: Any, only: str = "") -> Any:
             f"checkpoint {folder} does not fit this config:\n  " + "\n  ".join(problems) + "\nuse another workdir, or"
             " config.init_from to take over the parameters that fit"
         )
-    arrays = _read(folder, wanted)
+    with _verified(folder) if verify else contextlib.nullcontext():
+        arrays = _read(folder, wanted, saved)
     paths, structure = jax.tree_util.tree_flatten_with_path(like)
     restored = [arrays[leaf_name(path)] if leaf.size else jnp.zeros(leaf.shape, leaf.dtype) for path, leaf in paths]
     return jax.tree.unflatten(structure, restored)
+
+
+@contextlib.contextmanager
+def _verified(folder: pathlib.Path) -> Iterator[None]:
+    """Compare the large files of a checkpoint with their checksums while the block reads them.
+
+    Raises DamagedError, in place of an error of the block, on all processes if any of them found a difference.
+    """
+    share = checkpoint_files.large_files(folder, jax.process_index(), jax.process_count())
+    with concurrent.futures.ThreadPoolExecutor(1, "verify") as pool:
+        verification = pool.submit(checkpoint_files.changed, folder, share)
+        failure: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # Orbax's, perhaps about the damage
+            failure = error
+        try:
+            problems = verification.result()
+        except OSError as error:
+            problems = [str(error)]
+    found = processes.gather("damage", problems)
+    problems = processes.broadcast_from_first(lambda: sorted(problem for part in found for problem in part))
+    if problems:
+        raise DamagedError(checkpoint_files.describe_damage(folder, problems)) from failure
+    if failure is not None:
+        raise failure
 
 
 def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
@@ -222,16 +260,19 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
             f"no checkpoint in config.init_from={source}: give a workdir of a run, or checkpoints/STEP"
         )
     folder = folder / str(step)
-    saved = _saved_leaves(folder)
-    prefix = "ema_params/" if any(name.startswith("ema_params/") for name in saved) else "params/"
-    saved = {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
+    everything = _saved_leaves(folder)
+    prefix = "ema_params/" if any(name.startswith("ema_params/") for name in everything) else "params/"
+    saved = {name.removeprefix(prefix): leaf for name, leaf in everything.items() if name.startswith(prefix)}
     wanted = leaves(params)
     taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}
     if not taken:
         raise CheckpointError(
             f"no parameter of config.init_from={source} fits: it has {some(saved)}; wanted {some(wanted)}"
         )
-    arrays = {n.removeprefix(prefix): a for n, a in _read(folder, {prefix + n: a for n, a in taken.items()}).items()}
+    arrays = {
+        n.removeprefix(prefix): a
+        for n, a in _read(folder, {prefix + n: a for n, a in taken.items()}, everything).items()
+    }
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     report = {
         "taken": list(taken),
@@ -254,25 +295,36 @@ def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
         return dict(checkpointer.metadata(place / folder.name).item_metadata.tree)
 
 
-def _read(folder: pathlib.Path, wanted: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Read only the `wanted` leaves, each onto its own sharding."""
+def _read(folder: pathlib.Path, wanted: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Read only the `wanted` leaves, each onto its own sharding, of those that are `saved`."""
     import orbax.checkpoint as ocp
 
     like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in wanted.items()}
     arguments = ocp.args.PyTreeRestore(
         like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
     )
-    handler = ocp.PyTreeCheckpointHandler(**_multiprocessing())
-    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_multiprocessing()) as checkpointer:
+    largest = max(_read_bytes(saved[name], x.sharding.shard_shape(x.shape)) for name, x in like.items())
+    # A damaged file may stop one process: none waits for another here.
+    alone = _multiprocessing({jax.process_index()})
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(HOST_BYTES, largest + 1) / 1e9, **alone)
+    with plain(folder.parent) as place, ocp.Checkpointer(handler, **alone) as checkpointer:
         return checkpointer.restore(place / folder.name, args=arguments)
 
 
-def _multiprocessing() -> dict[str, Any]:
-    """Return options that name the processes to Orbax; its default requires equal numbers of devices."""
+def _read_bytes(saved: Any, shard: tuple[int, ...]) -> int:
+    """Return an upper bound of the bytes of the chunks that a shard lies in."""
+    size: int = saved.dtype.itemsize
+    for length, part, chunk in zip(saved.shape, shard, saved.storage.chunk_shape or shard, strict=True):
+        size *= chunk * min((part + chunk - 2) // chunk + 1, -(-length // chunk))
+    return size
+
+
+def _multiprocessing(active: set[int] | None = None) -> dict[str, Any]:
+    """Return options that name the processes to Orbax, by default all; its own default needs equally many devices."""
     import orbax.checkpoint as ocp
 
-    everyone = set(range(jax.process_count()))
-    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes=everyone)}
+    active = active or set(range(jax.process_count()))
+    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes=active)}
 
 
 def _describe(leaf: Any) -> str:

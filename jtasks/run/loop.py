@@ -6,6 +6,8 @@ from typing import Any
 
 from jtasks import storage
 from jtasks.config import Config, freeze
+from jtasks.console import warn
+from jtasks.errors import DamagedError
 from jtasks.run import checkpoint, profile
 from jtasks.run.hooks import AHEAD, Hooks, due
 from jtasks.run.log import Log
@@ -42,10 +44,17 @@ def train(
     fresh = not workdir.exists()
     with lock(workdir), Stop(owns_process=owns_process) as stop:
         with stop.rescue(lambda: None), clear_on_error(workdir, fresh=fresh):  # nothing to save yet
-            setup = set_up(config, workdir)
-            if is_finished(setup):
-                return result(setup.log, setup.start)
-            setup, state, step = begin(setup)
+            damaged: list[int] = []
+            while True:
+                setup = set_up(config, workdir, damaged)
+                if is_finished(setup):
+                    return result(setup.log, setup.start)
+                try:
+                    setup, state, step = begin(setup)
+                    break
+                except DamagedError as error:
+                    warn(str(error))
+                    damaged.append(setup.start)
         stop.running = True
         return run_steps(setup, state, step, stop)
 

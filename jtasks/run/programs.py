@@ -59,10 +59,15 @@ def build(job: Job, batch: Batch, steps: int) -> Programs:
 def state_at(
     step: int, program: Programs, job: Job, workdir: pathlib.Path, batch: Batch, say: Callable[[str], None]
 ) -> State:
-    """Return the state saved after `step`, or for step 0 the initial state, with the parameters of config.init_from."""
+    """Return the state saved after `step`, or for step 0 the initial state, with the parameters of config.init_from.
+
+    Raises:
+      DamagedError: the checkpoint's content has changed since the save.
+    """
     if step:
         folder = workdir / "checkpoints" / str(step)
-        state = checkpoint.restore(folder, sharding.with_shardings(program.shapes, program.shardings))
+        like = sharding.with_shardings(program.shapes, program.shardings)
+        state = checkpoint.restore(folder, like, verify=True)
         say(f"resumed from step {step} of {workdir}")
         return state
     params = jax.jit(program.init, out_shardings=program.shardings.params)(batch)  # initialized already sharded

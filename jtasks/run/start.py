@@ -4,7 +4,7 @@ import contextlib
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -72,8 +72,13 @@ class Setup(NamedTuple):
         return self.splits["train"]
 
 
-def set_up(config: Config, workdir: pathlib.Path) -> Setup:
+def set_up(config: Config, workdir: pathlib.Path, damaged: Collection[int] = ()) -> Setup:
     """Prepare the job, compare it with the run in the folder, and record it there.
+
+    Args:
+      config: the run's config.
+      workdir: the run's folder.
+      damaged: steps whose checkpoints `begin` has found damaged.
 
     Raises:
       ConfigError: the config, the assets or the data are not those of the run, or a logger cannot be imported.
@@ -83,7 +88,9 @@ def set_up(config: Config, workdir: pathlib.Path) -> Setup:
     loggers: dict[str, Logger] = {}
     processes.on_first_process(lambda: loggers.update(find(config.log.to)))
     processes.on_first_process(lambda: checkpoint_files.clear_unfinished(folder))
-    start = processes.broadcast_from_first(lambda: checkpoint_files.newest(folder, warn) or 0)
+    start = processes.broadcast_from_first(
+        lambda: checkpoint_files.newest(folder, warn, damaged=damaged, whole=False) or 0
+    )
     if start:
         processes.on_first_process(lambda: require_files(workdir))
         config = own_names(config, workdir)
@@ -167,6 +174,9 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
 
     Returns:
       The setup with the resolved shares, the state and the compiled step.
+
+    Raises:
+      DamagedError: the checkpoint's content has changed since the save.
     """
     job = autoshare.resolve_shares(setup.job, setup.workdir, setup.examples)
     setup = setup._replace(job=job, plan=job.plan(setup.examples, shuffle=True))

@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jtasks.errors import CheckpointError
+from jtasks.errors import CheckpointError, DamagedError
 from jtasks.run import checkpoint, checkpoint_files, step
 
 
@@ -88,6 +88,36 @@ def test_any_flipped_bit_of_any_file_is_found_named_and_the_one_before_is_used(f
             assert "has changed" in warnings[0]
         path.write_bytes(content)
     assert checkpoint_files.newest(folder, pytest.fail) == 5
+
+
+def test_a_flipped_bit_of_a_large_file_is_found_while_it_is_restored_and_the_one_before_is_used(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "SMALL", 100)
+    path = max((folder / "5" / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    for position in (0, len(content) // 2, len(content) - 1):  # Orbax refuses some of these, and reads others as data
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        assert checkpoint_files.newest(folder, pytest.fail, whole=False) == 5
+        with pytest.raises(DamagedError, match=rf"5 is damaged: .*{path.name} has changed"):
+            checkpoint.restore(folder / "5", placed(jax.devices()[:1]), verify=True)
+    assert checkpoint_files.newest(folder, pytest.fail, whole=False, damaged=[5]) == 3
+    assert_same(checkpoint.restore(folder / "3", placed(jax.devices()[:1]), verify=True), state(0, 3))
+    with pytest.raises(CheckpointError, match=r"(?s)5 is damaged.*3 is damaged.*no undamaged checkpoint is left"):
+        checkpoint_files.newest(folder, pytest.fail, whole=False, damaged=[3, 5])
+
+
+def test_of_an_older_checkpoint_than_the_one_to_restore_nothing_is_read(folder):
+    files(folder / "3")[-1].write_bytes(b"x")
+    assert checkpoint_files.newest(folder, pytest.fail) == 5
+
+
+def test_each_process_verifies_its_own_large_files_and_a_share_of_others(folder, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "SMALL", 0)
+    names = checkpoint_files.files(folder / "5")
+    shares = [set(checkpoint_files.large_files(folder / "5", i, 3)) for i in range(3)]
+    assert sorted(name for share in shares for name in share) == names
+    assert {name for name in names if name.startswith("ocdbt.process_0/")} <= shares[0]
+    assert [checkpoint_files.writer(f"ocdbt.process_{i}/d/7") for i in (0, 11)] == [0, 11]
+    assert checkpoint_files.writer("_METADATA") == 0
 
 
 @pytest.mark.parametrize("harm", ["truncate", "delete", "empty", "checksums", "all"])
@@ -201,7 +231,7 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_old_checkpoint_stays(fo
 
 
 def test_a_save_that_is_cleared_meanwhile_fails_and_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint_files, "flush", lambda partial: checkpoint_files.clear_unfinished(partial.parent))
+    monkeypatch.setattr(checkpoint_files, "flush", lambda partial, _: checkpoint_files.clear_unfinished(partial.parent))
     with pytest.raises(CheckpointError, match="step 7 was not saved"):
         save(tmp_path, state(2, 7))
     assert not list(tmp_path.iterdir())
@@ -211,7 +241,7 @@ def test_in_a_run_of_several_processes_a_failed_save_ends_this_one_at_once(tmp_p
     ends = []
     monkeypatch.setattr(checkpoint.processes, "end", lambda *end: ends.append(end))
     monkeypatch.setattr(checkpoint.processes, "alone", lambda: False)
-    monkeypatch.setattr(checkpoint_files, "flush", lambda partial: os.listdir(partial / "absent"))
+    monkeypatch.setattr(checkpoint_files, "flush", lambda partial, _: os.listdir(partial / "absent"))
     with pytest.raises(CheckpointError):  # reached only because `end` is replaced
         save(tmp_path, state(2, 7))
     ((text, code),) = ends

@@ -215,3 +215,23 @@ def test_training_takes_a_config_made_in_python_and_a_workdir_as_text_and_checks
     with pytest.raises(ConfigError, match=r"config\.steps must be at least 0"):
         train(made | {"steps": -3}, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_large_file_that_changed_since_the_save_is_found_on_resuming_and_the_run_goes_on_from_the_one_before(
+    linear, tmp_path, monkeypatch, capfd
+):
+    monkeypatch.setattr(checkpoint_files, "SMALL", 1)  # bytes: every file counts as large
+    flags = ["--config.save_every=5", "--config.keep=3", "--config.eval_every=0"]
+    train(configs.load(linear(), flags), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run")
+    for step in (20, 15):
+        path = max((tmp_path / "run/checkpoints" / str(step)).glob("ocdbt*/d/*"), key=lambda path: path.stat().st_size)
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 4]) + content[-8:])
+    longer = configs.load(linear(), [*flags, "--config.steps=25"])
+    ends = [train(longer, tmp_path / name) for name in ("whole", "run")]
+    errors = capfd.readouterr().err
+    assert all(f"checkpoints/{step} is damaged: ocdbt.process_0/d/" in errors for step in (20, 15))
+    assert "resumed from step 10 of" in errors
+    assert ends[0] == ends[1]
+    assert records(tmp_path / "whole").keys() == records(tmp_path / "run").keys()
