@@ -64,6 +64,11 @@ def complete(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     data = config["data"]
     if data["mix"] or data["sources"]:
         weights(data["mix"])
+        if config["batch_tokens"]:
+            raise ConfigError(
+                f"config.batch_tokens={config['batch_tokens']} and config.data.mix exclude each other: batches by"
+                " length have no exact shares; give config.batch_size, or pack the texts"
+            )
         names = {**data["mix"], **data["sources"]}
         if missing := [name for name in names if name not in data["sources"]]:
             raise ConfigError(
@@ -88,6 +93,23 @@ def with_data(config: Config, fields: Mapping[str, Any]) -> Config:
     """
     data = config.data.to_dict() | dict(fields) | {"mix": {}, "sources": {}}
     return type(config)(config.to_dict() | {"data": data})
+
+
+def sources(config: Config) -> dict[str, Config]:
+    """Return the config of each source of a mixture, {} if there is none; from any of these, the same ones again.
+
+    >>> import ml_collections
+    >>> data = {"train": "", "n": 8, "mix": {"a": 1, "b": 2}, "sources": {"a": {"train": "a.txt"}, "b": {"n": 9}}}
+    >>> own = sources(ml_collections.FrozenConfigDict({"data": data}))
+    >>> own["a"].data.train, own["b"].data.n, sources(own["a"]) == own
+    ('a.txt', 9, True)
+    """
+    data = config.data.to_dict()
+    given = data.get("sources", {})
+    named = {name: data[name] for fields in given.values() for name in fields}
+    whole = {source: named | given[source] for source in sorted(given)}
+    tree = config.to_dict()
+    return {name: type(config)(tree | {"data": data | own | {"sources": whole}}) for name, own in whole.items()}
 
 
 def weights(mix: Mapping[str, Any]) -> dict[str, int]:

@@ -18,12 +18,13 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jtasks import storage
+from jtasks import storage, variants
 from jtasks.config import Config
 from jtasks.data import files, hub, tokenizer_files
 from jtasks.data.tokenizer_files import BERT, FILE, byte_level, size, wordpiece
@@ -69,7 +70,21 @@ def of(config: Config, texts: Callable[[Config], Iterable[str] | None], *, fresh
 
 @functools.lru_cache(maxsize=4)
 def _corpus(config: Config, texts: Callable[[Config], Iterable[str] | None], folder: pathlib.Path) -> Corpus | None:
-    """Return a task's texts with their identity; `folder`, which the texts may depend on, keys the cache."""
+    """Return a task's texts with their identity; `folder`, which the texts may depend on, keys the cache.
+
+    Those of a mixture are the texts of all its sources.
+    """
+    owns = [*variants.sources(config).values()] or [config]
+    corpora = [corpus for own in owns if (corpus := _corpus_of(own, texts)) is not None]
+    if len(corpora) < 2:
+        return corpora[0] if corpora else None
+    special = tuple(dict.fromkeys(token for corpus in corpora for token in corpus.special))
+    return Corpus(
+        lambda: itertools.chain.from_iterable(corpora), " ".join(corpus.identity for corpus in corpora), special
+    )
+
+
+def _corpus_of(config: Config, texts: Callable[[Config], Iterable[str] | None]) -> Corpus | None:
     given = texts(config)
     return given if given is None or isinstance(given, Corpus) else Corpus(lambda: texts(config), digest(given))
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jtasks import metrics
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import mixture, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.ranges import format_value
@@ -31,6 +31,8 @@ AHEAD = 16
 def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing) -> Evaluate:
     """Return a function (params, examples, name) -> metrics that compiles once.
 
+    Those of a mixture are the metrics of all examples, and of each source as `SOURCE/METRIC`.
+
     Between batches the function calls `poll`; `watch` shows its progress under the name.
     """
     function = jax.jit(
@@ -39,6 +41,14 @@ def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch
     step = Compiled(function, lambda: watch("compiling the evaluation", None))
 
     def evaluate(params: Any, examples: pipeline.Examples, name: str = "evaluation") -> dict[str, float]:
+        parts = mixture.parts(examples)
+        if not parts:
+            return metrics.values(add_up(params, examples, name))
+        own = {source: add_up(params, part, f"{name} {source}") for source, part in parts.items()}
+        split = {f"{source}/{metric}": v for source in own for metric, v in metrics.values(own[source]).items()}
+        return metrics.values(metrics.merge(own.values())) | split
+
+    def add_up(params: Any, examples: pipeline.Examples, name: str) -> dict[str, metrics.Mean]:
         plan = job.plan(examples, shuffle=False)
         steps = range(plan.steps(1))
         sums: dict[str, metrics.Mean] = {}
@@ -51,8 +61,7 @@ def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch
                 if len(pending) == AHEAD:
                     sums = metrics.merge([sums, *jax.device_get(pending)])
                     pending.clear()
-            sums = metrics.merge([sums, *jax.device_get(pending)])
-        return metrics.values(sums)
+            return metrics.merge([sums, *jax.device_get(pending)])
 
     return evaluate
 
@@ -70,12 +79,17 @@ def wants_scores(job: Job) -> bool:
 def limit_examples(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Examples, dict[str, float]]:
     """Return the examples of the first `config.eval_batches` batches, and what says so among the metrics.
 
-    With batches by length, these are the first examples too: a share of all as large as that of the batches.
+    Of a mixture these are the first batches of each source. With batches by length, these are the first examples too: a
+    share of all as large as that of the batches.
 
     Returns:
       The examples, and {"evaluated_examples": number of them, "split_examples": number of all}; {} if these are all.
     """
     limit, n = job.config.eval_batches, pipeline.size(examples)
+    if limit and (parts := mixture.parts(examples)):
+        some: Any = mixture.join({source: limit_examples(job, part)[0] for source, part in parts.items()})
+        first = pipeline.size(some)
+        return (some, {records.EVALUATED: first, records.OF: n}) if first < n else (examples, {})
     plan = job.plan(examples, shuffle=False) if limit else None
     if plan is None or limit >= plan.steps(1):
         return examples, {}
@@ -102,7 +116,18 @@ def scores(
         return {}
     outputs = predictor(params, examples, name)
     with watch(f"scoring {name}", None):
-        return processes.broadcast_from_first(lambda: compute_scores(job, predict.rows(examples), outputs))
+        return processes.broadcast_from_first(lambda: _all_scores(job, examples, outputs))
+
+
+def _all_scores(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> dict[str, float]:
+    """Return the scores of all examples, and of those of each source of a mixture."""
+    rows, start = predict.rows(examples), 0
+    found = compute_scores(job, rows, outputs)
+    for source, part in mixture.parts(examples).items():
+        own = slice(start, start + pipeline.size(part))
+        found |= {f"{source}/{name}": x for name, x in compute_scores(job, rows[own], outputs[own]).items()}
+        start = own.stop
+    return found
 
 
 def compute_scores(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:

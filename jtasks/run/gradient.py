@@ -21,7 +21,7 @@ from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.distributed import sharding
 from jtasks.distributed.shares import count_microbatches, unequal
-from jtasks.run import batch_gradient
+from jtasks.run import batch_gradient, by_source
 from jtasks.run.microbatches import Batch, Metrics, Params, interleave, select_float, term_cotangents, term_totals, vjp
 
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
@@ -35,8 +35,12 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
     after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
     functions = batch_gradient.functions(task, config)
 
-    def loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
+    def whole_loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
         return tasks.loss_fn(task)(params, batch, rng, config)
+
+    # A loss that compares examples is no sum over them, so it has no parts by source.
+    compares = functions or getattr(task, "MIXES_EXAMPLES", False)
+    loss_fn = whole_loss_fn if compares else by_source.split_metrics(whole_loss_fn, config.data.mix)
 
     def uneven(params: Params, batch: Batch, rng: jax.Array, mesh: Mesh) -> tuple[Params, Metrics]:
         if functions:

@@ -15,7 +15,7 @@ from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, ConfigError, TrainingError
 from jtasks.faults import some
-from jtasks.run import checkpoint, checkpoint_files, evaluate, evaluations, page, patience, predict
+from jtasks.run import by_source, checkpoint, checkpoint_files, evaluate, evaluations, page, patience, predict
 from jtasks.run.meter import peak_memory
 from jtasks.run.records import EVALUATED
 from jtasks.run.signals import Stop, Stopped
@@ -168,7 +168,7 @@ class Hooks:
           TrainingError: `max_bad_steps` steps in a row, or all of the run, were not finite.
         """
         fetched: list[StepOutput] = jax.device_get(outputs)
-        self.log.train(step, _values(fetched) | peak_memory())
+        self.log.train(step, self._values(fetched) | peak_memory())
         self._put_off_preview()
         for at, output in enumerate(fetched, step - len(fetched) + 1):
             if self.fails(output):
@@ -185,7 +185,7 @@ class Hooks:
             return
         for back, output in enumerate(reversed(outputs[-AHEAD:])):
             if output.nonfinite_steps.is_ready():  # type: ignore[attr-defined]  # jax's stub lacks it
-                self.log.preview(step - back, _values([jax.device_get(output)]))
+                self.log.preview(step - back, self._values([jax.device_get(output)]))
                 self._put_off_preview()
                 return
 
@@ -326,11 +326,10 @@ class Hooks:
             keep.add(checkpoint_files.best(values, mode) or 0)
         return [step for step in steps if step not in keep]
 
-
-def _values(outputs: list[StepOutput]) -> dict[str, float]:
-    """Return the metrics of some steps, added up, with the last gradient norm and learning rate."""
-    sums = metrics.merge(output.metrics for output in outputs if output.nonfinite_steps == 0)
-    skipped = sum(output.nonfinite_steps > 0 for output in outputs)
-    values = metrics.values(sums) if sums else {}
-    values |= {"gradient_norm": float(outputs[-1].gradient_norm), "lr": float(outputs[-1].learning_rate)}
-    return values | ({"skipped": float(skipped)} if skipped else {})
+    def _values(self, outputs: list[StepOutput]) -> dict[str, float]:
+        """Return the metrics of some steps, added up, with the last gradient norm and learning rate."""
+        sums = metrics.merge(output.metrics for output in outputs if output.nonfinite_steps == 0)
+        skipped = sum(output.nonfinite_steps > 0 for output in outputs)
+        values = by_source.values(sums, self.job.config.data.mix) if sums else {}
+        values |= {"gradient_norm": float(outputs[-1].gradient_norm), "lr": float(outputs[-1].learning_rate)}
+        return values | ({"skipped": float(skipped)} if skipped else {})

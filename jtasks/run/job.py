@@ -12,7 +12,7 @@ from jtasks import config as configs
 from jtasks import ranges, task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import bucket_shapes, buckets, hub, pipeline, tokenizers
+from jtasks.data import bucket_shapes, buckets, hub, mixture, pipeline, tokenizers
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import check_shares
@@ -45,7 +45,7 @@ class Job(NamedTuple):
         examples = self.task.dataset(split, self.config)
         if examples is not None and pipeline.size(examples) == 0:
             raise DataError(f"the {split} split is empty; a split that does not exist must be None")
-        if self.config.data.skip_bad and isinstance(examples, Sequence):
+        if self.config.data.skip_bad and isinstance(examples, Sequence) and not mixture.parts(examples):
             return pipeline.Tolerant(examples, self.config.data.skip_bad, warn)
         return examples
 
@@ -72,6 +72,8 @@ class Job(NamedTuple):
             shares = check_shares(config, self.mesh.shape, mixes=mixes)
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping) or hasattr(self.task, "lengths")):
             return self._by_tokens(examples, shares, shuffle=shuffle)
+        if shuffle and (parts := mixture.parts(examples)):
+            return mixture.plan(parts, config, shares)
         rows = config.batch_size if shuffle or full else min(config.batch_size, n)
         return BatchPlan(n, config.seed, rows, shuffle, shares=shares, partner=shuffle and self._needs_partner)
 
@@ -187,6 +189,7 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
     module = task.load(config.task)
     mesh = sharding.make_mesh(config.mesh, devices)
     config = names.pin_names(config, source=pretrained)
+    module = mixture.over_sources(module) if config.data.mix else module
     processes.on_first_process(lambda: make_files(config, module))
     return Job(module, fill(config, module, pretrained=pretrained), mesh)
 
@@ -210,6 +213,7 @@ def fill(
     `model_args`.
     """
     fields, folder = task.fields(module), ""
+    config = mixture.with_labels(config, task.load(config.task), fields) if config.data.mix else config
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
     if folder and "model.encoder_depth" in fields:

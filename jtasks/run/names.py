@@ -1,5 +1,6 @@
 """Names on the Hugging Face hub in a config: pinned to a commit when a run starts, and kept by the run from then on."""
 
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -89,14 +90,18 @@ def fetch(config: Config) -> None:
     for field, spec in _names(config):
         if field in (TOKENIZER, TARGET_TOKENIZER):
             hub.model_folder(spec, *hub.TOKENIZER)
-        elif field != SOURCE:
-            for split in [SPLITS[field]] if field in SPLITS else table_files.SPLITS:
+        elif field != SOURCE and not field.startswith("evals."):  # each evaluation fetches its own
+            own = f"data.{field.rpartition('.')[2]}"
+            for split in [SPLITS[own]] if own in SPLITS else table_files.SPLITS:
                 arrow.find(spec, split, f"config.{field}", files.data_folder(config.data.dir))
 
 
 def _names(config: Config) -> Iterator[tuple[str, str]]:
-    """Yield the fields that hold a name on the hub or a local folder, `hf:...`."""
-    for field, value in (("init_from", config.init_from), *((f"data.{name}", x) for name, x in config.data.items())):
+    """Yield the fields that hold a name on the hub or a local folder, `hf:...`, also those of evals and of sources."""
+    groups = {"data": config.data} | {f"data.sources.{name}": own for name, own in config.data.sources.items()}
+    groups |= {f"evals.{name}.data": own.data for name, own in config.evals.items()}
+    own_fields = ((f"{group}.{name}", x) for group, fields in groups.items() for name, x in fields.items())
+    for field, value in (("init_from", config.init_from), *own_fields):
         if isinstance(value, str) and value.startswith(hub.PREFIX):
             yield field, value
 
@@ -112,6 +117,6 @@ def _replace(config: Config, changes: Mapping[str, Any]) -> Config:
         return config
     tree = config.to_dict()
     for field, value in changes.items():
-        group, _, name = field.rpartition(".")
-        (tree[group] if group else tree)[name] = value
+        *groups, name = field.split(".")
+        functools.reduce(lambda node, group: node[group], groups, tree)[name] = value
     return Config(tree)

@@ -12,7 +12,7 @@ import numpy as np
 
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import pipeline
+from jtasks.data import mixture, pipeline
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, require, some
@@ -222,6 +222,7 @@ def _check_split(job: Job, split: str, examples: pipeline.Examples, train: Batch
     try:
         metrics = jax.eval_shape(lambda p, b: evaluate.sums_of(job, p, b), params, batch)
         names = {"loss", *metrics}
+        names |= {f"{source}/{name}" for source in mixture.parts(examples) for name in names}
         if hasattr(job.task, "predict_fn"):
             scores = _check_predictions(job, split, examples, batch, params)
             if taken := sorted(names & scores):
