@@ -281,6 +281,7 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     config["optim"] = optim.resolve_fields(config["optim"])
     _check_length(config)
     _check_batches(config)
+    _check_adapter(config)
     sharding.check_form(config["sharding"])
     shares.check_form(config["shares"], config["accumulate"])
     variants.complete(config, table)
@@ -314,6 +315,22 @@ def _check_length(config: Mapping[str, Any]) -> None:
         raise ConfigError("config.steps is 0 and so is config.epochs: give one of them")
     if steps and epochs:
         raise ConfigError(f"config.steps={steps} and config.epochs={epochs}: give one of them, not both")
+
+
+def _check_adapter(config: Mapping[str, Any]) -> None:
+    """Refuse an adapter without a base, and fields of no adapter."""
+    fields = config["adapter"]
+    usual = {name: FIELDS[f"adapter.{name}"].default for name in fields}
+    if not fields["kind"] and (idle := [name for name in fields if fields[name] != usual[name]]):
+        raise ConfigError(
+            f"config.adapter.{idle[0]}={ranges.format_value(fields[idle[0]])} has no effect without"
+            ' config.adapter.kind="lora"'
+        )
+    if fields["kind"] and not config["init_from"]:
+        raise ConfigError(
+            f"config.adapter.kind={fields['kind']!r} trains beside parameters that stay as they are: say which, by"
+            " config.init_from=RUN or config.init_from=hf:NAME"
+        )
 
 
 def _check_batches(config: Mapping[str, Any]) -> None:

@@ -85,6 +85,16 @@ class Data(OpenGroup):
     sources: OpenGroup  # of each source by name: fields of config.data with other values
 
 
+class Adapter(Group):
+    """Fields of config.adapter: small trained additions to parameters of config.init_from, which stay as they are."""
+
+    kind: str = field("", ("", "lora"))  # "lora": low-rank matrices; "": none, all parameters are trained
+    rank: int = field(8, "[1, 65536]")  # of the product of two matrices that is added to each kernel
+    alpha: float | None = field(None, "(0, inf)")  # the product is multiplied by alpha / rank; None: rank, so by 1
+    match: str = field("query|value", "regex")  # of the linear layers that get an adapter
+    train: str = field("", "regex")  # of parameters trained whole, besides those that init_from lacks; "": none
+
+
 BATCH_AXES = ("data", "fsdp")  # of the mesh, over which a batch is sharded
 
 
@@ -125,6 +135,7 @@ class Config(OpenGroup):
     profile: Profile
     init_from: str = field("")  # a workdir, a checkpoint or hf:NAME to take fitting parameters from
     data: Data
+    adapter: Adapter
     model: OpenGroup
     optim: OpenGroup
     plateau: Plateau

@@ -83,6 +83,7 @@ OTHER_VALUES = {
     "ema": ("0.9", 0.9),
     "max_bad_steps": ("1", 1),
     "init_from": ("runs/x", "runs/x"),
+    "adapter.kind": ("", ""),
     "data.dir": ("/somewhere", "/somewhere"),
     "data.threads": ("1", 1),
     "data.workers": ("2", 2),

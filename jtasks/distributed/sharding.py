@@ -37,6 +37,7 @@ Rules = Sequence[tuple[str, Spec]]
 # Layers stacked along a leading axis by scan: gathered one layer at a time, other parameters before their first use.
 STACKED = r"(^|/)blocks/"
 RULES: Rules = (
+    (r"/lora_[ab]/kernel$", ()),  # small: whole on each device
     (STACKED + r".*(query|key_value|up|gate)/kernel$", (None, "fsdp?", "tensor?")),  # by heads, by hidden units
     (STACKED + r".*(query|key_value|up|gate)/bias$", (None, ("tensor?", "fsdp?"))),
     (STACKED + r".*(output|down)/kernel$", (None, "tensor?", "fsdp?")),
@@ -175,22 +176,25 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
     return run_on_one if mesh.size == 1 else run
 
 
-def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules, *, divided: bool = False) -> Any:
+def params_after(
+    params: Any, earlier: Any, mesh: Mesh | None, rules: Rules, *, divided: bool = False, names: Any = None
+) -> Any:
     """Return the parameters, sharded by the rules; CPUs gather them only after the arrays `earlier`.
 
-    The arrays `earlier` are replicated, or `divided` like a batch.
+    The arrays `earlier` are replicated, or `divided` like a batch. `names` are all parameters that the rules are about,
+    if `params` are only some of them.
     """
     if mesh is None or mesh.size == 1:
         return params
-    specs = jax.tree.map(lambda sharding: sharding.spec, shardings(params, params, mesh, rules))
+    specs = jax.tree.map(lambda sharding: sharding.spec, shardings(params, names or params, mesh, rules))
     return after(params, specs, earlier, _batch_spec(mesh) if divided else PartitionSpec(), mesh)
 
 
-def constrain_params(params: Any, mesh: Mesh | None, rules: Rules = ()) -> Any:
-    """Shard parameters, or their gradients, by the rules inside a jitted function."""
+def constrain_params(params: Any, mesh: Mesh | None, rules: Rules = (), *, names: Any = None) -> Any:
+    """Shard parameters, or their gradients, by the rules inside a jitted function; `names`: see `params_after`."""
     if mesh is None or mesh.size == 1:
         return params
-    return jax.lax.with_sharding_constraint(params, shardings(params, params, mesh, rules))
+    return jax.lax.with_sharding_constraint(params, shardings(params, names or params, mesh, rules))
 
 
 def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -> Any:

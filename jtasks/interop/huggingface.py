@@ -97,18 +97,8 @@ def import_params(
       ConfigError: config.model describes another model; lists all differences.
       CheckpointError: the folder is damaged, or a parameter outside the heads is absent or has another shape.
     """
-    config, fields = model_config.read(storage.local(folder))[0], model_config.model_fields(folder)
-    fitting.require_same_fields(fields, model, folder, warn)
-    table = model_config.family_of(config).entries(config)
-    tree, unused = from_hf(folder)
-    there, wanted = by_name(tree), by_name(params)
-    other = architecture in (*bert.CLASSIFIERS, bert.ANSWERS) and architecture != settings.architecture(config)
-    usable = {name: array for name, array in there.items() if not (other and name.startswith("classifier/"))}
-    problems, left = fitting.differences(usable, wanted, {entry.path for entry in table if entry.head}, fields)
-    if problems:
-        raise CheckpointError(f"the weights in {folder} do not fit this model:\n  " + "\n  ".join(problems))
-    taken = [name for name in wanted if name not in left]
-    unused += [name for entry in table if entry.path in there and entry.path not in taken for name in entry.names]
+    usable, left, unused = _fit(folder, by_name(params), model, architecture, warn)
+    taken = [name for name in by_name(params) if name not in left]
     report = {"taken": taken, "left": list(left.values()), "unused": fitting.merge_layers(unused)}
 
     def put(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
@@ -118,6 +108,34 @@ def import_params(
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
 
     return jax.tree_util.tree_map_with_path(put, params), report
+
+
+def absent_params(folder: str, params: Any, model: Mapping[str, Any], architecture: str | None) -> set[str]:
+    """Return the names of the parameters, or of their shapes, that `import_params` would leave as initialized."""
+    return set(_fit(folder, by_name(params), model, architecture, lambda text: None)[1])
+
+
+def _fit(
+    folder: str,
+    wanted: Mapping[str, Any],
+    model: Mapping[str, Any],
+    architecture: str | None,
+    warn: Callable[[str], None],
+) -> tuple[dict[str, np.ndarray], dict[str, str], list[str]]:
+    """Return the folder's arrays, why each parameter without one is left as initialized, and the unused tensors."""
+    config, fields = model_config.read(storage.local(folder))[0], model_config.model_fields(folder)
+    fitting.require_same_fields(fields, model, folder, warn)
+    table = model_config.family_of(config).entries(config)
+    tree, unused = from_hf(folder)
+    there = by_name(tree)
+    other = architecture in (*bert.CLASSIFIERS, bert.ANSWERS) and architecture != settings.architecture(config)
+    usable = {name: array for name, array in there.items() if not (other and name.startswith("classifier/"))}
+    problems, left = fitting.differences(usable, wanted, {entry.path for entry in table if entry.head}, fields)
+    if problems:
+        raise CheckpointError(f"the weights in {folder} do not fit this model:\n  " + "\n  ".join(problems))
+    taken = wanted.keys() - left.keys()
+    unused += [name for entry in table if entry.path in there and entry.path not in taken for name in entry.names]
+    return usable, left, unused
 
 
 def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

@@ -251,6 +251,32 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
     Returns:
       The parameters, and the names that were `taken`, `left` as initialized, and `unused` of the checkpoint.
     """
+    folder, prefix, saved = _saved_params(source, warn)
+    wanted = leaves(params)
+    taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}
+    if not taken:
+        raise CheckpointError(
+            f"no parameter of config.init_from={source} fits: it has {some(saved)}; wanted {some(wanted)}"
+        )
+    found = _read(folder, {prefix + n: leaf for n, leaf in taken.items()}, {prefix + n: x for n, x in saved.items()})
+    arrays = {n.removeprefix(prefix): array for n, array in found.items()}
+    paths, structure = jax.tree_util.tree_flatten_with_path(params)
+    report = {
+        "taken": list(taken),
+        "left": [f"{n} {_describe(leaf)}" for n, leaf in wanted.items() if n not in taken],
+        "unused": [f"{n} {_describe(leaf)}" for n, leaf in saved.items() if n not in taken],
+    }
+    return jax.tree.unflatten(structure, [arrays.get(leaf_name(path), leaf) for path, leaf in paths]), report
+
+
+def absent_params(source: str, params: Any, warn: Callable[[str], None]) -> set[str]:
+    """Return the names of the parameters, or of their shapes, that `import_params` would leave as initialized."""
+    _, _, saved = _saved_params(source, warn)
+    return {n for n, leaf in leaves(params).items() if n not in saved or _describe(saved[n]) != _describe(leaf)}
+
+
+def _saved_params(source: str, warn: Callable[[str], None]) -> tuple[pathlib.Path, str, dict[str, Any]]:
+    """Return the checkpoint that config.init_from means, and the prefix and the shapes of its parameters by name."""
     folder, named = checkpoint_files.locate(source)
     step = processes.broadcast_from_first(
         lambda: (checkpoint_files.require(folder, int(named)) if named else checkpoint_files.newest(folder, warn)) or 0
@@ -260,26 +286,9 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
             f"no checkpoint in config.init_from={source}: give a workdir of a run, or checkpoints/STEP"
         )
     folder = folder / str(step)
-    everything = _saved_leaves(folder)
-    prefix = "ema_params/" if any(name.startswith("ema_params/") for name in everything) else "params/"
-    saved = {name.removeprefix(prefix): leaf for name, leaf in everything.items() if name.startswith(prefix)}
-    wanted = leaves(params)
-    taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}
-    if not taken:
-        raise CheckpointError(
-            f"no parameter of config.init_from={source} fits: it has {some(saved)}; wanted {some(wanted)}"
-        )
-    arrays = {
-        n.removeprefix(prefix): a
-        for n, a in _read(folder, {prefix + n: a for n, a in taken.items()}, everything).items()
-    }
-    paths, structure = jax.tree_util.tree_flatten_with_path(params)
-    report = {
-        "taken": list(taken),
-        "left": [f"{n} {_describe(leaf)}" for n, leaf in wanted.items() if n not in taken],
-        "unused": [f"{n} {_describe(leaf)}" for n, leaf in saved.items() if n not in taken],
-    }
-    return jax.tree.unflatten(structure, [arrays.get(leaf_name(path), leaf) for path, leaf in paths]), report
+    saved = _saved_leaves(folder)
+    prefix = "ema_params/" if any(name.startswith("ema_params/") for name in saved) else "params/"
+    return folder, prefix, {name.removeprefix(prefix): leaf for name, leaf in saved.items() if name.startswith(prefix)}
 
 
 def leaves(tree: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.distributed import sharding
 from jtasks.distributed.shares import count_microbatches, unequal
-from jtasks.run import batch_gradient, by_source
+from jtasks.run import adapter, batch_gradient, by_source
 from jtasks.run.microbatches import Batch, Metrics, Params, interleave, select_float, term_cotangents, term_totals, vjp
 
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
@@ -29,10 +29,11 @@ Totals = Callable[[Params, Any], tuple[dict[str, jax.Array], Metrics]]  # by ter
 
 
 def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
-    """Return a function (params, batch, rng) -> (exact gradient, metrics), on a mesh and split as the config says."""
+    """Return a function (params, batch, rng, base) -> (exact gradient, metrics), on a mesh, split as the config says.
+
+    The gradient is that of `params`, which are an adapter on the frozen parameters `base` unless that is None.
+    """
     shares, microbatches = unequal(config.shares), count_microbatches(config)
-    on_mesh = functools.partial(sharding.on_mesh, mesh, config.sharding)
-    after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding)
     functions = batch_gradient.functions(task, config)
 
     def whole_loss_fn(params: Params, batch: Batch, rng: jax.Array) -> tuple[jax.Array, Metrics]:
@@ -42,23 +43,23 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
     compares = functions or getattr(task, "MIXES_EXAMPLES", False)
     loss_fn = whole_loss_fn if compares else by_source.split_metrics(whole_loss_fn, config.data.mix)
 
-    def uneven(params: Params, batch: Batch, rng: jax.Array, mesh: Mesh) -> tuple[Params, Metrics]:
-        if functions:
-            split = functions._replace(loss=on_mesh(functions.loss))
-            return batch_gradient.uneven_gradient(split, params, batch, rng, shares=shares, mesh=mesh)
-        return uneven_gradient(loss_fn, params, batch, rng, shares=shares, mesh=mesh)
-
-    def even(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
-        if functions and microbatches > 1:
-            split = batch_gradient.Functions(on_mesh(functions.embed), on_mesh(functions.loss))
-            return batch_gradient.exact_gradient(split, params, batch, rng, microbatches=microbatches, after=after)
-        return exact_gradient(on_mesh(loss_fn), params, batch, rng, microbatches=microbatches, after=after)
-
-    def measure(params: Params, batch: Batch, rng: jax.Array) -> tuple[Params, Metrics]:
+    def measure(params: Params, batch: Batch, rng: jax.Array, base: Params | None = None) -> tuple[Params, Metrics]:
+        names = None if base is None else adapter.named(params, base)
+        on_mesh = functools.partial(sharding.on_mesh, mesh, config.sharding)
+        after = functools.partial(sharding.params_after, mesh=mesh, rules=config.sharding, names=names)
+        on = functools.partial(adapter.on_base, base=base, config=config, mesh=None if shares else mesh)
         if shares and mesh is not None:
-            return uneven(params, batch, rng, mesh)
-        gradient, metrics = even(params, batch, rng)
-        return sharding.constrain_params(gradient, mesh, config.sharding), metrics
+            if functions:
+                split = batch_gradient.Functions(on(functions.embed), on(on_mesh(functions.loss)))
+                return batch_gradient.uneven_gradient(split, params, batch, rng, shares=shares, mesh=mesh)
+            return uneven_gradient(on(loss_fn), params, batch, rng, shares=shares, mesh=mesh)
+        if functions and microbatches > 1:
+            split = batch_gradient.Functions(on(on_mesh(functions.embed)), on(on_mesh(functions.loss)))
+            exact = functools.partial(batch_gradient.exact_gradient, split)
+        else:
+            exact = functools.partial(exact_gradient, on(on_mesh(loss_fn)))
+        gradient, metrics = exact(params, batch, rng, microbatches=microbatches, after=after)
+        return sharding.constrain_params(gradient, mesh, config.sharding, names=names), metrics
 
     return measure
 

@@ -15,7 +15,17 @@ from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, ConfigError, TrainingError
 from jtasks.faults import some
-from jtasks.run import by_source, checkpoint, checkpoint_files, evaluate, evaluations, page, patience, predict
+from jtasks.run import (
+    adapter,
+    by_source,
+    checkpoint,
+    checkpoint_files,
+    evaluate,
+    evaluations,
+    page,
+    patience,
+    predict,
+)
 from jtasks.run.meter import peak_memory
 from jtasks.run.records import EVALUATED
 from jtasks.run.signals import Stop, Stopped
@@ -129,7 +139,9 @@ class Hooks:
         try:
             # A checkpoint after non-finite steps replaces no good one.
             self.checkpoints.save(
-                self.state, self.step, () if int(self.state.nonfinite_steps) else self._expendable_steps(steps)
+                self.state._replace(base=None),
+                self.step,
+                () if int(self.state.nonfinite_steps) else self._expendable_steps(steps),
             )
             self.saved, self.save_error = self.step, None
         except CheckpointError as error:
@@ -195,7 +207,7 @@ class Hooks:
     def _diagnosis(self, state: State, step: int, nonfinite_steps: int) -> str:
         batch = self.job.batch_at(self.splits["train"], self.plan, step - 1)
         indices, entries = self.plan.at(self.plan.positions(step - 1))
-        names = non_finite(self.job.task, self.job.config, state.params, batch, step - 1, self.job.mesh)
+        names = non_finite(self.job.task, self.job.config, state, batch, step - 1, self.job.mesh)
         summary = "not finite with the parameters now: " + (some(names, 8) or "nothing")
         return (
             f"the loss, the gradient or the update was not finite in {nonfinite_steps} steps in a row,"
@@ -213,13 +225,14 @@ class Hooks:
         """
         watched = self.job.config.stop.metric.partition("/")[0]
         names = evaluations.due(self.evaluations, step, last=step == self.steps)
+        params = adapter.full(self.job.config, state.eval_params, state.base) if names or step == self.steps else None
         for name in sorted(names, key=lambda name: name != watched):
-            self._evaluate(name, state, step)
+            self._evaluate(name, params, step)
         if step == self.steps:
             for name in (name for name in self.evaluations if name not in names):
-                self._evaluate(name, state, step)
+                self._evaluate(name, params, step)
 
-    def _evaluate(self, name: str, state: State, step: int) -> None:
+    def _evaluate(self, name: str, params: Any, step: int) -> None:
         """Evaluate what metrics.jsonl does not have yet, and show examples of the splits."""
         job, examples, _ = self.evaluations[name]
         examples, marks = evaluate.limit_examples(job, examples)
@@ -229,31 +242,31 @@ class Hooks:
             return
         begun = time.perf_counter()
         processes.on_first_process(functools.partial(self._record_first_use, name))
-        values = self.evaluate(job)(state.eval_params, examples, name)
+        values = self.evaluate(job)(params, examples, name)
         watched = evaluations.watched_metrics(self.job.config, name)
         scored = not watched <= values.keys()
         if scored:
-            values |= self._scores(name, state, examples)
+            values |= self._scores(name, params, examples)
         if missing := sorted(watched - values.keys()):  # the run was resumed with another config.best
             self.log.warn(f"the config asks for {name}/{missing[0]}: the metrics of {name} are {', '.join(values)}")
         self._stop_early(name, step, values)
         if step == self.steps and not scored:
-            values |= self._scores(name, state, examples)
+            values |= self._scores(name, params, examples)
         if name in self.splits and job.config.show_count and hasattr(job.task, "show_fn") and self._predicts:
-            self._show(predict.show(job, self.predict(job), state.eval_params, examples), name, step)
+            self._show(predict.show(job, self.predict(job), params, examples), name, step)
         self.log.evaluation(step, name, values | marks, time.perf_counter() - begun)
 
     @property
     def _predicts(self) -> bool:
         return hasattr(self.job.task, "predict_fn")
 
-    def _scores(self, name: str, state: State, examples: Any) -> dict[str, float]:
+    def _scores(self, name: str, params: Any, examples: Any) -> dict[str, float]:
         """Return the scores of the task's predictions, which take longer than the metrics."""
         job = self.evaluations[name].job
         if not self._predicts:
             return {}
         texts = f"{name} predictions"
-        return evaluate.scores(job, self.predict(job), state.eval_params, examples, texts, self.log.watch)
+        return evaluate.scores(job, self.predict(job), params, examples, texts, self.log.watch)
 
     def _stop_early(self, name: str, step: int, values: dict[str, float]) -> None:
         """End the run after `step` if config.stop watches this evaluation, and its patience is at an end.

@@ -10,6 +10,7 @@ from jtasks.config import Config
 from jtasks.console import say
 from jtasks.data import arrow, files, hub, table_files, tokenizer_files
 from jtasks.distributed import processes
+from jtasks.run import checkpoint_files
 
 SOURCE, TOKENIZER, TARGET_TOKENIZER = "init_from", "data.tokenizer", "data.target_tokenizer"
 # The split that a field of names is for; other fields are for all splits.
@@ -63,6 +64,8 @@ def as_recorded(config: Config, stored: Mapping[str, Any], workdir: pathlib.Path
             changes[field] = recorded
             if field == TOKENIZER and hub.COMMIT.search(recorded) and (workdir / tokenizer_files.FILE).is_file():
                 changes[field] = str(workdir)
+    if config.adapter.kind and _is_checkpoint_of(old.get(f"config.{SOURCE}"), config.init_from):
+        changes[SOURCE] = old[f"config.{SOURCE}"]
     config = _replace(config, changes)
     return fill(config, stored) if str(old.get(f"config.{SOURCE}")).startswith(hub.PREFIX) else config
 
@@ -110,6 +113,14 @@ def _is_same(spec: str, recorded: str) -> bool:
     """Return whether a name is the recorded one, or lacks only its revision."""
     name, old = hub.parse(spec), hub.parse(recorded)
     return spec == recorded or (name is not None and old is not None and name == old._replace(revision=""))
+
+
+def _is_checkpoint_of(recorded: Any, source: str) -> bool:
+    """Return whether a recorded checkpoint is one of the run that config.init_from names."""
+    if not recorded or not source or source.startswith(hub.PREFIX) or recorded.startswith(hub.PREFIX):
+        return False
+    folder, step = checkpoint_files.locate(source)
+    return not step and str(folder) == str(pathlib.Path(recorded).parent)
 
 
 def _replace(config: Config, changes: Mapping[str, Any]) -> Config:

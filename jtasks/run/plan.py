@@ -59,6 +59,7 @@ class Planned(NamedTuple):
             "parameters": bytes_on_fullest(self.state.params),
             "optimizer": bytes_on_fullest(self.state.opt_state),
             "ema_params": bytes_on_fullest(self.state.ema_params),
+            "frozen parameters": bytes_on_fullest(self.state.base),
             "batch": bytes_on_fullest(self.batch),
         }
 

@@ -1,13 +1,14 @@
 """The state and the step of a run, built in one place for training, replays, plans and checks."""
 
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
 
 from jtasks import optim
 from jtasks.distributed import sharding
+from jtasks.run import adapter as adapters
 from jtasks.run import checkpoint, preflight
 from jtasks.run import step as steps_
 from jtasks.run.job import Job
@@ -20,14 +21,19 @@ class Programs(NamedTuple):
 
     init: Callable[[Batch], Any]  # parameters from the first batch
     create: Callable[[Any], State]  # the state before the first step, from the parameters
+    params: Any  # shapes of all parameters, `jax.ShapeDtypeStruct`
     shapes: State  # of `jax.ShapeDtypeStruct`
     shardings: State
     step: Any  # jitted: (state, batch) -> (state, output)
-    trainable: Any  # a tree like the parameters
+    trainable: Any  # a tree like the trained parameters
+    adapter: adapters.Adapter | None  # None: all parameters are trained, as far as config.optim.freeze lets them
 
 
-def build(job: Job, batch: Batch, steps: int) -> Programs:
-    """Return the functions of a run of `steps` for batches like this one, arrays or `jax.ShapeDtypeStruct`."""
+def build(job: Job, batch: Batch, steps: int, whole: Collection[str] | None = None) -> Programs:
+    """Return the functions of a run of `steps` for batches like this one, arrays or `jax.ShapeDtypeStruct`.
+
+    With config.adapter, `whole` are the names of the parameters trained whole, or None to find them.
+    """
     config = job.config
 
     def init(batch: Batch) -> Any:
@@ -36,24 +42,34 @@ def build(job: Job, batch: Batch, steps: int) -> Programs:
         return params
 
     try:
-        shapes = jax.eval_shape(init, batch)
+        params, heads = adapters.shapes_of(init, batch)
     except Exception as error:
         error.add_note(f"while init made parameters of config.model = {config.model.to_dict()}")
         raise
+    adapter = adapters.make(job, params, heads, whole)
+
+    def divide(params: Any) -> tuple[Any, Any]:
+        """Return the trained and the frozen parameters."""
+        if adapter is None:
+            return params, None
+        return adapter.trained(params, jax.random.fold_in(jax.random.key(config.seed), 1)), adapter.base(params)
+
+    shapes, base = jax.eval_shape(divide, params)
     optimizer, schedule = optim.optimizer(config.optim, steps, shapes)
     trainable = optim.trainable(config.optim, shapes)
 
     def create(params: Any) -> State:
-        return steps_.init_state(params, optimizer, ema=config.ema > 0)
+        trained, base = divide(params)
+        return steps_.init_state(trained, optimizer, ema=config.ema > 0, base=base)
 
-    state = jax.eval_shape(create, shapes)
-    shardings = job.shardings(state, shapes)
+    state = jax.eval_shape(create, params)
+    shardings = job.shardings(state, shapes if adapter is None else adapters.named(shapes, base))
     step = jax.jit(
         steps_.make_train_step(job.task, config, optimizer, schedule, trainable, job.mesh),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated_sharding(job.mesh)),
     )
-    return Programs(init, create, state, shardings, step, trainable)
+    return Programs(init, create, params, state, shardings, step, trainable, adapter)
 
 
 def state_at(
@@ -64,13 +80,17 @@ def state_at(
     Raises:
       DamagedError: the checkpoint's content has changed since the save.
     """
+    adapter = program.adapter
     if step:
         folder = workdir / "checkpoints" / str(step)
         like = sharding.with_shardings(program.shapes, program.shardings)
-        state = checkpoint.restore(folder, like, verify=True)
+        state = checkpoint.restore(folder, like._replace(base=None), verify=True)
+        if adapter is not None:
+            state = state._replace(base=adapters.load_base(job, program.params, adapter, workdir))
         say(f"resumed from step {step} of {workdir}")
         return state
-    params = jax.jit(program.init, out_shardings=program.shardings.params)(batch)  # initialized already sharded
+    shardings = job.shardings(program.params, program.params)
+    params = jax.jit(program.init, out_shardings=shardings)(batch)  # initialized already sharded
     if job.config.init_from:
         params, taken = transfer_params(job, params)
         for kind, names in taken.items():

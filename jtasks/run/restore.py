@@ -11,7 +11,7 @@ from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.run import checkpoint, checkpoint_files, own, records, workdir
+from jtasks.run import adapter, checkpoint, checkpoint_files, own, records, workdir
 from jtasks.run.job import Job, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
@@ -52,11 +52,14 @@ class SavedRun(NamedTuple):
         """
         job = self.job
         batch = self.entries(sharding.num_batch_shards(job.mesh))
-        shapes = jax.eval_shape(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
-        like = sharding.with_shardings(shapes, job.shardings(shapes, shapes))
+        shapes, heads = adapter.shapes_of(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
+        like, base = sharding.with_shardings(shapes, job.shardings(shapes, shapes)), None
+        if job.config.adapter.kind:
+            like, base = adapter.restored(job, shapes, heads, self.workdir)
         name = "ema_params" if job.config.ema else "params"
         folder = self.workdir / "checkpoints" / str(self.step)
-        return checkpoint.restore(folder, {name: like}, only=f"{name}/")[name]
+        params = checkpoint.restore(folder, {name: like}, only=f"{name}/")[name]
+        return adapter.full(job.config, params, base)
 
     def entries(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the entries of a batch with this number of rows."""

@@ -16,6 +16,7 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes
 from jtasks.distributed.shares import unequal
 from jtasks.run import (
+    adapter,
     autoshare,
     checkpoint_files,
     evaluations,
@@ -37,7 +38,7 @@ from jtasks.run.own import record_batch
 from jtasks.run.programs import Programs
 from jtasks.run.records import EVALUATED
 from jtasks.run.step import Batch, State, StepOutput
-from jtasks.run.transfer import require_source
+from jtasks.run.transfer import pin_source, require_source
 from jtasks.run.workdir import (
     FILES,
     compare_assets,
@@ -97,6 +98,7 @@ def set_up(config: Config, workdir: pathlib.Path, damaged: Collection[int] = ())
     else:
         config = pin_names(config, source=True)
         require_source(config.init_from)
+        config = pin_source(config)
     job = prepare(config, pretrained=not start)
     splits: dict[str, Any] = {split: job.examples(split) for split in SPLITS}
     if splits["train"] is None:
@@ -181,12 +183,14 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     job = autoshare.resolve_shares(setup.job, setup.workdir, setup.examples)
     setup = setup._replace(job=job, plan=job.plan(setup.examples, shuffle=True))
     batch = job.batch_at(setup.examples, setup.plan, setup.start)
-    program = programs.build(job, batch, setup.steps)
+    program = programs.build(job, batch, setup.steps, adapter.whole(job.config, setup.workdir, setup.start))
     if not setup.start:
         processes.on_first_process(lambda: record_batch(batch, setup.workdir))
-        preflight.check(job, setup.splits, batch, program.shapes.params, setup.evals)
+        preflight.check(job, setup.splits, batch, program.params, setup.evals)
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
         state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
+    if program.adapter is not None and not setup.start:
+        adapter.record(setup.workdir, job.config, program.adapter, state.base)
     announce(setup, program, state, batch)
     compiled = Compiled(program.step, _compile_context(setup.log))
     compiled.program(state, batch)
@@ -201,7 +205,9 @@ def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> Non
     setup.log.meter.set_flops(operations, peak and peak * jax.device_count())
     if processes.first():
         sizes = {split: None if data is None else pipeline.size(data) for split, data in setup.splits.items()}
-        facts = summary.describe(job, plan, sizes, setup.workdir, state, operations, (setup.start, setup.steps))
+        facts = summary.describe(
+            job, plan, sizes, setup.workdir, state, operations, (setup.start, setup.steps), program.adapter
+        )
         summary.show(facts, state.params, program.trainable)
         provenance.record(setup.workdir, job.task, job.config, (setup.start, setup.steps), dict(facts))
     if isinstance(plan, buckets.BucketPlan):

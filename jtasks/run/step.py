@@ -25,10 +25,11 @@ class State(NamedTuple):
     opt_state: optax.OptState
     ema_params: Params | None  # moving average of params, if config.ema is set
     nonfinite_steps: jax.Array  # int32 scalar: non-finite steps in a row, up to this one
+    base: Params | None = None  # frozen parameters below an adapter (config.adapter), which no checkpoint holds
 
     @property
     def eval_params(self) -> Params:
-        """The parameters to evaluate: the moving average, if there is one."""
+        """The trained parameters to evaluate: the moving average, if there is one."""
         return self.params if self.ema_params is None else self.ema_params
 
 
@@ -41,10 +42,12 @@ class StepOutput(NamedTuple):
     nonfinite_steps: jax.Array  # 0 when the update was made
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, *, ema: bool) -> State:
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, base: Params | None = None
+) -> State:
     """Return the state before the first step."""
     copy = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both are donated to the step
-    return State(jnp.int32(0), params, optimizer.init(params), copy, jnp.int32(0))
+    return State(jnp.int32(0), params, optimizer.init(params), copy, jnp.int32(0), base)
 
 
 def make_train_step(
@@ -71,7 +74,7 @@ def make_train_step(
 
     def step(state: State, batch: Batch) -> tuple[State, StepOutput]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        gradient, metrics = measure(state.params, batch, rng)
+        gradient, metrics = measure(state.params, batch, rng, state.base)
         gradient = jax.tree.map(_mask_frozen, gradient, trainable)
         # The barrier keeps XLA from storing the squares until the optimizer's second moments need the same ones.
         norm = optax.tree.norm(jax.lax.optimization_barrier(gradient))
@@ -84,26 +87,27 @@ def make_train_step(
             ema_params = select_float(optax.incremental_update(params, state.ema_params, 1 - config.ema), params)
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
         new = State(state.step + 1, params, opt_state, ema_params, nonfinite_steps)
-        old = state._replace(step=new.step, nonfinite_steps=nonfinite_steps)
+        old = state._replace(step=new.step, nonfinite_steps=nonfinite_steps, base=None)
         output = StepOutput(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), nonfinite_steps)
-        return jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old), output
+        new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
+        return new._replace(base=state.base), output
 
     return step
 
 
 def non_finite(
-    task: ModuleType, config: Config, params: Params, batch: Batch, step: int, mesh: Mesh | None = None
+    task: ModuleType, config: Config, state: State, batch: Batch, step: int, mesh: Mesh | None = None
 ) -> list[str]:
     """Return names of metrics and leaves of the gradient that are not finite on the batch of a step (0-based)."""
     measure = gradient_fn(task, config, mesh)
 
     @jax.jit
-    def finite(params: Params, batch: Batch, rng: jax.Array) -> Any:
-        gradient, metrics = measure(params, batch, rng)
+    def finite(params: Params, base: Params, batch: Batch, rng: jax.Array) -> Any:
+        gradient, metrics = measure(params, batch, rng, base)
         totals = {name: mean.total for name, mean in metrics.items()}
         return jax.tree.map(lambda x: jnp.all(jnp.isfinite(x)), {"metrics": totals, "gradient": gradient})
 
-    flags = finite(params, batch, jax.random.fold_in(jax.random.key(config.seed), step))
+    flags = finite(state.params, state.base, batch, jax.random.fold_in(jax.random.key(config.seed), step))
     leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(flags))
     return [leaf_name(path) for path, good in leaves if not good]
 

@@ -46,6 +46,7 @@ def describe(
     state: Any,
     flops: float | None,
     steps: tuple[int, int],
+    adapter: Any = None,
 ) -> Facts:
     """Return names and values of the facts about a run before its first step.
 
@@ -57,6 +58,7 @@ def describe(
       state: the arrays that devices keep from step to step; has `params`.
       flops: operations of a step over all devices and microbatches; None if unknown.
       steps: the step that the run resumes from (0 for a fresh run) and the step that it ends at.
+      adapter: what the run trains beside its base, see `run.adapter`; None if it has no adapter.
     """
     config, shares = job.config, unequal(job.config.shares)
     accumulate = count_microbatches(config)
@@ -72,6 +74,7 @@ def describe(
         ("FLOPs a step", format_si(flops) if flops else "unknown"),
         ("devices", count_devices(jax.devices())),
         ("mesh", " x ".join(f"{axis} {size}" for axis, size in job.mesh.shape.items()) or "none"),
+        *([("adapter", adapter.describe(config))] if adapter else []),
         ("on a device", _memory(state.params, state)),
         ("files", storage.shown(f"{workdir}{os.sep}")),
     ]
@@ -163,10 +166,14 @@ def _memory(params: Any, state: Any) -> str:
     def describe_bytes(part: int, whole: int, what: str) -> str:
         return f"{what} {size(part)}" + (f" of {size(whole)}" if part < whole else "")
 
-    (params_part, params_whole), (part, whole) = held(params), held(state)
+    base = getattr(state, "base", None)
+    (params_part, params_whole), (base_part, base_whole) = held(params), held(base)
+    part, whole = (all_ - frozen for all_, frozen in zip(held(state), held(base), strict=True))
     facts = [describe_bytes(params_part, params_whole, "parameters")]
     if whole > params_whole:
         facts.append(describe_bytes(part - params_part, whole - params_whole, "optimizer state"))
+    if base_whole:
+        facts.append(describe_bytes(base_part, base_whole, "frozen parameters"))
     return ", ".join(facts)
 
 

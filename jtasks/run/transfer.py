@@ -7,7 +7,7 @@ tokenizers, palettes and image processors must agree, and a classifier's rows ar
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -22,18 +22,23 @@ from jtasks.errors import ConfigError, DataError
 from jtasks.interop import fitting, huggingface, image_processors, model_config
 from jtasks.run import checkpoint, checkpoint_files, workdir
 from jtasks.run.job import Job
-from jtasks.tree import leaf_name
+from jtasks.tree import by_name, leaf_name
 
 
-def transfer_params(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
+def transfer_params(job: Job, params: Any, stored: pathlib.Path | None = None) -> tuple[Any, dict[str, list[str]]]:
     """Return the parameters, with those of `config.init_from` that fit, and the names of taken and other parameters.
+
+    Args:
+      job: the run's job.
+      params: the parameters as initialized.
+      stored: folder of a run that has stored the task's assets; None: the task makes them.
 
     Raises:
       ConfigError: the other model has another tokenizer, palette or image processor.
       CheckpointError: there is no checkpoint, or no parameter fits.
     """
     source, config = job.config.init_from, job.config
-    own = job.assets()
+    own = job.assets() if stored is None else workdir.stored_assets(stored)
     if source.startswith(hub.PREFIX):
         folder = hub.model_folder(source, *hub.MODEL)
         classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task, config.model)
@@ -48,6 +53,45 @@ def transfer_params(job: Job, params: Any) -> tuple[Any, dict[str, list[str]]]:
     if assets.LABELS in own and isinstance(classes, list):
         return reorder_classes(taken, params, report, class_order(classes, json.loads(own[assets.LABELS])))
     return taken, report
+
+
+def absent_params(job: Job, shapes: Any) -> set[str]:
+    """Return the names of the parameters that config.init_from does not give: of a new head, or of new classes.
+
+    Args:
+      job: the run's job.
+      shapes: those of all parameters.
+
+    Raises:
+      ConfigError, CheckpointError: see `transfer_params`.
+    """
+    source, config, own = job.config.init_from, job.config, job.assets()
+    if source.startswith(hub.PREFIX):
+        folder = hub.model_folder(source, *hub.MODEL)
+        classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task, config.model)
+        absent = huggingface.absent_params(str(folder), shapes, config.model, architecture)
+    else:
+        classes = assets.read(checkpoint_files.locate(source)[0].parent / assets.LABELS)
+        absent = checkpoint.absent_params(source, shapes, warn)
+    if assets.LABELS in own and isinstance(classes, list):
+        order = class_order(classes, json.loads(own[assets.LABELS]))
+        if order is not None and (order < 0).any():
+            absent |= set(_classifier(name for name in by_name(shapes) if name not in absent))
+    return absent
+
+
+def pin_source(config: Config) -> Config:
+    """Return the config of an adapter with the checkpoint that config.init_from means now: no other one fits it."""
+    if not config.adapter.kind or config.init_from.startswith(hub.PREFIX):
+        return config
+    folder, named = checkpoint_files.locate(config.init_from)
+    if workdir.read_json(folder.parent / workdir.ADAPTER):
+        raise ConfigError(
+            f"config.init_from={config.init_from} is itself a run of an adapter, whose base is elsewhere: write the two"
+            " as one model, by --mode=export, and give config.init_from=hf:FOLDER"
+        )
+    step = processes.broadcast_from_first(lambda: named or str(checkpoint_files.saved_steps(folder)[-1]))
+    return Config(config.to_dict() | {"init_from": str(folder / step)})
 
 
 def require_source(source: str) -> None:
@@ -153,15 +197,13 @@ def reorder_classes(
     """Reorder the classifier's rows to this task's classes; rows of new classes stay as initialized."""
     if order is None:
         return params, report
-    heads = {name.rpartition("/")[0] for name in report["taken"]} & {"classifier", "head", "dense2"}
-    head = "classifier" if "classifier" in heads else next(iter(heads), None)
-    names = [name for name in report["taken"] if name.rpartition("/")[0] == head]
+    names = _classifier(report["taken"])
     if not names:
         return params, report
     if (order < 0).any():
         warn(
             f"config.init_from: {(order < 0).sum()} of {len(order)} classes are not among the classes there:"
-            f" their rows of {head} start from initialization"
+            f" their rows of {names[0].rpartition('/')[0]} start from initialization"
         )
 
     def put(path: tuple[Any, ...], taken: jax.Array, initial: jax.Array) -> jax.Array:
@@ -170,6 +212,14 @@ def reorder_classes(
         return jax.jit(functools.partial(_reorder_rows, order), out_shardings=taken.sharding)(taken, initial)
 
     return jax.tree_util.tree_map_with_path(put, params, fresh), report
+
+
+def _classifier(taken: Iterable[str]) -> list[str]:
+    """Return the names of a classifier's parameters among those that are taken."""
+    names = list(taken)
+    heads = {name.rpartition("/")[0] for name in names} & {"classifier", "head", "dense2"}
+    head = "classifier" if "classifier" in heads else next(iter(heads), None)
+    return [name for name in names if name.rpartition("/")[0] == head]
 
 
 def _reorder_rows(order: np.ndarray, taken: jax.Array, initial: jax.Array) -> jax.Array:

@@ -27,16 +27,26 @@ from jtasks.run import names
 from jtasks.writing import check_name, no_link, write_file
 
 # The fields that identify a run: another value would change its batches or its model midway.
-FIXED = ("config.task", "config.seed", "config.batch_size", "config.batch_tokens", "config.data.", "config.model.")
+FIXED = (
+    "config.task",
+    "config.seed",
+    "config.batch_size",
+    "config.batch_tokens",
+    "config.data.",
+    "config.model.",
+    "config.adapter.",
+)
 FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
 DATA, KINDS = "data.json", ("entries", "hashes")
 STARTED = ", started in "  # in .lock, before the working directory, from which relative paths in the config start
+ADAPTER = "adapter.json"  # of a run with config.adapter: its base
 BATCH = "batch.json"  # dtype and shape of one row of each entry of a batch
 FILES = "files.json"  # SHA-256 of each file of the run that gives the parameters their meaning
 
 # Names of the run's own files, which no asset may have.
 OWN = (
     "config.json",
+    ADAPTER,
     DATA,
     BATCH,
     FILES,

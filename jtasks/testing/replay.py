@@ -16,7 +16,7 @@ from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import rows_of_microbatches
 from jtasks.errors import ConfigError
 from jtasks.faults import author_frames, format_frame, some
-from jtasks.run import autoshare, batch_gradient, checkpoint_files, programs
+from jtasks.run import adapter, autoshare, batch_gradient, checkpoint_files, programs
 from jtasks.run import step as steps
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job, total_steps
@@ -46,8 +46,8 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     rng = jax.random.fold_in(jax.random.key(config.seed), step - 1)
 
     exact = gradient_fn(job.task, job.config, job.mesh)
-    measure = jax.jit(lambda p, b: exact(p, b, rng), out_shardings=sharding.replicated_sharding(job.mesh))
-    gradient, metrics = jax.device_get(measure(state.params, batch))
+    measure = jax.jit(lambda p, b, base: exact(p, b, rng, base), out_shardings=sharding.replicated_sharding(job.mesh))
+    gradient, metrics = jax.device_get(measure(state.params, batch, state.base))
     indices, entries = plan.at(plan.positions(step - 1))
     lines = [
         f"step {step}, from the {f'checkpoint of step {start}' if start else 'initial state'}"
@@ -56,6 +56,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
         *(f"{k}: {float(m.total):.6g} / {float(m.count):.6g}" for k, m in metrics.items()),
     ]
     groups = {"parameters": state.params, "batch": batch, "metrics": metrics, "gradient": gradient}
+    params = adapter.full(job.config, state.params, state.base)
     bad = {what: _non_finite(tree) for what, tree in groups.items()}
     lines += [f"not finite in {what}: {some(names, 20)}" for what, names in bad.items() if names]
     if not any(bad.values()):
@@ -63,7 +64,7 @@ def replay(config: Config, workdir: pathlib.Path, step: int) -> str:
     microbatches = rows_of_microbatches(plan.shares, plan.rows(step - 1))
     losses = [*_losses(job, batch, rng, microbatches)]
     for i, (loss_fn, part) in enumerate(losses):
-        place = first_non_finite(loss_fn, state.params, part, job.task)
+        place = first_non_finite(loss_fn, params, part, job.task)
         if not place.startswith("no "):
             return "\n".join([*lines, place + (f" (microbatch {i})" if len(losses) > 1 else "")])
     return "\n".join([*lines, place])
@@ -155,10 +156,10 @@ def _state(
 ) -> tuple[steps.State, int]:
     """Return the state before `step`, and the step of the checkpoint that it comes from (0: initial state)."""
     batch = job.batch_at(examples, plan, 0)
-    program = programs.build(job, batch, total)
     start = processes.broadcast_from_first(
         lambda: checkpoint_files.newest(workdir / "checkpoints", warn, before=step) or 0
     )
+    program = programs.build(job, batch, total, adapter.whole(job.config, workdir, start))
     state = programs.state_at(start, program, job, workdir, batch, say)
     for index in range(start, step - 1):
         state, _ = program.step(state, job.batch_at(examples, plan, index))

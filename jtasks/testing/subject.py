@@ -47,13 +47,14 @@ def rows() -> int:
 
 
 def small(config: Any, task: ModuleType) -> Config:
-    """Return the config for the checks: all fields, the kit's batch size, no buckets, float32, one microbatch.
+    """Return the config for the checks: all fields, the kit's batch size, no buckets, float32, no adapter.
 
     Rounding in float32 is too small to hide a fault.
     """
     given = config.to_dict()
     fields = _merge(configs.defaults(given.get("optim", {}).get("name", "adamw"), tasks.fields(task)).to_dict(), given)
     ours = {"batch_size": rows(), "batch_tokens": 0, "accumulate": 1, "shares": None, "precision": "float32"}
+    ours["adapter"] = configs.defaults().adapter.to_dict()  # the task does not know of an adapter
     return Config(fields | ours | {"task": fields["task"]})
 
 

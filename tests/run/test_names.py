@@ -140,7 +140,14 @@ def test_what_a_run_has_recorded_stands_for_names_without_revision(tmp_path):
     }
     (tmp_path / "tokenizer.json").write_text("{}")
     data = {"tokenizer": "hf:me/model", "train": "hf:me/films/a#x", "valid": "hf:folder", "test": "hf:me/films@v1"}
-    given = Config({"init_from": "hf:me/model", "data": data, "model": {"width": None, "shape": None, "depth": 3}})
+    given = Config(
+        {
+            "init_from": "hf:me/model",
+            "data": data,
+            "adapter": {"kind": ""},
+            "model": {"width": None, "shape": None, "depth": 3},
+        }
+    )
     made = names.as_recorded(given, recorded, tmp_path)
     assert made.init_from == recorded["init_from"]
     assert made.data.to_dict() == recorded["data"] | {"tokenizer": str(tmp_path), "test": "hf:me/films@v1"}
