@@ -270,3 +270,12 @@ def test_one_token_may_have_more_branches_than_the_prompt_has_tokens(branches, p
     best = jax.nn.log_softmax(model.apply(params, tokens)[:, -1])
     assert found.tokens.tolist() == [[[int(best.argmax())]]]
     np.testing.assert_allclose(found.scores[0, 0], best.max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("n", [5, 700, 1000])
+def test_the_largest_of_groups_are_the_largest_of_all_and_of_equal_ones_the_first(n):
+    random = np.random.default_rng(0)
+    x = random.integers(0, 40, (6, n)).astype(np.float32) + np.where(random.random((6, n)) < 0.9, -np.inf, 0)
+    x[0, :], x[1, :-1] = -np.inf, -np.inf
+    for ours, theirs in zip(decode.top_k(jnp.asarray(x), 4), jax.lax.top_k(x, 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
