@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import secrets
 import sys
 import time
@@ -18,7 +19,7 @@ import jax
 
 from jtasks.distributed import clusters, connections, monitor, rendezvous
 from jtasks.distributed.clusters import Cluster
-from jtasks.errors import ConfigError, printable
+from jtasks.errors import EXIT_STOPPED, ConfigError, printable
 
 T = TypeVar("T")
 
@@ -28,6 +29,7 @@ SECRET = "JTASKS_SECRET"
 OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
 WAIT_MILLISECONDS = 600_000
+BARRIER_SECONDS = 7200  # a process compiles this much longer than another one at most
 
 _counters: Mapping[str, Iterator[int]] = collections.defaultdict(itertools.count)  # of the calls of each kind
 _links: list[monitor.PeerMonitor] = []  # the monitor of this process, at most one, as in jax.distributed
@@ -294,18 +296,25 @@ def _service() -> Any:
 
 
 def barrier() -> None:
-    """Wait until all processes are here, without a timeout.
+    """Wait until all processes are here; ends this process, and so the run, if some stay away for hours.
 
     Call this before a new collective: collectives connect only if all processes start within half a minute, and unlike
     machines compile at different speeds.
     """
-    if _links and first():
-        for _ in range(jax.process_count() - 1):
-            _links[0].hear()
-        _links[0].tell(0)
-    elif _links:
-        _links[0].tell(0)
-        _links[0].hear()
+    if alone():
+        return
+    try:
+        _service().wait_at_barrier(f"jtasks/barrier/{next(_counters['barrier'])}", BARRIER_SECONDS * 1000)
+    except jax.errors.JaxRuntimeError as error:
+        if not str(error).startswith("DEADLINE_EXCEEDED"):
+            raise
+        names = str(error).partition("task names:")[2].partition("\n\n")[0]
+        missing = ", ".join(re.findall(r"\d+(?=[\s,]|$)", names)) or "?"
+        hours = f"{BARRIER_SECONDS / 3600:g} hours"
+        text = (
+            f"process {missing} hangs: the others have waited for it for {hours}. Run the same command again to resume"
+        )
+        end(f"error: {text}", EXIT_STOPPED)
 
 
 def on_first_process(action: Callable[[], None]) -> None:

@@ -67,8 +67,9 @@ def accept_peers(
                 connection.send({"refused": str(error), "config": isinstance(error, ConfigError)})
             raise
         finally:
+            met = len(hall.members) == processes - 1
             for connection in [entry.data for entry in waiting.get_map().values() if entry.data]:
-                if hall.members.get(connection.process) is not connection or not hall.complete():
+                if hall.members.get(connection.process) is not connection or not met:
                     connection.sock.close()
     hosts = [socket.gethostname(), *(hall.members[i].host for i in range(1, processes))]
     for connection in hall.members.values():
@@ -78,10 +79,10 @@ def accept_peers(
 
 def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall") -> None:
     """Accept a connection and challenge it; if there are too many strangers, drop the one that waits longest."""
-    strangers = [e for e in waiting.get_map().values() if e.data and e.data.process < 0]  # no member yet
-    if len(strangers) >= STRANGERS + hall.processes:
-        waiting.unregister(strangers[0].fileobj)
-        strangers[0].data.sock.close()
+    if len(waiting.get_map()) - 1 - len(hall.members) >= STRANGERS + hall.processes:
+        stranger = next(e for e in waiting.get_map().values() if e.data and e.data.process < 0)  # no member yet
+        waiting.unregister(stranger.fileobj)
+        stranger.data.sock.close()
     try:
         connection = Connection(server.accept()[0])
     except OSError:  # the connection is gone already, or this process has no more file descriptors

@@ -1,12 +1,16 @@
 """Several processes are one run: they stop after the same step and go on from it."""
 
+import contextlib
+import itertools
 import os
 import pathlib
 import signal
 import socket
 import subprocess
+import threading
 import time
 
+import jax
 import pytest
 from front_door import LINEAR, records, run, start, untimed, wait_for
 
@@ -324,6 +328,65 @@ def test_a_signal_ends_both_with_75_while_predictions_are_written_or_shown_by_th
         ends = finish(running)
         assert [code for code, _, _ in ends] == [75, 75], (mode, victim, ends)
         (tmp_path / "waiting").unlink()
+
+
+def disturb(port: int, over: threading.Event) -> None:
+    """Connect to a port as strangers do, again and again, and leave some connections open."""
+    with contextlib.ExitStack() as stack:
+        words = (
+            b"",
+            b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+            os.urandom(999),
+            b'{"process": 1, "proc',
+            b"PRI * HTTP/2.0\r\n\r\nSM",
+        )
+        for turn in itertools.count():
+            if over.wait(0.02):
+                return
+            with contextlib.suppress(OSError):
+                stranger = socket.create_connection(("127.0.0.1", port), timeout=1)
+                stranger.sendall(words[turn % len(words)])
+                if turn % 7 or turn > 700:
+                    stranger.close()
+                else:
+                    stack.enter_context(stranger)
+
+
+@pytest.mark.slow
+def test_strangers_at_the_coordinators_port_disturb_a_run_at_no_moment(tmp_path):
+    address, over = free_address(), threading.Event()
+    strangers = threading.Thread(target=disturb, args=(int(address.rpartition(":")[2]), over))
+    strangers.start()
+    try:
+        joint = [*RUN, f"--workdir={tmp_path}", f"--coordinator={address}", "--num-processes=2", "--config.steps=100"]
+        running = []
+        for i in (1, 0):
+            running.append(start(*joint, f"--process-id={i}", PACE="0.01"))
+            time.sleep(2)
+        ends = finish(running)
+    finally:
+        over.set()
+        strangers.join()
+    assert [code for code, _, _ in ends] == [0, 0], ends
+    assert checkpoint_files.saved_steps(tmp_path / "checkpoints")[-1] == 100
+
+
+def test_a_process_that_hangs_is_named_to_those_that_wait_for_it(monkeypatch):
+    ends = []
+
+    class Service:
+        def wait_at_barrier(self, name: str, milliseconds: int) -> None:
+            raise jax.errors.JaxRuntimeError(  # as of jaxlib 0.10.2
+                "DEADLINE_EXCEEDED: Barrier timed out. Id: b1::0.\n# of tasks that reached the barrier: 1/3.\n"
+                "The first task at the barrier: 0. Some timed out task names:\n12\n2\n\n\nRPC: /xla.coordination 1"
+            )
+
+    monkeypatch.setattr(processes, "alone", lambda: False)
+    monkeypatch.setattr(processes, "_service", Service)
+    monkeypatch.setattr(processes, "end", lambda *end: ends.append(end))
+    processes.barrier()
+    text = "error: process 12, 2 hangs: the others have waited for it for 2 hours. Run the same command again to resume"
+    assert ends == [(text, 75)]
 
 
 def test_who_does_not_come_is_named_and_the_time_out_is_kept(tmp_path):

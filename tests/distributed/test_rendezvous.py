@@ -88,6 +88,18 @@ def test_one_that_came_and_went_is_missing():
     assert str(first).startswith("process 1 of 3 never came")
 
 
+def test_the_work_of_the_first_process_grows_with_the_number_of_processes_not_with_its_square(monkeypatch):
+    calls = []
+    closed = rendezvous.is_closed
+    monkeypatch.setattr(rendezvous, "is_closed", lambda sock: calls.append(sock) or closed(sock))
+    port, count = free_port(), 64
+    first, *others = meet(gathering(port, count, 30), *[joining(port, i, count, 30) for i in range(1, count)])
+    assert [connection.process for connection in first] == list(range(1, count))
+    assert len(calls) <= 2 * count  # one look at each, after the last one came
+    for connection in (*first, *others):
+        connection.sock.close()
+
+
 @pytest.mark.parametrize("host", ["localhost", "no-such-host.invalid"])
 def test_a_coordinator_that_does_not_answer_is_told_in_time(host):
     begun = time.monotonic()
