@@ -9,7 +9,12 @@ r"""A vision transformer on CIFAR-10, or on any images with --config.data.name=f
 | `hf` | as in --config.init_from=hf:FOLDER, a ViT of transformers |
 
 `--config.data.augment=igpt` pads, crops by `data.crop` pixels and mirrors. `imagenet` mirrors and scales up a random
-part, at least the fraction `data.area` of the image. No preset has been measured yet; configs/vit_digits.py has.
+part, at least the fraction `data.area` of the image. Stronger augmentation, for long training, is a matter of fields:
+
+  --config.data.randaugment=2 --config.data.magnitude=9 (or --config.data.autoaugment=cifar10)
+  --config.data.mixup=0.2 --config.data.cutmix=1.0 --config.loss.smoothing=0.1
+
+No preset has been measured yet; configs/vit_digits.py has.
 """
 
 import ml_collections

@@ -17,6 +17,11 @@ FIELDS = {"problem": Field(str, PROBLEMS, SINGLE)}
 CHECKS: Mapping[str, values.Check] = {SINGLE: values.label, MULTI: values.labels, NUMBER: values.number}
 
 
+def problem(config: Mapping[str, Any]) -> str:
+    """Return config.problem; a config in code of one's own may lack it."""
+    return config.get("problem", SINGLE)
+
+
 def class_names(given: Sequence[Any], found: Sequence[Any], problem: str, column: str) -> tuple[str, ...]:
     """Return the names of the classes in order: `given` (config.data.labels), or those `found`, sorted.
 

@@ -65,6 +65,13 @@ def is_shaped(options: Any) -> bool:
     return options is not None and bool(options.smoothing or options.focal or options.class_weights)
 
 
+def require_plain(options: Any, why: str) -> None:
+    """Raise ConfigError if config.loss asks for anything: the loss is not that of a classifier."""
+    if is_shaped(options):
+        given = {name: value for name, value in options.items() if value}
+        raise ConfigError(f"config.loss={given} is for the loss of classes, and {why}: leave it out")
+
+
 def class_weights(options: Any, classes: int) -> jax.Array:
     """Return the weights of the classes [classes]; ConfigError if config.loss has another number, or no weight."""
     given = options.class_weights if options is not None else ()

@@ -28,7 +28,7 @@ FIELDS = {
 
 def is_on(options: Any) -> bool:
     """Return whether config.data asks for Mixup or CutMix, for a task's `needs_partner`."""
-    return bool(options.mixup or options.cutmix)
+    return bool(options.get("mixup") or options.get("cutmix"))
 
 
 def training_pairs(

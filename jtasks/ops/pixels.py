@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from jtasks.errors import ConfigError
-from jtasks.ops import augment
+from jtasks.ops import augment, policies
 from jtasks.ranges import Field
 
 # Fields of config.model and config.data of a task whose model reads pictures, for its `defaults`.
@@ -21,6 +21,9 @@ FIELDS = {
     "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding for random crops
     "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest fraction of the image in a crop
     "data.flip": Field(bool, None, False),  # mirror half of the images
+    "data.randaugment": Field(int, "[0, 16]", 0),  # of any: number of operations of RandAugment; 0: none
+    "data.magnitude": Field(float, "[0, 30]", 9.0),  # strength of these operations
+    "data.autoaugment": Field(str, (*policies.POLICIES, ""), ""),  # of any: the policy found for these data
     "data.color": Field(float, "[0, 1]", 0.0),  # of any: strength of random brightness, contrast and saturation
 }
 
@@ -30,10 +33,10 @@ def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
 
     Args:
       batch: `image` [b, h, w, c] with levels 0 to `options.white`, and `seed` [b] if there is any augmentation.
-      options: has the fields `augment`, `crop`, `area`, `flip`, `color` and `white`.
+      options: has the fields of config.data in FIELDS.
 
     Raises:
-      ConfigError: `options.augment` is unknown, or the batch has no seeds.
+      ConfigError: `options.augment` is unknown, there are two policies, or the batch has no seeds.
     """
     images, seeds = batch["image"], batch.get("seed")
     if options.augment == "igpt":
@@ -42,6 +45,15 @@ def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
         images = augment.resized_crop_and_flip(images, seeds, area=options.area, mirror=options.flip)
     elif options.augment:
         raise ConfigError(f"config.data.augment={options.augment!r}: expected igpt, imagenet, or nothing for neither")
+    count, policy = options.get("randaugment", 0), options.get("autoaugment", "")
+    if count and policy:
+        raise ConfigError(
+            f"config.data.randaugment={count} and config.data.autoaugment={policy!r} are two policies: give one"
+        )
+    if count:
+        images = policies.randaugment(images, seeds, count=count, magnitude=options.magnitude, white=options.white)
+    elif policy:
+        images = policies.autoaugment(images, seeds, policy=policy, white=options.white)
     return augment.color(images, seeds, strength=options.color, white=options.white) if options.color else images
 
 

@@ -64,7 +64,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     for number, (a, b) in enumerate(zip(first, second or first, strict=True)):
         if not (a.strip() or b.strip()):
             raise DataError(f"{config.data[split]}: both texts of example {number} are empty")
-    problem, classes = config.problem, _classes(config)
+    problem, classes = targets.problem(config), _classes(config)
     labels = [row[config.data.label] for row in rows if config.data.label in row]
     if split != "train" and problem == targets.SINGLE and set(labels) == {"-1"} and "-1" not in classes:
         labels = []
@@ -88,9 +88,9 @@ def model_args(config: Config) -> dict[str, Any]:
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
-    classes = 1 if config.problem == targets.NUMBER else stand_ins.classes(config, "labels")
-    names, first = [str(number) for number in range(classes)], () if config.problem == targets.MULTI else "0"
-    label = targets.arrays([first], names, config.problem, "train", given=True)
+    classes = 1 if targets.problem(config) == targets.NUMBER else stand_ins.classes(config, "labels")
+    names, first = [str(number) for number in range(classes)], () if targets.problem(config) == targets.MULTI else "0"
+    label = targets.arrays([first], names, targets.problem(config), "train", given=True)
     example = stand_ins.text(config.data.length, "token_types", "segment_ids")
     return {"max_length": config.data.length, "labels": classes}, example | {"label": label[0]}
 
@@ -108,10 +108,11 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per text and the accuracy, or a regression's errors; training has dropout and config.loss."""
     logits, labels = _logits(params, batch, rng, config), encoding.require_labels(batch, "label")
-    weights, options = example_weights(batch), None if rng is None else config.loss
-    if config.problem == targets.NUMBER:
+    weights, options = example_weights(batch), None if rng is None else config.get("loss")
+    if targets.problem(config) == targets.NUMBER:
+        classification.require_plain(options, "config.problem=regression has no classes")
         metrics = regression.squared_error(logits[:, 0], labels, weights)
-    elif config.problem == targets.MULTI:
+    elif targets.problem(config) == targets.MULTI:
         metrics = multilabel.cross_entropy(logits, labels, weights, options)
     else:
         metrics = classification.cross_entropy(logits, labels, weights, options)
@@ -129,9 +130,13 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     With multi_label these are the `probabilities` [b, classes] of all classes, and with regression the `value` [b].
     """
     logits = _logits(params, batch, None, config)
-    if config.problem == targets.NUMBER:
+    if targets.problem(config) == targets.NUMBER:
         return {"value": logits[:, 0]}
-    return multilabel.probabilities(logits) if config.problem == targets.MULTI else classification.likeliest(logits)
+    return (
+        multilabel.probabilities(logits)
+        if targets.problem(config) == targets.MULTI
+        else classification.likeliest(logits)
+    )
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -139,21 +144,21 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
     See `multilabel.scores` for several classes and `regression.scores` for numbers.
     """
-    if config.problem == targets.MULTI:
+    if targets.problem(config) == targets.MULTI:
         hot = (multilabel.chosen(output["probabilities"]) for output in outputs)
         return multilabel.scores((example["label"] for example in examples), hot, _classes(config))
-    kind, entry = (np.float64, "value") if config.problem == targets.NUMBER else (np.int32, "label")
+    kind, entry = (np.float64, "value") if targets.problem(config) == targets.NUMBER else (np.int32, "label")
     truth = np.fromiter((example["label"] for example in examples), kind, len(examples))
     predicted = np.fromiter((output[entry] for output in outputs), kind, len(outputs))
-    if config.problem == targets.NUMBER:
+    if targets.problem(config) == targets.NUMBER:
         return regression.scores(truth, predicted)
     return classification.scores(truth, predicted, config.model.labels)
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
     """Return the name of each predicted class, or of all classes that a text has; of a number there is no more."""
-    names = () if config.problem == targets.NUMBER else _classes(config)
-    return [_answer(output, names, config.problem) for output in outputs]
+    names = () if targets.problem(config) == targets.NUMBER else _classes(config)
+    return [_answer(output, names, targets.problem(config)) for output in outputs]
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
@@ -166,8 +171,8 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     names, lines = _classes(config), []
     for example, output in zip(examples, outputs, strict=True):
         text = " | ".join(example[name].strip() for name in ("text", "text_pair") if name in example)
-        true = _format_label(example["label"], names, config.problem) if "label" in example else "(not told)"
-        lines.append(f"{_format_output(output, names, config.problem)}, truly {true}: {text}")
+        true = _format_label(example["label"], names, targets.problem(config)) if "label" in example else "(not told)"
+        lines.append(f"{_format_output(output, names, targets.problem(config))}, truly {true}: {text}")
     return {"labels": "\n".join(lines)}
 
 
@@ -225,7 +230,7 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
     fields = {
         data.text: check,
         **({data.text_pair: check} if data.text_pair else {}),
-        data.label: targets.CHECKS[config.problem],
+        data.label: targets.CHECKS[targets.problem(config)],
     }
     optional = () if split == "train" else (data.label,)
     return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
@@ -233,7 +238,7 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
 
 def _classes(config: Config) -> tuple[str, ...]:
     """Return the class names in the order of their numbers: as configured, as the data says, or the sorted names."""
-    data, problem = config.data, config.problem
+    data, problem = config.data, targets.problem(config)
     named = problem != targets.NUMBER and not data.labels and bool(data.train)
     if named and (names := tables.class_names(data.train, "train", data.label, folder=data.dir)):
         return names

@@ -114,16 +114,17 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
         batch = batch | {"image": augmented}
     tokens, weights = _tokens(batch, config), example_weights(batch)
     cross_entropy = optax.softmax_cross_entropy_with_integer_labels
+    options = None if rng is None else config.get("loss")
     metrics: dict[str, Mean]
     if config.model.classes:
         pixels, classes = _classify(params, tokens, rng, config)
         nats, label = Loss.of(cross_entropy(pixels, tokens), weights, config.generation), batch["label"]
-        options = None if rng is None else config.loss
         metrics = {
             **classification.cross_entropy(classes, label, weights, options, "classification"),
             "generation": nats,
         }
     else:
+        classification.require_plain(options, "config.model.classes is 0, so there are no classes")
         pixels = models.apply(_model(config), params, _inputs(tokens, config), rng=rng)
         nats = Loss.of(cross_entropy(pixels, tokens), weights)
         metrics = {"loss": nats}

@@ -61,7 +61,7 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the cross-entropy in nats per image, and the accuracy; training has dropout and config.loss."""
-    labels, options = batch["label"], None if rng is None else config.loss
+    labels, options = batch["label"], None if rng is None else config.get("loss")
     if rng is not None:
         images, labels = mixing.training_pairs(batch, config.data, config.model.classes, lambda batch: batch["image"])
         batch = batch | {"image": images}

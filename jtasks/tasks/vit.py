@@ -90,7 +90,7 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     """
     images, labels = (batch["image"], batch["label"]) if rng is None else _for_training(batch, config)
     logits, weights = _logits(params, images, rng, config), example_weights(batch)
-    metrics = classification.cross_entropy(logits, labels, weights, None if rng is None else config.loss)
+    metrics = classification.cross_entropy(logits, labels, weights, None if rng is None else config.get("loss"))
     metrics["top5"] = classification.top(5, logits, labels, weights)
     return total(metrics), metrics
 

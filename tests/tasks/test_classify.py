@@ -149,6 +149,12 @@ def test_labels_that_only_some_rows_have_are_refused(tmp_path):
         CLASSIFY.dataset("valid", settings)
 
 
+def abstract(made, examples):
+    """Shapes of the parameters, and a batch."""
+    arrays = {name: examples[name][:2] for name in (*CLASSIFY.SEQUENCE_KEYS, "label")}
+    return jax.eval_shape(lambda: CLASSIFY.init(jax.random.key(0), arrays, made.config)), arrays
+
+
 MOODS = [["joy"], ["anger", "fear"], [], ["joy", "fear"], ["anger"], ["fear"], [], ["anger", "joy"]]
 PROBLEMS = {
     "regression": {"score": [0.5 * i for i in range(8)]},
@@ -177,6 +183,11 @@ def test_a_number_is_learned_scored_and_shown(tmp_path):
     assert scores["spearman"] == pytest.approx(1) and scores["pearson"] == pytest.approx(0.98198, abs=1e-5)
     assert CLASSIFY.answers(rows, outputs, made.config) == [{}] * 3
     assert CLASSIFY.show_fn(rows, outputs, made.config)["labels"].splitlines()[2] == "2.000, truly 3: so"
+    shaped = finetune.configs.Config(
+        made.config.to_dict() | {"loss": {"smoothing": 0.1, "focal": 0.0, "class_weights": ()}}
+    )
+    with pytest.raises(ConfigError, match=r"config.loss=\{'smoothing': 0.1\} is for the loss of classes"):
+        jax.eval_shape(lambda p, b: CLASSIFY.loss_fn(p, b, jax.random.key(0), shaped), *abstract(made, examples))
     (tmp_path / "train.jsonl").write_text('{"sentence": "a", "score": "1.5"}\n{"sentence": "b", "score": "good"}')
     with pytest.raises(DataError, match=r"train.jsonl, line 2, column 'score': expected a number, not 'good'"):
         CLASSIFY.dataset("train", made.config)
