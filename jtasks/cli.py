@@ -322,10 +322,16 @@ def _plan(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     devices = math.prod(sizes) if flags.devices is None else flags.devices
     jax.config.update("jax_platforms", "cpu")  # fake devices, before JAX looks for others
     jax.config.update("jax_num_cpu_devices", devices)
-    from jtasks.run import plan
+    from jtasks.run import plan, rates
 
     estimate = plan.run(config, plan.Hardware(**{name: getattr(flags, name) for name in plan.Hardware._fields}))
     print(plan.table(estimate), file=sys.stderr)
+    schedule = rates.points(config.optim, estimate["steps"])
+    print(f"learning rate in {estimate['steps']:,} steps\n  {rates.line(schedule)}", file=sys.stderr)
+    if flags.output is not None:
+        path = user_path("--output", flags.output)
+        path.write_text(rates.picture(schedule), encoding="utf-8")
+        print(f"wrote {path}", file=sys.stderr)
     return estimate
 
 

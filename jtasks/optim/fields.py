@@ -10,12 +10,17 @@ import optax
 import optax.contrib
 
 from jtasks.errors import ConfigError
-from jtasks.ranges import Field, check, did_you_mean
+from jtasks.ranges import Field, check, did_you_mean, format_value
 
 # Allowed values of fields that are not a number of at least 0.
 ALLOWED: dict[str, str | tuple[str, ...]] = {
-    "schedule": ("constant", "linear", "cosine", "rsqrt", "polynomial"),
+    "schedule": ("constant", "linear", "cosine", "cosine_restarts", "rsqrt", "polynomial", "step", "wsd"),
     "power": "(0, inf)",
+    "milestones": "(0, 2e9]",
+    "gamma": "(0, inf)",
+    "cycle": "(0, 2e9]",
+    "cycle_growth": "[1, inf)",
+    "cooldown": "(0, 2e9]",
     "layer_decay": "(0, 1]",
     **dict.fromkeys(("decay_mask", "freeze", "embeddings"), "regex"),
     **dict.fromkeys(("b1", "b2", "b3", "beta3", "adam_b1", "adam_b2", "decay", "momentum", "rho"), "[0, 1)"),
@@ -34,14 +39,21 @@ def defaults() -> dict[str, Any]:
     return {
         "name": "adamw",
         "lr": 1e-3,  # the peak, reached at the last update of the warm-up
-        "schedule": "constant",  # or linear, cosine, rsqrt, polynomial
+        "schedule": "constant",  # or linear, cosine, cosine_restarts, rsqrt, polynomial, step, wsd
         "warmup": 0.0,  # updates; below 1: a fraction of the schedule's total
         "end_lr": 0.0,  # absolute end value of linear, cosine and polynomial
-        "power": 1.0,  # of polynomial
+        "power": 1.0,  # of polynomial and of the decay of wsd
+        "milestones": (),  # of step: updates, or below 1 fractions of the schedule's total, ascending
+        "gamma": 0.1,  # of step: factor of the learning rate at each milestone
+        "cycle": 0.25,  # of cosine_restarts: updates of the first cycle; below 1: a fraction of those after warm-up
+        "cycle_growth": 1.0,  # of cosine_restarts: each cycle is so many times as long as the one before
+        "cooldown": 0.2,  # of wsd: updates of the decay at the end; below 1: a fraction of the schedule's total
         "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: updates of the run
         "weight_decay": 0.0,
         "decay_mask": ".*",  # regex (re.search) of the parameters with weight decay
         "freeze": "",  # regex of the parameters to freeze, single layers as blocks/INDEX/...; "": none
+        "unfreeze": (),  # ((regex, updates), ...): parameters change after so many updates; below 1: a fraction
+        "factors": (),  # ((regex, factor), ...) of the learning rate; the first that matches a parameter counts
         "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it; 1: all alike
         "embeddings": "",  # of layer_decay: regex of the parameters before the layers; "": names in jtasks.models
         "clip": 0.0,  # largest global norm of the gradient; 0: no clipping
@@ -104,10 +116,40 @@ def resolve_fields(optim: Any) -> dict[str, Any]:
         allowed = ALLOWED.get(name, "[0, inf)" if kind in (int, float) else None)
         value = known[name] if value is None else value
         fields[name] = check(f"config.optim.{name}", value, Field(kind, allowed))
-    warmup = fields["warmup"]
-    if warmup >= 1 and warmup != int(warmup):
-        raise ConfigError(f"config.optim.warmup={warmup} should be a whole number of updates or a fraction below 1")
+    for name in ("warmup", "cycle", "cooldown"):
+        _check_span(f"config.optim.{name}", fields[name])
+    for span in fields["milestones"]:
+        _check_span("config.optim.milestones", span)
+    if fields["schedule"] == "step" and not fields["milestones"]:
+        raise ConfigError("config.optim.schedule=step needs config.optim.milestones, such as (0.5, 0.75)")
+    for name, interval in (("unfreeze", "(0, 2e9]"), ("factors", "(0, inf)")):
+        _check_pairs(f"config.optim.{name}", fields[name], interval)
+    for _, begin in fields["unfreeze"]:
+        _check_span("config.optim.unfreeze", begin)
     return fields
+
+
+def updates(span: float, total: int) -> int:
+    """Return a number of updates that is given as such or, below 1, as a fraction of a total.
+
+    >>> updates(100, 1000), updates(0.25, 1000)
+    (100, 250)
+    """
+    return int(span) if span >= 1 else round(span * total)
+
+
+def _check_span(name: str, span: float) -> None:
+    if span >= 1 and span != int(span):
+        raise ConfigError(f"{name}={span} should be a whole number of updates or a fraction below 1")
+
+
+def _check_pairs(name: str, pairs: tuple[Any, ...], interval: str) -> None:
+    """Raise ConfigError unless a field holds pairs of a regex and a number."""
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not isinstance(pair[0], str) or not pair[0]:
+            raise ConfigError(f"{name}={format_value(pairs)} must be pairs, such as (('^encoder/', 0.1),)")
+        check(name, pair[0], Field(str, "regex"))
+        check(name, pair[1], Field(float, interval))
 
 
 def _require(known: Collection[str], name: str, what: str) -> None:

@@ -17,8 +17,9 @@ import optax
 import optax.contrib
 
 from jtasks.errors import ConfigError
-from jtasks.optim import layerwise
+from jtasks.optim import delayed, layerwise
 from jtasks.optim.fields import arguments, factories, resolve_fields
+from jtasks.optim.fields import updates as number_of
 from jtasks.optim.schedules import schedule
 from jtasks.tree import leaf_name
 
@@ -35,7 +36,9 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     Otherwise, as for sgd, adam and rmsprop, `weight_decay * params` is added to the clipped gradient, which is L2
     regularization (adadelta and lars do so themselves). Frozen parameters get updates of 0, and have no optimizer
     state, unless other layers of the same scanned stack are trained. Last, updates, weight decay included, are
-    multiplied by the layer's factor of the learning rate (see `layerwise.rates`).
+    multiplied by the layer's factor of the learning rate (see `layerwise.rates`) and by that of the first of `factors`
+    whose regex matches. Until a parameter's `unfreeze` its updates are 0 and its gradient does not count in the clipped
+    norm, but the optimizer follows its gradients, so that the first update has moments of many gradients.
 
     Muon (Jordan 2024, kellerjordan.github.io/posts/muon) orthogonalizes the hidden layers' matrices: parameters whose
     path ends in `kernel`, of shape `[in, out]` or, stacked by scan, `[depth, in, out]` (each layer by itself). Its Adam
@@ -61,11 +64,13 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
      [-0.5 -0.5]] [0. 0.]
     """
     fields, rate, train = resolve_fields(optim), schedule(optim, steps), trainable(optim, params)
+    begins = _begins(fields, params, train, steps)
     transformation = _named_optimizer(fields, rate, params, train)
     if fields["name"] in PER_LEAF or (fields["name"] == "muon" and fields.get("adaptive")):
         transformation = layerwise.one_by_one(transformation, params)
     if fields["clip"]:
-        transformation = optax.chain(optax.clip_by_global_norm(fields["clip"]), transformation)
+        clip = optax.clip_by_global_norm(fields["clip"]) if begins is None else delayed.clip(fields["clip"], begins)
+        transformation = optax.chain(clip, transformation)
     if not all(np.all(leaf) for leaf in jax.tree.leaves(train)):
         labels = jax.tree.map(lambda leaf: "trainable" if np.any(leaf) else "frozen", train)
         transformation = optax.partition({"trainable": transformation, "frozen": optax.set_to_zero()}, labels)
@@ -73,9 +78,11 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     if fields["layer_decay"] < 1:
         slower = layerwise.rates(fields["layer_decay"], fields["embeddings"], params)
         factors = jax.tree.map(lambda leaf, factor: leaf * factor, factors, slower)
+    if fields["factors"]:
+        factors = jax.tree.map(lambda leaf, own: leaf * own, factors, _factors(fields["factors"], params))
     if any(np.ndim(factor) or factor != 1 for factor in jax.tree.leaves(factors)):
         transformation = optax.chain(transformation, _scale_updates(factors))
-    return transformation, rate
+    return (transformation if begins is None else optax.chain(transformation, delayed.hold(begins))), rate
 
 
 def paths(params: Any) -> list[str]:
@@ -117,13 +124,47 @@ def trainable(optim: Any, params: Any) -> Any:
     return train
 
 
+def _factors(pairs: Any, params: Any) -> Any:
+    """Return the factor of the learning rate of each parameter: that of the first pair whose regex matches, else 1."""
+    factors = jax.tree.map(lambda leaf: 1.0, params)
+    for regex, factor in reversed(pairs):
+        hits = _mask("factors", regex, params)
+        factors = jax.tree.map(lambda old, hit, new=factor: _choose(hit, new, old), factors, hits)
+    return factors
+
+
+def _begins(fields: dict[str, Any], params: Any, train: Any, steps: int) -> Any:
+    """Return the update from which each parameter changes, None if all do from the first on.
+
+    Raises:
+      ConfigError: nothing is trained from the first update on.
+    """
+    if not fields["unfreeze"]:
+        return None
+    begins = jax.tree.map(lambda leaf: 0, params)
+    for regex, span in reversed(fields["unfreeze"]):
+        hits, begin = _mask("unfreeze", regex, params), number_of(span, steps)
+        begins = jax.tree.map(lambda old, hit, new=begin: _choose(hit, new, old), begins, hits)
+    now = jax.tree.map(lambda leaf, begin: leaf & (begin == 0), train, begins)
+    if not any(np.any(leaf) for leaf in jax.tree.leaves(now)):
+        raise ConfigError(f"config.optim.unfreeze={fields['unfreeze']} leaves nothing to train from the first update")
+    return begins
+
+
+def _choose(hit: Any, new: Any, old: Any) -> Any:
+    """Return a number, or an array for single layers of a stack: `new` where hit, else `old`."""
+    if np.ndim(hit) or np.ndim(old):
+        return np.where(hit, new, old)
+    return new if hit else old
+
+
 def _real(param: Any) -> bool:
     return jnp.issubdtype(getattr(param, "dtype", jnp.float32), jnp.inexact)
 
 
 def _mask(field: str, regex: str, params: Any) -> Any:
     try:
-        mask = (layerwise.matching if field == "freeze" else matching)(regex, params)
+        mask = (matching if field == "decay_mask" else layerwise.matching)(regex, params)
     except re.error as error:
         raise ConfigError(f"config.optim.{field}={regex!r} is not a regular expression: {error}") from error
     if not regex or not any(np.any(leaf) for leaf in jax.tree.leaves(mask)):

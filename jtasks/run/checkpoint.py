@@ -56,8 +56,12 @@ class Checkpoints:
         with contextlib.nullcontext() if kind is None else contextlib.suppress(CheckpointError):
             self.close()
 
-    def save(self, state: Any, step: int, expendable: Collection[int] = ()) -> None:
+    def save(
+        self, state: Any, step: int, expendable: Collection[int] = (), notes: Mapping[str, str] | None = None
+    ) -> None:
         """Copy the state after `step` to the host, write it in the background, then delete the `expendable` steps.
+
+        `notes` are further files of the checkpoint, {name: text}.
 
         The folder above the checkpoints must exist: a deleted run folder is not created again.
 
@@ -80,7 +84,7 @@ class Checkpoints:
         shards = (shard for leaf in leaves(state).values() for shard in leaf.global_shards)
         self._writers = {shard.device.process_index for shard in shards if shard.replica_id == 0}
         self._thread = threading.Thread(
-            target=self._commit, args=(partial, step, expendable), name="commit", daemon=True
+            target=self._commit, args=(partial, step, expendable, notes or {}), name="commit", daemon=True
         )
         self._thread.start()
 
@@ -109,9 +113,11 @@ class Checkpoints:
                 storage.remove(self.folder / str(step))
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
 
-    def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int]) -> None:
+    def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int], notes: Mapping[str, str]) -> None:
         try:
             self._checkpointer.wait_until_finished()
+            for name, text in notes.items() if jax.process_index() == 0 else ():
+                (partial / name).write_text(text, encoding="utf-8")
             own = [n for n in checkpoint_files.files(partial) if checkpoint_files.writer(n) == jax.process_index()]
             sums = checkpoint_files.checksums(partial, own)
             checkpoint_files.flush(partial, own)

@@ -80,7 +80,11 @@ def best_metrics(config: Config) -> dict[str, str]:
     return ({config.best: config.best_mode} if config.best else {}) | own_best
 
 
-def watched_metrics(config: Config, name: str) -> set[str]:
-    """Return the metrics of one evaluation that decide something on the way: the best checkpoint, the end, the rate."""
-    watched = [*best_metrics(config), config.stop.metric, config.plateau.metric]
-    return {metric for of, _, metric in (each.partition("/") for each in watched) if of == name}
+def watched_metrics(config: Config) -> set[str]:
+    """Return the metrics that decide something on the way, such as "valid/loss": checkpoint, end, learning rate."""
+    return {*best_metrics(config), config.stop.metric, config.plateau.metric} - {""}
+
+
+def watched_of(config: Config, name: str) -> set[str]:
+    """Return the watched metrics of one evaluation, such as "loss"."""
+    return {metric for of, _, metric in (each.partition("/") for each in watched_metrics(config)) if of == name}

@@ -25,6 +25,8 @@ from jtasks.run import (
     page,
     patience,
     predict,
+    programs,
+    records,
 )
 from jtasks.run.meter import peak_memory
 from jtasks.run.records import EVALUATED
@@ -54,7 +56,8 @@ class Hooks:
         self.evaluate = functools.cache(lambda job: evaluate.make(job, self.poll, self.log.watch))
         self.predict = functools.cache(lambda job: predict.make(job, self.poll, self.log.watch))
         self.state: State | None = None
-        self.step = self.saved = setup.start
+        self.step = self.saved = self.start = setup.start
+        self.lr_factor = 1.0
         self.preview_due = 0.0
         self.save_error: CheckpointError | None = None
 
@@ -66,8 +69,8 @@ class Hooks:
         evaluated = not processes.alone() and evaluations.due(self.evaluations, step, last=False)
         return step == self.steps or due(step, self.job.config.save_every) or bool(evaluated)
 
-    def after_step(self, state: State, step: int) -> None:
-        """Save and evaluate if `step` asks for it, and stop here if a signal came.
+    def after_step(self, state: State, step: int) -> State:
+        """Save and evaluate if `step` asks for it, stop here if a signal came, and return the state to go on with.
 
         Saving comes first, so that no error in an evaluation loses the state. A resumed run evaluates its checkpoint
         if metrics.jsonl has no record of that step.
@@ -91,6 +94,26 @@ class Hooks:
             rescue = self._save_and_wait if processes.alone() else self._wait_for_save  # saved before, by all
             with self.log.pause(), self.stop.rescue(rescue):
                 self.evaluate_due(state, step)
+            state = self._lower_rate(state, step)
+        return self._lower_rate(state, step) if step == self.start else state
+
+    def _lower_rate(self, state: State, step: int) -> State:
+        """Return the state with the factor of the learning rate that follows from the evaluations by config.plateau."""
+        if state.lr_factor is None:
+            return state
+        plateau, values = self.job.config.plateau, self.log.values(self.job.config.plateau.metric)
+        factor = processes.broadcast_from_first(lambda: patience.factor(values, plateau))
+        if factor < self.lr_factor:
+            self.log.message(
+                f"{plateau.metric} has not improved in {plateau.patience} evaluations: the learning rate from step"
+                f" {step + 1} on is {factor:g} times that of the schedule"
+            )
+        if factor == self.lr_factor:
+            return state
+        self.lr_factor = factor
+        self.hold(programs.with_lr_factor(state, factor, state.lr_factor.sharding), step)
+        assert self.state is not None
+        return self.state
 
     def hold(self, state: State, step: int) -> None:
         """Hold the newest state, which a signal or an error saves."""
@@ -138,10 +161,12 @@ class Hooks:
         steps = sorted({*checkpoint_files.saved_steps(self.workdir / "checkpoints"), self.step})
         try:
             # A checkpoint after non-finite steps replaces no good one.
+            watched = evaluations.watched_metrics(self.job.config)
             self.checkpoints.save(
-                self.state._replace(base=None),
+                self.state._replace(base=None, lr_factor=None),
                 self.step,
                 () if int(self.state.nonfinite_steps) else self._expendable_steps(steps),
+                {records.HISTORY: self.log.records.history(watched, self.step)} if watched else {},
             )
             self.saved, self.save_error = self.step, None
         except CheckpointError as error:
@@ -243,7 +268,7 @@ class Hooks:
         begun = time.perf_counter()
         processes.on_first_process(functools.partial(self._record_first_use, name))
         values = self.evaluate(job)(params, examples, name)
-        watched = evaluations.watched_metrics(self.job.config, name)
+        watched = evaluations.watched_of(self.job.config, name)
         scored = not watched <= values.keys()
         if scored:
             values |= self._scores(name, params, examples)

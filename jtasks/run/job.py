@@ -213,7 +213,9 @@ def fill(
     `model_args`.
     """
     fields, folder = task.fields(module), ""
-    config = mixture.with_labels(config, task.load(config.task), fields) if config.data.mix else config
+    config = (
+        mixture.with_labels(config, task.load(config.task), fields) if config.data.mix and values is None else config
+    )
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
     if folder and "model.encoder_depth" in fields:

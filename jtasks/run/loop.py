@@ -66,7 +66,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
     with log, checkpoint.Checkpoints(folder) as checkpoints, profile.recording(step, setup) as step:
         hooks = Hooks(setup, checkpoints, stop)
         with hooks.guard():
-            hooks.after_step(state, start)
+            state = hooks.after_step(state, start)
             batches = setup.job.batches(setup.examples, setup.plan, range(start, hooks.steps), poll=hooks.poll)
             outputs: list[StepOutput] = []
             log.advance(start)
@@ -82,7 +82,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
                     hooks.log_outputs(state, now, outputs)
                     outputs = []
                 hooks.preview(now, outputs)
-                hooks.after_step(state, now)
+                state = hooks.after_step(state, now)
                 if now == hooks.steps:
                     break  # config.stop may end the run early
             hooks.finish()

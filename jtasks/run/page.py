@@ -48,6 +48,8 @@ def of_run(run: Run, now: float) -> str:
         name: [Line(split, points, _order(split)[0], dots=split != "train") for split, points in splits.items()]
         for name, splits in series.items()
     }
+    if "lr" in lines and (schedule := run.schedule()):
+        lines["lr"].insert(0, Line("schedule", schedule, len(SPLITS), faint=True))
     task = str(run.config.get("config.task", ""))
     return markup.document(
         run.name,

@@ -47,6 +47,7 @@ class Planned(NamedTuple):
     program: Programs
     state: Any
     batch: Any
+    steps: int  # of the run
 
     @property
     def parameters(self) -> int:
@@ -84,8 +85,9 @@ def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Pla
         host = pipeline.batch_at(examples, plan, 0, job.collate)
     batched = sharding.batch_sharding(job.mesh)
     batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=batched) for name, x in host.items()}
-    program = programs.build(job, batch, total_steps(job.config, plan))
-    return Planned(job, program, sharding.with_shardings(program.shapes, program.shardings), batch)
+    steps = total_steps(job.config, plan)
+    program = programs.build(job, batch, steps)
+    return Planned(job, program, sharding.with_shardings(program.shapes, program.shardings), batch, steps)
 
 
 def _without_data(
@@ -120,7 +122,7 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
     if not hardware.peak_tflops or not 0 < hardware.efficiency <= 1 or not hardware.bandwidth_gbs:
         raise ConfigError("--peak-tflops and --bandwidth-gbs must be above 0, and --efficiency above 0 and at most 1")
     planned = abstract(config)
-    job, program, state, batch = planned
+    job, program, state, batch, steps = planned
     compiled = program.step.lower(state, batch).compile()
     traffic = hlo.collectives(hlo.parse(compiled.as_text()), job.mesh.size)
     operations = flops.count(program.step, state, batch)
@@ -133,6 +135,7 @@ def run(config: Config, hardware: Hardware) -> dict[str, Any]:
         "devices": job.mesh.size,
         "mesh": dict(job.mesh.shape),
         "batch_size": config.batch_size,
+        "steps": steps,
         "parameters": planned.parameters,
         "memory": memory | {"total": sum(memory.values())},
         "flops": operations,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from jtasks import optim
 from jtasks.distributed import sharding
@@ -60,7 +61,8 @@ def build(job: Job, batch: Batch, steps: int, whole: Collection[str] | None = No
 
     def create(params: Any) -> State:
         trained, base = divide(params)
-        return steps_.init_state(trained, optimizer, ema=config.ema > 0, base=base)
+        plateau = bool(config.plateau.metric)
+        return steps_.init_state(trained, optimizer, ema=config.ema > 0, base=base, plateau=plateau)
 
     state = jax.eval_shape(create, params)
     shardings = job.shardings(state, shapes if adapter is None else adapters.named(shapes, base))
@@ -84,9 +86,11 @@ def state_at(
     if step:
         folder = workdir / "checkpoints" / str(step)
         like = sharding.with_shardings(program.shapes, program.shardings)
-        state = checkpoint.restore(folder, like._replace(base=None), verify=True)
+        state = checkpoint.restore(folder, like._replace(base=None, lr_factor=None), verify=True)
         if adapter is not None:
             state = state._replace(base=adapters.load_base(job, program.params, adapter, workdir))
+        if like.lr_factor is not None:
+            state = with_lr_factor(state, 1.0, like.lr_factor.sharding)
         say(f"resumed from step {step} of {workdir}")
         return state
     shardings = job.shardings(program.params, program.params)
@@ -96,3 +100,8 @@ def state_at(
         for kind, names in taken.items():
             say(f"init_from: {len(names)} parameters {kind}" + "".join(f"\n  {name}" for name in names))
     return jax.jit(program.create, out_shardings=program.shardings, donate_argnums=0)(params)
+
+
+def with_lr_factor(state: State, factor: float, where: jax.sharding.Sharding) -> State:
+    """Return the state with another factor of the learning rate, by config.plateau."""
+    return state._replace(lr_factor=jax.jit(lambda: jnp.float32(factor), out_shardings=where)())

@@ -7,7 +7,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from types import ModuleType
 from typing import Any
@@ -25,7 +25,12 @@ MAX_PARTS = 100  # a run may be stopped and resumed many times
 
 
 def record(
-    workdir: pathlib.Path, module: ModuleType, config: Config, steps: tuple[int, int], facts: Mapping[str, str]
+    workdir: pathlib.Path,
+    module: ModuleType,
+    config: Config,
+    steps: tuple[int, int],
+    facts: Mapping[str, str],
+    schedule: Sequence[tuple[int, float]] = (),
 ) -> None:
     """Add a part to DIR/environment.json: the start of a run, or its resumption. A failure warns.
 
@@ -37,6 +42,7 @@ def record(
       config: the run's config.
       steps: the step that the part starts from, 0 for a fresh run, and the step that the run ends at.
       facts: names and values of further facts, such as the devices.
+      schedule: the learning rate at some steps; of the newest part alone.
     """
     start, end = steps
     part: dict[str, Any] = {"wall": round(time.time(), 3), "step": start, "steps": end, "host": socket.gethostname()}
@@ -45,6 +51,9 @@ def record(
         part |= {"system": f"{platform.system()} {platform.machine()}", "facts": dict(facts)}
         part |= {"versions": versions(), "git": _code(module)}
         parts = _parts(workdir / FILE) if start else []
+        for earlier in parts:
+            earlier.pop("schedule", None)
+        part["schedule"] = [[step, float(f"{rate:.6g}")] for step, rate in schedule]
         content = {"defaults": dict(configs.fields(usual)), "parts": [*parts, part][-MAX_PARTS:]}
         write_file(workdir / FILE, json.dumps(content, indent=1) + "\n")
     except Exception as error:  # nothing here is worth a run

@@ -6,13 +6,14 @@ import pathlib
 import re
 import time
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from jtasks.writing import no_link, write_file
 
 CHECKSUM = "crc32"
 EVALUATED, OF = "evaluated_examples", "split_examples"  # metrics of an evaluation limited by config.eval_batches
+HISTORY = "evaluations.json"  # in a checkpoint
 RESERVED = ("step", "split", "wall", CHECKSUM)
 _VOLATILE = re.compile("wall|mfu|seconds_per_step|.*_per_second|peak_memory_bytes")  # differ from run to run
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings, because JSON has no such numbers
@@ -89,6 +90,32 @@ class Records:
             if known:
                 _rewrite(self.path, lambda old: (old["step"], old["split"]) != (step, split))
             _append(self.path, _line(record))
+
+    def history(self, metrics: Collection[str], before: int) -> str:
+        """Return the values of some metrics, such as "valid/loss", in evaluations before a step, as a text.
+
+        A checkpoint keeps it, so that what follows from these values is the same if metrics.jsonl is lost.
+        """
+        wanted: dict[str, set[str]] = {}
+        for split, _, name in (metric.partition("/") for metric in metrics):
+            wanted.setdefault(split, {EVALUATED}).add(name)
+        values = {
+            f"{step} {split}": {name: value for name, value in own.items() if name in wanted[split]}
+            for (step, split), own in sorted(self._metrics.items())
+            if split in wanted and step < before
+        }
+        return to_json(values) + "\n"
+
+    def recall(self, history: str) -> None:
+        """Remember the values of a `history`; where there is a record, it counts.
+
+        Raises:
+          ValueError: the text is no history.
+        """
+        for key, values in json.loads(history).items():
+            step, split = key.split(" ", 1)
+            known = {name: _NON_FINITE.get(value, value) for name, value in values.items()}
+            self._metrics.setdefault((int(step), split), known)
 
     def has(self, step: int, split: str, evaluated: float | None = None) -> bool:
         """Return whether there is a record of this step and split, of all or of the `evaluated` number of examples."""

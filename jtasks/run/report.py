@@ -73,6 +73,12 @@ class Run(NamedTuple):
                 series.setdefault(name, {}).setdefault(examples, []).append((record["step"], value))
         return {name: dict(lines) for name, lines in series.items()}
 
+    def schedule(self) -> Points:
+        """Return the learning rate that the newest part of the run was to have, at some steps."""
+        given = _list(self.parts[-1].content.get("schedule")) if self.parts else []
+        pairs = [pair for pair in given if isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int]
+        return [(step, rate) for step, value in pairs if (rate := _number(value)) is not None]
+
     def points(self, metric: str, split: str) -> Points:
         """Return the steps and values of one metric of a split, if on the same examples as the newest value."""
         records = [record for record in self.records if record["split"] == split]

@@ -25,6 +25,7 @@ from jtasks.run import (
     preflight,
     programs,
     provenance,
+    rates,
     summary,
 )
 from jtasks.run.compile import Compiled
@@ -36,7 +37,7 @@ from jtasks.run.loggers import Logger, find
 from jtasks.run.names import pin_names
 from jtasks.run.own import record_batch
 from jtasks.run.programs import Programs
-from jtasks.run.records import EVALUATED
+from jtasks.run.records import EVALUATED, HISTORY
 from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import pin_source, require_source
 from jtasks.run.workdir import (
@@ -115,6 +116,7 @@ def set_up(config: Config, workdir: pathlib.Path, damaged: Collection[int] = ())
         steps = start
     openers = {name: functools.partial(logger, job.config, workdir, start) for name, logger in loggers.items()}
     log = Log(workdir, start=start, steps=steps, count=plan.count, loggers=openers, writer=processes.first())
+    recall_evaluations(log, folder / str(start))
     steps = start if processes.broadcast_from_first(lambda: is_stopped(job.config, log, start)) else steps
     return Setup(job, workdir, splits, plan, start, steps, log, evals)
 
@@ -145,6 +147,15 @@ def compare_evals(job: Job, workdir: pathlib.Path, evals: dict[str, Evaluation])
     data = {name: fingerprint.of(each.examples) for name, each in evals.items() if name in used}
     compare_data(data, workdir, allow=job.config.data.allow_changes)
     record_data(data, workdir, fresh=False)
+
+
+def recall_evaluations(log: Log, checkpoint: pathlib.Path) -> None:
+    """Remember the evaluations that the checkpoint notes, from which config.stop and config.plateau follow."""
+    if (note := checkpoint / HISTORY).is_file():
+        try:
+            log.records.recall(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError, AttributeError) as error:
+            warn(f"{note} cannot be read ({error}): config.stop and config.plateau follow metrics.jsonl alone")
 
 
 def is_stopped(config: Config, log: Log, start: int) -> bool:
@@ -209,7 +220,8 @@ def announce(setup: Setup, program: Programs, state: State, batch: Batch) -> Non
             job, plan, sizes, setup.workdir, state, operations, (setup.start, setup.steps), program.adapter
         )
         summary.show(facts, state.params, program.trainable)
-        provenance.record(setup.workdir, job.task, job.config, (setup.start, setup.steps), dict(facts))
+        schedule = rates.points(job.config.optim, setup.steps)
+        provenance.record(setup.workdir, job.task, job.config, (setup.start, setup.steps), dict(facts), schedule)
     if isinstance(plan, buckets.BucketPlan):
         batched, longest = buckets.waste(plan)
         length = buckets.describe(plan.buckets[-1])

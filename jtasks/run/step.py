@@ -26,6 +26,8 @@ class State(NamedTuple):
     ema_params: Params | None  # moving average of params, if config.ema is set
     nonfinite_steps: jax.Array  # int32 scalar: non-finite steps in a row, up to this one
     base: Params | None = None  # frozen parameters below an adapter (config.adapter), which no checkpoint holds
+    # float32 scalar, of the updates, if config.plateau is set. It follows from the evaluations: no checkpoint holds it.
+    lr_factor: jax.Array | None = None
 
     @property
     def eval_params(self) -> Params:
@@ -43,11 +45,17 @@ class StepOutput(NamedTuple):
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, *, ema: bool, base: Params | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema: bool,
+    base: Params | None = None,
+    plateau: bool = False,
 ) -> State:
     """Return the state before the first step."""
     copy = jax.tree.map(jnp.copy, params) if ema else None  # a copy: both are donated to the step
-    return State(jnp.int32(0), params, optimizer.init(params), copy, jnp.int32(0), base)
+    factor = jnp.float32(1) if plateau else None
+    return State(jnp.int32(0), params, optimizer.init(params), copy, jnp.int32(0), base, factor)
 
 
 def make_train_step(
@@ -80,15 +88,19 @@ def make_train_step(
         norm = optax.tree.norm(jax.lax.optimization_barrier(gradient))
         finite = jnp.isfinite(norm) & jnp.all(jnp.array([jnp.isfinite(term.total) for term in terms(metrics).values()]))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        learning_rate = jnp.asarray(schedule(_updates(state)), jnp.float32)
+        if (factor := state.lr_factor) is not None:
+            learning_rate *= factor
+            updates = jax.tree.map(lambda update: (update * factor).astype(update.dtype), updates)
         params = select_float(optax.apply_updates(state.params, updates), state.params)
         finite &= _stays_finite(state.params, params, updates)
         ema_params = None
         if state.ema_params is not None:
             ema_params = select_float(optax.incremental_update(params, state.ema_params, 1 - config.ema), params)
         nonfinite_steps = jnp.where(finite, 0, state.nonfinite_steps + 1)
-        new = State(state.step + 1, params, opt_state, ema_params, nonfinite_steps)
+        new = State(state.step + 1, params, opt_state, ema_params, nonfinite_steps, lr_factor=factor)
         old = state._replace(step=new.step, nonfinite_steps=nonfinite_steps, base=None)
-        output = StepOutput(metrics, norm, jnp.asarray(schedule(_updates(state)), jnp.float32), nonfinite_steps)
+        output = StepOutput(metrics, norm, learning_rate, nonfinite_steps)
         new = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, old)
         return new._replace(base=state.base), output
 

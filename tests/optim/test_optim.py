@@ -54,6 +54,8 @@ def fairseq_polynomial(updates, lr, end, power, warmup, total):
 
 # Schedules
 
+NAMES = optim.ALLOWED["schedule"]
+
 
 @settings(max_examples=40, deadline=None)
 @given(
@@ -63,8 +65,9 @@ def fairseq_polynomial(updates, lr, end, power, warmup, total):
     end=st.floats(0, 0.1),
     power=st.floats(0.5, 3),
     extra=st.integers(0, 50),
+    growth=st.sampled_from([2, 3]),
 )
-def test_every_schedule_equals_its_closed_form(total, part, lr, end, power, extra):
+def test_every_schedule_equals_its_closed_form(total, part, lr, end, power, extra, growth):
     warmup = int(part * total)
     fields = {"lr": lr, "end_lr": end, "power": power, "warmup": warmup}
     after = {
@@ -73,19 +76,32 @@ def test_every_schedule_equals_its_closed_form(total, part, lr, end, power, extr
         "cosine": lambda t: end + (lr - end) * math.cos(math.pi / 2 * min((t - warmup) / (total - warmup), 1)) ** 2,
         "polynomial": lambda t: fairseq_polynomial(t, lr, end, power, warmup, total),
         "rsqrt": lambda t: lr * math.sqrt(max(warmup, 1)) / math.sqrt(t + 1),
+        "step": lambda t: lr * 0.5 ** sum(t >= milestone for milestone in (total // 2, total)),
+        "wsd": lambda t: end + (lr - end) * min(max(total - t, 0) / cooldown, 1) ** power,
+        "cosine_restarts": lambda t: end + (lr - end) * math.cos(math.pi / 2 * phase(t - warmup)) ** 2,
     }
+    cooldown = max(min(round(0.3 * total), total - warmup), 1)
+    fields |= {"milestones": (total // 2, total), "gamma": 0.5, "cooldown": 0.3, "cycle": 3, "cycle_growth": growth}
+
+    def phase(passed):
+        begin, length = 0, 3
+        while begin + length <= passed and begin + length <= total - warmup:
+            begin, length = begin + length, length * growth
+        return min((passed - begin) / length, 1)
+
     counts = sorted(
         {0, warmup // 2, max(warmup - 1, 0), warmup, (warmup + total) // 2, total - 1, total, total + extra}
     )
     for name, value in after.items():
         rate = optim.schedule(fields | {"schedule": name}, total)
-        expected = [lr * (t + 1) / warmup if t < warmup else value(t) for t in counts]
-        np.testing.assert_allclose([rate(t) for t in counts], expected, rtol=1e-4, atol=1e-6, err_msg=name)
+        held = value if name == "step" else lambda t: lr
+        expected = [held(t) * (t + 1) / warmup if t < warmup else value(t) for t in counts]
+        np.testing.assert_allclose(rate(np.array(counts)), expected, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 def test_a_schedule_is_jittable_and_float32():
-    for name in ("constant", "linear", "cosine", "polynomial", "rsqrt"):
-        rate = optim.schedule({"schedule": name, "warmup": 3, "lr": 1}, 10)
+    for name in NAMES:
+        rate = optim.schedule({"schedule": name, "warmup": 3, "lr": 1, "milestones": (5, 0.8)}, 10)
         inside = jax.jit(rate)(jnp.int32(7))
         assert inside.dtype == rate(7).dtype == jnp.float32
         np.testing.assert_allclose(inside, rate(7), rtol=1e-6)
@@ -96,9 +112,9 @@ def test_the_first_update_is_not_wasted_and_the_last_of_the_warmup_runs_at_the_p
     np.testing.assert_allclose([rate(t) for t in range(4)], [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "polynomial", "rsqrt"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_fractional_warmup_is_that_part_of_the_total(name):
-    fields = {"schedule": name, "decay_steps": 50}
+    fields = {"schedule": name, "decay_steps": 50, "milestones": (20, 0.9)}
     fraction, whole = (optim.schedule(fields | {"warmup": warmup}, 1000) for warmup in (0.1, 5))
     counts = range(0, 60, 3)
     assert [float(fraction(t)) for t in counts] == [float(whole(t)) for t in counts]
@@ -110,7 +126,7 @@ def test_decay_steps_replace_the_length_of_the_run():
     np.testing.assert_allclose([rate(10), rate(50)], [1e-5, 1e-5], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "rsqrt", "polynomial"])
+@pytest.mark.parametrize("name", ["constant", "linear", "cosine", "rsqrt", "polynomial", "cosine_restarts"])
 def test_a_warmup_longer_than_the_schedule_is_cut_short_by_its_end(name):
     rate = optim.schedule({"schedule": name, "lr": 1.0, "warmup": 500}, 10)
     np.testing.assert_allclose([rate(count) for count in range(10)], np.arange(1, 11) / 500, rtol=1e-5)
@@ -426,6 +442,15 @@ def test_shapes_are_enough_to_make_an_optimizer(name):
         ({"freeze": "encoder"}, r"config\.optim\.freeze='encoder' matches no parameter.*dense/kernel"),
         ({"decay_mask": "weight$"}, r"config\.optim\.decay_mask='weight\$' matches no parameter.*dense/kernel"),
         ({"decay_mask": ""}, r"config\.optim\.decay_mask=''"),
+        ({"schedule": "step"}, r"config\.optim\.schedule=step needs config\.optim\.milestones"),
+        ({"schedule": "step", "milestones": (9, 0.5)}, r"are the updates \[9, 5\], which must ascend"),
+        ({"cooldown": 0}, r"config\.optim\.cooldown must be above 0"),
+        ({"cycle": 1.5}, r"config\.optim\.cycle=1\.5 should be a whole number"),
+        ({"factors": (("dense", 0),)}, r"config\.optim\.factors must be above 0, not 0"),
+        ({"factors": ("dense", 2)}, r"config\.optim\.factors=\('dense', 2\) must be pairs"),
+        ({"factors": (("none", 2),)}, r"config\.optim\.factors='none' matches no parameter"),
+        ({"unfreeze": (("(", 2),)}, r"config\.optim\.unfreeze='\(' is not a regular expression"),
+        ({"unfreeze": ((".", 2),)}, r"leaves nothing to train from the first update"),
         ({"freeze": "("}, r"config\.optim\.freeze='\(' is not a regular expression"),
     ],
 )
@@ -458,9 +483,9 @@ def stacked(depth=4):
     return jax.tree.map(lambda shape: random.normal(size=shape).astype(np.float32), shapes, is_leaf=is_shape)
 
 
-def trained_for(fields, params, steps=5):
+def trained_for(fields, params, steps=5, total=None):
     """Parameters after some steps of training."""
-    transformation, _ = optim.optimizer(fields, steps, params)
+    transformation, _ = optim.optimizer(fields, total or steps, params)
     state, kept = transformation.init(params), optim.trainable(fields, params)
 
     @jax.jit
@@ -545,6 +570,34 @@ def test_layer_decay_and_frozen_layers_go_together():
     plain = by_path(first_updates({"lr": 0.1, "weight_decay": 0.1}, params, make_grads(params)))
     assert not updates["tokens/embedding"].any() and not updates["blocks/up/kernel"][0].any()
     np.testing.assert_allclose(updates["blocks/up/kernel"][1], plain["blocks/up/kernel"][1] / 8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+def test_a_factor_is_a_learning_rate_of_its_own_and_the_first_that_matches_counts(name):
+    params, fields = stacked(), {"name": name, "weight_decay": 0.3, "lr": 0.1}
+    pairs = ((r"^blocks/2/", 3.0), ("blocks", 0.5), ("tokens", 2))
+    found = by_path(first_updates(fields | {"factors": pairs}, params, make_grads(params)))
+    plain = by_path(first_updates(fields, params, make_grads(params)))
+    factors = {"tokens/embedding": 2, "norm/scale": 1, "classifier/kernel": 1}
+    for path, update in plain.items():
+        layers = np.array([0.5, 0.5, 3, 0.5]).reshape(-1, *[1] * (update.ndim - 1))
+        np.testing.assert_allclose(found[path], update * factors.get(path, layers), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lamb"])
+def test_an_unfrozen_parameter_stays_to_the_bit_until_its_update_and_moves_from_there_on(name):
+    params = stacked()
+    fields = {"name": name, "lr": 0.1, "weight_decay": 0.3, "clip": 0.5}
+    fields |= {"unfreeze": (("^blocks/[01]/", 3), ("tokens", 0.8))}
+    before = by_path(params)
+    for steps, moved in ((3, 0), (4, 1), (5, 2)):
+        after = trained_for(fields, params, steps, total=5)
+        assert np.array_equal(after["tokens/embedding"], before["tokens/embedding"]) == (moved < 2)
+        assert np.array_equal(after["blocks/up/kernel"][:2], before["blocks/up/kernel"][:2]) == (moved < 1)
+        assert (after["blocks/up/kernel"][2:] != before["blocks/up/kernel"][2:]).any()
+    alone = trained_for(fields | {"unfreeze": (), "freeze": "^blocks/[01]/|tokens"}, params, 3)
+    for path, value in trained_for(fields, params, 3, total=5).items():  # frozen ones do not count in the norm either
+        np.testing.assert_allclose(value, alone[path], rtol=1e-5, atol=1e-6, err_msg=path)
 
 
 def test_no_layer_decay_leaves_the_optimizers_state_as_it_was():

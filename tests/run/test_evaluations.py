@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import types
 
 import hypothesis
@@ -146,6 +147,46 @@ def test_a_run_stops_at_the_same_step_with_the_same_bits_however_often_it_is_kil
     assert without_times[0] == without_times[1]
     assert "valid/loss has not improved in 2 evaluations; the last time was at step 12" in capfd.readouterr().err
     assert train(configs.load(task, [*RUN, *STOP, "--config.stop.patience=100"]), parts)["step"] == 40
+
+
+def test_a_plateau_lowers_the_rate_and_a_run_killed_five_times_has_the_same_rates_and_bits(task, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ["--config.plateau.metric=valid/loss", "--config.plateau.patience=2", "--config.plateau.min_factor=0.2"]
+    config = configs.load(task, [*RUN, *more, "--config.optim.schedule=linear", "--config.optim.momentum=0.3"])
+    result = train(config, whole)
+    losses = {step: line["loss"] for step, line in records(whole, "valid").items()}
+    reduced, best, waited, factor = {}, float("inf"), 0, 1.0
+    for step, loss in losses.items():
+        best, waited = (loss, 0) if loss < best else (best, waited + 1)
+        factor = max(factor * 0.5, 0.2) if waited and waited % 2 == 0 else factor
+        reduced[step] = factor
+    assert set(reduced.values()) == {1.0, 0.5, 0.25, 0.2}
+    plain = np.float32(0.03) * (1 - np.arange(40, dtype=np.float32) / 40)
+    rates = [plain[step - 1] * reduced.get((step - 1) // 4 * 4, 1.0) for step in range(1, 41)]
+    found = records(whole, "train")
+    np.testing.assert_allclose([found[step]["lr"] for step in range(1, 41)], rates, rtol=1e-5)
+    assert "<title>step 1\nschedule 0.03\nlr" in re.sub("train 0.03", "lr", (whole / "report.html").read_text())
+    for at, step in enumerate((7, 12, 20, 31, 36)):
+        train_until_killed(config, parts, step)
+        if at == 3:  # what the checkpoint notes is enough
+            (parts / "metrics.jsonl").unlink()
+    assert train(config, parts) == result
+    one, two = (checkpoint.arrays(folder / "checkpoints" / "40") for folder in (whole, parts))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert not any("lr_factor" in name for name in one)
+    assert train(configs.load(task, [*RUN, "--config.optim.momentum=0.3", "--config.steps=42"]), parts)["step"] == 42
+
+
+@pytest.mark.parametrize(
+    "fields", [["--config.mesh.data=1", "--config.mesh.fsdp=8"], ["--config.accumulate=4"]], ids=str
+)
+def test_a_plateau_is_the_same_however_a_batch_is_split(task, tmp_path, fields):
+    more = [*RUN, "--config.plateau.metric=valid/loss", "--config.plateau.patience=1", "--config.steps=24"]
+    rates = []
+    for name, split in (("one", []), ("other", fields)):
+        train(configs.load(task, [*more, *split]), tmp_path / name)
+        rates.append([line["lr"] for line in records(tmp_path / name, "train").values()])
+    assert rates[0] == rates[1] and min(rates[0]) < max(rates[0])
 
 
 def test_a_score_can_stop_a_run_and_choose_its_checkpoint(task, tmp_path):
