@@ -10,8 +10,8 @@ the machine's memory holds that; with --cold the files are written back and drop
 The state is 16 arrays of normal numbers, which Orbax compresses to about 0.9 of their size. A save needs twice the size
 in memory, and the folder (by default in the system's folder for temporary files) the size once.
 
-Prints one JSON line a case; `ratio` is ours over plain, of the medians of the seconds, and `cpu_ratio` of the processor's
-seconds. `beyond` is the largest memory during a restore beyond the state itself, in shards (here: arrays).
+Prints one JSON line a case; `ratio` is ours over plain, of the medians of the seconds, and `cpu_ratio` of the seconds
+of the processor. `beyond` is the largest memory during a restore beyond the state itself, in shards (here: arrays).
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Detection of crashed processes: the connections of a run stay open until it ends.
 
 The system closes a process's connections with the process, so a crashed peer is detected immediately, and TCP's
-keep-alive detects a lost machine. The first process forwards messages that concern all.
+keep-alive detects a lost machine, where JAX's heartbeats take 100 seconds. The first process forwards messages that
+concern all. Its decisions travel here too: one is due at every step, and JAX's service would have to be asked for each.
 """
 
 import contextlib

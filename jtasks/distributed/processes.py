@@ -1,4 +1,8 @@
-"""Coordination of the processes of a run: the first one decides and writes, the others follow."""
+"""Coordination of the processes of a run: the first one decides and writes, the others follow.
+
+JAX's coordination service has the barriers, and carries what all processes report to the first one. The `monitor` has
+what must not wait or be asked for: the first one's decisions, and that a process has ended.
+"""
 
 import atexit
 import collections
@@ -8,7 +12,6 @@ import itertools
 import json
 import os
 import pathlib
-import re
 import secrets
 import sys
 import time
@@ -17,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 
 import jax
 
-from jtasks.distributed import clusters, connections, monitor, rendezvous
+from jtasks.distributed import clusters, connections, monitor, rendezvous, service
 from jtasks.distributed.clusters import Cluster
 from jtasks.errors import EXIT_STOPPED, ConfigError, printable
 
@@ -28,7 +31,6 @@ TOKEN = ".processes"
 SECRET = "JTASKS_SECRET"
 OF_A_MACHINE = ("config.data.dir", "config.data.threads", "config.data.workers")
 
-WAIT_MILLISECONDS = 600_000
 BARRIER_SECONDS = 7200  # a process compiles this much longer than another one at most
 
 _counters: Mapping[str, Iterator[int]] = collections.defaultdict(itertools.count)  # of the calls of each kind
@@ -251,13 +253,13 @@ def broadcast_from_first(decide: Callable[[], T]) -> T:
         return value
     if _links:
         return _links[0].hear()  # without a time-out: preparing data may take the first process hours
-    key = f"jtasks/decision/{next(_counters['decision'])}"
-    if first():
-        value = decide()
-        _service().key_value_set(key, json.dumps(value))
-        return value
-    agreed: T = json.loads(_await_value(key))
-    return agreed
+    key = f"decision/{next(_counters['decision'])}"
+    if not first():
+        agreed: T = service.get(key)
+        return agreed
+    value = decide()
+    service.put(key, value)
+    return value
 
 
 def gather(name: str, value: Any) -> list[Any]:
@@ -267,53 +269,28 @@ def gather(name: str, value: Any) -> list[Any]:
     """
     if alone():
         return [value]
-    key = f"jtasks/{name}/{next(_counters[name])}"
-    _service().key_value_set(f"{key}/{jax.process_index()}", json.dumps(value))
+    key = f"{name}/{next(_counters[name])}"
+    service.put(f"{key}/{jax.process_index()}", value)
     if not first():
         return []
-    values = [json.loads(_await_value(f"{key}/{index}")) for index in range(jax.process_count())]
-    _service().key_value_delete(key)
+    values = [service.get(f"{key}/{index}") for index in range(jax.process_count())]
+    service.delete(key)
     return values
 
 
-def _await_value(key: str) -> str:
-    """Wait for a value in JAX's coordination service, without a timeout; the monitor ends this process for a crash."""
-    while True:
-        try:
-            return str(_service().blocking_key_value_get(key, WAIT_MILLISECONDS))
-        except jax.errors.JaxRuntimeError as error:
-            if not str(error).startswith("DEADLINE_EXCEEDED"):
-                raise
-
-
-def _service() -> Any:
-    """Return the client of JAX's coordination service, which has no public name."""
-    from jax._src import distributed
-
-    if distributed.global_state.client is None:
-        raise ConfigError("a run of several processes needs jax.distributed.initialize()")
-    return distributed.global_state.client
-
-
 def barrier() -> None:
-    """Wait until all processes are here; ends this process, and so the run, if some stay away for hours.
+    """Wait until all processes are here; ends the run, with their names, if some stay away for hours.
 
     Call this before a new collective: collectives connect only if all processes start within half a minute, and unlike
     machines compile at different speeds.
     """
     if alone():
         return
-    try:
-        _service().wait_at_barrier(f"jtasks/barrier/{next(_counters['barrier'])}", BARRIER_SECONDS * 1000)
-    except jax.errors.JaxRuntimeError as error:
-        if not str(error).startswith("DEADLINE_EXCEEDED"):
-            raise
-        names = str(error).partition("task names:")[2].partition("\n\n")[0]
-        missing = ", ".join(re.findall(r"\d+(?=[\s,]|$)", names)) or "?"
+    absent = service.absent(f"barrier/{next(_counters['barrier'])}", BARRIER_SECONDS)
+    if absent is not None:
+        hung = f"process{'es' * (len(absent) > 1)} {', '.join(map(str, absent)) or '?'}"
         hours = f"{BARRIER_SECONDS / 3600:g} hours"
-        text = (
-            f"process {missing} hangs: the others have waited for it for {hours}. Run the same command again to resume"
-        )
+        text = f"the others have waited for {hung} for {hours}. Run the same command again to resume"
         end(f"error: {text}", EXIT_STOPPED)
 
 

@@ -1,10 +1,10 @@
 """The meeting of the processes of a run: every process reports to the first one, on the coordinator's port.
 
-jax.distributed aborts on timeout without saying which process is missing, so the processes meet here before it
-starts. A process must prove that it has the run's key without sending it: the first process sends a challenge, and
-expects the challenge's HMAC. A connection without proof is dropped while the others go on waiting, and so is a process
-of another job of the launcher, which has come to a wrong port. Members trust each other. `monitor` takes the
-connections over.
+On timeout jax.distributed ends the process with a stack trace of C++ and does not say who is missing (jax 0.10.2), and
+its service lets anyone in; so the processes meet here before it starts. A process must prove that it has the run's key
+without sending it: the first process sends a challenge, and expects the challenge's HMAC. A connection without proof is
+dropped while the others go on waiting, and so is a process of another job of the launcher, which has come to a wrong
+port. Members trust each other. `monitor` takes the connections over.
 """
 
 import hmac

@@ -15,7 +15,7 @@ import pytest
 from front_door import LINEAR, records, run, start, untimed, wait_for
 
 from jtasks import cli
-from jtasks.distributed import processes
+from jtasks.distributed import processes, service
 from jtasks.errors import ConfigError
 from jtasks.run import checkpoint_files
 
@@ -382,10 +382,10 @@ def test_a_process_that_hangs_is_named_to_those_that_wait_for_it(monkeypatch):
             )
 
     monkeypatch.setattr(processes, "alone", lambda: False)
-    monkeypatch.setattr(processes, "_service", Service)
+    monkeypatch.setattr(service, "_client", Service)
     monkeypatch.setattr(processes, "end", lambda *end: ends.append(end))
     processes.barrier()
-    text = "error: process 12, 2 hangs: the others have waited for it for 2 hours. Run the same command again to resume"
+    text = "error: the others have waited for processes 2, 12 for 2 hours. Run the same command again to resume"
     assert ends == [(text, 75)]
 
 
