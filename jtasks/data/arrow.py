@@ -10,7 +10,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jtasks.data import files, table_files, values
+from jtasks.data import files, records, table_files, values
 from jtasks.errors import ConfigError, DataError
 from jtasks.writing import writer
 
@@ -26,15 +26,25 @@ class Table(NamedTuple):
     name: str  # for messages
     paths: tuple[pathlib.Path, ...]
     features: Features  # of each column, as `datasets` describes it; {} if the files do not say
+    folder: pathlib.Path  # data folder, for what is made once of the files
+
+    @property
+    def shards(self) -> records.Records | None:
+        """The rows, if the files are shards of records."""
+        return records.Records(self.paths, self.folder) if records.is_shard(self.paths[0].name) else None
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns, in order."""
+        """Names of the columns, in order; of shards, those of the first record."""
+        if self.shards is not None:
+            return list(self.shards[0])
         names: list[str] = _schema(self.paths[0]).names
         return names
 
     def is_picture(self, column: str) -> bool:
-        """Return whether a column holds pictures: by its feature, or by its type."""
+        """Return whether a column holds pictures: by its feature or its type, in shards by its first value."""
+        if self.shards is not None:
+            return records.is_picture(self.shards[0][column])
         kind = _schema(self.paths[0]).field(column).type
         fields = {kind.field(i).name for i in range(kind.num_fields)}
         feature = self.features.get(column)
@@ -42,6 +52,8 @@ class Table(NamedTuple):
 
     def is_text(self, column: str) -> bool:
         """Return whether a column holds texts."""
+        if self.shards is not None:
+            return isinstance(self.shards[0][column], str)
         return str(_schema(self.paths[0]).field(column).type).removeprefix("large_") in ("string", "string_view")
 
     def classes(self, column: str) -> tuple[str, ...] | None:
@@ -55,7 +67,7 @@ class Table(NamedTuple):
         return tuple(names)
 
 
-def find(name: str, split: str, field: str, folder: pathlib.Path) -> Table | None:
+def find(name: str, split: str, field: str, folder: pathlib.Path, *, own: bool = False) -> Table | None:
     """Find the files of one split.
 
     Args:
@@ -64,12 +76,15 @@ def find(name: str, split: str, field: str, folder: pathlib.Path) -> Table | Non
         - a .parquet or .arrow file.
         - a folder that `datasets` wrote by `save_to_disk`, or a folder of Parquet files whose names, or whose folders'
           names, are those of the splits: train-00000-of-00002.parquet, CONFIG/validation/0000.parquet.
+        - shards of records, see `records`: a file, a folder, or a pattern such as `shards/train-{000..127}.tar`. Their
+          names, or their folder's name, say the split.
         - `hf:NAME[/CONFIG][@REVISION]`: such a local folder, or a data set on the hub.
 
         `#SPLIT` after a folder's name or a hub's names a split that is none of the three.
       split: `train`, `valid` or `test`.
       field: name of the field that has this value, for messages.
       folder: data folder, where relative paths are searched for too.
+      own: whether shards that name no split are those of this one, not of train.
 
     Returns:
       None if a folder or data set has no such split.
@@ -78,8 +93,11 @@ def find(name: str, split: str, field: str, folder: pathlib.Path) -> Table | Non
       ConfigError: there is no such file, folder, data set or config, or no split of the given name.
       DataError: a file cannot be fetched or read.
     """
-    paths = table_files.locate(name, split, field, folder)
-    return Table(name, tuple(paths), _features(paths[0])) if paths else None
+    paths = table_files.locate(name, split, field, folder, own=own)
+    if not paths:
+        return None
+    shards = records.is_shard(paths[0].name)
+    return Table(name, tuple(paths), {} if shards else _features(paths[0]), folder)
 
 
 def rows(table: Table, columns: Collection[str] | None = None) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,6 +112,10 @@ def rows(table: Table, columns: Collection[str] | None = None) -> Iterator[tuple
     """
     names = [name for name in table.columns if columns is None or name in columns]
     named = {name: classes for name in names if (classes := table.classes(name))}
+    if table.shards is not None:
+        shards = dataclasses.replace(table.shards, columns=tuple(names))
+        yield from ((f"row {i}", shards[i]) for i in range(len(shards)))
+        return
     index = 0
     for batch in _batches(table, names):
         entries = [batch.column(i).to_pylist() for i in range(len(names))]
@@ -132,12 +154,27 @@ class Cells:
         return {"paths": self.paths, "names": self.names}
 
 
-def cells(table: Table, names: Sequence[str], folder: pathlib.Path) -> Cells:
+@dataclasses.dataclass(frozen=True)
+class ShardCells:
+    """Random access to columns of shards, like `Cells`."""
+
+    shards: records.Records
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return tuple(self.shards[index].values())
+
+
+def cells(table: Table, names: Sequence[str], folder: pathlib.Path) -> Cells | ShardCells:
     """Return random access to columns; Parquet is copied once into an Arrow file, stored beside the data.
 
     Raises:
       DataError: a file is damaged, or no folder can be written.
     """
+    if table.shards is not None:
+        return ShardCells(dataclasses.replace(table.shards, columns=tuple(names)))
     if not any(map(_is_parquet, table.paths)):
         return Cells(table.paths, tuple(names))
     identity = files.identity(table.paths, *names)

@@ -20,7 +20,7 @@ class Examples(Sequence[Example]):
 
     name: str
     read: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
-    rows: np.ndarray = dataclasses.field(repr=False)  # rows of the source, in order
+    rows: Sequence[int] | np.ndarray = dataclasses.field(repr=False)  # rows of the source, in order
     size: "int | Resize | None" = None
 
     def __len__(self) -> int:
@@ -41,7 +41,7 @@ class Examples(Sequence[Example]):
             raise DataError(f"example {index} of {self.name}: {error}") from error
         return {"image": fit(image, self.size), "label": np.array(label, np.int32)}
 
-    def take(self, rows: np.ndarray) -> "Examples":
+    def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
         """Return the source restricted to `rows`."""
         return dataclasses.replace(self, rows=rows)
 

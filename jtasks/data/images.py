@@ -16,7 +16,7 @@ from jtasks.ranges import Field
 
 Data = dict[str, np.ndarray] | Examples
 
-NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "hf:NAME", "tfds:NAME")
+NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "hf:NAME", "shards:PATH", "tfds:NAME")
 SPLITS = ("train", "valid", "test")
 
 # Fields of config.data that select images, for a task's `defaults`.
@@ -52,7 +52,7 @@ def images(
     of Chen et al. 2020, "Generative Pretraining from Pixels".
 
     Args:
-      name: `mnist`, `cifar10`, `digits`, `folder:PATH`, `hf:NAME` (see `picture_tables`) or `tfds:NAME`.
+      name: `mnist`, `cifar10`, `digits`, `folder:PATH`, `hf:NAME` or `shards:PATH` (see `picture_tables`), `tfds:NAME`.
       split: `train`, `valid` or `test`.
       folder: data folder (config.data.dir); None uses $JTASKS_DATA or the user's cache folder.
       seed: decides which examples of train become valid, and nothing else.
@@ -61,7 +61,7 @@ def images(
       resize: fields of an `examples.Resize`, used instead of `size`, to resize like an image processor of transformers.
 
     Returns:
-      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for `folder:`, `hf:` and `tfds:` a picklable sequence of
+      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for files read one at a time a picklable sequence of
       {"image": uint8 [h, w, c], "label": int32 []}; None for a split that the data lacks.
 
     Raises:
@@ -146,10 +146,9 @@ def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None]
     if kind == "folder" and rest:
         splits, classes = pictures.read(rest, root)
         return splits.get, lambda: classes
-    if kind == "hf" and rest:
-        return lambda split: picture_tables.read(name, split, root), lambda: picture_tables.classes(name, root)
-    if kind == "hf" and rest:
-        return lambda split: picture_tables.read(name, split, root), lambda: picture_tables.classes(name, root)
+    if kind in ("hf", "shards") and rest:
+        place = name if kind == "hf" else rest
+        return lambda split: picture_tables.read(place, split, root), lambda: picture_tables.classes(place, root)
     if kind == "tfds" and rest:
         builder = _builder(rest, folder)
         return functools.partial(tfds.read, rest, builder), lambda: tfds.classes(builder)

@@ -99,12 +99,12 @@ def _parallel(name: str, split: str, config: Config) -> list[pathlib.Path]:
     parts = [part.strip(" ").replace("\\,", ",") for part in re.split(r"(?<!\\),", name)]
     root = files.data_folder(data.dir)
     whole = [storage.local(name), root / name]
-    remote = name.startswith("tfds:") or table_files.is_folder(name, root)
+    remote = name.startswith("tfds:") or table_files.is_table(name, root)
     if remote or any(place.is_file() for place in whole) or len(parts) < 2:
-        if not remote and pathlib.PurePath(name).suffix.lower() not in (*parsing.KINDS, *table_files.SUFFIXES):
+        if not remote and pathlib.PurePath(name).suffix.lower() not in parsing.KINDS:
             raise ConfigError(
                 f"{field}={name!r} must be two parallel files, such as train.en,train.ja, a .tsv, .csv, .jsonl or"
-                " .parquet file, hf:NAME or tfds:NAME"
+                " .parquet file, shards (.tar, .tfrecord, .array_record), hf:NAME or tfds:NAME"
             )
         return []
     if folders := [part for part in parts if storage.local(part).is_dir() or (root / part).is_dir()]:

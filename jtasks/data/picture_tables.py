@@ -1,4 +1,4 @@
-"""Labeled pictures in tables: Parquet and Arrow files as `datasets` writes them, and data sets on the hub.
+"""Labeled pictures in tables: Parquet and Arrow files as `datasets` writes them, data sets on the hub, and shards.
 
 The pictures are the column `image`, else the first column of pictures. The labels are the column `label`, else the
 first column whose classes have names.
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import arrow, pictures
+from jtasks.data import arrow, files, pictures, store
 from jtasks.data.examples import Examples
 from jtasks.errors import DataError
 
@@ -20,7 +20,7 @@ def read(name: str, split: str, folder: pathlib.Path) -> Examples | None:
     """Return the pictures of one split, decoded as they are read; None if there is no such split.
 
     Args:
-      name: `hf:NAME`, as for `arrow.find`.
+      name: as for `arrow.find`.
       split: `train`, `valid` or `test`.
       folder: data folder.
 
@@ -36,7 +36,7 @@ def read(name: str, split: str, folder: pathlib.Path) -> Examples | None:
     named = table.classes(label)
     names = named or classes(name, folder)
     numbers = dict(enumerate(range(len(names)))) if named else {name: number for number, name in enumerate(names)}
-    return Examples(name, functools.partial(_decode, cells, numbers), np.arange(len(cells)))
+    return Examples(name, functools.partial(_decode, cells, numbers), range(len(cells)))
 
 
 def classes(name: str, folder: pathlib.Path) -> tuple[str, ...]:
@@ -52,10 +52,16 @@ def classes(name: str, folder: pathlib.Path) -> tuple[str, ...]:
     _, label = _columns(table)
     if named := table.classes(label):
         return named
-    labels = {row[label] for _, row in arrow.rows(table, (label,))}
-    if not all(isinstance(value, int | str) for value in labels):
-        raise DataError(f"{name}: the column {label!r} holds other labels than numbers and texts")
-    return tuple(map(str, sorted(labels, key=lambda value: (isinstance(value, str), value))))
+
+    def write(writer: store.Writer) -> None:
+        labels = {row[label] for _, row in arrow.rows(table, (label,))}
+        if not all(isinstance(value, int | str) for value in labels):
+            raise DataError(f"{name}: the column {label!r} holds other labels than numbers and texts")
+        ordered = sorted(labels, key=lambda value: (isinstance(value, str), value))
+        writer.facts["classes"] = list(map(str, ordered))
+
+    _, facts = store.load_or_make("classes", [files.identity(table.paths, label)], folder, write)
+    return tuple(facts["classes"])
 
 
 def decoder(table: arrow.Table, folder: pathlib.Path) -> Callable[[str], np.ndarray]:
@@ -68,7 +74,7 @@ def decoder(table: arrow.Table, folder: pathlib.Path) -> Callable[[str], np.ndar
     return functools.partial(_decode_row, cells)
 
 
-def _decode_row(cells: arrow.Cells, row: str) -> np.ndarray:
+def _decode_row(cells: arrow.Cells | arrow.ShardCells, row: str) -> np.ndarray:
     return _decode_cell(cells[int(row)][0], f"row {row}")
 
 
@@ -98,7 +104,7 @@ def _columns(table: arrow.Table) -> tuple[str, str]:
     return ("image" if "image" in images else images[0], "label" if "label" in labels else labels[0])
 
 
-def _decode(cells: arrow.Cells, numbers: dict[Any, int], index: int) -> tuple[np.ndarray, int]:
+def _decode(cells: arrow.Cells | arrow.ShardCells, numbers: dict[Any, int], index: int) -> tuple[np.ndarray, int]:
     """Decode one picture; return it with its label."""
     picture, label = cells[index]
     where = f"row {index}"

@@ -1,12 +1,13 @@
-"""Files of tables in Parquet and Arrow by split: local ones, folders that `datasets` wrote, data sets on the hub."""
+"""Files of tables by split: local Parquet and Arrow files and shards, folders that `datasets` wrote, the hub's."""
 
+import glob
 import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
 
 from jtasks import storage
-from jtasks.data import files, hub, values
+from jtasks.data import files, hub, records, values
 from jtasks.errors import ConfigError, DataError
 
 SUFFIXES = (".parquet", ".arrow")
@@ -14,8 +15,14 @@ SPLITS = {"train": ("train",), "valid": ("validation", "valid", "val", "dev"), "
 
 
 def is_table(name: str, folder: pathlib.Path) -> bool:
-    """Return whether `arrow.find` reads a name: `hf:NAME`, a Parquet or Arrow file, or a folder here or in `folder`."""
-    return pathlib.PurePath(name).suffix.lower() in SUFFIXES or is_folder(name, folder)
+    """Return whether `arrow.find` reads a name: `hf:NAME`, Parquet, Arrow, shards, or a folder here or in `folder`."""
+    plain = pathlib.PurePath(name.partition("#")[0]).name
+    return pathlib.PurePath(name).suffix.lower() in SUFFIXES or records.is_pattern(plain) or is_folder(name, folder)
+
+
+def is_table_file(path: pathlib.Path) -> bool:
+    """Return whether a file has rows of columns by its name: Parquet, Arrow, or a shard of records."""
+    return path.suffix.lower() in SUFFIXES or records.is_shard(path.name)
 
 
 def is_folder(name: str, folder: pathlib.Path) -> bool:
@@ -25,13 +32,15 @@ def is_folder(name: str, folder: pathlib.Path) -> bool:
     return name.startswith(hub.PREFIX) or any(place.is_dir() for place in places)
 
 
-def locate(name: str, split: str, field: str, folder: pathlib.Path) -> list[pathlib.Path] | None:
+def locate(name: str, split: str, field: str, folder: pathlib.Path, *, own: bool = False) -> list[pathlib.Path] | None:
     """Return the files of one split of a table, as `arrow.find` describes; None if there is no such split."""
     plain, _, other = name.partition("#")
     given = hub.local(plain)
     path = next((place for place in (given, folder / given) if place.exists()), None)
-    if path is not None:
+    if path is not None and (path.is_dir() or not records.is_shard(path.name)):
         paths = _local_files(path.absolute(), split, other)
+    elif records.is_pattern(given.name):
+        paths = _shards(expand(str(given), folder, field), split, other, own=own or path is not None)
     elif name.startswith(hub.PREFIX):
         paths = _hub_files(hub.require(name), split)
     else:
@@ -60,13 +69,58 @@ def _local_files(path: pathlib.Path, split: str, other: str) -> list[pathlib.Pat
             raise DataError(f"{where} names {odd[0]!r}, which is not a file of the folder")
         return [path / name for name in names]
     inside = sorted(str(place.relative_to(path).as_posix()) for place in path.rglob("*.parquet"))
+    if not inside and (shards := sorted(place for place in path.rglob("*") if records.is_shard(place.name))):
+        return _shards(shards, split, other)
     if not inside:
         raise ConfigError(
-            f"{path} holds no Parquet files, and is not a folder that save_to_disk of datasets wrote; other files are"
-            " given by their own names"
+            f"{path} holds no Parquet files and no shards, and is not a folder that save_to_disk of datasets wrote;"
+            " other files are given by their own names"
         )
     chosen_files = choose(inside, "", split, other, str(path))
     return None if chosen_files is None else [path / name for name in chosen_files]
+
+
+def expand(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
+    """Return the files of a pattern with `*`, `?`, `[]`, `**` and `{000..127}`, sorted; here, else in `folder`.
+
+    Folders of the pattern that exist under just that name are no patterns.
+    """
+    for place in (pathlib.Path(), folder):
+        paths = set[pathlib.Path]()
+        for each in _expand_braces(pattern):
+            root, parts = (place / each).absolute(), list[str]()
+            while not root.exists():
+                parts.insert(0, root.name)
+                root = root.parent
+            inside = glob.glob("/".join(parts), root_dir=root, recursive=True) if parts else [""]
+            paths |= {root / found for found in inside if (root / found).is_file()}
+        if paths:
+            return sorted(paths)
+    raise ConfigError(f"no file fits {pattern!r} ({field})\n  looked in: {pathlib.Path().absolute()}, {folder}")
+
+
+def _expand_braces(pattern: str) -> list[str]:
+    """Return the names that `{000..127}` and `{a,b}` in a pattern stand for, as in a shell."""
+    match = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if match is None:
+        return [pattern]
+    first, last, words = match.groups()
+    numbers = range(int(first), int(last) + 1) if first else ()
+    choices = words.split(",") if words else [str(number).zfill(len(first)) for number in numbers]
+    return [
+        name
+        for choice in choices
+        for name in _expand_braces(pattern[: match.start()] + choice + pattern[match.end() :])
+    ]
+
+
+def _shards(paths: list[pathlib.Path], split: str, other: str, *, own: bool = False) -> list[pathlib.Path] | None:
+    """Return the shards of one split by their names; of shards that name no split, all are train, or the `own` ones."""
+    known = [word for words in SPLITS.values() for word in words]
+    words = {path: records.split_word(path, [*known, other]) for path in paths}
+    if not other and not set(words.values()) & set(known):
+        return paths if own or split == "train" else None
+    return [path for path in paths if words[path] in ([other] if other else SPLITS[split])] or None
 
 
 def _hub_files(name: hub.Name, split: str) -> list[pathlib.Path] | None:

@@ -36,8 +36,8 @@ def rows(
         - .csv: a field in double quotes may hold commas, line ends and doubled quotes; anything else after a closing
           quote is an error. LF, CRLF or CR ends a row.
         - .jsonl: one JSON object per line. LF or CRLF ends a line.
-        - .parquet, .arrow, a folder of them, or `hf:NAME` on the Hugging Face hub: see `arrow.find`. Classes that have
-          names become these names.
+        - .parquet, .arrow, shards of records, a folder of them, or `hf:NAME` on the Hugging Face hub: see `arrow.find`.
+          Classes that have names become these names.
 
       split: `train`, `valid` or `test`.
       fields: names of columns, and the check of each column's values, such as `values.content`. If all names are
@@ -101,7 +101,8 @@ def scan(
         kind = pathlib.PurePath(name).suffix.lower()
         if kind not in parsing.KINDS:
             raise ConfigError(
-                f"config.data.{split}={name!r} must be a .tsv, .csv, .jsonl or .parquet file, hf:NAME or tfds:NAME"
+                f"config.data.{split}={name!r} must be a .tsv, .csv, .jsonl or .parquet file, shards (.tar,"
+                " .tfrecord, .array_record), hf:NAME or tfds:NAME"
             )
         lines = parsing.Lines(_lines(name, kind, f"config.data.{split}", folder, source), name)
         yield from _read_lines(lines, kind, bare)
@@ -212,7 +213,7 @@ def _tfds_folders(folder: str | None) -> list[pathlib.Path | None]:
 
 def require_table(name: str, split: str, folder: str | None) -> arrow.Table:
     """Find the Parquet or Arrow files that config.data.SPLIT names; ConfigError if there is no such split."""
-    table = arrow.find(name, split, f"config.data.{split}", files.data_folder(folder))
+    table = arrow.find(name, split, f"config.data.{split}", files.data_folder(folder), own=True)
     if table is None:
         raise ConfigError(
             f"config.data.{split}={name!r} has no split {' or '.join(table_files.SPLITS[split])}: give another one as"

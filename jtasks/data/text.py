@@ -178,7 +178,7 @@ def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
-    if path.suffix.lower() in table_files.SUFFIXES:
+    if table_files.is_table_file(path):
         yield from _rows(path)
         return
     for number, line in enumerate(files.stream(path), 1):
@@ -201,6 +201,6 @@ def _rows(path: pathlib.Path) -> Iterator[str]:
 
 
 def _read(path: pathlib.Path) -> str:
-    if path.suffix.lower() in table_files.SUFFIXES:
+    if table_files.is_table_file(path):
         return "\n".join(_rows(path))
     return files.decode(files.read(path), str(path))

@@ -3,6 +3,7 @@
 import itertools
 import threading
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jtasks.data import pipeline, shuffle
+from jtasks.data import fingerprint, pipeline, shuffle
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.errors import ConfigError, DataError
 
@@ -274,3 +275,24 @@ def test_batches_abandoned_early_leave_no_thread():
     next(found)
     found.close()
     assert not prefetchers()
+
+
+class _Made:
+    """A source of 10^9 examples."""
+
+    def __len__(self):
+        return 10**9
+
+    def __getitem__(self, index):
+        return {"x": np.float32(index % 7)}
+
+
+def test_the_first_batch_of_a_billion_examples_takes_no_memory_for_the_others():
+    tracemalloc.start()
+    prints = fingerprint.of(_Made())
+    plan = BatchPlan(10**9, 3, 64, shuffle=True)
+    batch = pipeline.batch_at(_Made(), plan, 10**7)  # in the middle of an epoch
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert prints["examples"] == 10**9 and batch["x"].shape == (64,) and len(np.unique(batch["seed"])) == 64
+    assert peak < 2**21

@@ -164,7 +164,7 @@ def test_a_file_is_found_in_the_zip_archive_of_its_folder(tmp_path):
             "a.txt",
             "x",
             ConfigError,
-            r"config.data.train='a.txt' must be a .tsv, .csv, .jsonl or .parquet file, hf:NAME or tfds:NAME",
+            r"config.data.train='a.txt' must be a .tsv, .csv, .jsonl or .parquet file, shards",
         ),
     ],
 )
