@@ -130,6 +130,7 @@ class Config(OpenGroup):
     show_count: int = field(8, "[0, 2e9]")  # examples for show_fn at each evaluation; 0: none
     precision: str = field("float32", ("float32", "bfloat16"))  # of the computation; parameters stay float32
     ema: float = field(0.0, "[0, 1)")  # decay of a moving average of the parameters, used to evaluate; 0: none
+    noise_scale: bool = field(False)  # log the gradient noise scale, from the gradients of the microbatches
     max_bad_steps: int = field(10, "[1, inf)")  # stop after this many non-finite steps in a row
     check: Check
     profile: Profile

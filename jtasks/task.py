@@ -34,7 +34,7 @@ Optional::
                                            several examples, their entry `input` [n] is its index in the list
     predict_fn(params, batch, rng, config) outputs, one row per example
     answers(examples, outputs, config)     [{name: text, number or list}, ...] for people, one dict per example, on the
-                                           host, under other names than the outputs
+                                           host, under other names than the outputs; a list, or `data.lazy.each`
     embed_fn(params, batch, rng, config)   {name: float32 [b, d]}: features of each example, independent of the others
                                            and of padding; rng None: without dropout
     score_fn(examples, outputs, config)    {name: number} over a whole split, on the host

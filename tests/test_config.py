@@ -81,6 +81,7 @@ OTHER_VALUES = {
     "show_count": ("0", 0),
     "precision": ("bfloat16", "bfloat16"),
     "ema": ("0.9", 0.9),
+    "noise_scale": ("True", True),
     "max_bad_steps": ("1", 1),
     "init_from": ("runs/x", "runs/x"),
     "adapter.kind": ("", ""),

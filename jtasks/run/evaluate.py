@@ -11,6 +11,7 @@ import numpy as np
 from jtasks import metrics
 from jtasks.config import Config
 from jtasks.data import mixture, pipeline
+from jtasks.data.lazy import Lazy
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.ranges import format_value
@@ -19,7 +20,6 @@ from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
 from jtasks.run.restore import SavedRun, open_run
-from jtasks.run.spool import Lazy
 from jtasks.task import eval_fn
 
 Evaluate = Callable[[Any, pipeline.Examples, str], dict[str, float]]  # parameters, examples and their name

@@ -21,17 +21,21 @@ from jtasks import task as tasks
 from jtasks.config import Config
 from jtasks.distributed import sharding
 from jtasks.distributed.shares import count_microbatches, unequal
-from jtasks.run import adapter, batch_gradient, by_source
+from jtasks.metrics import Mean, example_weights
+from jtasks.run import adapter, batch_gradient, by_source, noise
 from jtasks.run.microbatches import Batch, Metrics, Params, interleave, select_float, term_cotangents, term_totals, vjp
 
 LossFn = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Metrics]]
 Totals = Callable[[Params, Any], tuple[dict[str, jax.Array], Metrics]]  # by term, with all metrics
 
 
-def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable[..., tuple[Params, Metrics]]:
+def gradient_fn(
+    task: ModuleType, config: Config, mesh: Mesh | None, square: noise.Square | None = None
+) -> Callable[..., tuple[Params, Metrics]]:
     """Return a function (params, batch, rng, base) -> (exact gradient, metrics), on a mesh, split as the config says.
 
-    The gradient is that of `params`, which are an adapter on the frozen parameters `base` unless that is None.
+    The gradient is that of `params`, which are an adapter on the frozen parameters `base` unless that is None. With
+    `square`, which returns the squared norm of a gradient, the metrics have the gradient noise scale.
     """
     shares, microbatches = unequal(config.shares), count_microbatches(config)
     functions = batch_gradient.functions(task, config)
@@ -43,6 +47,15 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
     compares = functions or getattr(task, "MIXES_EXAMPLES", False)
     loss_fn = whole_loss_fn if compares else by_source.split_metrics(whole_loss_fn, config.data.mix)
 
+    def with_noise(result: tuple[Params, Metrics], batch: Batch) -> tuple[Params, Metrics]:
+        gradient, metrics = result
+        if square is None:
+            return result
+        parts, count = metrics.pop(noise.NAME).total, sum(shares) if shares else microbatches
+        return gradient, metrics | {
+            noise.NAME: noise.estimate(parts, square(gradient), count, jnp.sum(example_weights(batch)))
+        }
+
     def measure(params: Params, batch: Batch, rng: jax.Array, base: Params | None = None) -> tuple[Params, Metrics]:
         names = None if base is None else adapter.named(params, base)
         on_mesh = functools.partial(sharding.on_mesh, mesh, config.sharding)
@@ -52,13 +65,14 @@ def gradient_fn(task: ModuleType, config: Config, mesh: Mesh | None) -> Callable
             if functions:
                 split = batch_gradient.Functions(on(functions.embed), on(on_mesh(functions.loss)))
                 return batch_gradient.uneven_gradient(split, params, batch, rng, shares=shares, mesh=mesh)
-            return uneven_gradient(on(loss_fn), params, batch, rng, shares=shares, mesh=mesh)
+            uneven = uneven_gradient(on(loss_fn), params, batch, rng, shares=shares, mesh=mesh, square=square)
+            return with_noise(uneven, batch)
         if functions and microbatches > 1:
             split = batch_gradient.Functions(on(on_mesh(functions.embed)), on(on_mesh(functions.loss)))
             exact = functools.partial(batch_gradient.exact_gradient, split)
         else:
-            exact = functools.partial(exact_gradient, on(on_mesh(loss_fn)))
-        gradient, metrics = exact(params, batch, rng, microbatches=microbatches, after=after)
+            exact = functools.partial(exact_gradient, on(on_mesh(loss_fn)), square=square)
+        gradient, metrics = with_noise(exact(params, batch, rng, microbatches=microbatches, after=after), batch)
         return sharding.constrain_params(gradient, mesh, config.sharding, names=names), metrics
 
     return measure
@@ -72,6 +86,7 @@ def exact_gradient(
     *,
     microbatches: int = 1,
     after: Callable[[Any, Any], Any] = lambda params, counts: params,
+    square: noise.Square | None = None,
 ) -> tuple[Params, Metrics]:
     """Return the gradient of the weighted sum of the terms' means over the whole batch, and the metrics.
 
@@ -80,13 +95,14 @@ def exact_gradient(
       batch: arrays [b, ...]; b must be divisible by `microbatches`.
       rng: random key; each microbatch gets its own, folded from this one.
       after: (params, counts) -> params; may make XLA compute the counts before it uses the parameters.
+      square: squared norm of a gradient; the metrics then have their sum over the microbatches under `noise.NAME`.
     """
     if microbatches == 1:
         (gradient,), metrics = vjp(lambda p: _totals(loss_fn, p, batch, rng, 0), params)
         return gradient, metrics
     parts = jax.tree.map(lambda x: interleave(x, microbatches), batch)
     totals = _microbatch_totals(loss_fn, parts, rng, jnp.arange(microbatches))
-    return _sum_microbatches(totals, params, microbatches, after=after)
+    return _sum_microbatches(totals, params, microbatches, after=after, square=square)
 
 
 def uneven_gradient(
@@ -97,6 +113,7 @@ def uneven_gradient(
     *,
     shares: tuple[int, ...],
     mesh: Mesh,
+    square: noise.Square | None = None,
 ) -> tuple[Params, Metrics]:
     """Return the exact gradient and the metrics where device d of the `data` axis takes shares[d] equal microbatches.
 
@@ -111,12 +128,14 @@ def uneven_gradient(
       rng: random key; each microbatch gets its own, folded from this one.
       shares: microbatches of each device.
       mesh: has whole parameters on each device.
+      square: see `exact_gradient`.
     """
 
     def on_device(params: Params, slab: Batch, rng: jax.Array, share: jax.Array, first: jax.Array) -> Any:
         parts = jax.tree.map(lambda x: x.reshape(max(shares), -1, *x.shape[1:]), slab)
         totals = _microbatch_totals(loss_fn, parts, rng, first[0] + jnp.arange(max(shares)))
-        return _sum_microbatches(totals, params, share[0], everywhere=lambda sums: jax.lax.psum(sums, "data"))
+        everywhere = functools.partial(jax.lax.psum, axis_name="data")
+        return _sum_microbatches(totals, params, share[0], everywhere=everywhere, square=square)
 
     first = np.cumsum((0, *shares[:-1]))
     whole, divided = PartitionSpec(), PartitionSpec("data")
@@ -150,6 +169,7 @@ def _sum_microbatches(
     *,
     everywhere: Callable[[Any], Any] = lambda sums: sums,
     after: Callable[[Any, Any], Any] = lambda params, counts: params,
+    square: noise.Square | None = None,
 ) -> tuple[Params, Metrics]:
     """Return gradient and metrics of the first `count` microbatches, summed by `everywhere`."""
     shapes = jax.eval_shape(lambda p: totals(p, 0)[1], params)
@@ -164,8 +184,12 @@ def _sum_microbatches(
     def add(i: jax.Array, sums: tuple[Params, Metrics]) -> tuple[Params, Metrics]:
         _, pullback, metrics = jax.vjp(lambda p: totals(p, i), params, has_aux=True)
         (gradient,) = pullback(cotangents)
-        return jax.tree.map(jnp.add, sums, (select_float(gradient, gradients), metrics))
+        gradient = select_float(gradient, gradients)
+        squares = {noise.NAME: Mean(square(gradient), jnp.float32(0))} if square else {}
+        return jax.tree.map(jnp.add, sums, (gradient, metrics | squares))
 
+    if square:
+        zeros = zeros | {noise.NAME: Mean(jnp.float32(0), jnp.float32(0))}
     return everywhere(jax.lax.fori_loop(0, count, add, (gradients, zeros)))
 
 

@@ -1,5 +1,6 @@
 """The start of every mode: the task, its prepared data, the filled config, the mesh."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -73,7 +74,7 @@ class Job(NamedTuple):
         if config.batch_tokens and (shuffle or isinstance(examples, Mapping) or hasattr(self.task, "lengths")):
             return self._by_tokens(examples, shares, shuffle=shuffle)
         if shuffle and (parts := mixture.parts(examples)):
-            return mixture.plan(parts, config, shares)
+            return dataclasses.replace(mixture.plan(parts, config, shares), partner=self._needs_partner)
         rows = config.batch_size if shuffle or full else min(config.batch_size, n)
         return BatchPlan(n, config.seed, rows, shuffle, shares=shares, partner=shuffle and self._needs_partner)
 

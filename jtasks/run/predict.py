@@ -10,7 +10,7 @@ import numpy as np
 
 from jtasks import ranges, task
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import lazy, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.run import display, row_files
@@ -18,7 +18,7 @@ from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
 from jtasks.run.restore import open_run
-from jtasks.run.spool import Lazy, Spool
+from jtasks.run.spool import Spool
 from jtasks.writing import check_name, require_writable, write_file, writer
 
 Predict = Callable[[Any, pipeline.Examples, str], Sequence[Any]]  # parameters, examples and their name
@@ -73,30 +73,40 @@ def make(
                     indices, entries = plan.at(plan.positions(at))
                     rows = np.flatnonzero(entries["mask"])
                     spool.add(indices[rows], outputs, rows)
-        return Lazy(range(plan.n if processes.first() else 0), spool.read)
+        return lazy.Lazy(range(plan.n if processes.first() else 0), spool.read)
 
     return predict
 
 
 def rows(examples: pipeline.Examples) -> Sequence[Mapping[str, Any]]:
     """Return the examples of a split as a sequence of dicts, each read on demand."""
-    return Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples, whole=False))
+    return lazy.Lazy(range(pipeline.size(examples)), functools.partial(pipeline.read, examples, whole=False))
 
 
-def answers(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> list[dict[str, Any]]:
+def answers(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> Sequence[dict[str, Any]]:
     """Return what the task's `answers` says to people of each example, {} without such a function.
+
+    A lazy sequence makes an answer when it is read, so a split's answers need not fit in memory.
 
     Raises:
       ConfigError: the task's function returns anything but one dict per example.
     """
     if not hasattr(job.task, "answers"):
-        return [{} for _ in outputs]
+        return lazy.each(lambda output: {}, outputs)
     given = job.task.answers(rows(examples), outputs, job.config)
-    if not isinstance(given, list) or [type(answer) for answer in given] != [dict] * len(outputs):
-        raise ConfigError(
-            f"answers must return one dict per example, {len(outputs)} here, not {ranges.format_value(given)}"
-        )
-    return given
+    if not isinstance(given, list | lazy.Lazy) or len(given) != len(outputs):
+        raise _wrong_answers(len(outputs), given)
+    return lazy.each(lambda answer: _require_dict(answer, len(outputs), given), given)
+
+
+def _require_dict(answer: Any, count: int, given: Any) -> dict[str, Any]:
+    if type(answer) is not dict:
+        raise _wrong_answers(count, given if isinstance(given, list) else answer)
+    return answer
+
+
+def _wrong_answers(count: int, given: Any) -> ConfigError:
+    return ConfigError(f"answers must return one dict per example, {count} here, not {ranges.format_value(given)}")
 
 
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:

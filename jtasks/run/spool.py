@@ -1,11 +1,11 @@
-"""Sequences of examples and outputs that are read on demand instead of held in memory."""
+"""Outputs of predict_fn on disk instead of in memory."""
 
 import contextlib
 import os
 import struct
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -14,20 +14,6 @@ import numpy as np
 from jtasks.errors import DataError
 
 PLACE = struct.Struct("<qq")  # offset of an item's bytes, and number of its layout
-
-
-class Lazy(Sequence[Any]):
-    """A sequence of the items that `read` returns for `indices`; a slice is lazy too."""
-
-    def __init__(self, indices: range, read: Callable[[int], Any]):
-        self.indices, self.read = indices, read
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Any) -> Any:
-        chosen = self.indices[index]
-        return Lazy(chosen, self.read) if isinstance(chosen, range) else self.read(chosen)
 
 
 class Spool:

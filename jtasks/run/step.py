@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jtasks.config import Config
 from jtasks.metrics import terms
+from jtasks.run import noise
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.microbatches import Batch, Metrics, Params, select_float
 from jtasks.tree import leaf_name
@@ -78,7 +79,13 @@ def make_train_step(
       trainable: a tree like the parameters, from `optim.trainable`.
       mesh: where state and batch live.
     """
-    measure = gradient_fn(task, config, mesh)
+    if config.noise_scale:
+        noise.check(task, config)
+
+    def square(gradient: Params) -> jax.Array:
+        return noise.square(jax.tree.map(_mask_frozen, gradient, trainable))
+
+    measure = gradient_fn(task, config, mesh, square if config.noise_scale else None)
 
     def step(state: State, batch: Batch) -> tuple[State, StepOutput]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)

@@ -14,6 +14,7 @@ import numpy as np
 from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, stand_ins, tables, tokenizers, unlabeled, values
+from jtasks.data.lazy import each
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ranges import Field
@@ -130,10 +131,9 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return {"label": probabilities.argmax(-1), "probabilities": probabilities}
 
 
-def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
     """Return the predicted choice."""
-    pairs = zip(examples, outputs, strict=True)
-    return [{"choice": str(example["choices"][int(output["label"])])} for example, output in pairs]
+    return each(lambda example, output: {"choice": str(example["choices"][int(output["label"])])}, examples, outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:

@@ -17,6 +17,7 @@ from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, stand_ins, tables, targets, tokenizers, unlabeled, values
 from jtasks.data.assets import labels
+from jtasks.data.lazy import each
 from jtasks.errors import DataError
 from jtasks.metrics import Mean, classification, example_weights, multilabel, regression, total
 from jtasks.ranges import Field
@@ -155,10 +156,10 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     return classification.scores(truth, predicted, config.model.labels)
 
 
-def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
     """Return the name of each predicted class, or of all classes that a text has; of a number there is no more."""
     names = () if targets.problem(config) == targets.NUMBER else _classes(config)
-    return [_answer(output, names, targets.problem(config)) for output in outputs]
+    return each(lambda output: _answer(output, names, targets.problem(config)), outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:

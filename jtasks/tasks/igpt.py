@@ -21,6 +21,7 @@ from jtasks.config import Config
 from jtasks.data import palettes, stand_ins, unlabeled
 from jtasks.data.assets import labels, palette_files
 from jtasks.data.images import form
+from jtasks.data.lazy import each
 from jtasks.metrics import Loss, Mean, classification, example_weights, scale, total
 from jtasks.ops import augment, decode, grid, palette
 from jtasks.ranges import Field
@@ -148,10 +149,10 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return classification.likeliest(_classify(params, tokens, None, config)[1])
 
 
-def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
     """Return the name of each predicted class, if the model is a classifier."""
     names = _names(config) if config.model.classes else []
-    return [{"class": names[int(output["label"])]} if names else {} for output in outputs]
+    return each(lambda output: {"class": names[int(output["label"])]} if names else {}, outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:

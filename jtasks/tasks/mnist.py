@@ -11,6 +11,7 @@ from jtasks import data, models
 from jtasks.config import Config
 from jtasks.data import stand_ins, unlabeled
 from jtasks.data.assets import image_processor, labels
+from jtasks.data.lazy import each
 from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ops import grid, mixing
 from jtasks.ranges import Field
@@ -79,10 +80,10 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     return classification.likeliest(_logits(params, batch, None, config))
 
 
-def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
     """Return the name of each predicted class."""
     names = _names(config)
-    return [{"class": names[int(output["label"])]} for output in outputs]
+    return each(lambda output: {"class": names[int(output["label"])]}, outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:

@@ -16,6 +16,7 @@ from jtasks import models
 from jtasks.config import Config
 from jtasks.data import encoding, picture_rows, picture_texts, stand_ins, tokenizers, unlabeled, values
 from jtasks.data.assets import image_processor, labels
+from jtasks.data.lazy import each
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Mean, classification, example_weights, total
 from jtasks.ops import grid, pixels
@@ -146,10 +147,10 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     return classification.scores(truth, [int(output["label"]) for output in outputs], config.model.classes)
 
 
-def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
+def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
     """Return the name of each predicted class."""
     names = _classes(config)
-    return [{"class": names[int(output["label"])]} for output in outputs]
+    return each(lambda output: {"class": names[int(output["label"])]}, outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:

@@ -11,9 +11,9 @@ import numpy as np
 
 from jtasks.config import Config
 from jtasks.data import pipeline
+from jtasks.data.lazy import Lazy
 from jtasks.faults import Fault, author_files, require, some
 from jtasks.metrics import Mean
-from jtasks.run.spool import Lazy
 from jtasks.testing import people
 from jtasks.testing.result import Skip
 from jtasks.testing.subject import Subject, clear_traces, key, pick, unequal, value, variables

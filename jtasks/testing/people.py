@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jtasks.data import buckets, pipeline
+from jtasks.data.lazy import Lazy
 from jtasks.errors import DataError
 from jtasks.faults import require, some
 from jtasks.run.preflight import kind
@@ -96,18 +97,18 @@ def answers(subject: Subject, examples: Sequence[Any], outputs: Sequence[Any]) -
         "return [{name: text, number or list}, ...] on the host, one dict per example, under other names than outputs"
     )
     first, again = (task.answers(examples, outputs, subject.config) for _ in range(2))
-    right = isinstance(first, list) and len(first) == len(outputs) and all(isinstance(x, dict) for x in first)
+    right = isinstance(first, list | Lazy) and len(first) == len(outputs) and all(isinstance(x, dict) for x in first)
     require(right, f"answers returned {kind(first)} for {len(outputs)} examples", hint)
     taken = {"index", *(name for output in outputs if isinstance(output, Mapping) for name in output)}
     names = dict.fromkeys(name for answer in first for name in answer)
     clash = [name for name in names if name in taken]
     require(not clash, f"answers has {some(clash)}, which predict_fn's outputs have too", hint)
     try:
-        text = json.dumps(first, allow_nan=False)
+        text = json.dumps(list(first), allow_nan=False)
     except (TypeError, ValueError) as error:
         text = ""
         require(False, f"answers cannot be written as JSON: {error}", hint)
-    require(text == json.dumps(again), "answers gives other answers the second time", "draw nothing")
+    require(text == json.dumps(list(again)), "answers gives other answers the second time", "draw nothing")
     return f"; answers {some(names)}" if names else ""
 
 

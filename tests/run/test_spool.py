@@ -14,10 +14,11 @@ import tiny
 
 from jtasks import metrics
 from jtasks.data import fingerprint, pipeline
+from jtasks.data.lazy import Lazy, each
 from jtasks.errors import DataError
 from jtasks.run import evaluate, predict
 from jtasks.run.job import Job
-from jtasks.run.spool import Lazy, Spool
+from jtasks.run.spool import Spool
 
 
 class Pair(NamedTuple):
@@ -98,6 +99,7 @@ def test_predicting_holds_a_few_outputs_in_memory_not_a_split(tmp_path, monkeypa
     n, width = 256, 2**16  # 16 MiB of outputs
     task = types.SimpleNamespace(
         predict_fn=lambda params, batch, rng, config: {"x": batch["i"][:, None] % 2 == jnp.zeros((1, width))},
+        answers=lambda examples, outputs, config: each(lambda row: {"said": str(row["i"]) * 2**16}, examples),
         export_fn=lambda examples, outputs, config: {
             "same.txt": str(sum(e["i"] % 2 != o["x"][-1] for e, o in zip(examples, outputs, strict=True)))
         },
@@ -116,6 +118,7 @@ def test_predicting_holds_a_few_outputs_in_memory_not_a_split(tmp_path, monkeypa
     with path.open() as lines:
         read = [json.loads(line) for line in lines]
     assert [(line["index"], line["x"]) for line in read] == [(i, [i % 2 == 0] * width) for i in range(n)]
+    assert [len(line["said"]) for line in read] == [len(str(i)) * 2**16 for i in range(n)]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["predictions-test.jsonl", "same-test.txt"]
 
 
