@@ -4,9 +4,11 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from jtasks.models import kernels
 
+SUBLANES = 8  # rows of a TPU's registers, the fewest columns of a product
 ROWS = 1024  # of a product from which on copying the kernel costs little beside it
 FEW = 64  # rows up to which YNNPACK spends its time on packing a kernel [i, o]
 TURNED = "transposed"  # name of a kernel [o, i]
@@ -49,15 +51,57 @@ def transpose_kernels(params: Any) -> Any:
     return turned | {name: transpose_kernels(leaf) for name, leaf in params.items() if name != "kernel"}
 
 
+@jax.custom_vjp
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Return the sum of `x` [b, ..., t] and `bias` [b or 1, ..., t or 1], whose gradient on TPUs is a product."""
+    return x + bias
+
+
+def _add_bias(x: jax.Array, bias: jax.Array) -> tuple[jax.Array, tuple[int, ...]]:
+    return x + bias, bias.shape
+
+
+def _bias_gradient(shape: tuple[int, ...], cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum a cotangent over the axes along which a bias is one number: in the matrix units, where sums are fast."""
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
+    if cotangent.dtype != jnp.bfloat16:
+        return cotangent, jnp.sum(cotangent, axes, keepdims=True)
+    ones = jnp.ones((*[cotangent.shape[axis] for axis in axes], SUBLANES), cotangent.dtype)
+    numbers = ((axes, tuple(range(len(axes)))), ((), ()))
+    sums = jax.lax.dot_general(cotangent, ones, numbers, preferred_element_type=jnp.float32)
+    return cotangent, sums[..., 0].reshape(shape).astype(cotangent.dtype)
+
+
+add_bias.defvjp(_add_bias, _bias_gradient)
+
+
 class Dense(nn.Dense):
     """A dense layer with the fields and parameters of Flax's, or with those of `transpose_kernels`."""
 
     dot_general: Any = flat_product
 
+    @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        if not self.has_variable("params", TURNED):
+        if self.has_variable("params", TURNED):
+            given: Any = [self.get_variable("params", name) for name in (TURNED, "bias")]
+            x, table, bias = nn.dtypes.promote_dtype(x, *given, dtype=self.dtype)
+            product = transposed_product(x, table)
+            return product if bias is None else product + bias.reshape(*[1] * (x.ndim - 1), -1)
+        if kernels.platform() != "tpu" or not self.use_bias:
             return super().__call__(x)
-        given: Any = [self.get_variable("params", name) for name in (TURNED, "bias")]
-        x, table, bias = nn.dtypes.promote_dtype(x, *given, dtype=self.dtype)
-        product = transposed_product(x, table)
-        return product if bias is None else product + bias.reshape(*[1] * (x.ndim - 1), -1)
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return add_bias(x @ kernel, bias.reshape(*[1] * (x.ndim - 1), -1))
+
+
+class PositionsLast(nn.Dense):
+    """A dense layer with the parameters of `Dense`, from [b, t, i] to [b, o, t]."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype) if self.use_bias else None
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = jnp.einsum("bti,io->bot", x, kernel)
+        return y if bias is None else add_bias(y, bias[None, :, None])

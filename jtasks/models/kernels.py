@@ -1,14 +1,16 @@
-"""Attention kernels that JAX ships for accelerators; `models/attention.py` has the CPU form."""
+"""Attention kernels for accelerators; `models/attention.py` has the CPU form."""
 
 import contextlib
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 CAUSAL = "causal_kernel"  # scope of a kernel that skips blocks of keys after the queries, for counts of operations
-TILE = 128  # the TPU kernel's blocks of queries and keys
+TILE = 128  # lanes of a TPU, of which its kernels' blocks are multiples
+BLOCK = 512  # most queries, and keys, of a block on a TPU
 
 
 def on_gpu(
@@ -30,37 +32,66 @@ def on_gpu(
 
 
 def on_tpu(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
-    segment_ids: jax.Array | None,
-    *,
-    causal: bool,
-    scale: float = 0.0,
+    fused: jax.Array, segment_ids: jax.Array | None, *, causal: bool, scale: float = 0.0, save_as: str = ""
 ) -> jax.Array:
-    """Return JAX's Pallas flash attention of arrays [b, h, t, d]; `models/attention.py` defines the arguments.
+    """Return attention [b, h, d, t] of queries, keys and values `fused` [b, h, 3, d, t].
 
-    Pads lengths to whole tiles. XLA cannot partition a kernel, so under a mesh (`jax.set_mesh`) each device runs the
-    kernel on its own examples and heads.
+    Runs `tpu_attention` if a core's memory holds a sequence, else JAX's splash attention. Pads lengths to whole blocks.
+    XLA cannot partition a kernel, so under a mesh (`jax.set_mesh`) each device runs the kernel on its own examples and
+    heads. `models/attention.py` defines the other arguments; `save_as` is the `checkpoint_name` of what the backward
+    pass needs.
     """
-    from jax.experimental.pallas.ops.tpu.flash_attention import SegmentIds, flash_attention
+    from jtasks.models import tpu_attention
 
-    b, heads, t, width = query.shape
-    if t % TILE:
-        segment_ids = jnp.ones((b, t), jnp.int32) if segment_ids is None else segment_ids
-        segment_ids = jnp.pad(segment_ids, ((0, 0), (0, -t % TILE)))
-        query, key, value = (jnp.pad(x, ((0, 0), (0, 0), (0, -t % TILE), (0, 0))) for x in (query, key, value))
+    b, heads, _, width, t = fused.shape
+    block, scale = block_size(t), scale or width**-0.5
+    if padding := -t % block:
+        if segment_ids is None and not causal:  # causal attention hides later keys anyway
+            segment_ids = jnp.ones((b, t), jnp.int32)
+        segment_ids = None if segment_ids is None else jnp.pad(segment_ids, ((0, 0), (0, padding)))
+        fused = jnp.pad(fused, ((0, 0), (0, 0), (0, 0), (0, 0), (0, padding)))
 
-    def kernel(query: jax.Array, key: jax.Array, value: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
-        ids = None if segment_ids is None else SegmentIds(segment_ids, segment_ids)
-        return flash_attention(query, key, value, segment_ids=ids, causal=causal, sm_scale=scale or width**-0.5)
+    def kernel(fused: jax.Array, segment_ids: jax.Array | None) -> jax.Array:
+        if tpu_attention.fits(fused.shape, fused.dtype, block):
+            return tpu_attention.attention(fused, segment_ids, causal, scale, block, save_as)
+        return _splash(fused, segment_ids, causal, scale, block, save_as)
 
     examples, tensor = batch_axes(b), head_axis(heads)
     if examples or tensor:
         array, row = PartitionSpec(examples, tensor), PartitionSpec(examples)
-        kernel = jax.shard_map(kernel, in_specs=(array, array, array, row), out_specs=array, check_vma=False)
+        kernel = jax.shard_map(kernel, in_specs=(array, row), out_specs=array, check_vma=False)
+    return kernel(fused, segment_ids)[..., :t]
+
+
+def block_size(t: int) -> int:
+    """Return the length of the fewest equal blocks of at most BLOCK positions that hold t, a multiple of TILE.
+
+    >>> [block_size(t) for t in (100, 512, 640, 1025)]
+    [128, 512, 384, 384]
+    """
+    blocks = math.ceil(t / BLOCK)
+    return math.ceil(t / blocks / TILE) * TILE
+
+
+def _splash(
+    fused: jax.Array, segment_ids: jax.Array | None, causal: bool, scale: float, block: int, save_as: str
+) -> jax.Array:
+    """Return JAX's splash attention [b, h, d, t] of `fused` [b, h, 3, d, t], whose t is a multiple of `block`."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, heads, _, _, t = fused.shape
+    query, key, value = jnp.moveaxis(jnp.swapaxes(fused, 3, 4), 2, 0)
+    mask = masks.MultiHeadMask([(masks.CausalMask if causal else masks.FullMask)((t, t))] * heads)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    options: Any = {f"block_{name}": block for name in names}
+    function = splash.make_splash_mha_single_device(
+        mask, block_sizes=splash.BlockSizes(**options), residual_checkpoint_name=save_as or None
+    )
+    ids = None if segment_ids is None else splash.SegmentIds(segment_ids, segment_ids)
     with jax.named_scope(CAUSAL) if causal else contextlib.nullcontext():
-        return kernel(query, key, value, segment_ids)[:, :, :t]
+        mixed = jax.vmap(function)(query * jnp.asarray(scale, query.dtype), key, value, ids)
+    return jnp.swapaxes(mixed, 2, 3)
 
 
 def platform() -> str:

@@ -10,10 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.ad_checkpoint import checkpoint_name
 
 from jtasks.distributed import sharding
 from jtasks.models import attention as attend
-from jtasks.models.dense import Dense, transposed_product
+from jtasks.models import kernels
+from jtasks.models.dense import Dense, PositionsLast, transposed_product
 from jtasks.models.dropout import DRAWS, Dropout
 from jtasks.ops.precision import wide
 
@@ -21,6 +23,7 @@ Cache = dict[str, Any]  # arrays, see models/cache.py
 
 # Forward passes of attention as primitives: a function with a custom derivative on TPUs, cuDNN's on GPUs.
 KERNELS = ("custom_vjp_call", "dot_product_attention_fwd_wrapper")
+HIDDEN = "hidden"  # checkpoint_name of the feed-forward layer's values before the activation
 NORMAL = nn.initializers.normal(0.02)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -110,10 +113,10 @@ class Head(nn.Module):
         return vocabulary_logits(x.astype(dtype), kernel.T, bias)
 
 
-def dense(module: Any, features: int, name: str, scale: float = 1.0) -> nn.Module:
+def dense(module: Any, features: int, name: str, scale: float = 1.0, *, positions_last: bool = False) -> nn.Module:
     """Return a dense layer with the `bias`, `init_std` and `dtype` of a module, its initial kernel times `scale`."""
-    init = nn.initializers.normal(module.init_std * scale)
-    return Dense(features, use_bias=module.bias, dtype=module.dtype, kernel_init=init, name=name)
+    init, kind = nn.initializers.normal(module.init_std * scale), PositionsLast if positions_last else Dense
+    return kind(features, use_bias=module.bias, dtype=module.dtype, kernel_init=init, name=name)
 
 
 class Attention(nn.Module):
@@ -152,6 +155,13 @@ class Attention(nn.Module):
         relative: Any = None,
     ) -> tuple[jax.Array, Cache | None]:
         (b, t, _), size = x.shape, self.head_dim or self.width // self.heads
+        drops = self.dropout and not deterministic
+        if cache is None and not drops and attend.fuses(t, relative, self.plain):
+            fused = dense(self, 3 * self.heads * size, "query_key_value", positions_last=True)(x)
+            fused = fused.reshape(b, self.heads, 3, size, t)
+            mixed = attend.fused_self_attention(fused, segment_ids, causal=self.causal, scale=self.scale)
+            mixed = jnp.swapaxes(mixed.reshape(b, self.heads * size, t), 1, 2)
+            return dense(self, self.width, "output", self.output_scale)(mixed), None
         fused = dense(self, 3 * self.heads * size, "query_key_value")(x)
         # Heads come before q, k, v, so the kernel can be sharded by heads.
         fused = fused.reshape(b, t, self.heads, 3, size)
@@ -161,7 +171,7 @@ class Attention(nn.Module):
             slot = (0, 0, cache["slot"], 0)
             key, value = (jax.lax.dynamic_update_slice(cache[k], x, slot) for k, x in (("key", key), ("value", value)))
             mixed = attend.attend_to_seen(query, key, value, segment_ids, relative, self.scale)
-        elif self.dropout and not deterministic:
+        elif drops:
             mask, rng = attend.attention_mask(t, self.causal, segment_ids), self.make_rng("dropout")
             mixed = attend.attention_with_dropout(query, key, value, mask, rng, self.dropout, relative, self.scale)
         else:
@@ -291,7 +301,7 @@ class Block(nn.Module):
         def up_and_down(y: jax.Array) -> jax.Array:
             mlp_dim = self.mlp_dim or 4 * self.width
             gate = dense(self, mlp_dim, "gate")(y) if self.gated else None
-            y = dense(self, mlp_dim, "up")(y)
+            y = checkpoint_name(dense(self, mlp_dim, "up")(y), HIDDEN)
             y = ACTIVATIONS[self.activation](y) if gate is None else ACTIVATIONS[self.activation](gate) * y
             y = Dropout(self.activation_dropout, name="activation_dropout1")(y, deterministic)
             return dense(self, self.width, "down", scale)(y)
@@ -334,17 +344,21 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
     The stack is called like a Block: (x, cache, segment_ids, deterministic), and with `cross` in `others` (x, cache,
     segment_ids, deterministic, memory, memory_mask), where all layers read the same memory, and with `relative` in
     `others` (x, cache, segment_ids, deterministic, memory, memory_mask, relative). For the backward pass each
-    layer saves what `remat_policy` selects, or with `model.remat` only its input.
+    layer saves what `remat_policy` selects (on TPUs fewer products), or with `model.remat` only its input and the
+    outputs of attention.
 
     Args:
       model: a backbone, whose fields are those of its blocks too where a Block has them.
       name: of the stack; None in `setup`, where the attribute gives the name.
       others: the remaining fields of the blocks.
     """
-    names = {field.name for field in dataclasses.fields(Block)} & {field.name for field in dataclasses.fields(model)}
-    fields = {field: getattr(model, field) for field in names - {"name", "parent"}} | others
+    shared = {field.name for field in dataclasses.fields(Block)} & {field.name for field in dataclasses.fields(model)}
+    fields = {field: getattr(model, field) for field in shared - {"name", "parent"}} | others
+    names = (attend.SAVED,) if model.remat else (attend.SAVED, DRAWS, HIDDEN)
+    by_name = model.remat or kernels.platform() == "tpu"  # a TPU multiplies again faster than it stores and reads
+    policy = jax.checkpoint_policies.save_only_these_names(*names) if by_name else remat_policy
     scanned = nn.scan(
-        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=None if model.remat else remat_policy),
+        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=policy),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *[nn.broadcast] * (5 if fields.get("relative") else 4 if fields.get("cross") else 2)),

@@ -52,7 +52,8 @@ def count(function: Callable[..., Any], *args: Any, recomputed: bool = True, onl
     (PaLM, Chowdhery et al. 2022, appendix B). The count uses the jaxpr, because XLA's own cost analysis
     counts the body of a loop once. A scan (also a `fori_loop` of known length) counts times its length, a
     shard_map times its shards, a cond as its largest branch, and a `while_loop`, whose length is unknown, as
-    one iteration. Code whose result is unused is left out. A Pallas kernel counts times its grid; products inside
+    one iteration. Code whose result is unused is left out. A Pallas kernel counts as its cost estimate says, or
+    times its grid; products inside
     other kernels (cuDNN) are not counted.
 
     Args:
@@ -112,6 +113,8 @@ def _equation(equation: Any, what: _What) -> float:
 
 
 def _kernel(params: dict[str, Any], what: _What) -> float:
+    if estimate := params.get("cost_estimate"):  # our own kernels say what they do
+        return float(estimate.flops)
     grid = [size for size in params["grid_mapping"].grid if isinstance(size, int)]
     whole = math.prod(grid) * _jaxpr(params["jaxpr"], what._replace(only_kernels=False))
     if not what.causal or len(grid) < 2:
