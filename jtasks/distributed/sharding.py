@@ -15,9 +15,11 @@ that does not divide its dimension is an error, unless written with a question m
 A single axis as the spec shards the largest dimension that the axis divides.
 """
 
+import contextlib
+import contextvars
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,6 +48,9 @@ RULES: Rules = (
     (r"head/kernel$", ("fsdp?", "tensor?")),
     (r"", "fsdp?"),
 )
+
+
+_RULES: contextvars.ContextVar[Rules] = contextvars.ContextVar("rules", default=())
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -168,12 +173,59 @@ def on_mesh(mesh: Mesh | None, rules: Rules, function: Callable[..., Any]) -> Ca
             )
 
         specs = jax.tree_util.tree_map_with_path(held, shardings(params, params, mesh, rules))
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), _using(rules):
             where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
             gathered = jax.lax.with_sharding_constraint(params, where)
             return function(after(gathered, specs, gathered, specs, mesh), *rest)
 
     return run_on_one if mesh.size == 1 else run
+
+
+def gathers_layers() -> bool:
+    """Return whether the layers of a stack are gathered by `gather_layer` in the program that is being traced.
+
+    XLA:CPU gathers each parameter where it is used: on few threads, loops with further collectives can stand still.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or mesh.shape.get("fsdp", 1) == 1:
+        return False
+    return mesh.abstract_device is not None and mesh.abstract_device.platform != "cpu"
+
+
+def gather_layer(layer: Any, path: str, depth: int, dtype: Any) -> Any:
+    """Return the parameters of one layer, gathered along `fsdp`; their gradients are sharded again.
+
+    Without this, XLA for TPUs cuts products with sharded matrices into windows, whose parts it sends around. Whole
+    matrices are gathered while the layer before computes.
+
+    Args:
+      layer: the parameters, sharded by the rules.
+      path: of the stack, such as "blocks".
+      depth: layers in the stack.
+      dtype: of the computation, in which matrices are sent; None: their own.
+    """
+    mesh, rules = jax.sharding.get_abstract_mesh(), _RULES.get()
+
+    def gather(keys: Any, x: jax.Array) -> jax.Array:
+        name = leaf_name(keys).removeprefix("params/")
+        own = PartitionSpec(*_spec(f"{path}/{name}", (depth, *x.shape), mesh, rules)[1:])
+        whole = PartitionSpec(*map(_drop_batch_axes, own))
+        constrain = jax.lax.with_sharding_constraint
+        there = jax.custom_vjp(lambda x: constrain(x, whole))
+        there.defvjp(lambda x: (constrain(x, whole), None), lambda _, cotangent: (constrain(cotangent, own),))
+        return there(x.astype(dtype) if dtype is not None and x.ndim > 1 else x)
+
+    return jax.tree_util.tree_map_with_path(gather, layer)
+
+
+@contextlib.contextmanager
+def _using(rules: Rules) -> Iterator[None]:
+    """Give `gather_layer` the rules of the config while a function is traced, as JAX does with the mesh."""
+    token = _RULES.set(rules)
+    try:
+        yield
+    finally:
+        _RULES.reset(token)
 
 
 def params_after(

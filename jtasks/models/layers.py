@@ -357,8 +357,13 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
     names = (attend.SAVED,) if model.remat else (attend.SAVED, DRAWS, HIDDEN)
     by_name = model.remat or kernels.platform() == "tpu"  # a TPU multiplies again faster than it stores and reads
     policy = jax.checkpoint_policies.save_only_these_names(*names) if by_name else remat_policy
+    block: Any = Block
+    if sharding.gathers_layers():
+        path = "/".join((*model.path, name or "blocks"))
+        gather = functools.partial(sharding.gather_layer, path=path, depth=model.depth, dtype=model.dtype)
+        block = nn.map_variables(Block, "params", gather)
     scanned = nn.scan(
-        nn.remat(Block, prevent_cse=False, static_argnums=(4,), policy=policy),
+        nn.remat(block, prevent_cse=False, static_argnums=(4,), policy=policy),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *[nn.broadcast] * (5 if fields.get("relative") else 4 if fields.get("cross") else 2)),
