@@ -204,7 +204,8 @@ def gather_layer(layer: Any, path: str, depth: int, dtype: Any) -> Any:
       depth: layers in the stack.
       dtype: of the computation, in which matrices are sent; None: their own.
     """
-    mesh, rules = jax.sharding.get_abstract_mesh(), _RULES.get()
+    mesh: Any = jax.sharding.get_abstract_mesh()
+    rules = _RULES.get()
 
     def gather(keys: Any, x: jax.Array) -> jax.Array:
         name = leaf_name(keys).removeprefix("params/")
