@@ -213,7 +213,9 @@ def gather_layer(layer: Any, path: str, depth: int, dtype: Any) -> Any:
         whole = PartitionSpec(*map(_drop_batch_axes, own))
         constrain = jax.lax.with_sharding_constraint
         there = jax.custom_vjp(lambda x: constrain(x, whole))
-        there.defvjp(lambda x: (constrain(x, whole), None), lambda _, cotangent: (constrain(cotangent, own),))
+        # First whole: XLA would cut a product whose result it has to divide into windows too.
+        back = lambda _, cotangent: (constrain(constrain(cotangent, whole), own),)  # noqa: E731
+        there.defvjp(lambda x: (constrain(x, whole), None), back)
         return there(x.astype(dtype) if dtype is not None and x.ndim > 1 else x)
 
     return jax.tree_util.tree_map_with_path(gather, layer)
