@@ -56,10 +56,8 @@ def run(arguments: Sequence[str]) -> int:
     from jtasks.run import records, signals
 
     try:
-        try:
+        with storage.closing():
             result = _run(arguments, flags, rest)
-        finally:
-            storage.close()
         if result is not None:
             text = records.to_json(result, indent=1 if sys.stdout.isatty() else None)
             print(storage.shown(text), flush=True)
@@ -198,12 +196,12 @@ def _report(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[
         check_flags(arguments, flags)
         if config_overrides(rest) or flags.config is not None:
             raise ConfigError("--mode=report shows what runs have recorded: it takes no --config")
-        output = None if flags.output is None else user_path("--output", flags.output)
-        if flags.runs is None:
-            path = page.write(workdir_path(flags), output)
-        else:
-            path = page.write_comparison(run_folders(flags.runs), output)
-        storage.close()
+        with storage.closing():
+            output = None if flags.output is None else user_path("--output", flags.output)
+            if flags.runs is None:
+                path = page.write(workdir_path(flags), output)
+            else:
+                path = page.write_comparison(run_folders(flags.runs), output)
     except ConfigError as error:
         return _fail(EXIT_USAGE, str(error))
     except StorageError as error:

@@ -76,7 +76,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
     if not processes.first():  # the first process holds the lock for all
         yield
         return
-    if lease := storage.lease(workdir, f"{STARTED}{os.getcwd()}", _thread.interrupt_main, warn):
+    if lease := storage.locked(workdir, f"{STARTED}{os.getcwd()}", _thread.interrupt_main, warn):
         with lease:
             workdir.mkdir(parents=True, exist_ok=True)
             yield

@@ -6,15 +6,15 @@ bucket (`copies`); data in a bucket is downloaded once into the user's cache fol
 
 from jtasks.storage.bucket import is_url
 from jtasks.storage.cached import cache_folder, local, match_files, match_folders
-from jtasks.storage.copies import close, fetch, lease, open_copy, outbox, publish, pull, push, remove, shown, url_of
+from jtasks.storage.copies import closing, fetch, locked, open_copy, outbox, publish, pull, push, remove, shown, url_of
 
 __all__ = [
     "cache_folder",
-    "close",
+    "closing",
     "fetch",
     "is_url",
-    "lease",
     "local",
+    "locked",
     "match_files",
     "match_folders",
     "open_copy",

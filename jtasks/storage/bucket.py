@@ -225,6 +225,7 @@ def _filesystem(scheme: str) -> Any:
     try:
         import fsspec
 
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for each bucket's kind first
         # A listing must be of now, and trying again is done here.
         options: dict[str, Any] = {"use_listings_cache": False}
         if scheme == "s3":
@@ -284,9 +285,9 @@ def _patiently(
             if isinstance(error, TypeError | AttributeError | NameError):  # a fault of ours
                 raise
             if time.monotonic() - begun + pause > limit:
+                tried = f" for {limit:.0f} s" if limit else ""
                 raise StorageError(
-                    f"{url} could not be reached for {limit:.0f} s ({reason}): run the same command again once the"
-                    " store answers"
+                    f"{url} could not be reached{tried} ({reason}): run the same command again once the store answers"
                 ) from error
             if not told and limit:
                 _tell(f"WARNING: {url} does not answer ({reason}): trying again for up to {limit:.0f} s")

@@ -139,7 +139,7 @@ class Copy:
 
     @contextlib.contextmanager
     def locked(self, started: str, on_loss: Callable[[], None], tell: Callable[[str], None]) -> Iterator[None]:
-        """Hold the lock of the workdir in the bucket, and upload what changes meanwhile; see `lease`."""
+        """Hold the lock of the workdir in the bucket, and upload what changes meanwhile; see `locked`."""
         with hold(self.url, started, on_loss, tell) as self.lease:
             ended = threading.Event()
             thread = threading.Thread(target=self._push_often, args=(ended, tell), name="push", daemon=True)
@@ -162,11 +162,9 @@ class Copy:
 
     def push_last(self) -> None:
         """Upload what has changed, without patience if that was in vain before."""
-        try:
-            self.push(patience=0 if self.failed else None)
-        except (StorageError, ConfigError):
-            self.failed = True
-            raise
+        patience, self.failed = 0 if self.failed else None, True
+        self.push(patience)
+        self.failed = False
 
     def _push_often(self, ended: threading.Event, tell: Callable[[str], None]) -> None:
         pause, told = PUSH, False
@@ -177,7 +175,7 @@ class Copy:
                 told = False
             except Exception as error:
                 if not told:
-                    tell(f"WARNING: new records are not in {self.url} yet ({error}); training goes on")
+                    tell(f"new records are not in {self.url} yet ({error}); training goes on")
                 told = True
             pause = max(PUSH, 10 * (time.monotonic() - begun))
 
@@ -238,7 +236,7 @@ def outbox(url: str) -> pathlib.Path:
     return copy.path / name
 
 
-def lease(
+def locked(
     folder: pathlib.Path, started: str, on_loss: Callable[[], None], tell: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[None] | None:
     """Return a context that holds the lock of a workdir in a bucket and sends what changes; None for another folder."""
@@ -307,22 +305,38 @@ def name(path: pathlib.Path, url: str, *, below: bool = False) -> None:
     errors.ALIASES[f"{path}{end}"] = f"{url.rstrip('/') if not below else url}"
 
 
-def close() -> None:
-    """Upload what has changed in all working copies, and delete them.
+@contextlib.contextmanager
+def closing() -> Iterator[None]:
+    """At the end of the block, upload what has changed in all working copies, and delete them.
 
     Raises:
-      StorageError: something is not in the bucket; the message says where it is.
+      StorageError: something is not in the bucket; the message says where it is. An error of the block gets a note.
     """
+    try:
+        yield
+    except BaseException as error:
+        try:
+            _close()
+        except StorageError as failure:
+            error.add_note(str(failure))
+        raise
+    _close()
+
+
+def _close() -> None:
+    problems = []
     while _copies:
         _, copy = _copies.popitem()
         top = _top(copy.path)
         try:
             if top.is_dir():
                 copy.push_last()
+            shutil.rmtree(top, ignore_errors=True)
         except (StorageError, ConfigError) as error:
             kept = top.rename(top.with_name(top.name.replace("copy", "unsent", 1)))
-            raise StorageError(f"{error}\nwhat is not in the bucket is in {kept}") from error
-        shutil.rmtree(top, ignore_errors=True)
+            problems.append(f"{error}\nwhat is not in the bucket is in {kept}")
+    if problems:
+        raise StorageError("\n".join(problems))
 
 
 def _register(copy: Copy, key: str) -> None:

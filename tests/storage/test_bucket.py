@@ -1,0 +1,106 @@
+"""Claims about objects in buckets, on real servers."""
+
+import concurrent.futures
+import http.server
+import threading
+
+import bucket_servers
+import pytest
+
+from jtasks.errors import ConfigError, StorageError
+from jtasks.storage import bucket
+
+
+@pytest.mark.parametrize("name", ["plain", "a b[1]", "x#y?z", "ü%20+&", "*"])
+def test_an_object_of_any_name_is_written_listed_read_and_removed(url, name):
+    folder = f"{url}/{name}"
+    assert bucket.read(f"{folder}/one") is None
+    bucket.write(f"{folder}/one", b"1")
+    bucket.write(f"{folder}/deep/{name}", b"22")
+    bucket.write(f"{url}/{name}beside", b"3")
+    assert {key: found.size for key, found in bucket.listing(folder).items()} == {"one": 1, f"deep/{name}": 2}
+    assert bucket.read(f"{folder}/one") == b"1"
+    bucket.remove(f"{folder}/one")
+    bucket.remove(f"{folder}/one")
+    assert list(bucket.listing(folder)) == [f"deep/{name}"]
+    assert [found.size for found in bucket.listing(f"{folder}/deep/{name}").values()] == [2]
+
+
+def test_of_many_that_create_an_object_one_succeeds(url):
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        created = list(pool.map(lambda i: bucket.create(f"{url}/lock", str(i).encode()), range(8)))
+    assert sum(created) == 1
+    assert bucket.read(f"{url}/lock") == str(created.index(True)).encode()
+    assert bucket.create(f"{url}/lock", str(created.index(True)).encode())  # whose answer was lost
+
+
+def test_files_arrive_whole_and_a_changed_object_has_another_version(url, tmp_path):
+    (tmp_path / "in [1]").write_bytes(bytes(range(256)) * 4096)
+    bucket.upload(tmp_path / "in [1]", f"{url}/a")
+    bucket.download(f"{url}/a", tmp_path / "out")
+    assert (tmp_path / "out").read_bytes() == (tmp_path / "in [1]").read_bytes()
+    before = bucket.listing(url)["a"]
+    bucket.write(f"{url}/a", b"0" * before.size)
+    assert bucket.listing(url)["a"].version != before.version
+    with pytest.raises(FileNotFoundError):
+        bucket.download(f"{url}/none", tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == ["in [1]", "out"]
+
+
+def test_a_bucket_that_does_not_exist_is_named(s3, gs, tmp_path):
+    (tmp_path / "file").touch()
+    for act in (
+        lambda: bucket.write("s3://none/a", b""),
+        lambda: bucket.listing("s3://none/a"),
+        lambda: bucket.upload(tmp_path / "file", "gs://none/a"),
+    ):
+        with pytest.raises(ConfigError, match=r"://none/a.*no such bucket"):
+            act()
+
+
+def test_refused_credentials_are_a_matter_of_the_user(place):
+    bucket_servers.require("s3fs")
+    import s3fs
+
+    class Refuse(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(403)
+            self.end_headers()
+            self.wfile.write(b"<Error><Code>InvalidAccessKeyId</Code><Message>No such key</Message></Error>")
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuse) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        place.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        with pytest.raises(ConfigError, match=r"s3://bucket/a cannot be used.*credentials"):
+            bucket.listing("s3://bucket/a")
+        server.shutdown()
+
+
+def test_a_server_that_comes_back_is_waited_for_and_one_that_does_not_is_an_error(s3, s3_address, place, capsys):
+    import s3fs
+
+    wire = bucket_servers.Wire(s3_address)
+    place.setenv("AWS_ENDPOINT_URL", wire.address)
+    place.setenv("JTASKS_PATIENCE", "30")
+    bucket._filesystem.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
+    wire.delay = 0.2
+    bucket.write(f"{s3}/a", b"slow")
+    wire.delay, wire.cut = 0.0, True
+    threading.Timer(1.0, lambda: setattr(wire, "cut", False)).start()
+    assert bucket.read(f"{s3}/a") == b"slow"
+    assert capsys.readouterr().err.count("does not answer") == 1
+    wire.close()
+    place.setenv("JTASKS_PATIENCE", "0.5")
+    with pytest.raises(StorageError, match=r"could not be reached for 0 s|run the same command again"):
+        bucket.write(f"{s3}/a", b"lost")
+
+
+@pytest.mark.parametrize("text", ["s3://", "s3:///run", "gs://bucket/../other"])
+def test_an_address_without_a_bucket_or_with_dots_is_refused(text):
+    with pytest.raises(ConfigError, match="BUCKET/FOLDER"):
+        bucket.tidy(text)
