@@ -39,10 +39,13 @@ class Checkpoints:
 
         self.folder = folder.absolute()  # Orbax refuses relative paths
         # By default each replica of an array saves a slice of it, and each shape's slicing is compiled for that.
-        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES)
+        # Processes with a working copy each write files of their own, which need no merging on one file system.
+        self._apart = not processes.alone() and storage.url_of(self.folder) is not None
+        options, primary = _multiprocessing(apart=self._apart), None if self._apart else 0
+        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES, primary_host=primary)
         registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, **_multiprocessing())
-        self._checkpointer = ocp.AsyncCheckpointer(handler, **_multiprocessing())
+        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=not self._apart, type_handler_registry=registry, **options)
+        self._checkpointer = ocp.AsyncCheckpointer(handler, **options)
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._writers: set[int] = set()  # the processes that must have written a part
@@ -75,6 +78,8 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             self._clear(partial)
+            if self._apart and partial.with_name(str(step)).exists():
+                self.delete([step])
             self._place.close()
             place = self._place.enter_context(plain(self.folder))
             self._checkpointer.save(place / partial.name, args=ocp.args.PyTreeSave(leaves(state)), force=True)
@@ -118,9 +123,12 @@ class Checkpoints:
             self._checkpointer.wait_until_finished()
             for name, text in notes.items() if jax.process_index() == 0 else ():
                 (partial / name).write_text(text, encoding="utf-8")
-            own = [n for n in checkpoint_files.files(partial) if checkpoint_files.writer(n) == jax.process_index()]
+            own = self._own_files(partial)
             sums = checkpoint_files.checksums(partial, own)
             checkpoint_files.flush(partial, own)
+            if self._apart and jax.process_index():
+                storage.send(partial, self.folder / str(step), own)
+                shutil.rmtree(partial, ignore_errors=True)
             parts = processes.gather("checksums", sums)
             if jax.process_index() == 0:
                 self._require_parts(partial)
@@ -130,7 +138,7 @@ class Checkpoints:
                 shutil.rmtree(self.folder / str(step), ignore_errors=True)
                 partial.rename(self.folder / str(step))
                 checkpoint_files.flush_one(self.folder)
-                storage.publish(self.folder / str(step))
+                storage.publish(self.folder / str(step), whole=not self._apart)
             self.delete(expendable)
         except BaseException as error:
             self._clear(partial)
@@ -140,8 +148,17 @@ class Checkpoints:
             self._error = CheckpointError(text)  # raised in the loop, by wait()
             self._error.__cause__ = error
 
+    def _own_files(self, partial: pathlib.Path) -> list[str]:
+        """Return the names of the files that this process has written, and is the only one to have written."""
+        names, own = checkpoint_files.files(partial), jax.process_index()
+        if self._apart:  # every process has written the description of each array
+            return [name for name in names if not own or checkpoint_files.is_chunk(name)]
+        return [name for name in names if checkpoint_files.writer(name) == own]
+
     def _require_parts(self, partial: pathlib.Path) -> None:
         """Raise CheckpointError if a process's part is missing: its folder of this name may be another one."""
+        if self._apart:
+            return
         missing = [i for i in sorted(self._writers) if not (partial / f"ocdbt.process_{i}").is_dir()]
         if missing:
             raise CheckpointError(f"the part of process {', '.join(map(str, missing))} is not in {partial.parent}")
@@ -334,12 +351,17 @@ def _read_bytes(saved: Any, shard: tuple[int, ...]) -> int:
     return size
 
 
-def _multiprocessing(active: set[int] | None = None) -> dict[str, Any]:
-    """Return options that name the processes to Orbax, by default all; its own default needs equally many devices."""
+def _multiprocessing(active: set[int] | None = None, *, apart: bool = False) -> dict[str, Any]:
+    """Return options that name the processes to Orbax, by default all; its own default needs equally many devices.
+
+    With `apart`, every process makes and finishes the folder on a file system of its own.
+    """
     import orbax.checkpoint as ocp
 
     active = active or set(range(jax.process_count()))
-    return {"multiprocessing_options": ocp.options.MultiprocessingOptions(active_processes=active)}
+    primary = None if apart else 0
+    options = ocp.options.MultiprocessingOptions(active_processes=active, primary_host=primary)
+    return {"multiprocessing_options": options}
 
 
 def _describe(leaf: Any) -> str:

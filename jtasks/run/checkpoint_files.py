@@ -196,6 +196,11 @@ def writer(name: str) -> int:
     return int(part) if part.isascii() and part.isdigit() else 0
 
 
+def is_chunk(name: str) -> bool:
+    """Return whether a file outside OCDBT holds a chunk of an array, such as `params.w/0.1`, and no description."""
+    return bool(re.fullmatch(r"[0-9]+(\.[0-9]+)*", name.rpartition("/")[2]))
+
+
 def flush(folder: pathlib.Path, names: Iterable[str]) -> None:
     """Flush files below the folder, and their folders, to disk: the rename that marks it as complete comes later."""
     paths = {folder / name for name in names}

@@ -1,6 +1,5 @@
 """The run's folder: one run at a time, its config.json, and the task's assets."""
 
-import _thread
 import contextlib
 import fcntl
 import hashlib
@@ -9,7 +8,9 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -74,9 +75,11 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
       ConfigError: the folder is a file, cannot be written to, or is locked by another run.
     """
     if not processes.first():  # the first process holds the lock for all
+        if storage.url_of(workdir):  # each process has a working copy of its own
+            workdir.mkdir(parents=True, exist_ok=True)
         yield
         return
-    if lease := storage.locked(workdir, f"{STARTED}{os.getcwd()}", _thread.interrupt_main, warn):
+    if lease := storage.locked(workdir, f"{STARTED}{os.getcwd()}", _interrupt, warn):
         with lease:
             workdir.mkdir(parents=True, exist_ok=True)
             yield
@@ -104,6 +107,11 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             holder = f"process {os.getpid()} on {socket.gethostname()}{STARTED}{os.getcwd()}\n"
             os.write(file.fileno(), os.fsencode(holder))
         yield
+
+
+def _interrupt() -> None:
+    """Stop the run as Ctrl-C does."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
 
 @contextlib.contextmanager

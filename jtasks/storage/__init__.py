@@ -6,7 +6,23 @@ bucket (`copies`); data in a bucket is downloaded once into the user's cache fol
 
 from jtasks.storage.bucket import is_url
 from jtasks.storage.cached import cache_folder, local, match_files, match_folders
-from jtasks.storage.copies import closing, fetch, locked, open_copy, outbox, publish, pull, push, remove, shown, url_of
+from jtasks.storage.copies import (
+    closing,
+    fetch,
+    locked,
+    open_copy,
+    outbox,
+    publish,
+    pull,
+    push,
+    receive_file,
+    remove,
+    remove_file,
+    send,
+    send_file,
+    shown,
+    url_of,
+)
 
 __all__ = [
     "cache_folder",
@@ -22,7 +38,11 @@ __all__ = [
     "publish",
     "pull",
     "push",
+    "receive_file",
     "remove",
+    "remove_file",
+    "send",
+    "send_file",
     "shown",
     "url_of",
 ]

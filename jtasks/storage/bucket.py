@@ -230,12 +230,16 @@ def _filesystem(scheme: str) -> Any:
         options: dict[str, Any] = {"use_listings_cache": False}
         if scheme == "s3":
             options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # what it gives up reaches the caller
-        return fsspec.filesystem(scheme, **options)
+        for name in ("gcsfs", "s3fs", "asyncio"):  # which repeat, with tracebacks, what reaches the caller
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        files = fsspec.filesystem(scheme, **options)
     except ImportError as error:
         raise ConfigError(
             f"{scheme}:// needs the package {PACKAGES[scheme]} ({error}): pip install 'jtasks[buckets]'"
         ) from error
+    if scheme == "s3":
+        files.retries = 1
+    return files
 
 
 _RAISE: Any = object()  # a missing object raises FileNotFoundError

@@ -17,7 +17,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from jtasks import errors
@@ -31,7 +31,7 @@ CHECKPOINTS, MARK = "checkpoints", "checksums.json"  # a checkpoint without this
 _WRITTEN = re.compile(
     r"(.*/)?((tensorboard|profile|export)/.+|(wandb|mlflow)/[^/]+/.+|(predictions|embeddings)-[^/]*|report\.html)"
 )
-_KEPT_HERE = re.compile(rf"({re.escape(FOLDER)}|(.*/)?{CHECKPOINTS}|(.*/)?\.[^/]*\.tmp)(/.*)?|(.*/)?\.lock")
+_KEPT_HERE = re.compile(rf"({re.escape(FOLDER)}|\.processes|(.*/)?{CHECKPOINTS}|(.*/)?\.[^/]*\.tmp)(/.*)?|(.*/)?\.lock")
 
 
 class Known(NamedTuple):
@@ -87,16 +87,21 @@ class Copy:
                 bucket.remove(f"{self.url}/{name}", patience)
                 del self._known[name]
 
-    def publish(self, folder: pathlib.Path) -> None:
+    def send(self, folder: pathlib.Path, target: pathlib.Path, names: Iterable[str]) -> None:
+        """Upload files of a folder as files of `target`."""
+        url = f"{self.url}/{target.relative_to(self.path).as_posix()}"
+        list(bucket.each(bucket.upload, [(folder / name, f"{url}/{name}") for name in names if name != MARK]))
+
+    def publish(self, folder: pathlib.Path, *, whole: bool) -> None:
         """Upload a finished checkpoint, its checksums last, and free the local disk; see `publish`."""
         with self._guard:
             name = folder.relative_to(self.path).as_posix()
             try:
                 self.push()
-                self.remove(folder)
+                if whole:
+                    self.remove(folder)
                 files = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
-                jobs = [(folder / file, f"{self.url}/{name}/{file}") for file in files if file != MARK]
-                list(bucket.each(bucket.upload, jobs))
+                self.send(folder, folder, files)
                 self._require()
                 bucket.upload(folder / MARK, f"{self.url}/{name}/{MARK}")
             except BaseException:
@@ -186,11 +191,11 @@ class Copy:
     def _has(self, name: str, found: bucket.Object) -> bool:
         """Return whether the file here is the object in the bucket, or is newer."""
         known, path = self._known.get(name), self.path / name
-        if known is None or not path.is_file():
+        if known is None or known.stamp != _stamp(path):
             return path.is_file()
-        if known.version == "" and known.stamp[1] == found.size:
-            self._known[name] = known._replace(version=found.version)
-        return known.version in ("", found.version) or known.stamp != _stamp(path)
+        if known.version == "" and known.stamp[1] == found.size:  # as this process has sent it
+            self._known[name] = known = known._replace(version=found.version)
+        return known.version == found.version
 
     def _drop(self, name: str) -> None:
         del self._known[name]
@@ -256,20 +261,53 @@ def push(path: pathlib.Path) -> None:
         copy.push()
 
 
-def publish(folder: pathlib.Path) -> None:
+def send(folder: pathlib.Path, target: pathlib.Path, names: Iterable[str]) -> None:
+    """Upload this process's files of a checkpoint, as files of `target`, if they are in a working copy."""
+    if copy := _of(folder):
+        copy.send(folder, target, names)
+
+
+def publish(folder: pathlib.Path, *, whole: bool = True) -> None:
     """Upload a finished checkpoint, if it is in a working copy, then delete its local files except the checksums.
+
+    Args:
+      folder: the checkpoint.
+      whole: whether all its files are here; else other processes have sent theirs.
 
     Raises:
       StorageError: that failed; the local checkpoint is deleted, and the bucket's is not whole.
     """
     if copy := _of(folder):
-        copy.publish(folder)
+        copy.publish(folder, whole=whole)
 
 
 def fetch(folder: pathlib.Path) -> None:
     """Download what a checkpoint in a working copy lacks."""
-    if (copy := _of(folder)) and folder.is_dir():
+    if copy := _of(folder):
         copy.fetch(folder)
+
+
+def send_file(path: pathlib.Path) -> None:
+    """Upload one file now, if it is in a working copy."""
+    if url := url_of(path):
+        bucket.upload(path, url)
+
+
+def receive_file(path: pathlib.Path) -> None:
+    """Make one file in a working copy what it is in the bucket now."""
+    if url := url_of(path):
+        content = bucket.read(url)
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+
+
+def remove_file(path: pathlib.Path) -> None:
+    """Remove one file from the bucket, if it is in a working copy."""
+    if url := url_of(path):
+        with contextlib.suppress(StorageError):
+            bucket.remove(url)
 
 
 def remove(folder: pathlib.Path) -> None:

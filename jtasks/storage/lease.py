@@ -25,6 +25,8 @@ FOLDER = ".lock"
 RENEW = 10.0  # seconds between two renewals
 LAPSE = 60.0  # seconds without a renewal after which the owner counts as dead
 
+_ended: set[str] = set()  # ids of the leases of this process that have ended, even if the store was not told
+
 
 class Lease:
     """A held lease, renewed by a thread; `lost` tells by whom it was taken over."""
@@ -45,6 +47,7 @@ class Lease:
         """End the lease, unless it is lost."""
         self._ended.set()
         self._thread.join()
+        _ended.add(self._content["id"])
         if not self.lost:
             with contextlib.suppress(StorageError, ConfigError):  # it lapses by itself
                 for number in _numbers(self.url):
@@ -143,7 +146,9 @@ def _process(number: int) -> str:
 
 
 def _is_dead_here(content: dict[str, Any]) -> bool:
-    """Return whether the owner was a process of this machine that has ended."""
+    """Return whether the owner was a process of this machine that has ended, or an earlier run of this process."""
+    if content.get("id") in _ended:
+        return True
     here = _here()
     if not here or content.get("machine") != here["machine"]:
         return False
