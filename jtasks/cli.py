@@ -234,7 +234,7 @@ def _join(flags: argparse.Namespace) -> None:
     from jtasks.distributed import clusters, processes
 
     place = flags.coordinator, flags.num_processes, flags.process_id
-    if (flags.mode in ("check", "probe") or flags.input is not None) and processes.find(*place):
+    if (flags.mode in ("check", "probe", "watch") or flags.input is not None) and processes.find(*place):
         what = "--input" if flags.input is not None else f"--mode={flags.mode}"
         raise errors.ConfigError(f"{what} runs in one process, on all of its devices: give --num-processes=1")
     joined = processes.start(*place, flags.timeout, workdir_path(flags), make=flags.mode == "train")
@@ -256,6 +256,10 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
         from jtasks.run import evaluate
 
         return evaluate.run(config, workdir, split, which, named=flags.eval or "")
+    if flags.mode == "watch":
+        from jtasks.run import watch
+
+        return watch.run(config, workdir)
     if flags.mode == "check":
         return _check(config, workdir)
     if flags.mode == "export":

@@ -11,7 +11,7 @@ import jtasks
 from jtasks import ranges, storage
 from jtasks.errors import ConfigError
 
-MODES = ("train", "eval", "predict", "embed", "probe", "show", "report", "export", "check", "plan")
+MODES = ("train", "eval", "watch", "predict", "embed", "probe", "show", "report", "export", "check", "plan")
 READING = ("eval", "predict", "embed", "probe", "show", "export")  # modes that take a --checkpoint
 ANSWERING = ("predict", "embed")  # modes that take an --input
 FORMATS = ("jsonl", "csv", "tsv", "lines")
@@ -30,6 +30,7 @@ modes:
   train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
   eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split, or with
            --eval=NAME those of one of config.evals
+  watch    evaluate each new checkpoint of the run in DIR while another process trains it, into DIR/watch.jsonl
   predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl, or with --input those for
            your own texts, rows or pictures to stdout or --output
   embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input

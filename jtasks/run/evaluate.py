@@ -163,11 +163,21 @@ def of_run(run: SavedRun, split: str, restore: Callable[[], Any]) -> dict[str, f
 
 def measure(job: Job, examples: pipeline.Examples, name: str, restore: Callable[[], Any]) -> dict[str, float]:
     """Return metrics and scores of the parameters that `restore` returns; keys are `name/metric`."""
-    watch = display.watcher()
-    examples, marks = limit_examples(job, examples)
-    params = restore()
-    values = make(job, watch=watch)(params, examples, name) | marks
-    if wants_scores(job):
-        predictor = predict.make(job, watch=watch)
-        values |= scores(job, predictor, params, examples, f"{name} predictions", watch)
+    values = measurer(job)(restore(), examples, name)
     return {f"{name}/{metric}": value for metric, value in values.items()}
+
+
+def measurer(job: Job) -> Evaluate:
+    """Return a function (params, examples, name) -> metrics and scores, of config.eval_batches, that compiles once."""
+    watch = display.watcher()
+    evaluate = make(job, watch=watch)
+    predictor = predict.make(job, watch=watch) if wants_scores(job) else None
+
+    def values(params: Any, examples: pipeline.Examples, name: str) -> dict[str, float]:
+        examples, marks = limit_examples(job, examples)
+        found = evaluate(params, examples, name) | marks
+        if predictor is not None:
+            found |= scores(job, predictor, params, examples, f"{name} predictions", watch)
+        return found
+
+    return values

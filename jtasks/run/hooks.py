@@ -360,7 +360,8 @@ class Hooks:
         """Return the saved `steps` that are neither among the newest nor the best by config.best or config.evals."""
         keep = set(steps[-self.job.config.keep :])
         for metric, mode in evaluations.best_metrics(self.job.config).items():
-            values = {step: value for step, value in self.log.values(metric).items() if step in steps}
+            measured = records.watched(self.workdir, metric) | self.log.values(metric)
+            values = {step: value for step, value in measured.items() if step in steps}
             keep.add(checkpoint_files.best(values, mode) or 0)
         return [step for step in steps if step not in keep]
 

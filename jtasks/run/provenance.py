@@ -60,6 +60,12 @@ def record(
         warn(f"{workdir / FILE} is not written ({error}); training goes on")
 
 
+def last_step(workdir: pathlib.Path) -> int:
+    """Return the step at which the run in a folder is to end; 0 if unknown."""
+    parts = _parts(workdir / FILE)
+    return parts[-1].get("steps", 0) if parts else 0
+
+
 def versions() -> dict[str, str]:
     """Return the versions of Python, of jtasks and of the packages that compute."""
     packages = {package: metadata.version(package) for package in PACKAGES}

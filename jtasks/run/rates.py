@@ -11,7 +11,7 @@ from jtasks.run.chart import Line, Points, chart
 from jtasks.run.stylesheet import STYLE
 
 POINTS, COLUMNS = 400, 48
-BARS = " ▁▂▃▄▅▆▇█"
+BARS = "▁▂▃▄▅▆▇█"
 
 
 def points(fields: Any, steps: int, count: int = POINTS) -> list[tuple[int, float]]:
@@ -31,7 +31,7 @@ def line(rates: Points) -> str:
     """Return the rates as one line of bars, with the first, the largest and the last of them.
 
     >>> line([(1, 0.5), (2, 1.0), (3, 0.5), (4, 0.0)])
-    '▄█▄   0.5, at most 1, at last 0'
+    '▅█▅▁  0.5, at most 1, at last 0'
     """
     values = [value for _, value in rates]
     parts = np.array_split(np.array(values), min(COLUMNS, len(values)))

@@ -13,6 +13,7 @@ from jtasks.writing import no_link, write_file
 
 CHECKSUM = "crc32"
 EVALUATED, OF = "evaluated_examples", "split_examples"  # metrics of an evaluation limited by config.eval_batches
+WATCHED = "watch.jsonl"  # in the run's folder: what --mode=watch has measured
 HISTORY = "evaluations.json"  # in a checkpoint
 RESERVED = ("step", "split", "wall", CHECKSUM)
 _VOLATILE = re.compile("wall|mfu|seconds_per_step|.*_per_second|peak_memory_bytes")  # differ from run to run
@@ -50,6 +51,13 @@ def read(path: pathlib.Path, warn: Callable[[str], None] = lambda text: None) ->
     if damaged:
         warn(f"{path}: {damaged} damaged line{'s' * (damaged > 1)} left out; their metrics are lost")
     return list(records.values())
+
+
+def watched(folder: pathlib.Path, metric: str) -> dict[int, float]:
+    """Return {step: value} of an evaluation metric by --mode=watch of the run in a folder; {} without."""
+    lines = Records(folder / WATCHED)
+    lines.load()
+    return lines.values(metric)
 
 
 class Records:

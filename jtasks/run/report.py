@@ -120,6 +120,9 @@ def read(folder: pathlib.Path) -> Run:
     environment = _read_object(folder / "environment.json", problems.append)
     try:
         lines = records.read(folder / "metrics.jsonl", problems.append)
+        known = {(line["step"], line["split"]) for line in lines}
+        watched = records.read(folder / records.WATCHED, problems.append)
+        lines += [line for line in watched if (line["step"], line["split"]) not in known]
     except OSError as error:
         lines = []
         problems.append(f"{folder / 'metrics.jsonl'} cannot be read ({error})")

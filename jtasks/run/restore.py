@@ -158,7 +158,7 @@ def _best_step(config: Config, folder: pathlib.Path, of: str) -> int:
     steps = checkpoint_files.saved_steps(folder / "checkpoints")
     measured = records.Records(folder / "metrics.jsonl")
     measured.load(warn=console.warn)
-    values = measured.values(metric)
+    values = records.watched(folder, metric) | measured.values(metric)
     step = checkpoint_files.best({step: values[step] for step in steps if step in values}, mode)
     if step is None:
         raise CheckpointError(

@@ -37,7 +37,7 @@ from jtasks.run.loggers import Logger, find
 from jtasks.run.names import pin_names
 from jtasks.run.own import record_batch
 from jtasks.run.programs import Programs
-from jtasks.run.records import EVALUATED, HISTORY
+from jtasks.run.records import EVALUATED, HISTORY, WATCHED
 from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import pin_source, require_source
 from jtasks.run.workdir import (
@@ -134,7 +134,8 @@ def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, 
         compare_assets(assets, workdir)
         compare_data(data, workdir, allow=job.config.data.allow_changes)
     else:
-        (workdir / FILES).unlink(missing_ok=True)  # a previous run never saved
+        for file in (FILES, WATCHED):  # of a previous run, which never saved
+            (workdir / file).unlink(missing_ok=True)
     if start <= steps:
         record_config(job.config, workdir)
         record_assets(assets, workdir)

@@ -15,7 +15,7 @@ from task_head import HEAD
 from jtasks import cli
 from jtasks import config as configs
 from jtasks.errors import ConfigError, DataError
-from jtasks.run import checkpoint, checkpoint_files, patience
+from jtasks.run import checkpoint, checkpoint_files, patience, watch
 from jtasks.run.hooks import Hooks
 from jtasks.run.loop import train
 
@@ -66,8 +66,8 @@ def task(tmp_path):
     return str(path)
 
 
-def records(workdir: pathlib.Path, split: str) -> dict[int, dict]:
-    lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+def records(workdir: pathlib.Path, split: str, file: str = "metrics.jsonl") -> dict[int, dict]:
+    lines = map(json.loads, (workdir / file).read_text().splitlines())
     return {line["step"]: line for line in lines if line["split"] == split}
 
 
@@ -195,6 +195,31 @@ def test_a_score_can_stop_a_run_and_choose_its_checkpoint(task, tmp_path):
     worst = {step: line["worst"] for step, line in records(tmp_path / "run", "steep").items()}
     assert result["step"] == max(worst) < 80 and min(worst.values()) < result["steep/worst"]
     assert "worst" not in records(tmp_path / "run", "valid")[4]
+
+
+def test_another_process_evaluates_the_checkpoints_as_they_come_and_training_keeps_the_best(task, tmp_path):
+    workdir, steps = tmp_path / "run", iter((8, 24, 40))
+    fields = [*RUN, "--config.eval_every=0", "--config.save_every=8", "--config.keep=5", "--config.evals.steep.every=0"]
+    config = configs.load(task, fields)
+
+    def wait(seconds):  # training goes on meanwhile
+        step = next(steps)
+        train(config, workdir) if step == 40 else train_until_killed(config, workdir, step + 1)
+
+    result = watch.run(config, workdir, wait)
+    assert next(steps, None) is None
+    watched = records(workdir, "valid", "watch.jsonl")
+    assert [*watched] == [8, 16, 24, 32, 40] and [*records(workdir, "test", "watch.jsonl")][-1] == 40
+    assert {"steep/worst", "flat/loss", "valid/worst", "test/loss"} <= result.keys()
+    trained = records(workdir, "valid")
+    assert {step: line["loss"] for step, line in watched.items() if step in trained} == {
+        step: line["loss"] for step, line in trained.items()
+    }
+    assert watch.run(config, workdir, wait) == result  # nothing is evaluated again
+    best = min(watched, key=lambda step: watched[step]["loss"])
+    more = [*fields, "--config.steps=48", "--config.keep=1", "--config.best=valid/loss"]
+    train(configs.load(task, more), workdir)
+    assert best not in trained and best in checkpoint_files.saved_steps(workdir / "checkpoints")
 
 
 @pytest.mark.parametrize(
