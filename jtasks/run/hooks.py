@@ -1,39 +1,29 @@
 """The host's work between steps: logging, evaluation, saving, stopping."""
 
 import contextlib
-import functools
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import numpy as np
 
 from jtasks import metrics
-from jtasks.data import fingerprint
 from jtasks.distributed import processes
-from jtasks.errors import CheckpointError, ConfigError, TrainingError
+from jtasks.errors import CheckpointError, TrainingError
 from jtasks.faults import some
 from jtasks.run import (
-    adapter,
     by_source,
     checkpoint,
     checkpoint_files,
-    evaluate,
     evaluations,
     page,
-    patience,
-    predict,
-    programs,
     records,
 )
+from jtasks.run.evaluator import Evaluator
 from jtasks.run.meter import peak_memory
-from jtasks.run.records import EVALUATED
 from jtasks.run.signals import Stop, Stopped
 from jtasks.run.start import Setup
 from jtasks.run.step import State, StepOutput, non_finite
-from jtasks.run.workdir import record_data, recorded_splits
 
 AHEAD = 16  # maximum steps in flight: enough to keep devices busy, few enough for the thread pools of CPU collectives
 PREVIEW = 1.0  # seconds between two previews of the metrics on a bar
@@ -48,16 +38,13 @@ class Hooks:
     """The host's side of the loop, which holds the newest state between `after_step` and the next step."""
 
     def __init__(self, setup: Setup, checkpoints: checkpoint.Checkpoints, stop: Stop):
-        job = self.job = setup.job
+        self.job = setup.job
         self.workdir, self.splits = setup.workdir, setup.splits
         self.plan, self.steps, self.log = setup.plan, setup.steps, setup.log
         self.checkpoints, self.stop = checkpoints, stop
-        self.evaluations = evaluations.of_splits(job, setup.splits) | setup.evals
-        self.evaluate = functools.cache(lambda job: evaluate.make(job, self.poll, self.log.watch))
-        self.predict = functools.cache(lambda job: predict.make(job, self.poll, self.log.watch))
+        self.evaluator = Evaluator(setup, self.poll, self._end)
         self.state: State | None = None
         self.step = self.saved = self.start = setup.start
-        self.lr_factor = 1.0
         self.preview_due = 0.0
         self.save_error: CheckpointError | None = None
 
@@ -66,7 +53,7 @@ class Hooks:
 
         With several processes a save precedes each evaluation: a process whose evaluation fails cannot save alone.
         """
-        evaluated = not processes.alone() and evaluations.due(self.evaluations, step, last=False)
+        evaluated = not processes.alone() and self.evaluator.due(step)
         return step == self.steps or due(step, self.job.config.save_every) or bool(evaluated)
 
     def after_step(self, state: State, step: int) -> State:
@@ -90,30 +77,15 @@ class Hooks:
                     self.log.warn(
                         f"step {step} is not saved: it is one of {nonfinite_steps} in a row that were not finite"
                     )
-        if step and evaluations.due(self.evaluations, step, last=last):
+        evaluated = bool(step and self.evaluator.due(step))
+        if evaluated:
             rescue = self._save_and_wait if processes.alone() else self._wait_for_save  # saved before, by all
             with self.log.pause(), self.stop.rescue(rescue):
-                self.evaluate_due(state, step)
-            state = self._lower_rate(state, step)
-        return self._lower_rate(state, step) if step == self.start else state
-
-    def _lower_rate(self, state: State, step: int) -> State:
-        """Return the state with the factor of the learning rate that follows from the evaluations by config.plateau."""
-        if state.lr_factor is None:
-            return state
-        plateau, values = self.job.config.plateau, self.log.values(self.job.config.plateau.metric)
-        factor = processes.broadcast_from_first(lambda: patience.factor(values, plateau))
-        if factor < self.lr_factor:
-            self.log.message(
-                f"{plateau.metric} has not improved in {plateau.patience} evaluations: the learning rate from step"
-                f" {step + 1} on is {factor:g} times that of the schedule"
-            )
-        if factor == self.lr_factor:
-            return state
-        self.lr_factor = factor
-        self.hold(programs.with_lr_factor(state, factor, state.lr_factor.sharding), step)
-        assert self.state is not None
-        return self.state
+                self.evaluator.run(state, step)
+        if evaluated or step == self.start:
+            state = self.evaluator.lower_rate(state, step)
+            self.hold(state, step)
+        return state
 
     def hold(self, state: State, step: int) -> None:
         """Hold the newest state, which a signal or an error saves."""
@@ -243,100 +215,10 @@ class Hooks:
             " a smaller config.optim.lr, a config.optim.clip or a longer warm-up may help"
         )
 
-    def evaluate_due(self, state: State, step: int) -> None:
-        """Do the evaluations that are due after `step`; all of them if config.stop ends the run here.
-
-        First comes the one that config.stop watches, because whether the run ends decides what the others do.
-        """
-        watched = self.job.config.stop.metric.partition("/")[0]
-        names = evaluations.due(self.evaluations, step, last=step == self.steps)
-        params = adapter.full(self.job.config, state.eval_params, state.base) if names or step == self.steps else None
-        for name in sorted(names, key=lambda name: name != watched):
-            self._evaluate(name, params, step)
-        if step == self.steps:
-            for name in (name for name in self.evaluations if name not in names):
-                self._evaluate(name, params, step)
-
-    def _evaluate(self, name: str, params: Any, step: int) -> None:
-        """Evaluate what metrics.jsonl does not have yet, and show examples of the splits."""
-        job, examples, _ = self.evaluations[name]
-        examples, marks = evaluate.limit_examples(job, examples)
-        recorded = functools.partial(self.log.has, step, name, marks.get(EVALUATED))
-        if processes.broadcast_from_first(recorded):
-            self._stop_early(name, step, {})
-            return
-        begun = time.perf_counter()
-        processes.on_first_process(functools.partial(self._record_first_use, name))
-        values = self.evaluate(job)(params, examples, name)
-        watched = evaluations.watched_of(self.job.config, name)
-        scored = not watched <= values.keys()
-        if scored:
-            values |= self._scores(name, params, examples)
-        if missing := sorted(watched - values.keys()):  # the run was resumed with another config.best
-            self.log.warn(f"the config asks for {name}/{missing[0]}: the metrics of {name} are {', '.join(values)}")
-        self._stop_early(name, step, values)
-        if step == self.steps and not scored:
-            values |= self._scores(name, params, examples)
-        if name in self.splits and job.config.show_count and hasattr(job.task, "show_fn") and self._predicts:
-            self._show(predict.show(job, self.predict(job), params, examples), name, step)
-        self.log.evaluation(step, name, values | marks, time.perf_counter() - begun)
-
-    @property
-    def _predicts(self) -> bool:
-        return hasattr(self.job.task, "predict_fn")
-
-    def _scores(self, name: str, params: Any, examples: Any) -> dict[str, float]:
-        """Return the scores of the task's predictions, which take longer than the metrics."""
-        job = self.evaluations[name].job
-        if not self._predicts:
-            return {}
-        texts = f"{name} predictions"
-        return evaluate.scores(job, self.predict(job), params, examples, texts, self.log.watch)
-
-    def _stop_early(self, name: str, step: int, values: dict[str, float]) -> None:
-        """End the run after `step` if config.stop watches this evaluation, and its patience is at an end.
-
-        Raises:
-          ConfigError: the evaluation has no such metric.
-        """
-        rule = self.job.config.stop
-        watched, _, metric = rule.metric.partition("/")
-        if watched != name or step == self.steps:
-            return
-        history = self.log.values(rule.metric)
-        if values:
-            if metric not in values:
-                raise ConfigError(f"config.stop.metric={rule.metric}: the metrics of {name} are {', '.join(values)}")
-            history = history | {step: values[metric]}
-        if processes.broadcast_from_first(lambda: patience.is_exhausted(history, rule)):
-            self.log.message(
-                f"stopping at step {step}: {rule.metric} has not improved in {rule.patience} evaluations; the last time"
-                f" was at step {patience.best_step(history, rule)}"
-            )
-            self.steps = step
-            self.save()
-
-    def _record_first_use(self, split: str) -> None:
-        try:
-            if split not in recorded_splits(self.workdir):
-                record_data({split: fingerprint.of(self.evaluations[split].examples)}, self.workdir, fresh=False)
-        except OSError as error:
-            self.log.warn(f"the {split} split is not recorded ({error}); training goes on")
-
-    def _show(self, shown: dict[str, np.ndarray | str], split: str, step: int) -> None:
-        if not processes.first():
-            return
-        try:
-            (self.workdir / "show").mkdir(exist_ok=True)  # no parents: a deleted DIR is not created again
-            for path in predict.write_shown(shown, self.workdir / "show", f"{split}-{step}"):
-                self.log.message(f"wrote {path}")
-        except OSError as error:
-            self.log.warn(f"pictures of step {step} are lost: {error}")
-        for name, content in shown.items():
-            if isinstance(content, str):
-                self.log.text(step, split, name, content)
-            else:
-                self.log.image(step, split, name, content)
+    def _end(self, step: int) -> None:
+        """End the run at `step`, whose state is saved."""
+        self.steps = step
+        self.save()
 
     def _save_and_wait(self) -> None:
         self.save()

@@ -11,7 +11,7 @@ from jtasks import cli, task
 from jtasks import config as configs
 from jtasks.errors import ConfigError
 from jtasks.run import checkpoint_files
-from jtasks.run.hooks import Hooks
+from jtasks.run.evaluator import Evaluator
 from jtasks.run.loop import train
 from jtasks.run.workdir import recorded_splits
 
@@ -353,8 +353,8 @@ def test_a_split_is_read_and_recorded_when_it_is_first_evaluated_and_compared_fr
         if step != 2:
             original(self, state, step)
 
-    original = Hooks.evaluate_due
-    monkeypatch.setattr(Hooks, "evaluate_due", evaluated)
+    original = Evaluator.run
+    monkeypatch.setattr(Evaluator, "run", evaluated)
     train(config, tmp_path / "run")
     assert [(step, used) for step, read, used in seen] == [(2, {"train"}), (4, {"train"}), (6, {"train", "valid"})]
     reads = [(read["valid"], read["test"]) for step, read, used in seen]
