@@ -37,6 +37,12 @@ CONFIGS = {  # the config whose fields a page speaks of
 }
 PLACEHOLDERS = ("CONFIG[:PRESET]", "...", "configs/NAME.py")
 OTHER_FIELDS = {"config.json", "config.a.b", "config.NAME", "config.model.widht", "config.model.plain"}
+OTHER_FIELDS |= {
+    "config.evals",
+    "config.evals.news.best",
+    "config.evals.news.every",
+}  # groups that are empty by default
+OTHER_FIELDS |= {"config.data.mix", "config.data.sources"}
 TINY_GPT = ["--config.model.width=16", "--config.model.depth=1", "--config.model.heads=2"]
 TINY = {
     "from_hetseq.md": ["--config.steps=2", "--config.batch_size=8", "--config.show_count=1"],
