@@ -345,6 +345,7 @@ def _plan_topology(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     from jtasks.run import records
 
     jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)  # without a TPU a stored program cannot be loaded
     from jtasks.run import tpu
 
     facts, text = tpu.run(config, flags.topology, flags.efficiency)

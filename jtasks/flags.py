@@ -43,7 +43,8 @@ modes:
   check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
            step N and find the first non-finite number
   plan     estimate memory, computation and communication of a step on a mesh larger than this machine, such as
-           --config.mesh.data=8 --config.mesh.fsdp=8; needs no DIR
+           --config.mesh.data=8 --config.mesh.fsdp=8; with --topology=v5e:4x4 by the compiler of a TPU. Needs no DIR,
+           no data and no accelerator
 
 Without --config, DIR/config.json is the config: --workdir=DIR resumes the run, --workdir=DIR --mode=eval evaluates
 it. With --config, every mode except plan compares the config with the run's.
@@ -88,7 +89,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--output",
         metavar="PATH",
         help="for show, export: a folder instead of DIR; for report: the .html file; for predict, embed: a file, of"
-        " the kind that its suffix says, .jsonl .csv .tsv .parquet .safetensors",
+        " the kind that its suffix says, .jsonl .csv .tsv .parquet .safetensors; for plan with --topology: a file for"
+        " the compiled program, as HLO text",
     )
     flags.add_argument(
         "--split", choices=("train", "valid", "test"), help="for eval, predict, embed, show; test by default"
@@ -130,11 +132,15 @@ def make_parser() -> argparse.ArgumentParser:
         "--sweep", metavar="FILE.py", help="file with sweep(config) or search(config), which give values"
     )
     sweep.add_argument("--sweep-index", type=int, metavar="I", help="train only run I of the sweep, from 0")
-    plan = flags.add_argument_group("for --mode=plan", "the defaults are an NVIDIA A100 with a 200 Gbit/s network card")
+    plan = flags.add_argument_group(
+        "for --mode=plan",
+        "the defaults are an NVIDIA A100 with a 200 Gbit/s network card; --topology knows its chips, and takes only"
+        " --efficiency, of attention kernels alone",
+    )
     plan.add_argument(
         "--topology",
         metavar="T",
-        help="compile for a TPU slice, such as v5e:4x4 or v5p:2x2x1, with the extra tpu-plan; of v4, v5e, v5p, v6e",
+        help="compile for a TPU slice of v4, v5e, v5p or v6e, such as v5e:4x4; needs the extra tpu-plan",
     )
     plan.add_argument("--devices", type=int, metavar="N", help="number of devices; default: as in config.mesh")
     plan.add_argument(
@@ -170,6 +176,8 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
             f"--workdir={flags.workdir} is a model without a run: it needs --input or --mode=probe, and has no"
             " checkpoints"
         )
+    if flags.topology is not None and (flags.mode != "plan" or flags.devices is not None):
+        raise ConfigError("--topology is for --mode=plan, instead of --devices")
     if flags.input is None and (flags.input_format or flags.no_header or flags.skip_bad):
         raise ConfigError("--input-format, --no-header and --skip-bad describe an --input, which is not given")
     if flags.eval is not None and (flags.mode != "eval" or flags.split is not None):

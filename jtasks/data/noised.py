@@ -1,6 +1,5 @@
 """Rows of plain text for pre-training by text infilling: what `jtasks.ops.infilling` corrupts on the device."""
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -87,20 +86,19 @@ def model_args(config: Config, tokenizer: "Tokenizer") -> dict[str, Any]:
     return {"hide": first, "documents": documents, "max_length": positions}
 
 
-def made_example(
-    config: Config, model_args: Callable[[Config], dict[str, Any]]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return a task's `model_args` and a row of `read`, from the config alone: a row has config.model.documents."""
+def made_example(config: Config, tokenizer: "Tokenizer") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return `model_args` and a row of `read`, from the config alone: a row has config.model.documents.
+
+    Raises:
+      ConfigError: config.model.documents is not set.
+    """
     if config.model.documents is None and config.data.packed:
         raise ConfigError("the text has the documents: set config.model.documents, the largest number in a row")
-    values = model_args(Config(config.to_dict() | {"data": config.data.to_dict() | {"packed": False}}))
+    values = model_args(Config(config.to_dict() | {"data": config.data.to_dict() | {"packed": False}}), tokenizer)
     documents = config.model.documents or 1
-    lengths = infilling.lengths(config, documents)
-    values |= {
-        "documents": documents,
-        **({"max_length": max(values["max_length"], *lengths)} if "max_length" in values else {}),
-    }
-    return values, {"tokens": np.zeros(config.data.length, np.int32), "skip": np.array(0, np.int32)}
+    values |= {"documents": documents, "max_length": max(infilling.lengths(config, documents))}
+    kind = tokens.token_dtype(tokenizers.size(tokenizer))
+    return values, {"tokens": np.zeros(config.data.length, kind), "skip": np.array(0, np.int32)}
 
 
 def _documents(split: str, config: Config, tokenizer: "Tokenizer", end: int) -> int:

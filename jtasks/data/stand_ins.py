@@ -16,7 +16,7 @@ from jtasks.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-SENTINELS = 256  # <extra_id_N> of a made tokenizer
+SENTINELS = 128  # <extra_id_N> of a made tokenizer
 SPECIAL = (*tokenizer_files.BERT, tokenizers.END, "<|startoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", ".")
 
 
@@ -61,7 +61,9 @@ def text(length: int, *names: str) -> dict[str, np.ndarray]:
 
 
 def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") -> str:
-    """Return the file of the tokenizer that config.data names, or of a made one of the size that the run would train.
+    """Return the tokenizer that config.data names, or the file of a made one with the number of tokens of a run's.
+
+    That number is the one in config.model, or the one that the run would train.
 
     Raises:
       ConfigError: the size is not known: the tokenizer's file is absent, or its size depends on the text.
@@ -70,24 +72,20 @@ def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") ->
     kind, _, size = spec.partition(":")
     if spec == "bytes":
         return spec
-    if kind in ("wordpiece", "bpe") and size.isdecimal():
+    if given or (kind in ("wordpiece", "bpe") and size.isdecimal()):
         return _made(given or int(size))
     if spec == "characters":
-        if given is None:
-            raise ConfigError(f"the text has the characters: set config.model.{vocab}, their number")
-        return _made(given)
+        raise ConfigError(f"the text has the characters: set config.model.{vocab}, their number")
     try:
         tokenizers.load(spec, folder=files.data_folder(config.data.dir))
     except (ConfigError, DataError) as error:
-        if given is None:
-            raise ConfigError(f"{error}\n  or set config.model.{vocab}, the number of its tokens") from error
-        return _made(given)
+        raise ConfigError(f"{error}\n  or for a plan: set config.model.{vocab}, the number of its tokens") from error
     return spec
 
 
 def _made(size: int) -> str:
     """Return the file of a tokenizer with so many tokens, stored once in the user's cache folder."""
-    name = f"made-{size}-{hashlib.blake2b(repr(SPECIAL).encode(), digest_size=4).hexdigest()}.json"
+    name = f"made-{size}-{hashlib.blake2b(repr((SPECIAL, SENTINELS)).encode(), digest_size=4).hexdigest()}.json"
     places = files.places(None, "tokenizers", name)
     stored = next((path for path in places if path.exists()), None)
     return str(stored or files.store(places, _tokenizer(size).to_str().encode(), "tokenizer"))
@@ -97,7 +95,7 @@ def _tokenizer(size: int) -> "Tokenizer":
     from tokenizers import Tokenizer, models
 
     sentinels = [f"<extra_id_{number}>" for number in reversed(range(SENTINELS))]  # ids count down, as T5's
-    known = [*SPECIAL, *(sentinels if size >= 2 * SENTINELS else [])][:size]
+    known = [*SPECIAL, *(sentinels if size >= len(SPECIAL) + SENTINELS else [])][:size]
     words = [*known, *(f"##{number}" for number in range(size - len(known)))]
     made = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
     made.add_special_tokens(known)

@@ -127,19 +127,19 @@ def collectives(program: Program, devices: int) -> list[Collective]:
     """Return the collectives of a program for so many devices; one in a loop counts once per iteration.
 
     The TPU compiler cuts an asynchronous collective into pieces that it fuses with the work of meanwhile. The pieces
-    have the number of one channel, and count once.
+    have the number of one channel, and count once. It writes a reduce-scatter as a fusion of an all-reduce.
     """
-    counts, seen = collections.Counter[tuple[str, int, int, int, bool]](), set[str]()
+    counts, seen = collections.Counter[tuple[str, int, int, int, bool]](), set[tuple[str, str]]()
     for instruction, times in program.instructions():
         inner = list(program.inside(instruction))
         fused = any(name.startswith("async") or "AsyncCollective" in i.attributes for name, i in inner)
-        scatters = instruction.name.startswith("all-reduce-scatter")
+        scatters = any(name.startswith("all-reduce-scatter") for name, _ in inner)
         for each in (instruction, *(i for _, i in inner)):
             kind = _COLLECTIVE.fullmatch(each.operation)
             channel = re.search(r"channel_id=(\d+)", each.attributes)
-            if kind is None or (channel and channel[1] in seen):
+            if kind is None or (channel and (kind[1], channel[1]) in seen):
                 continue
-            seen.update([channel[1]] if channel else ())
+            seen.update([(kind[1], channel[1])] if channel else ())
             n = _group_size(each.attributes, devices)
             if n > 1:
                 name = "reduce-scatter" if scatters and kind[1] == "all-reduce" else kind[1]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from jtasks import config as configs
 from jtasks import task
@@ -69,15 +70,13 @@ def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Pla
     """Return the step of a config for some devices, by default JAX's own, which may be no part of this machine."""
     module = task.load(config.task)
     if hasattr(module, "made_example"):
-        job, example = _without_data(config, module, devices)
-        made = {
-            name: np.broadcast_to(array, (max(EXAMPLES, config.batch_size), *array.shape))
-            for name, array in example.items()
-        }
-        plan = job.plan(made, shuffle=True)
-        rows = plan.rows(0)
-        added = {"mask": np.float32(1), "seed": np.uint32(0)}
-        host = plan.cut({name: np.broadcast_to(x, (rows, *x.shape)) for name, x in (example | added).items()}, 0)
+        config = configs.freeze(config)
+        job, example = without_data(config, module, sharding.make_mesh(config.mesh, devices))
+        count = max(EXAMPLES, config.batch_size)
+        plan = job.plan({name: np.broadcast_to(x, (count, *x.shape)) for name, x in example.items()}, shuffle=True)
+        pairs = {pipeline.PARTNER + name: array for name, array in example.items()} if plan.partner else {}
+        entries = example | pairs | {"mask": np.float32(1), "seed": np.uint32(0)}
+        host = plan.cut({name: np.broadcast_to(x, (plan.rows(0), *x.shape)) for name, x in entries.items()}, 0)
     else:
         job = prepare(config, devices=devices)
         examples = job.require("train")
@@ -90,21 +89,21 @@ def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Pla
     return Planned(job, program, sharding.with_shardings(program.shapes, program.shardings), batch, steps)
 
 
-def _without_data(
-    config: Config, module: ModuleType, devices: Sequence[jax.Device] | None
-) -> tuple[Job, dict[str, np.ndarray]]:
-    """Return the job and an example, with what the data would tell from the config, or from a file that it names."""
-    config = configs.freeze(config)
-    mesh = sharding.make_mesh(config.mesh, devices)
+def without_data(config: Config, module: ModuleType, mesh: Mesh) -> tuple[Job, dict[str, np.ndarray]]:
+    """Return a task's job, with what the data would tell from the config alone, and its `made_example`.
+
+    One source stands for all of config.data.mix.
+    """
+    full = config.to_dict()
+    data = full["data"] | ({"mix": {}, "sources": {}} if config.data.mix else {})
     if hasattr(module, "texts"):
-        made = {"tokenizer": stand_ins.tokenizer(config)}
-        if config.data.get("target_tokenizer"):
-            made["target_tokenizer"] = stand_ins.tokenizer(config, "target_tokenizer", "target_vocab")
-        config = Config(config.to_dict() | {"data": config.data.to_dict() | made})
+        data["tokenizer"] = stand_ins.tokenizer(config)
+        if data.get("target_tokenizer"):
+            data["target_tokenizer"] = stand_ins.tokenizer(config, "target_tokenizer", "target_vocab")
+    config = Config(full | {"data": data})
     values, example = module.made_example(config)
     unset = any(config.model.get(name, 0) is None for name in SIZES)
-    config = fill(config, module, pretrained=unset, values=values)
-    return Job(module, config, mesh), example
+    return Job(module, fill(config, module, pretrained=unset, values=values), mesh), example
 
 
 def run(config: Config, hardware: Hardware) -> dict[str, Any]:

@@ -7,6 +7,8 @@ neighbors in a ring. Asynchronous collectives run beside other work, so the time
 """
 
 import collections
+import importlib.util
+import math
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -33,16 +35,23 @@ class Chip(NamedTuple):
     four of 256 x 256 on v6e.
     """
 
-    hbm: float  # bytes
+    hbm: float  # bytes; Google's GB are powers of 2
     clock: float  # Hz
     link: float  # bytes a second out of one link; each chip has four links, on v4 and v5p six
 
 
 CHIPS = {
-    "v4": Chip(32e9, 1.05e9, 50e9),
-    "v5e": Chip(16e9, 1.5e9, 50e9),
-    "v5p": Chip(95e9, 1.75e9, 100e9),
-    "v6e": Chip(32e9, 1.75e9, 100e9),
+    "v4": Chip(32 * 2**30, 1.05e9, 50e9),
+    "v5e": Chip(16 * 2**30, 1.5e9, 50e9),
+    "v5p": Chip(95 * 2**30, 1.75e9, 100e9),
+    "v6e": Chip(32 * 2**30, 1.75e9, 100e9),
+}
+ALONE = {  # what libtpu would ask the cloud for, and complain about; and several processes may load it
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
 SMALLER = (
     "more of config.mesh.fsdp, config.model.remat=True, a smaller config.batch_size, more of config.accumulate or"
@@ -56,6 +65,7 @@ class Work(NamedTuple):
     seconds: dict[str, float]  # by kind of work, as the compiler estimates
     largest: list[tuple[float, str]]  # seconds and description of the longest instructions
     kernels: dict[str, int]  # runs of each kernel
+    kernel_flops: float | None  # what all of these say that they do; None: not all say it
 
 
 def devices(topology: str) -> Sequence[jax.Device]:
@@ -65,21 +75,20 @@ def devices(topology: str) -> Sequence[jax.Device]:
       ConfigError: libtpu is not installed, or has no such topology.
     """
     generation, _, shape = topology.partition(":")
-    if generation not in CHIPS or not re.fullmatch(r"\d+(x\d+){1,2}", shape):
+    if generation not in CHIPS or not re.fullmatch(r"[1-9]\d{0,2}(x[1-9]\d{0,2}){1,2}", shape):
         raise ConfigError(
             f"--topology={topology}: expected one of {', '.join(CHIPS)}, a colon and the chips along each axis,"
             " such as v5e:4x4 or v5p:2x2x1"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # of a machine that is no TPU's
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
+    if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
+        raise ConfigError("--topology needs the compiler of TPUs, which is absent: pip install 'jtasks[tpu-plan]'")
+    for name, value in ALONE.items():
+        os.environ.setdefault(name, value)
     from jax.experimental import topologies
 
     options = {"chip_config_name": "megacore"} if generation == "v4" else {}
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=topology, **options).devices
-    except ModuleNotFoundError as error:
-        raise ConfigError("--topology needs the compiler of TPUs: pip install 'jtasks[tpu-plan]'") from error
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--topology={topology}: {str(error).splitlines()[0]}") from error
 
@@ -115,7 +124,7 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return facts | {"fits": False, "hbm_bytes": _needed(str(error)), "refusal": _refusal(str(error))}, ""
+        return facts | {"fits": False, "hbm_bytes": needed(str(error)), "refusal": _refusal(str(error))}, ""
     program = hlo.parse(text := compiled.as_text())
     analysis, arguments = compiled.memory_analysis(), planned.arguments()
     memory = {
@@ -128,9 +137,10 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
     traffic = hlo.collectives(program, len(chips))
     done = work(program, chip)
     model = flops.count(*on_one_cpu(planned), recomputed=False)
-    # The backward pass reads what the kernels of the forward pass saved, so they run once.
-    step = planned.program.step, planned.state, planned.batch
-    kernels = flops.count(*step, recomputed=False, only_kernels=True) / len(chips)
+    kernels = done.kernel_flops
+    if kernels is None:  # the backward pass reads what the kernels of the forward pass saved, so they run once
+        step = planned.program.step, planned.state, planned.batch
+        kernels = flops.count(*step, recomputed=False, only_kernels=True) / len(chips)
     times = bounds(sum(done.seconds.values()), kernels / (efficiency * peak), traffic, chip)
     ideal = model / (len(chips) * peak)
     return {
@@ -178,11 +188,13 @@ def seconds(collective: hlo.Collective, chip: Chip) -> float:
 def work(program: hlo.Program, chip: Chip) -> Work:
     """Return the work of a chip in one step, loops counted, by the compiler's estimates."""
     kinds, largest = collections.defaultdict[str, float](float), collections.defaultdict[str, float](float)
-    kernels = collections.Counter[str]()
+    kernels, kernel_flops = collections.Counter[str](), [0.0]
     for instruction, times in program.instructions():
         name = re.sub(r"\.\d+$", "", instruction.name)
         if hlo.KERNEL in instruction.attributes:
             kernels[name] += times
+            said = re.search(r'"cost_estimate":\{"flops":"(\d+)"', instruction.attributes)
+            kernel_flops.append(int(said[1]) * times if said else math.nan)
         if instruction.cycles:
             took = instruction.cycles * times / chip.clock
             kinds[kind(program, instruction)] += took
@@ -190,7 +202,8 @@ def work(program: hlo.Program, chip: Chip) -> Work:
             largest[f"{name} {shape[:60]} {instruction.scope[-90:]}"] += took
     described = sorted(((took, name) for name, took in largest.items()), reverse=True)[:LARGEST]
     by_kind = dict(sorted(kinds.items(), key=lambda item: item[1], reverse=True))
-    return Work(by_kind, described, dict(kernels))
+    said_by_all = None if math.isnan(sum(kernel_flops)) else sum(kernel_flops)
+    return Work(by_kind, described, dict(kernels), said_by_all)
 
 
 def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
@@ -218,23 +231,27 @@ def on_one_cpu(planned: Planned) -> Iterator[Any]:
     yield from (program.step, program.shapes, batch)
 
 
-def _needed(message: str) -> int | None:
+def needed(message: str) -> int | None:
     """Return the bytes that a program needs, from the message of the compiler that refuses it."""
-    used = re.search(r"Used ([\d.]+)([KMGT]?) of", message)
-    return int(float(used[1]) * 1024 ** "_KMGT".index(used[2] or "_")) if used else None
+    said = re.search(r"Used ([\d.]+)([KMGT]?) of|\(([\d.]+)([KMGT]?)\) exceeds", message)
+    if said is None:
+        return None
+    number, unit = said.groups()[:2] if said[1] else said.groups()[2:]
+    return int(float(number) * 1024 ** "_KMGT".index(unit or "_"))
 
 
 def _refusal(message: str) -> str:
-    used = re.search(r"Used [^.]*?\.?[^.]* of [\d.]+[KMGT]? hbm[^\n]*", message)
-    return used[0].strip() if used else message.splitlines()[0]
+    """Return what the compiler says first, without its codes."""
+    return re.sub(r"^([A-Z_]+: )?(E\d+: )?", "", message.splitlines()[0])
 
 
 def table(facts: dict[str, Any]) -> str:
     """Format a plan as aligned lines, which say what is the compiler's and what is assumed."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
-    fast, slow = facts["step_seconds_range"]
-    low, high = facts["mfu_range"]
-    compiler = sum(facts["compiler_seconds"].values())
+    fast, slow = map(_time, facts["step_seconds_range"])
+    low, high = (f"{mfu:.1%}" for mfu in facts["mfu_range"])
+    alone, beside = (_time(facts[f"{kind}_seconds"]) for kind in ("synchronous", "asynchronous"))
+    flop, reached = format_si(facts["kernel_flops"]), f"{facts['kernel_efficiency']:.0%}"
     rows = [
         ("chips", f"{facts['devices']} of {facts['topology']}: {mesh}"),
         ("parameters", f"{facts['parameters']:,}"),
@@ -242,32 +259,24 @@ def table(facts: dict[str, Any]) -> str:
         ("model FLOPs a step", format_si(facts["model_flops"])),
         ("memory of a chip", f"{format_si(facts['hbm_bytes'])}B of {format_si(facts['hbm_bytes_of_chip'])}B"),
         *((f"  {name}", f"{format_si(size)}B") for name, size in facts["memory"].items() if size),
-        ("compiler's estimate", f"{compiler:.4f} s"),
-        *((f"  {name}", f"{took:.4f} s") for name, took in facts["compiler_seconds"].items()),
-        (
-            "kernels, assumed",
-            f"{facts['kernel_seconds']:.4f} s: {format_si(facts['kernel_flops'])}FLOP a chip at"
-            f" {facts['kernel_efficiency']:.0%} of the peak",
-        ),
-        *((f"  {name}", f"{runs} times") for name, runs in facts["kernels"].items()),
-        (
-            "collectives, assumed",
-            f"{facts['synchronous_seconds']:.4f} s alone, {facts['asynchronous_seconds']:.4f} s beside other work",
-        ),
-        *((f"  {_name(c)}", _sizes(c)) for c in facts["collectives"][:LARGEST]),
-        ("step", f"{fast:.4f} to {slow:.4f} s"),
-        ("MFU", f"{low:.1%} to {high:.1%}"),
+        ("work, the compiler's estimate", _time(sum(facts["compiler_seconds"].values()))),
+        *((f"  {name}", _time(took)) for name, took in facts["compiler_seconds"].items()),
     ]
+    if facts["kernels"]:
+        rows.append(("kernels, assumed", f"{_time(facts['kernel_seconds'])}: {flop}FLOP at {reached} of the peak"))
+        rows += [(f"  {name.partition('_block')[0]}", f"{runs} times") for name, runs in facts["kernels"].items()]
+    if facts["collectives"]:
+        rows.append(("collectives, assumed", f"{alone} alone, and {beside} beside other work"))
+    for each in facts["collectives"][:LARGEST]:
+        overlap = "asynchronous" if each["overlaps"] else "synchronous"
+        size = f"{each['times']} times {format_si(each['size'])}B"
+        rows.append((f"  {each['kind']} of {each['devices']}", f"{size}, {overlap}, {_time(each['seconds'])}"))
+    rows.append(("step", fast if fast == slow else f"{fast}, or {slow} if no asynchronous collective overlaps"))
+    rows.append(("MFU", high if low == high else f"{high}, or {low}"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {value}" for name, value in rows]
-    return "\n".join([*lines, "longest:", *(f"  {x['seconds']:.4f} s  {x['instruction']}" for x in facts["largest"])])
+    return "\n".join([*lines, "longest:", *(f"  {_time(x['seconds'])}  {x['instruction']}" for x in facts["largest"])])
 
 
-def _name(collective: dict[str, Any]) -> str:
-    return f"{collective['kind']} of {collective['devices']}"
-
-
-def _sizes(collective: dict[str, Any]) -> str:
-    overlap = "asynchronous" if collective["overlaps"] else "synchronous"
-    size = format_si(collective["size"])
-    return f"{collective['times']} times {size}B, {overlap}, {collective['seconds']:.4f} s"
+def _time(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"

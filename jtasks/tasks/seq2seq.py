@@ -107,25 +107,29 @@ def model_args(config: Config) -> dict[str, Any]:
 
     A model that has its positions already, as one of Hugging Face without a run, cuts longer texts.
     """
-    source, target = (_side(name, config) for name in SIDES)
-    positions = max(config.data.source_length, config.data.target_length, 1 + config.beam.max_len)
-    noise = noised.model_args(config, source.tokenizer) if config.data.noise else {}
-    positions = max(positions, noise.pop("max_length", 0))
-    length = {"max_length": positions} if config.model.max_length is None else {}
-    same = source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
-    vocab = {"target_vocab": 0 if same else tokenizers.size(target.tokenizer)}
-    return {"begin": target.pad, "end": target.end, "pad": target.pad, **vocab, **length, **noise}
+    return _values(config, noised.model_args(config, _tokenizer("source", config)) if config.data.noise else {})
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     if config.data.noise:
-        return noised.made_example(config, model_args)
+        noise, example = noised.made_example(config, _tokenizer("source", config))
+        return _values(config, noise), example
     sides = ((name, _side(name, config).length) for name in SIDES)
     example = {name: np.zeros(length, np.int32) for name, length in sides}
     return model_args(config), example | {
         f"{name}_segment_ids": np.ones(len(x), np.uint8) for name, x in example.items()
     }
+
+
+def _values(config: Config, noise: dict[str, Any]) -> dict[str, Any]:
+    source, target = (_side(name, config) for name in SIDES)
+    positions = max(config.data.source_length, config.data.target_length, 1 + config.beam.max_len)
+    positions = max(positions, noise.pop("max_length", 0))
+    length = {"max_length": positions} if config.model.max_length is None else {}
+    same = source.tokenizer.get_vocab() == target.tokenizer.get_vocab()
+    vocab = {"target_vocab": 0 if same else tokenizers.size(target.tokenizer)}
+    return {"begin": target.pad, "end": target.end, "pad": target.pad, **vocab, **length, **noise}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -122,7 +122,9 @@ def model_args(config: Config) -> dict[str, Any]:
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     shape, data = stand_ins.shape(config), config.data
-    values = model_args(Config(config.to_dict() | {"model": config.model.to_dict() | {"shape": shape}}))
+    known = {"shape": shape, "answers": config.model.get("answers") or ("yes", "no")}  # a step needs no candidates
+    bare = {"model": config.model.to_dict() | known, "data": data.to_dict() | {"answers": ""}}
+    values = known | model_args(Config(config.to_dict() | bare))
     length = min(data.max_question_tokens, config.model.max_length or data.max_question_tokens)
     return values, {
         "image": np.zeros((*shape, 3), np.uint8),

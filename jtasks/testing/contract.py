@@ -17,6 +17,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
 from jtasks.faults import CONTRACT, Fault, explain, require, some
+from jtasks.run import plan
 from jtasks.run.job import SPLITS, Job, fill, make_files
 from jtasks.run.preflight import check_loss, check_metrics, kind, require_arrays, require_no_leak, require_unchanged
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, small, unequal, variables
@@ -51,6 +52,7 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
         _check_evaluation(tested)
         _check_predictions(tested)
         _check_other_splits(tested, splits)
+        _check_made_example(tested)
     notes = _misspellings(module)
     if printed.getvalue().strip():
         line = printed.getvalue().strip().splitlines()[0][:60]
@@ -281,6 +283,26 @@ def _check_other_splits(subject: Subject, splits: dict[str, pipeline.Examples]) 
                 raise Fault(
                     f"dataset({split!r}, config): {some(differences)}; {explain(error, subject.task)}", hint
                 ) from error
+
+
+def _check_made_example(subject: Subject) -> None:
+    """Check that a made example has the entries and types of the data, and gives parameters of the same shapes."""
+    if not hasattr(subject.task, "made_example"):
+        return
+    job, example = plan.without_data(subject.config, subject.task, subject.job.mesh)
+    hint = "give it the entries of dataset or collate_fn: one example, in their types, and the values of model_args"
+    data = {name: array for name, array in subject.batch.items() if not name.startswith(pipeline.PARTNER)}
+    entries: dict[str, Any] = {
+        name: jax.ShapeDtypeStruct((len(data["mask"]), *array.shape), array.dtype) for name, array in example.items()
+    }
+    entries |= {name: data[name] for name in ("mask", "seed")}
+    forms = [{k: f"{x.dtype} of {x.ndim - 1} axes" for k, x in each.items()} for each in (entries, data)]
+    pairs = {k: [each.get(k, "absent") for each in forms] for k in entries | data}
+    wrong = [f"{k!r} is {made}, in a batch {real}" for k, (made, real) in pairs.items() if made != real]
+    require(not wrong, f"made_example: {some(sorted(wrong))}", hint)
+    params = jax.eval_shape(lambda batch: job.task.init(key(0), batch, job.config), entries)
+    shapes = [jax.tree.map(lambda x: x.shape, tree) for tree in (params, subject.params)]
+    require(shapes[0] == shapes[1], "made_example gives parameters of other shapes than the data", hint)
 
 
 def _has_steady_types(subject: Subject) -> bool:

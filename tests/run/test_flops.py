@@ -5,8 +5,10 @@ import types
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.experimental import pallas
 from jax.sharding import PartitionSpec as P
 
+from jtasks.models import kernels
 from jtasks.run import flops
 
 
@@ -162,3 +164,29 @@ def test_a_convolution(groups):
 )
 def test_peaks_are_those_of_the_named_device_and_of_no_lookalike(kind, precision, expected):
     assert flops.peak(types.SimpleNamespace(device_kind=kind), precision) == expected
+
+
+def test_without_recomputation_remat_counts_nothing():
+    def loss(w, x):
+        return jnp.sum(jax.checkpoint(lambda x: jnp.tanh(jnp.tanh(x @ w[0]) @ w[1]))(x) ** 2)
+
+    arguments = [shape(8, 8), shape(8, 8)], shape(4, 8)
+    assert flops.count(jax.grad(loss), *arguments) - 2 * 512 == flops.count(
+        jax.grad(loss), *arguments, recomputed=False
+    )
+
+
+@pytest.mark.parametrize(("scope", "blocks"), [("another", 9), (kernels.CAUSAL, 6)])
+def test_a_kernel_counts_the_blocks_that_it_computes(scope, blocks):
+    def kernel(query, key, scores):
+        scores[...] = query[...] @ key[...].T
+
+    def scores(query, key):
+        rows, columns = (pallas.BlockSpec((8, 4), lambda i, j, axis=axis: ((i, j)[axis], 0)) for axis in (0, 1))
+        whole, part = shape(24, 24), pallas.BlockSpec((8, 8), lambda i, j: (i, j))
+        with jax.named_scope(scope):
+            return pallas.pallas_call(kernel, whole, grid=(3, 3), in_specs=[rows, columns], out_specs=part)(query, key)
+
+    arrays, block = [shape(24, 4)] * 2, 2 * 8 * 8 * 4
+    assert flops.count(scores, *arrays) == blocks * block
+    assert flops.count(lambda q, k: scores(q, k) @ k, *arrays, only_kernels=True) == blocks * block

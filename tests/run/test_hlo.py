@@ -4,13 +4,15 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from front_door import ROOT
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jtasks.distributed import sharding
-from jtasks.run import hlo
+from jtasks.run import hlo, tpu
 from jtasks.run.hlo import Collective
 
 ALL = PartitionSpec()
+TPU = ROOT / "tests/golden/tpu_step.hlo"  # in the form that the compiler of TPUs writes
 
 
 def compiled(function, mesh, specs, *shapes, out) -> str:
@@ -62,3 +64,38 @@ def test_groups_are_read_in_each_of_their_forms(groups, devices, kind, size, par
     instruction = f"ROOT %a = bf16[4,5]{{1,0}} {kind}(%p), replica_groups={groups}"
     text = f"ENTRY %main (p: bf16[4,5]) -> bf16[4,5] {{\n  {instruction}\n}}\n"
     assert collectives(text) == [Collective(kind, devices, size * (part or devices), 1)]
+
+
+def test_the_work_that_the_tpu_compiler_estimates_counts_as_often_as_its_loop_turns():
+    program = hlo.parse(TPU.read_text())
+    assert {i.name: n for i, n in program.instructions() if i.cycles} == {"fusion.2": 6, "copy.1": 6, "reduce.1": 1}
+    done = tpu.work(program, tpu.Chip(hbm=1, clock=1000, link=1))
+    assert done.seconds == {"products": 4.2, "copies and transpositions": 0.3, "sums": 0.03}
+    assert (done.kernels, done.kernel_flops) == ({"attend": 6}, None)
+    said = TPU.read_text().replace('op_name="jit(step)/pallas_call"}', 'x="y"}, {"cost_estimate":{"flops":"80"}}')
+    assert tpu.work(hlo.parse(said), tpu.Chip(hbm=1, clock=1000, link=1)).kernel_flops == 6 * 80
+    assert done.largest[0] == (4.2, "fusion f32[8] jit(step)/dot_general")
+
+
+def test_an_asynchronous_collective_of_the_tpu_compiler_counts_once_for_all_of_its_pieces():
+    assert hlo.collectives(hlo.parse(TPU.read_text()), 4) == [
+        Collective("all-gather", 4, 16 * 8 * 2, 6, overlaps=True),
+        Collective("collective-permute", 2, 4 * 8 * 2 + 4, 6, overlaps=True),  # with the halves of its two flags
+        Collective("reduce-scatter", 4, 16 * 8 * 2, 6),
+    ]
+
+
+def test_asynchronous_collectives_bound_a_step_from_both_sides():
+    chip = tpu.Chip(hbm=1, clock=1, link=5)
+    traffic = [Collective("all-gather", 4, 400, 1), Collective("collective-permute", 2, 200, 2, overlaps=True)]
+    times = tpu.bounds(10, 5, traffic, chip)
+    assert (times["synchronous_seconds"], times["asynchronous_seconds"]) == (30, 40)
+    assert times["step_seconds_range"] == [45, 85]
+    assert tpu.bounds(1, 0, traffic[1:], chip)["step_seconds_range"] == [40, 41]
+
+
+def test_the_compiler_says_how_much_memory_a_refused_program_needs():
+    said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: the memory for HLO temporaries (30.5G) exceeds available HBM"
+    assert tpu.needed(said) == 30.5 * 2**30
+    assert tpu.needed("XLA:TPU compile permanent error. Used 20.0G of 15.75G hbm. Exceeded") == 20 * 2**30
+    assert tpu.needed("something else") is None

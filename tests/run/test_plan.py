@@ -1,6 +1,7 @@
 """What a plan says of a step follows from shapes, shardings and the compiled program."""
 
 import functools
+import importlib.util
 import json
 import math
 
@@ -8,8 +9,9 @@ import pytest
 import tiny
 from front_door import DIGITS, run
 
+from jtasks import config as configs
 from jtasks.errors import ConfigError
-from jtasks.run import plan
+from jtasks.run import plan, tpu
 from jtasks.run.hlo import Collective
 from jtasks.run.plan import Hardware
 
@@ -65,6 +67,57 @@ def test_memory_falls_with_fsdp_and_the_flops_stay():
 def test_impossible_hardware_is_refused(hardware, message):
     with pytest.raises(ConfigError, match=message):
         plan.run(tiny.config("igpt"), hardware)
+
+
+@pytest.mark.parametrize("topology", ["v9:2x2", "v5e", "v5e:2x2x2x2", "v5e:0x4", ""])
+def test_an_impossible_topology_is_refused(topology):
+    with pytest.raises(ConfigError, match="expected one of v4, v5e, v5p, v6e, a colon and the chips along each axis"):
+        tpu.devices(topology)
+
+
+def test_a_topology_without_the_compiler_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.delenv("TPU_LIBRARY_PATH", raising=False)
+    with pytest.raises(ConfigError, match="pip install 'jtasks\\[tpu-plan\\]'"):
+        tpu.devices("v5e:2x2")
+
+
+def shapes(config):
+    """The parameters and the entries of a batch of a plan."""
+    planned = plan.abstract(configs.load(config[0], [f"--config.{field}" for field in config[1:]]))
+    entries = {name: (x.dtype.name, x.shape) for name, x in planned.batch.items() if name not in ("mask", "seed")}
+    return planned.parameters, entries
+
+
+def test_a_plan_needs_no_data(tmp_path):
+    nowhere = f"data.dir={tmp_path}"
+    image = {"image": ("uint8", (128, 32, 32, 3)), "label": ("int32", (128,))}
+    assert shapes(["igpt_cifar:s", nowhere]) == (76_707_328, image)
+    parameters, entries = shapes(["lm_text:bpe", nowhere, "batch_size=8"])
+    assert parameters == 13_817_856
+    assert entries["tokens"] == ("uint16", (8, 257))
+    _, entries = shapes(["lm_text:bpe", nowhere, "batch_size=8", "model.vocab=70000"])
+    assert entries["tokens"][0] == "int32"
+    _, entries = shapes(["vit_cifar:tiny", nowhere, "batch_size=8", "data.mixup=0.2"])
+    assert {"partner_image", "partner_label"} <= set(entries)
+    _, entries = shapes(["translate:small", nowhere, "batch_tokens=4096"])
+    assert {name: shape[1] for name, (_, shape) in entries.items()} == dict.fromkeys(entries, 48)
+    assert 48 * entries["source"][1][0] * 2 <= 4096
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("shakespeare_char", "set config.model.vocab, their number"),
+        ("wnut17:scratch", "set config.model.labels, their number, or config.data.labels"),
+        ("sst2:base", "or for a plan: set config.model.vocab, the number of its tokens"),
+        ("infill_text", "set config.model.documents, the largest number in a row"),
+        ("multimodal_classify", "set config.model.pictures"),
+    ],
+)
+def test_a_plan_without_data_says_what_it_cannot_know(config, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        plan.abstract(configs.load(config, [f"--config.data.dir={tmp_path}"]))
 
 
 @pytest.mark.slow

@@ -5,12 +5,13 @@ import importlib.util
 import jax
 import numpy as np
 import pytest
+from front_door import run
 from jax.sharding import AxisType, Mesh
 
 from jtasks import config as configs
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
-from jtasks.run import programs
+from jtasks.run import hlo, programs
 from jtasks.run.job import prepare
 
 pytestmark = [
@@ -58,6 +59,24 @@ def test_a_step_gets_the_kernels_of_the_mesh_and_not_of_the_machine(devices, tmp
     assert text.count('custom_call_target="tpu_custom_call"') == 2  # forward, once, and backward
     assert "all-reduce" in text
     assert lowered(config, devices[:1]).as_text().count("tpu_custom_call") >= 2
+
+
+def test_the_front_door_plans_with_the_compiler_of_a_tpu(tmp_path):
+    flags = ["--config=igpt_cifar:xxs", f"--config.data.dir={tmp_path}", "--config.batch_size=8", "--mode=plan"]
+    flags += ["--config.model.depth=2", "--topology=v5e:2x2", "--config.mesh.fsdp=4", "--config.precision=bfloat16"]
+    result, errors = run(*flags, f"--output={tmp_path}/step.hlo")
+    assert result["fits"] and result["devices"] == 4
+    assert 0 < result["mfu"] == result["mfu_range"][1] < 1
+    assert result["step_seconds"] == result["step_seconds_range"][0]
+    work = sum(result["compiler_seconds"].values()) + result["kernel_seconds"] + result["synchronous_seconds"]
+    assert result["step_seconds"] == pytest.approx(work)
+    assert {"flash_attention"} <= {name.partition("_block")[0] for name in result["kernels"]} and result["kernel_flops"]
+    assert "all-gather" in {collective["kind"] for collective in result["collectives"]}
+    assert result["hbm_bytes"] == sum(result["memory"].values()) < result["hbm_bytes_of_chip"] == 16 * 2**30
+    program = hlo.parse((tmp_path / "step.hlo").read_text())
+    cycles = sum(instruction.cycles * times for instruction, times in program.instructions())
+    assert cycles / 1.5e9 == pytest.approx(sum(result["compiler_seconds"].values()))
+    assert "kernels, assumed" in errors and "at 40% of the peak" in errors
 
 
 def test_a_step_convolves_as_the_mesh_s_platform_does(devices):
