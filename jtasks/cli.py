@@ -265,7 +265,7 @@ def _mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict
     if flags.mode == "export":
         from jtasks.run import export
 
-        return {"exported": str(export.run(config, workdir, output, which))}
+        return {"exported": str(export.run(config, workdir, output, which, flags.format))}
     from jtasks.run import predict
 
     if flags.mode == "predict":

@@ -84,7 +84,12 @@ def make_parser() -> argparse.ArgumentParser:
         help="the run's folder, with log, checkpoints and pictures; or with --input also hf:FOLDER or hf:NAME, a model",
     )
     flags.add_argument("--mode", default="train", choices=MODES)
-    flags.add_argument("--format", default="hf", choices=("hf",), help="for export: Hugging Face's format")
+    flags.add_argument(
+        "--format",
+        default="hf",
+        choices=("hf", "peft"),
+        help="for export: Hugging Face's format, or that of its PEFT for an adapter alone",
+    )
     flags.add_argument(
         "--output",
         metavar="PATH",

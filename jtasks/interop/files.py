@@ -61,15 +61,20 @@ def read(file: pathlib.Path, name: str) -> np.ndarray:
 
 def write(folder: pathlib.Path, config: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> None:
     """Write config.json and model.safetensors; each appears whole or not at all."""
+    write_tensors(folder / WEIGHTS, tensors)
+    write_json(folder / CONFIG, config)
+
+
+def write_tensors(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write a file of safetensors; it appears whole or not at all."""
     from safetensors.numpy import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{WEIGHTS}.tmp"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.tmp")
     # safetensors would silently write the memory of a non-contiguous array in its storage order.
     save_file({name: np.asarray(x, order="C") for name, x in tensors.items()}, partial, metadata={"format": "pt"})
     partial.chmod(0o644)  # safetensors' files are private, but a folder of weights is often shared
-    partial.replace(folder / WEIGHTS)
-    write_json(folder / CONFIG, config)
+    partial.replace(path)
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

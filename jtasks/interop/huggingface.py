@@ -150,6 +150,14 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
       ConfigError: the architecture is unknown, or config.model lacks a field.
       CheckpointError: the architecture cannot express the model.
     """
+    tensors, config, _ = with_table(params, model, architecture)
+    return tensors, config
+
+
+def with_table(
+    params: Any, model: Mapping[str, Any], architecture: str
+) -> tuple[dict[str, np.ndarray], dict[str, Any], list[Entry]]:
+    """Return what `to_hf` does, and the table of our parameters and their tensors."""
     families = [family for family in FAMILIES if architecture in family.ARCHITECTURES]
     if not families:
         known = ", ".join(name for family in FAMILIES for name in family.ARCHITECTURES)
@@ -158,8 +166,8 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
         config, params = families[0].to_hf(jax.tree.map(np.asarray, params), model, architecture)
     except KeyError as error:
         raise CheckpointError(f"the model has no {error} parameters, which a {architecture} must have") from error
-    flat, tensors = by_name(params), {}
-    for entry in families[0].entries(config):
+    flat, tensors, table = by_name(params), {}, families[0].entries(config)
+    for entry in table:
         if entry.path not in flat and entry.head:
             continue
         if entry.path not in flat:
@@ -177,7 +185,7 @@ def to_hf(params: Any, model: Mapping[str, Any], architecture: str) -> tuple[dic
     config = {name: value for name, value in config.items() if not name.startswith("_")}
     if flat:
         raise CheckpointError(f"Hugging Face's {architecture} has no place for the parameters {', '.join(flat)}")
-    return tensors, config
+    return tensors, config, table
 
 
 def architecture(task: ModuleType, model: Mapping[str, Any]) -> str | None:

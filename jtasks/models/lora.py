@@ -76,11 +76,11 @@ def layers(shapes: Any, heads: Mapping[str, int]) -> list[Layer]:
         if leaf.ndim != len(stack) + 2 or name.endswith("embedding") or not jnp.issubdtype(leaf.dtype, jnp.floating):
             continue
         module, (inputs, outputs) = name.removesuffix("/kernel"), leaf.shape[-2:]
-        parts, count = _parts(module), heads.get(module) or heads.get(module.rpartition("/")[0])
+        split, count = parts(module), heads.get(module) or heads.get(module.rpartition("/")[0])
         columns: tuple[int, ...] = (outputs,)
-        if parts and count and outputs % (count * len(parts)) == 0:
-            columns = (count, outputs // (count * len(parts)))
-        for part in parts if len(columns) == 2 else [module]:
+        if split and count and outputs % (count * len(split)) == 0:
+            columns = (count, outputs // (count * len(split)))
+        for part in split if len(columns) == 2 else [module]:
             result.append(Layer(part, name, (*stack, inputs, 1), (*stack, 1, *columns)))
     return result
 
@@ -152,13 +152,13 @@ def merge(
         if leaf is None:
             return adapter[name]
         module = name.removesuffix("/kernel")
-        own = [(adapter.get(layer + A), adapter.get(layer + B)) for layer in [module, *_parts(module)]]
-        plain, parts = own[0], own[1:]
+        own = [(adapter.get(layer + A), adapter.get(layer + B)) for layer in [module, *parts(module)]]
+        plain, fused = own[0], own[1:]
         # Of two layers of this name, the one of a fused kernel has the columns of B by head.
-        parts = [(a, b) if b is not None and b.ndim == leaf.ndim + 1 else (None, None) for a, b in parts]
-        if plain[0] is None and all(a is None for a, _ in parts):
+        fused = [(a, b) if b is not None and b.ndim == leaf.ndim + 1 else (None, None) for a, b in fused]
+        if plain[0] is None and all(a is None for a, _ in fused):
             return leaf
-        return (add or add_pairs)(leaf, [plain] if plain[0] is not None else parts, scale)
+        return (add or add_pairs)(leaf, [plain] if plain[0] is not None else fused, scale)
 
     return jax.tree_util.tree_map_with_path(whole, base, is_leaf=lambda leaf: leaf is None)
 
@@ -178,7 +178,7 @@ def add_pairs(kernel: jax.Array, pairs: list[tuple[Any, Any]], scale: float) -> 
     return kernel + (scale * product).astype(kernel.dtype)
 
 
-def _parts(module: str) -> list[str]:
+def parts(module: str) -> list[str]:
     """Return the names of the layers in a fused layer, in their order; none for another layer."""
     parent, slash, last = module.rpartition("/")
     return [f"{parent}{slash}{part}" for part in last.split("_")] if last in FUSED else []

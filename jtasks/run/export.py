@@ -12,23 +12,28 @@ from jtasks.console import warn
 from jtasks.data import hub, targets, tokenizer_files
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import beside, files, huggingface, model_config
+from jtasks.interop import beside, files, huggingface, model_config, peft
 from jtasks.interop import generation as generations
 from jtasks.ops import decode
-from jtasks.run import names, transfer
-from jtasks.run.restore import open_alone
+from jtasks.run import adapter, names, transfer
+from jtasks.run.restore import SavedRun, open_alone
 from jtasks.run.workdir import own_names, read_json, stored_assets
 from jtasks.writing import require_writable, write_file
 
 
-def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, which: str = "newest") -> pathlib.Path:
+def run(
+    config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, which: str = "newest", form: str = "hf"
+) -> pathlib.Path:
     """Write a checkpoint in Hugging Face's format of the task's model; the run's folder has all that it needs.
+
+    An adapter is merged with its base, or with the form "peft" written alone, as PEFT loads it.
 
     Args:
       config: must be the run's own.
       workdir: the run's folder, DIR.
-      folder: destination; None for DIR/export/hf.
+      folder: destination; None for DIR/export/hf, or DIR/export/peft.
       which: checkpoint to export (see `restore.open_run`).
+      form: "hf" or "peft".
 
     Raises:
       ConfigError: the task does not name the architecture of its model, or `folder` holds something else.
@@ -39,14 +44,19 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
             f"task {config.task} does not say which Hugging Face architecture its model has: a task that can be"
             f' exported has a constant such as HF_ARCHITECTURE = "GPT2LMHeadModel"'
         )
-    folder = (folder or workdir / "export" / "hf").expanduser()
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / files.CONFIG).exists()):
+    if form == "peft" and not config.adapter.kind:
+        raise ConfigError("--format=peft writes an adapter, and this run has none: use --format=hf")
+    folder = (folder or workdir / "export" / form).expanduser()
+    mark = peft.CONFIG if form == "peft" else files.CONFIG
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists()):
         raise ConfigError(f"--output={folder} holds something else: give a new folder, or that of an earlier export")
     if recorded := read_json(workdir / "config.json"):
         config = names.fill(own_names(config, workdir), recorded)
     run = open_alone(config, workdir, which)
     job = run.job
     architecture = str(huggingface.architecture(job.task, job.config.model))
+    if form == "peft":
+        return _write_adapter(run, architecture, folder)
     tensors, theirs = huggingface.to_hf(_fetch(run.params()), job.config.model, architecture)
     assets = stored_assets(workdir)
     first, generation, vocabulary, pieces = _read_pretrained(job.config)
@@ -69,6 +79,37 @@ def run(config: Config, workdir: pathlib.Path, folder: pathlib.Path | None, whic
             write_file(folder / name, text)
         for path in pieces:
             write_file(folder / path.name, path.read_bytes())
+
+    processes.on_first_process(write)
+    return folder
+
+
+def _write_adapter(run: SavedRun, architecture: str, folder: pathlib.Path) -> pathlib.Path:
+    """Write the adapter of a run in PEFT's format, with the task's assets."""
+    config = run.job.config
+    trained, base = run.trained()
+    params = _fetch(adapter.full(config, trained, base))
+    place, _, revision = config.init_from.removeprefix(hub.PREFIX).partition("@")
+    known = config.init_from.startswith(hub.PREFIX)
+    tensors, theirs = peft.to_peft(
+        _fetch(trained),
+        params,
+        config.model,
+        architecture,
+        alpha=adapter.scale(config) * config.adapter.rank,
+        base=place if known else None,
+    )
+    if known and revision:
+        theirs["revision"] = revision
+    if not known:
+        warn(f"the base, {config.init_from}, is a run: PEFT needs it as a model, by --workdir=BASE --mode=export")
+
+    def write() -> None:
+        require_writable(folder)
+        files.write_tensors(folder / peft.WEIGHTS, tensors)
+        files.write_json(folder / peft.CONFIG, theirs)
+        for name, text in stored_assets(run.workdir).items():
+            write_file(folder / name, text)
 
     processes.on_first_process(write)
     return folder

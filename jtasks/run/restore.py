@@ -50,6 +50,14 @@ class SavedRun(NamedTuple):
         Raises:
           CheckpointError: the parameters do not fit the config.
         """
+        return adapter.full(self.job.config, *self.trained())
+
+    def trained(self) -> tuple[Any, Any]:
+        """Restore what the run trains, and read the base below its adapter, None without config.adapter.
+
+        Raises:
+          CheckpointError, ConfigError: see `params`, and `adapter.load_base`.
+        """
         job = self.job
         batch = self.entries(sharding.num_batch_shards(job.mesh))
         shapes, heads = adapter.shapes_of(lambda b: job.task.init(jax.random.key(0), b, job.config), batch)
@@ -58,8 +66,7 @@ class SavedRun(NamedTuple):
             like, base = adapter.restored(job, shapes, heads, self.workdir)
         name = "ema_params" if job.config.ema else "params"
         folder = self.workdir / "checkpoints" / str(self.step)
-        params = checkpoint.restore(folder, {name: like}, only=f"{name}/")[name]
-        return adapter.full(job.config, params, base)
+        return checkpoint.restore(folder, {name: like}, only=f"{name}/")[name], base
 
     def entries(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the entries of a batch with this number of rows."""
