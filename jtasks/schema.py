@@ -76,6 +76,7 @@ class Data(OpenGroup):
     """Fields of config.data."""
 
     dir: str | None = field(None)  # None: $JTASKS_DATA, else the user's cache folder
+    shared: bool = field(True)  # whether all machines see one file system; False: each prepares its data
     threads: int = field(16, "[0, 10000]")  # threads that read ahead data not in memory
     workers: int = field(0, "[0, 10000]")  # processes instead of threads
     allow_changes: bool = field(False)  # resume although data or data fields differ from the run's

@@ -3,8 +3,9 @@
 #
 #   launch/tpu-vm.sh NAME ZONE --config=configs/igpt_cifar.py:l --workdir=/mnt/shared/runs/igpt
 #
-# Each worker finds the others through the TPU's metadata. --workdir, and --config.data.dir, must be in a folder that
-# all workers have mounted, such as Filestore. The run does not depend on this machine: when the connection is lost, the
+# Each worker finds the others through the TPU's metadata. --workdir, and --config.data.dir, must be in a bucket, as in
+# --workdir=gs://BUCKET/runs/igpt (pip install "jtasks[buckets]" on the workers; the service account of the TPU needs
+# to write there), or in a folder that all workers have mounted, such as Filestore. The run does not depend on this machine: when the connection is lost, the
 # same command shows its output again. Ctrl-C stops all after the same step, saved; the same command goes on, also after
 # a preemption.
 #

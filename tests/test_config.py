@@ -101,6 +101,7 @@ OTHER_VALUES = {
     "check.step": ("3", 3),
     "profile.start": ("3", 3),
     "profile.steps": ("5", 5),
+    "data.shared": ("False", False),
     "data.skip_bad": ("2", 2),
     "data.buckets": ("(32, 64)", (32, 64)),
     "stop.patience": ("5", 5),

@@ -1,6 +1,7 @@
 """The start of every mode: the task, its prepared data, the filled config, the mesh."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jtasks import config as configs
-from jtasks import ranges, task
+from jtasks import ranges, storage, task
 from jtasks.config import Config
 from jtasks.console import warn
 from jtasks.data import bucket_shapes, buckets, hub, mixture, pipeline, tokenizers
@@ -191,8 +192,26 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
     mesh = sharding.make_mesh(config.mesh, devices)
     config = names.pin_names(config, source=pretrained)
     module = mixture.over_sources(module) if config.data.mix else module
-    processes.on_first_process(lambda: make_files(config, module))
-    return Job(module, fill(config, module, pretrained=pretrained), mesh)
+    if config.data.shared and not storage.is_url(config.data.dir):
+        processes.on_first_process(lambda: make_files(config, module))
+        return Job(module, fill(config, module, pretrained=pretrained), mesh)
+    with storage.machine_lock("prepare"):  # the first process of each machine makes the files, the others find them
+        make_files(config, module)
+    job = Job(module, fill(config, module, pretrained=pretrained), mesh)
+    _require_same_assets(job)
+    return job
+
+
+def _require_same_assets(job: Job) -> None:
+    """Raise DataError if this process's data made another tokenizer or palette than that of the first process."""
+    own = {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in job.assets().items()}
+    first = processes.broadcast_from_first(lambda: own)
+    if other := [name for name in {**first, **own} if first.get(name) != own.get(name)]:
+        raise DataError(
+            f"process {jax.process_index()} has made another {other[0]} than process 0 from its own data: give all"
+            " machines the same data, or one folder that they share"
+        )
+    processes.barrier()
 
 
 def make_files(config: Config, module: ModuleType) -> None:

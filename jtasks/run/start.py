@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import buckets, fingerprint, pipeline
@@ -152,6 +153,7 @@ def compare_evals(job: Job, workdir: pathlib.Path, evals: dict[str, Evaluation])
 
 def recall_evaluations(log: Log, checkpoint: pathlib.Path) -> None:
     """Remember the evaluations that the checkpoint notes, from which config.stop and config.plateau follow."""
+    storage.fetch(checkpoint)
     if (note := checkpoint / HISTORY).is_file():
         try:
             log.records.recall(note.read_text(encoding="utf-8"))

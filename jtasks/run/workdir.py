@@ -37,7 +37,7 @@ FIXED = (
     "config.model.",
     "config.adapter.",
 )
-FREE = tuple(f"config.data.{name}" for name in ("dir", "threads", "workers", "skip_bad", "allow_changes"))
+FREE = tuple(f"config.data.{name}" for name in ("dir", "shared", "threads", "workers", "skip_bad", "allow_changes"))
 DATA, KINDS = "data.json", ("entries", "hashes")
 STARTED = ", started in "  # in .lock, before the working directory, from which relative paths in the config start
 ADAPTER = "adapter.json"  # of a run with config.adapter: its base

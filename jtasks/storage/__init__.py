@@ -5,7 +5,7 @@ bucket (`copies`); data in a bucket is downloaded once into the user's cache fol
 """
 
 from jtasks.storage.bucket import is_url
-from jtasks.storage.cached import cache_folder, local, match_files, match_folders
+from jtasks.storage.cached import cache_folder, local, machine_lock, match_files, match_folders
 from jtasks.storage.copies import (
     closing,
     fetch,
@@ -31,6 +31,7 @@ __all__ = [
     "is_url",
     "local",
     "locked",
+    "machine_lock",
     "match_files",
     "match_folders",
     "open_copy",

@@ -92,6 +92,17 @@ def _fetch(url: str, path: pathlib.Path, item: str) -> None:
 
 
 @contextlib.contextmanager
+def machine_lock(name: str) -> Iterator[None]:
+    """Let one process of this machine at a time run the block."""
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / name, "a") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: two processes do the same work
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def _index(path: pathlib.Path) -> Iterator[dict[str, list[object]]]:
     """Hold the list of what was downloaded, alone on this machine, and write it at the end, also after an error."""
     path.parent.mkdir(parents=True, exist_ok=True)

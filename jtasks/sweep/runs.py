@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import Any
 
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.console import number, say
 from jtasks.errors import EXIT_STOPPED, ConfigError, printable
@@ -123,7 +124,7 @@ def _train(run: Run, config: Config, folder: pathlib.Path, command: Sequence[str
         _await_other(folder / run.name, stop)
         begun = time.monotonic()
         log = folder / table.RECORDS / f"{run.name}.log"
-        record |= _start([*command, f"--workdir={folder / run.name}", *run.overrides], log, stop)
+        record |= _start([*command, f"--workdir={storage.shown(str(folder / run.name))}", *run.overrides], log, stop)
         record["seconds"] = round(record["seconds"] + time.monotonic() - begun, 1)
     table.write_record(folder, record, config)
     return record
@@ -191,4 +192,4 @@ def _summarize(record: Record, metric: str) -> str:
 
 def _result(record: Record, folder: pathlib.Path) -> dict[str, Any]:
     values = {f"config.{name}": value for name, value in record["values"].items()}
-    return {"best": record["run"], "workdir": str(folder / record["run"]), **values, **record["metrics"]}
+    return {"best": record["run"], "workdir": storage.shown(str(folder / record["run"])), **values, **record["metrics"]}

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from jtasks import storage
 from jtasks.config import Config
 from jtasks.run import workdir
 from jtasks.sweep import picture
@@ -29,6 +30,8 @@ def write_record(folder: pathlib.Path, record: Record, config: Config) -> None:
     """Write the record of a run, then the table and the picture of all runs; `config` has the metric to compare."""
     write_file(folder / RECORDS / f"{record['run']}.json", json.dumps(record, indent=1) + "\n")
     with _exclusive(folder):  # the tasks of an array job share the table
+        storage.push(folder)
+        storage.pull(folder)  # of a folder in a bucket, the records of other machines
         records = read_records(folder)
         write_file(folder / TABLE, to_csv(records))
         metric, mode = target(config, records)
@@ -37,6 +40,7 @@ def write_record(folder: pathlib.Path, record: Record, config: Config) -> None:
             write_file(
                 folder / PICTURE, picture.draw(finished, _names(finished, "values"), metric, mode, chosen["run"])
             )
+        storage.push(folder)
 
 
 def read_records(folder: pathlib.Path) -> list[Record]:
