@@ -12,6 +12,7 @@ from scipy import stats
 from jtasks.data import pipeline, shuffle
 from jtasks.errors import ConfigError
 from jtasks.ops import mixing
+from jtasks.run import plan
 from jtasks.run.gradient import gradient_fn
 from jtasks.tasks import vit
 
@@ -96,6 +97,11 @@ def test_mixing_needs_a_partner_and_batches_by_examples(tmp_path):
             job.plan(job.require("train"), shuffle=True)
     finally:
         del job.task.lengths
+
+
+def test_a_plan_without_data_has_partners_too():
+    planned = plan.abstract(tiny.config("vit", data__mixup=0.2), jax.devices()[:1])
+    assert planned.batch["partner_image"].shape == planned.batch["image"].shape
 
 
 def test_shares_sum_to_one_and_name_both_classes():
