@@ -82,6 +82,7 @@ def devices(topology: str) -> Sequence[jax.Device]:
         )
     if importlib.util.find_spec("libtpu") is None and not os.environ.get("TPU_LIBRARY_PATH"):
         raise ConfigError("--topology needs the compiler of TPUs, which is absent: pip install 'jtasks[tpu-plan]'")
+    os.environ.pop("XLA_FLAGS", None)  # at a flag for other devices, libtpu ends the process
     for name, value in ALONE.items():
         os.environ.setdefault(name, value)
     from jax.experimental import topologies

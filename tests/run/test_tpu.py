@@ -70,7 +70,7 @@ def test_the_front_door_plans_with_the_compiler_of_a_tpu(tmp_path):
     assert result["step_seconds"] == result["step_seconds_range"][0]
     work = sum(result["compiler_seconds"].values()) + result["kernel_seconds"] + result["synchronous_seconds"]
     assert result["step_seconds"] == pytest.approx(work)
-    assert {"flash_attention"} <= {name.partition("_block")[0] for name in result["kernels"]} and result["kernel_flops"]
+    assert sum(result["kernels"].values()) >= 4 and result["kernel_flops"]  # forward and backward, of two layers
     assert "all-gather" in {collective["kind"] for collective in result["collectives"]}
     assert result["hbm_bytes"] == sum(result["memory"].values()) < result["hbm_bytes_of_chip"] == 16 * 2**30
     program = hlo.parse((tmp_path / "step.hlo").read_text())
