@@ -63,6 +63,18 @@ def test_the_start_is_timed():
     assert by_case["startup warm"]["jtasks_s"] > 0.5  # the whole of JAX, a config and a step
 
 
+@pytest.mark.slow
+def test_saves_restores_and_meetings_are_timed(tmp_path):
+    found, _ = benchmark("checkpoint.py", "--gigabytes=0.01", "--rounds=1", "--cold", f"--folder={tmp_path}")
+    assert [record["case"] for record in found] == ["save 0.01 GB", "restore 0.01 GB"]
+    assert all(record["ratio"] > 0 and record["ours_gb_per_s"] > 0 for record in found)
+    assert not list(tmp_path.iterdir())
+    (held,), _ = benchmark("save.py", "--megabytes=1", "--runs=1")
+    assert held["synchronous_s"] > 0
+    (meeting,), _ = benchmark("meet.py", "--processes=8")
+    assert meeting["meeting_s"] > 0
+
+
 def test_arguments_that_cannot_be_are_refused():
     _, errors = benchmark("step.py", "bert", "--preset=s", code=1)
     assert "bert has no preset s; it has xs, base, smoke" in errors
