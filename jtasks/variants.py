@@ -2,7 +2,7 @@
 
     config.evals = dict(movies=dict(data=dict(valid="movies.tsv"), every=500, best="accuracy", best_mode="max"))
     config.data.mix = dict(web=2, books=1)
-    config.data.sources = dict(web=dict(train="web.txt"), books=dict(train="books.txt"))
+    config.data.sources = dict(web=dict(files="web.txt"), books=dict(files="books.txt"))
 
 A field of config.data that a variant does not name has its value in config.data.
 """

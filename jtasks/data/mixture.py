@@ -138,15 +138,15 @@ def window(weights: Sequence[int]) -> np.ndarray:
     ([0, 1, 0], [1, 2, 1, 0, 2, 1])
     """
     total = sum(weights)
-    ready: list[tuple[int, int]] = []
+    ready: list[tuple[int, int, int]] = []  # deadline, slot from which it may come, source
     waiting = [(0, source, 0) for source in range(len(weights))]
     heapq.heapify(waiting)
     cycle = []
     for slot in range(total):
         while waiting and waiting[0][0] <= slot:
-            _, source, turn = heapq.heappop(waiting)
-            heapq.heappush(ready, (-(-(turn + 1) * total // weights[source]), source))
-        _, source = heapq.heappop(ready)
+            begin, source, turn = heapq.heappop(waiting)
+            heapq.heappush(ready, (-(-(turn + 1) * total // weights[source]), begin, source))
+        *_, source = heapq.heappop(ready)
         cycle.append(source)
         turn = cycle.count(source)
         if turn < weights[source]:
@@ -172,6 +172,19 @@ def join(parts: dict[str, Any], *, arrays: bool = True) -> Any:
     """Return the examples of all sources together, as arrays if all of them are and `arrays` allows it."""
     arrays = arrays and all(isinstance(examples, Mapping) for examples in parts.values())
     return Arrays(parts) if arrays else Rows(parts)
+
+
+def head(examples: Any, count: int) -> Any:
+    """Return about the first `count` examples, equally many of each source.
+
+    >>> head(join({"a": {"x": np.arange(9)}, "b": {"x": np.arange(9) + 10}}), 4)["x"][:].tolist()
+    [0, 1, 10, 11]
+    """
+    if own := parts(examples):
+        return join({name: head(part, max(count // len(own), 1)) for name, part in own.items()})
+    if isinstance(examples, Mapping):
+        return {name: array[:count] for name, array in examples.items()}
+    return [pipeline.read(examples, i) for i in range(min(count, pipeline.size(examples)))]
 
 
 def source_seed(seed: int, name: str) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 
 from jtasks import ranges, task
 from jtasks.config import Config
-from jtasks.data import lazy, pipeline
+from jtasks.data import lazy, mixture, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.run import display, row_files
@@ -110,7 +110,12 @@ def _wrong_answers(count: int, given: Any) -> ConfigError:
 
 
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
-    """Call show_fn on the first `config.show_count` examples; returns {} on all processes except the first."""
+    """Call show_fn on the first `config.show_count` examples, of a mixture on as many of each source.
+
+    Returns {} on all processes except the first.
+    """
+    if mixture.parts(examples):
+        examples = mixture.head(examples, job.config.show_count)
     shown = list(rows(examples)[: job.config.show_count])
     arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
     outputs = list(predict(params, arrays or shown, "examples to show"))
