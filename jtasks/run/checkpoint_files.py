@@ -58,6 +58,7 @@ def newest(
     Raises:
       CheckpointError: all checkpoints are damaged.
     """
+    storage.refresh(folder)
     steps = [step for step in saved_steps(folder) if step < before]
     reports = []
     for step in reversed(steps):
@@ -67,6 +68,8 @@ def newest(
         problems = damage(folder / str(step), whole=whole)
         if not problems:
             return step
+        if not (folder / str(step)).exists():  # deleted meanwhile by the run that trains
+            return newest(folder, warn, before, damaged=damaged, whole=whole)
         reports.append(describe_damage(folder / str(step), problems))
         warn(reports[-1])
     if steps:
@@ -79,6 +82,7 @@ def newest(
 
 def require(folder: pathlib.Path, step: int) -> int:
     """Return `step` if its checkpoint exists and is undamaged; raise CheckpointError otherwise."""
+    storage.refresh(folder)
     if step not in (steps := saved_steps(folder)):
         raise CheckpointError(f"no checkpoint of step {step} in {folder}: it has {some(map(str, steps)) or 'none'}")
     if problems := damage(folder / str(step)):

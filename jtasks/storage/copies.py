@@ -123,8 +123,10 @@ class Copy:
                 shutil.rmtree(folder, ignore_errors=True)
                 return
             files = [name for name in found if not (folder / name).exists()]
-            with contextlib.suppress(FileNotFoundError):  # deleted meanwhile: the checksums tell
+            try:
                 list(bucket.each(bucket.download, ((f"{url}/{name}", folder / name) for name in files)))
+            except FileNotFoundError:  # deleted meanwhile
+                shutil.rmtree(folder, ignore_errors=True)
 
     def remove(self, folder: pathlib.Path) -> None:
         """Remove a checkpoint from the bucket: first the file that says that it is whole."""
@@ -145,7 +147,8 @@ class Copy:
     @contextlib.contextmanager
     def locked(self, started: str, on_loss: Callable[[], None], tell: Callable[[str], None]) -> Iterator[None]:
         """Hold the lock of the workdir in the bucket, and upload what changes meanwhile; see `locked`."""
-        with hold(self.url, started, on_loss, tell) as self.lease:
+        with hold(self.url, started, on_loss, tell) as lease:
+            self.lease = lease
             ended = threading.Event()
             thread = threading.Thread(target=self._push_often, args=(ended, tell), name="push", daemon=True)
             self.pull()  # another run may have been here since the copy was made
@@ -164,6 +167,7 @@ class Copy:
             ended.set()
             thread.join()
             self.push_last()
+        self.lease = None
 
     def push_last(self) -> None:
         """Upload what has changed, without patience if that was in vain before."""
@@ -252,6 +256,12 @@ def locked(
 def pull(path: pathlib.Path) -> None:
     """Download what is new in the bucket, if the path is in a working copy."""
     if copy := _of(path):
+        copy.pull()
+
+
+def refresh(path: pathlib.Path) -> None:
+    """Download what is new in the bucket, unless this process's run is the one that writes there."""
+    if (copy := _of(path)) and copy.lease is None:
         copy.pull()
 
 

@@ -91,8 +91,15 @@ def test_a_checkpoint_counts_once_its_checksums_are_there(url):
     folder = storage.open_copy(f"{url}/run") / "checkpoints"
     assert checkpoint_files.newest(folder, print) == 8
     np.testing.assert_array_equal(checkpoint.restore(folder / "8", state)["w"], state["w"])
-    part = next(name for name in bucket.listing(f"{url}/run/checkpoints/8") if name.startswith("ocdbt.process_0/d/"))
-    bucket.write(f"{url}/run/checkpoints/8/{part}", b"changed")
+    other = copies.Copy(f"{url}/run", copies._folder() / "run")  # of the run that trains on
+    other.pull()
+    mine, copies._copies[f"{url}/run"] = copies._copies[f"{url}/run"], other
+    with checkpoint.Checkpoints(other.path / "checkpoints") as checkpoints:
+        checkpoints.save(state, 12, [8])
+    copies._copies[f"{url}/run"] = mine
+    assert checkpoint_files.newest(folder, print) == 12
+    part = next(name for name in bucket.listing(f"{url}/run/checkpoints/12") if name.startswith("ocdbt.process_0/d/"))
+    bucket.write(f"{url}/run/checkpoints/12/{part}", b"changed")
     copies._copies.clear()
     with pytest.raises(CheckpointError, match="has changed"):
         checkpoint_files.newest(storage.open_copy(f"{url}/run") / "checkpoints", print)
