@@ -89,7 +89,7 @@ def with_data(config: Config, fields: Mapping[str, Any]) -> Config:
     >>> import ml_collections
     >>> config = ml_collections.FrozenConfigDict({"data": {"train": "a.txt", "length": 8, "mix": {"a": 1}}})
     >>> with_data(config, {"train": "b.txt"}).to_dict()
-    {'data': {'train': 'b.txt', 'length': 8, 'mix': {}, 'sources': {}}}
+    {'data': {'length': 8, 'mix': {}, 'sources': {}, 'train': 'b.txt'}}
     """
     data = config.data.to_dict() | dict(fields) | {"mix": {}, "sources": {}}
     return type(config)(config.to_dict() | {"data": data})
