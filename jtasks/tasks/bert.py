@@ -121,6 +121,11 @@ def model_args(config: Config) -> dict[str, Any]:
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     tokenizer, length = tokenizers.of(config, texts), config.data.length
+    if config.data.files.endswith(shards.SUFFIXES):
+        sizes = {"next": (), **dict.fromkeys(("places", "labels"), (config.data.max_predictions,))}
+        return model_args(config), {
+            ours: np.zeros(sizes.get(ours, length), kind) for ours, kind in shards.FIELDS.values()
+        }
     names = ("token_types", "segment_ids", *(("begins",) if config.data.whole_words else ()))
     example = stand_ins.text(length, *names) | {"next": np.array(0, np.int32)}
     return model_args(config), example | {"tokens": np.zeros(length, token_dtype(tokenizers.size(tokenizer)))}

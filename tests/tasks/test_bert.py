@@ -172,6 +172,8 @@ def test_shards_of_prepared_examples_give_the_metrics_of_the_text_they_were_made
     shards = filled(folder, **changes)
     assert shards.model == config.model
     prepared = batch(shards)
+    made = {name: (x.dtype, x.shape) for name, x in bert.made_example(shards)[1].items()}
+    assert made == {name: (x.dtype, x.shape[1:]) for name, x in prepared.items() if name not in ("mask", "seed")}
     expected = jax.device_get(evaluated(params(config), rows, config=config))
     found = jax.device_get(evaluated(params(config), prepared, config=shards))
     for name, mean in expected.items():
