@@ -58,7 +58,7 @@ def accept_peers(
                     raise TrainingError(f"{_list(missing)} of {processes} never came within {seconds:g} s")
                 for selected, _ in waiting.select(min(left, 1.0)):
                     if selected.data is None:
-                        _admit(server, waiting, hall)
+                        _admit(server, waiting, hall, left)
                     elif not hall.greet(selected.data):
                         waiting.unregister(selected.fileobj)
                         selected.data.sock.close()
@@ -77,8 +77,8 @@ def accept_peers(
     return [hall.members[i] for i in range(1, processes)]
 
 
-def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall") -> None:
-    """Accept a connection and challenge it; if there are too many strangers, drop the one that waits longest."""
+def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall", left: float) -> None:
+    """Accept a connection, challenge it and say how many seconds are left; drop the oldest of too many strangers."""
     if len(waiting.get_map()) - 1 - len(hall.members) >= STRANGERS + hall.processes:
         stranger = next(e for e in waiting.get_map().values() if e.data and e.data.process < 0)  # no member yet
         waiting.unregister(stranger.fileobj)
@@ -88,7 +88,7 @@ def _admit(server: socket.socket, waiting: selectors.BaseSelector, hall: "_Hall"
     except OSError:  # the connection is gone already, or this process has no more file descriptors
         time.sleep(0.05)
         return
-    connection.send({"challenge": connection.challenge})
+    connection.send({"challenge": connection.challenge, "seconds": left})
     waiting.register(connection.sock, selectors.EVENT_READ, connection)
 
 
@@ -166,6 +166,9 @@ def _greet(
             challenge = message.get("challenge")
             if isinstance(challenge, str):
                 connection.challenge = challenge
+                seconds = message.get("seconds")  # the first process, which may have begun later, says who is missing
+                if type(seconds) is float and 0 < seconds < 1e6:
+                    deadline = max(deadline, time.monotonic() + seconds + ANSWER_SECONDS)
                 hello = {"process": process, "processes": processes, "host": host, "job": job}
                 connection.send({**hello, "proof": proof(key, challenge, *hello.values())})
                 continue

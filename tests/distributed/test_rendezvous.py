@@ -70,6 +70,14 @@ def test_who_never_came_is_named_to_all_who_did():
         assert str(error).startswith("processes 1 and 3 of 4 never came within 0.7 s")
 
 
+def test_one_that_began_to_wait_earlier_than_the_first_process_hears_from_it_who_is_missing(monkeypatch):
+    monkeypatch.setattr(rendezvous, "ANSWER_SECONDS", 0.5)
+    port = free_port()
+    for error in meet(gathering(port, 3, 2.5), joining(port, 2, 3, 0.5)):
+        assert isinstance(error, TrainingError)
+        assert str(error).startswith("process 1 of 3 never came within 2.5 s")
+
+
 def test_one_that_came_and_went_is_missing():
     port = free_port()
 
