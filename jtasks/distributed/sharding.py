@@ -274,12 +274,20 @@ def after(tree: Any, specs: Any, earlier: Any, earlier_specs: Any, mesh: Mesh) -
     return chain(tree, jax.lax.stop_gradient(earlier))
 
 
-def constrain_batch(x: jax.Array) -> jax.Array:
-    """Shard activations [b, ...] like the batch in a function that runs `on_mesh`; elsewhere return them unchanged."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes or x.shape[0] % num_batch_shards(mesh):
+def constrain_batch(x: jax.Array, axis: int = 0) -> jax.Array:
+    """Shard an axis of activations like the batch in a function that runs `on_mesh`; elsewhere return `x` unchanged."""
+    if count_shards(x.shape[axis]) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _batch_spec(mesh))
+    mesh = jax.sharding.get_abstract_mesh()
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*[None] * axis, *_batch_spec(mesh)))
+
+
+def count_shards(size: int) -> int:
+    """Return the number of shards of a batch of this size in a function that runs `on_mesh`; elsewhere 1."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes or size % num_batch_shards(mesh):
+        return 1
+    return num_batch_shards(mesh)
 
 
 def _drop_batch_axes(entry: Any) -> Any:

@@ -58,7 +58,7 @@ def vocabulary_loss(
       table: [vocab, width].
       labels: [...] int32.
       bias: [vocab], or None.
-      rows: number of rows of `hidden` whose logits are in memory at once.
+      rows: number of rows of `hidden` whose logits a device has in memory at once.
       smoothing: probability that the labels give to all ids alike (Szegedy et al. 2016, section 7).
 
     Returns:
@@ -84,10 +84,19 @@ def vocabulary_loss(
     if n <= rows:
         nats, correct = block((flat, ids))
     else:
-        padding = -n % rows
-        flat, ids = jnp.pad(flat, ((0, padding), (0, 0))), jnp.pad(ids, (0, padding))
-        blocks = flat.reshape(-1, rows, flat.shape[-1]), ids.reshape(-1, rows)
-        nats, correct = (x.reshape(-1)[:n] for x in jax.lax.map(block, blocks))
+        shards = sharding.count_shards(shape[0])
+        own = n // shards  # rows of a device, of which each block takes some
+
+        def cut(x: jax.Array) -> jax.Array:
+            x = jnp.pad(x.reshape(shards, own, -1), ((0, 0), (0, -own % rows), (0, 0)))
+            x = jnp.swapaxes(x.reshape(shards, -1, rows, x.shape[-1]), 0, 1)
+            return sharding.constrain_batch(x.reshape(len(x), shards * rows, -1), axis=1)
+
+        def join(x: jax.Array) -> jax.Array:
+            return jnp.swapaxes(x.reshape(-1, shards, rows), 0, 1).reshape(shards, -1)[:, :own]
+
+        cut_ids = cut(ids[:, None])[:, :, 0]
+        nats, correct = (join(x) for x in jax.lax.map(block, (cut(flat), cut_ids)))
     return nats.reshape(shape), correct.reshape(shape)
 
 
