@@ -17,7 +17,7 @@ from typing import Any
 import ml_collections
 
 from jtasks import config as configs
-from jtasks import storage
+from jtasks import storage, task
 from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import fingerprint
@@ -243,7 +243,10 @@ def compare_config(
     if not old:
         return
     before, now = dict(configs.fields(old)), dict(configs.fields(new))
-    usual = dict(configs.fields(configs.to_json(configs.defaults(config.optim.name))))
+    own = task.fields(task.load(config.task)) if task.exists(config.task) else {}
+    usual = dict(
+        configs.fields(configs.to_json(configs.defaults(config.optim.name, own)))
+    )  # for fields newer than the run
     free = (*free, "config.data.allow_changes")
     if _is_own(now.get("config.data.tokenizer"), workdir):
         free = (*free, "config.data.tokenizer")
