@@ -10,6 +10,7 @@ from jax.custom_derivatives import SymbolicZero
 from jtasks.models import kernels
 
 SUBLANES = 8  # rows of a TPU's registers, the fewest columns of a product
+ROWS = 1024  # of a product from which on copying the kernel costs little beside it
 WIDE = 256  # columns from which on Eigen is slower than YNNPACK with a copy
 FEW = 64  # rows up to which YNNPACK spends its time on packing a kernel [i, o]
 TURNED = "transposed"  # name of a kernel [o, i]
@@ -21,14 +22,21 @@ def flat_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: An
     On the CPU the leading axes become one, since XLA computes a gradient that contracts two axes at half speed, from a
     transposed copy. There, Eigen multiplies the kernel's gradient, whose left factor is transposed, in up to twice the
     time of YNNPACK's products (23.3 and 12.3 ms for 512 x 512 x 2048). So the derivative by the kernel is written with
-    copies that XLA must not fold into the product, of the narrower one of `x` and the product's cotangent. A narrow `x`
-    stays as it is.
+    copies that XLA must not fold into the product, of the narrower one of `x` and the product's cotangent. Narrow
+    kernels stay with Eigen, where gradients with more rows than columns take up to 1.5 times as long as transposed
+    ones, so the forward pass of many rows reads such a kernel transposed.
     """
     if x.ndim == 1 or kernels.platform() != "cpu":
         return jax.lax.dot_general(x, kernel, dimensions, **options)
 
     def multiply(a: jax.Array, b: jax.Array, a_axis: int, b_axis: int) -> jax.Array:
         return jax.lax.dot_general(a, b, (((a_axis,), (b_axis,)), ((), ())), **options)
+
+    rows, axis = x.reshape(-1, x.shape[-1]), 0
+    if min(kernel.shape) < WIDE:
+        if kernel.shape[0] > kernel.shape[1] and len(rows) >= ROWS:
+            kernel, axis = jax.lax.optimization_barrier(kernel.T), 1
+        return multiply(rows, kernel, 1, axis).reshape(*x.shape[:-1], -1)
 
     @jax.custom_jvp
     def product(rows: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -37,19 +45,15 @@ def flat_product(x: jax.Array, kernel: jax.Array, dimensions: Any, **options: An
     def derivative(primals: Any, tangents: Any) -> tuple[jax.Array, Any]:
         (rows, kernel), (d_rows, d_kernel) = primals, tangents
         terms = [] if _is_zero(d_rows) else [multiply(d_rows, kernel, 1, 0)]
-        if _is_zero(d_kernel):
-            pass
-        elif kernel.shape[0] > kernel.shape[1]:
+        if not _is_zero(d_kernel) and kernel.shape[0] > kernel.shape[1]:
             turned = multiply(jax.lax.optimization_barrier(d_kernel.T), rows, 1, 1)
             terms.append(jax.lax.optimization_barrier(turned).T)
-        elif kernel.shape[0] < WIDE:
-            terms.append(multiply(rows, d_kernel, 1, 0))
-        else:
+        elif not _is_zero(d_kernel):
             terms.append(multiply(jax.lax.optimization_barrier(rows.T), d_kernel, 0, 0))
         return multiply(rows, kernel, 1, 0), sum(terms[1:], terms[0])
 
     product.defjvp(derivative, symbolic_zeros=True)
-    return product(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], -1)
+    return product(rows, kernel).reshape(*x.shape[:-1], -1)
 
 
 def _is_zero(tangent: Any) -> bool:

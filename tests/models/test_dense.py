@@ -6,10 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtasks.models.dense import WIDE, Dense, transpose_kernels
+from jtasks.models.dense import ROWS, WIDE, Dense, transpose_kernels
 
 
-@pytest.mark.parametrize(("shape", "features"), [((6,), 9), ((2, 3, 6), 3), ((2, 3, 6), 9), ((2, 3, WIDE), WIDE)])
+@pytest.mark.parametrize(
+    ("shape", "features"), [((6,), 9), ((2, ROWS // 2, 6), 3), ((2, 3, WIDE), WIDE), ((3, WIDE + 1), WIDE)]
+)
 def test_values_and_derivatives_are_those_of_flax(shape, features):
     x = jax.random.normal(jax.random.key(0), shape)
     ours, theirs = Dense(features), nn.Dense(features)
