@@ -1,7 +1,7 @@
 """Folders and files of the user in a bucket, `s3://...` or `gs://...`, as local paths.
 
 The rest of the library knows paths alone. A workdir in a bucket is a local working copy whose changes are sent to the
-bucket (`copies`); data in a bucket is downloaded once into the user's cache folder (`cached`).
+bucket (`working_copy`, `copies`); data in a bucket is downloaded once into the user's cache folder (`cached`).
 """
 
 from jtasks.storage.bucket import is_url

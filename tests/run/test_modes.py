@@ -294,8 +294,8 @@ def test_a_folder_that_cannot_be_written_to_is_told_first(door, tmp_path, mode):
     ("arguments", "message"),
     [
         (["--workdir=", "--mode=eval"], "--workdir= is empty"),
-        (["--workdir=gs://bucket/run"], "is a URL: give a local folder"),
-        (["--workdir=s3://bucket/run", "--mode=eval"], "is a URL: give a local folder"),
+        (["--workdir=https://host/run"], "is a URL: give a local folder, s3://"),
+        (["--workdir=hdfs://host/run", "--mode=eval"], "is a URL: give a local folder"),
         (["--mode=eval"], "needs --workdir=DIR"),
         (["--mode=check"], "--config=CONFIG[:PRESET] is missing: "),
         (["--workdir=nowhere", "--mode=eval"], "as nowhere holds no config.json"),

@@ -15,7 +15,7 @@ from jtasks import storage
 from jtasks.errors import CheckpointError, ConfigError, StorageError
 from jtasks.run import checkpoint, checkpoint_files, loop, page, records
 from jtasks.run.workdir import lock
-from jtasks.storage import bucket, cached, copies
+from jtasks.storage import bucket, cached, copies, working_copy
 from jtasks.storage import lease as leases
 
 LINEAR = {
@@ -91,7 +91,7 @@ def test_a_checkpoint_counts_once_its_checksums_are_there(url):
     folder = storage.open_copy(f"{url}/run") / "checkpoints"
     assert checkpoint_files.newest(folder, print) == 8
     np.testing.assert_array_equal(checkpoint.restore(folder / "8", state)["w"], state["w"])
-    other = copies.Copy(f"{url}/run", copies._folder() / "run")  # of the run that trains on
+    other = working_copy.Copy(f"{url}/run", working_copy.new_folder() / "run")  # of the run that trains on
     other.pull()
     mine, copies._copies[f"{url}/run"] = copies._copies[f"{url}/run"], other
     with checkpoint.Checkpoints(other.path / "checkpoints") as checkpoints:
@@ -121,18 +121,18 @@ def test_a_run_through_an_outage_keeps_its_checkpoint_resumes_and_ends_like_a_lo
     place.setenv("JTASKS_PATIENCE", "0.3")
     s3fs.S3FileSystem.clear_instance_cache()
     url = f"{s3}/a b[1]#"
-    publish = copies.Copy.publish
+    publish = working_copy.Copy.publish
 
     def cut_in_the_middle(self, folder, **options):
         wire.cut = int(folder.name) >= 12
         publish(self, folder, **options)
 
-    place.setattr(copies.Copy, "publish", cut_in_the_middle)
+    place.setattr(working_copy.Copy, "publish", cut_in_the_middle)
     with pytest.raises((CheckpointError, StorageError)) as failure:
         loop.train(LINEAR | {"steps": 16}, url)
     assert "could not be reached" in str(failure.value)
     assert str(tmp_path) not in capsys.readouterr().err
-    place.setattr(copies.Copy, "publish", publish)
+    place.setattr(working_copy.Copy, "publish", publish)
     wire.cut = False
     copies._copies.clear()
     assert json.loads(bucket.read(f"{url}/config.json"))["steps"] == 16
