@@ -24,7 +24,11 @@ IDS = {"mask_token": 3, "first_token": 1, "separator": 2}
 GPT = {"vocab": 11, "max_length": 160} | SIZES
 FIELDS = {
     "bert": {"data": {"masked": 0.3, "predictions": 2}, "model": BERT | IDS},
-    "classify": {"model": BERT | {"labels": 3}},
+    "classify": {
+        "problem": "single_label",
+        "loss": {"smoothing": 0.0, "focal": 0.0, "class_weights": ()},
+        "model": BERT | {"labels": 3},
+    },
     "choice": {"model": BERT | {"labels": 1}},
     "tag": {"model": BERT | {"labels": 3}},
     "qa": {"model": BERT | {"labels": 2}},
