@@ -143,16 +143,21 @@ def test_what_a_run_has_recorded_stands_for_names_without_revision(tmp_path):
     given = Config(
         {
             "init_from": "hf:me/model",
-            "data": data,
+            "data": data | {"sources": {}},
+            "evals": {},
             "adapter": {"kind": ""},
             "model": {"width": None, "shape": None, "depth": 3},
         }
     )
     made = names.as_recorded(given, recorded, tmp_path)
     assert made.init_from == recorded["init_from"]
-    assert made.data.to_dict() == recorded["data"] | {"tokenizer": str(tmp_path), "test": "hf:me/films@v1"}
+    assert made.data.to_dict() == recorded["data"] | {
+        "tokenizer": str(tmp_path),
+        "test": "hf:me/films@v1",
+        "sources": {},
+    }
     assert made.model.to_dict() == {"width": 16, "shape": (8, 8), "depth": 3}
-    other = Config(given.to_dict() | {"init_from": "hf:me/other", "data": {"train": "hf:me/films/b#x"}})
+    other = Config(given.to_dict() | {"init_from": "hf:me/other", "data": {"train": "hf:me/films/b#x", "sources": {}}})
     made = names.as_recorded(other, recorded, tmp_path)
     assert (made.init_from, made.data.train) == ("hf:me/other", "hf:me/films/b#x")
 

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import time
 
 import bucket_servers
@@ -165,8 +166,12 @@ def test_a_run_whose_workdir_was_taken_over_ends_and_changes_nothing(s3, place):
             bucket.write(f"{s3}/run/.lock/000002", json.dumps(other).encode())
             time.sleep(60)
 
-    with pytest.raises(KeyboardInterrupt) as failure:
-        work()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt) as failure:
+            work()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "taken over by process 1 on moon" in failure.value.__notes__[0]
     assert list(bucket.listing(f"{s3}/run")) == [".lock/000001", ".lock/000002"]
 
