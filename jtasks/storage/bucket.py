@@ -58,7 +58,7 @@ def tidy(url: str) -> str:
     return f"{scheme}://{'/'.join(parts)}"
 
 
-def listing(url: str) -> dict[str, Object]:
+def listing(url: str, patience: float | None = None) -> dict[str, Object]:
     """Return all objects below a folder by name relative to it; {"": ...} if the address is that of one object.
 
     Leaves out names that are no paths below the folder, such as `a//b` and `../a`.
@@ -69,7 +69,7 @@ def listing(url: str) -> dict[str, Object]:
         return files.find(path, detail=True)
 
     path = _path(url)
-    found = _patiently(url, entries, absent={})
+    found = _patiently(url, entries, absent={}, patience=patience)
     names = {str(name).removeprefix(path): info for name, info in found.items() if info["type"] == "file"}
     objects = {name.removeprefix("/"): _object(info) for name, info in names.items() if name[:1] in ("", "/")}
     return {name: object_ for name, object_ in objects.items() if not name or is_below(name)}

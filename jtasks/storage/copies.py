@@ -11,6 +11,8 @@ from jtasks.errors import ConfigError, StorageError
 from jtasks.storage import bucket
 from jtasks.storage.working_copy import Copy, new_folder, top_folder
 
+FIRST = 20.0  # seconds of patience before anything is computed: a wrong address or a missing network is told soon
+
 _copies: dict[str, Copy] = {}
 
 
@@ -24,7 +26,7 @@ def open_copy(url: str) -> pathlib.Path:
     url = bucket.tidy(url)
     if url not in _copies:
         copy = Copy(url, new_folder() / url.rpartition("/")[2])
-        copy.pull()
+        copy.pull(min(FIRST, bucket.seconds_of_patience()))
         _register(copy, url)
     return _copies[url].path
 

@@ -49,10 +49,10 @@ class Copy:
         self._known: dict[str, Known] = {}
         self._guard = threading.RLock()
 
-    def pull(self) -> None:
+    def pull(self, patience: float | None = None) -> None:
         """Download the small files that are new in the bucket, and delete those that are gone there."""
         with self._guard:
-            objects = bucket.listing(self.url)
+            objects = bucket.listing(self.url, patience)
             if "" in objects and len(objects) == 1:
                 raise ConfigError(f"--workdir={self.url} is a file: give a folder, which need not exist yet")
             wanted = {name: found for name, found in objects.items() if name and _is_pulled(name)}
