@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jtasks import optim
@@ -23,7 +24,7 @@ def points(fields: Any, steps: int, count: int = POINTS) -> list[tuple[int, floa
       count: maximum number of points.
     """
     at = np.unique(np.linspace(1, steps, min(count, steps)).astype(np.int64))
-    rates = np.broadcast_to(np.asarray(optim.schedule(fields, steps)(at - 1)), at.shape)
+    rates = np.broadcast_to(np.asarray(jax.jit(optim.schedule(fields, steps))(at - 1)), at.shape)
     return list(zip(at.tolist(), rates.tolist(), strict=True))
 
 
