@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh
 from jtasks import config as configs
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
-from jtasks.run import hlo, programs
+from jtasks.run import hlo, programs, tpu
 from jtasks.run.job import prepare
 
 pytestmark = [
@@ -23,10 +23,12 @@ pytestmark = [
 @pytest.fixture
 def devices(monkeypatch):
     """The four chips of a slice of v5e."""
-    from jax.experimental import topologies
-
-    monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    return np.array(topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
+    for name, value in tpu.ALONE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # at a flag for other devices, libtpu ends the process
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot load programs of chips that are not here
+    yield np.array(tpu.devices("v5e:2x2"))
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def lowered(config, devices, **sizes):
