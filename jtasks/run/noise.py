@@ -1,9 +1,10 @@
 """The gradient noise scale: how many examples a batch needs before larger ones stop paying (McCandlish et al. 2018).
 
 A batch much smaller than the noise scale gives gradients that are mostly noise; a much larger one wastes computation.
-It is tr(S) / |G|^2, of the covariance S of an example's gradient and the true gradient G. Both follow from how much
-larger the squared norms of the microbatches' gradients are than that of the whole gradient (arXiv:1812.06162,
-appendix A.1). The estimates of each step are unbiased and noisy, so their sums over steps are divided.
+It is the trace of the covariance of an example's gradient over the squared norm of the true gradient. Both follow
+from how much larger the squared norms of the microbatches' gradients are than that of the whole gradient
+(arXiv:1812.06162, appendix A.1). The estimates of each step are unbiased and noisy, so their sums over steps are
+divided.
 """
 
 from collections.abc import Callable
@@ -49,7 +50,7 @@ def square(gradient: Any) -> jax.Array:
 
 
 def estimate(parts: jax.Array, whole: jax.Array, microbatches: int, examples: jax.Array) -> Mean:
-    """Return tr(S) and |G|^2 as the sums of a Mean, whose value over some steps is the noise scale in examples.
+    """Return trace and squared norm as the sums of a Mean, whose value over some steps is the noise scale in examples.
 
     Args:
       parts: sum of the squared norms of the microbatches' gradients, each of its share of the loss.
