@@ -33,7 +33,7 @@ SOURCE = "source_id"  # entry of a training batch, int32 [b]: the number of the 
 
 
 class Column:
-    """Arrays of several sources as one [n, ...], of which only the rows that are asked for are copied."""
+    """One array [n, ...] of the arrays of several sources; indexing copies the requested rows alone."""
 
     def __init__(self, arrays: Sequence[np.ndarray]):
         self.arrays = arrays

@@ -84,7 +84,7 @@ def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") ->
 
 
 def _made(size: int) -> str:
-    """Return the file of a tokenizer with so many tokens, stored once in the user's cache folder."""
+    """Return the file of a made tokenizer of a given size, stored once in the user's cache folder."""
     name = f"made-{size}-{hashlib.blake2b(repr((SPECIAL, SENTINELS)).encode(), digest_size=4).hexdigest()}.json"
     places = files.places(None, "tokenizers", name)
     stored = next((path for path in places if path.exists()), None)
