@@ -156,6 +156,7 @@ def _run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str
     check_flags(arguments, flags)
     workdir = workdir_path(flags)
     environment.silence_libraries()
+    environment.silence_libtpu()
     environment.cache_programs()
     from jtasks import config as configs
     from jtasks.distributed import processes

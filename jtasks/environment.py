@@ -5,6 +5,9 @@ import os
 import sys
 from typing import Any
 
+# What libtpu asks the cloud for. Where it gets no answer, it writes two long lines to stderr.
+NO_CLOUD = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
+
 
 def use_huge_pages() -> None:
     """Restart this process with huge pages, a setting that glibc reads from the environment only at the start.
@@ -28,6 +31,15 @@ def silence_libraries() -> None:
     getLogger("asyncio").setLevel(CRITICAL)
     sys.unraisablehook = _report_unraisable
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def silence_libtpu() -> None:
+    """Answer libtpu's questions to the cloud on a machine without TPUs, where libtpu would complain of no answer."""
+    import jax  # noqa: F401  sets TPU_SKIP_MDS_QUERY where there are no TPUs
+
+    if "TPU_SKIP_MDS_QUERY" in os.environ:
+        for name, value in NO_CLOUD.items():
+            os.environ.setdefault(name, value)
 
 
 def _report_unraisable(failure: Any) -> None:

@@ -14,10 +14,9 @@ FLOORS = (
     ("faults", "distributed"),
     ("config",),
     ("data",),
-    ("models", "interop"),
+    ("models", "interop", "environment"),
     ("tasks", "run"),
     ("testing", "sweep"),
-    ("environment",),
     ("cli",),
     ("__main__",),
 )

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh
 from jtasks.config import Config
 from jtasks.console import format_si
 from jtasks.distributed import sharding
+from jtasks.environment import NO_CLOUD
 from jtasks.errors import ConfigError
 from jtasks.run import flops, hlo, plan, programs
 from jtasks.run.plan import Planned
@@ -46,10 +47,9 @@ CHIPS = {
     "v5p": Chip(95 * 2**30, 1.75e9, 100e9),
     "v6e": Chip(32 * 2**30, 1.75e9, 100e9),
 }
-ALONE = {  # what libtpu would ask the cloud for, and complain about; and several processes may load it
+ALONE = {  # no questions to the cloud, and several processes may load libtpu
+    **NO_CLOUD,
     "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
