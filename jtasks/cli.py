@@ -119,9 +119,10 @@ def _absent_field_message(error: BaseException) -> str:
     if not isinstance(error, AttributeError) or not isinstance(group, ml_collections.ConfigDict):
         return ""
     frame = [f for f in traceback.extract_tb(error.__traceback__) if "ml_collections" not in f.filename][-1]
+    beside = f"beside it are {', '.join(group)}" if group else "its group has no fields"
     return (
         f"{frame.filename}, line {frame.lineno}, reads the config's field {error.name!r}, which is not there"
-        f"{ranges.did_you_mean(error.name, group.keys())}: beside it are {', '.join(group)}. Set it in the config file"
+        f"{ranges.did_you_mean(error.name, group.keys())}: {beside}. Set it in the config file"
     )
 
 

@@ -74,7 +74,7 @@ import jax
 from jtasks.errors import ConfigError
 from jtasks.metrics import TERM, Mean
 from jtasks.ranges import Field, did_you_mean, format_value
-from jtasks.schema import Config
+from jtasks.schema import FIELDS, GROUPS, Config
 from jtasks.writing import check_name
 
 Batch = dict[str, jax.Array]
@@ -154,10 +154,29 @@ class MixingTask(Protocol):
 
 
 def fields(task: Any) -> dict[str, Field]:
-    """Return the config fields that a task declares in `defaults`, by dotted name."""
+    """Return the config fields that a task declares in `defaults`, by dotted name.
+
+    Raises:
+      ConfigError: `defaults` returns something else than {name: default}, or a name that no field can have.
+    """
     declared = task.defaults() if hasattr(task, "defaults") else {}
+    if not isinstance(declared, Mapping):
+        raise ConfigError(f'defaults must return {{"group.field": default}}, not {format_value(declared)}')
+    for name in declared:
+        _check_field_name(name)
     declared = (TOKENIZER if hasattr(task, "texts") else {}) | declared
     return {name: value if isinstance(value, Field) else _field(value) for name, value in declared.items()}
+
+
+def _check_field_name(name: Any) -> None:
+    parts = name.split(".") if isinstance(name, str) else []
+    if not 0 < len(parts) <= 2 or not all(part.isidentifier() for part in parts):
+        raise ConfigError(f"defaults declares the field {name!r}: a name is FIELD or GROUP.FIELD")
+    if name in FIELDS or name in GROUPS or parts[0] in FIELDS or parts[0] in {*GROUPS} - {"data", "model"}:
+        raise ConfigError(
+            f"defaults declares the field {name!r}, but config.{name} belongs to every config: set its value in"
+            " get_config, or give the task's field another name"
+        )
 
 
 def _field(value: Any) -> Field:

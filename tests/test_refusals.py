@@ -29,6 +29,18 @@ def loss_fn(params, batch, rng, config):
     metrics = eval_fn(params, batch, config)
     return metrics["loss"].value, metrics
 """
+METRICS = """
+from jtasks.metrics import Loss
+def loss_fn(params, batch, rng, config):
+    metrics = {{{}: Mean.of(batch["x"] @ params["w"], batch["mask"])}}
+    return jnp.sum(params["w"]), {{"nats": Loss.of(batch["x"] @ params["w"], batch["mask"])}} | metrics
+"""
+PREDICT = """
+def dataset(split, config):
+    return {"x": np.ones([8, 3], np.float32)}
+def predict_fn(params, batch, rng, config):
+    return {"y": batch["x"] @ params["w"]}
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +113,19 @@ def test_a_config_file_that_exits_or_holds_itself_is_refused(line, message, tmp_
         ("def model_args(config): return None", "must return {field of config.model: value}, not None"),
         ("def model_args(config): return {4: 3}", "has the field 4"),
         ("def model_args(config): return {'x': print}", "config.model.x is a builtin_function_or_method"),
+        ("def defaults(): return ['a']", "defaults must return {\"group.field\": default}, not ['a']"),
+        ("def defaults(): return {3: 1}", "the field 3: a name is FIELD or GROUP.FIELD"),
+        ("def defaults(): return {'a.b.c': 1}", "the field 'a.b.c': a name is FIELD or GROUP.FIELD"),
+        ("def defaults(): return {'steps': 1}", "the field 'steps', but config.steps belongs to every config"),
+        ("def defaults(): return {'optim.mine': 1}", "config.optim.mine belongs to every config"),
+        ("def defaults(): return {'optim': 1}", "config.optim belongs to every config"),
+        (METRICS.format("'step'"), "loss_fn calls a metric 'step', which the library measures itself"),
+        (METRICS.format("'a\\nb'"), "loss_fn calls a metric 'a\\nb'"),
+        (
+            METRICS.format("'x': Loss.of(batch['x'][:, 0], batch['mask']), 'loss'"),
+            "metric 'loss' is no Loss, but nats, x",
+        ),
+        (PREDICT + "def score_fn(e, o, c): return {'wall': 1.0}", "score_fn calls a metric 'wall'"),
         ("def assets(config): return ['x']", "must return {file name: text}, not ['x']"),
         ("def assets(config): return {'x': b'x'}", "must return {file name: text}"),
         ("def assets(config): return {'../x': 'x'}", "returned the name '../x'"),

@@ -17,7 +17,7 @@ from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, require, some
 from jtasks.metrics import TERM, Loss, Mean
-from jtasks.run import evaluate, evaluations, predict
+from jtasks.run import evaluate, evaluations, predict, records
 from jtasks.run.evaluations import Evaluation
 from jtasks.run.job import Job
 from jtasks.tree import by_name, leaf_name
@@ -171,6 +171,20 @@ def check_embeddings(embeddings: Any, rows: int) -> None:
         require(form, f"embed_fn's {name!r} is {kind(value)}, for {rows} examples", hint)
 
 
+def check_metric_name(name: str, function: str) -> None:
+    """Raise a Fault if a metric or a score has a name that a record cannot hold, or that the library uses itself."""
+    require(
+        bool(name.strip()) and name.isprintable(),
+        f"{function} calls a metric {name!r}",
+        "give the metric a name of printable characters",
+    )
+    require(
+        not records.OWN.fullmatch(name),
+        f"{function} calls a metric {name!r}, which the library measures itself",
+        "give the metric another name",
+    )
+
+
 def check_metrics(metrics: Any, function: str) -> None:
     """Raise a Fault if the metrics that a function returned break the contract."""
     require(
@@ -181,6 +195,7 @@ def check_metrics(metrics: Any, function: str) -> None:
     for metric, mean in metrics.items():
         hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
         require(isinstance(metric, str), f"{function} calls a metric {metric!r}, which is no text", hint)
+        check_metric_name(metric, function)
         require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {kind(mean)}, not a Mean", hint)
         for part, number in (("total", mean.total), ("count", mean.count)):
             text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
@@ -189,6 +204,12 @@ def check_metrics(metrics: Any, function: str) -> None:
         "loss" in metrics or any(isinstance(mean, Loss) for mean in metrics.values()),
         f"{function}'s metrics have no term of the loss; they are {', '.join(metrics) or 'none'}",
         f"make each term of the loss {TERM}",
+    )
+    losses = [metric for metric, mean in metrics.items() if isinstance(mean, Loss)]
+    require(
+        not losses or "loss" not in metrics or "loss" in losses,
+        f"{function}'s metric 'loss' is no Loss, but {some(losses)} {'are' if len(losses) > 1 else 'is'}",
+        "leave it out: the metric loss is the sum of the terms",
     )
 
 
@@ -221,12 +242,16 @@ def _check_split(job: Job, split: str, examples: pipeline.Examples, train: Batch
     batch = job.batch_at(examples, job.plan(examples, shuffle=False), 0)
     try:
         metrics = jax.eval_shape(lambda p, b: evaluate.sums_of(job, p, b), params, batch)
+        for name in metrics:
+            check_metric_name(name, "eval_fn")
         names = {"loss", *metrics}
         names |= {f"{source}/{name}" for source in mixture.parts(examples) for name in names}
         if hasattr(job.task, "predict_fn"):
             scores = _check_predictions(job, split, examples, batch, params)
             if taken := sorted(names & scores):
                 raise Fault(f"score_fn and eval_fn both return {taken[0]!r}", "give the score another name")
+            for name in scores:
+                check_metric_name(name, "score_fn")
             names |= scores
     except Exception as error:
         if difference := _differences(train, batch):

@@ -16,6 +16,10 @@ EVALUATED, OF = "evaluated_examples", "split_examples"  # metrics of an evaluati
 WATCHED = "watch.jsonl"  # in the run's folder: what --mode=watch has measured
 HISTORY = "evaluations.json"  # in a checkpoint
 RESERVED = ("step", "split", "wall", CHECKSUM)
+OWN = re.compile(  # names of what the library measures
+    f"step|split|wall|{CHECKSUM}|lr|gradient_norm|noise_scale|skipped|mfu|peak_memory_bytes|seconds_per_step"
+    f"|.*_per_second|{EVALUATED}|{OF}"
+)
 _VOLATILE = re.compile("wall|mfu|seconds_per_step|.*_per_second|peak_memory_bytes")  # differ from run to run
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}  # strings, because JSON has no such numbers
 

@@ -101,7 +101,7 @@ def _result(name: str, function: Callable[[], str], task: ModuleType | None) -> 
         return Result(name, False, explain(error, task), hint(error, task))
 
 
-HOST = ("dataset", "texts", "prepare", "model_args", "collate_fn", "assets", "lengths", "examples")
+HOST = ("defaults", "dataset", "texts", "prepare", "model_args", "collate_fn", "assets", "lengths", "examples")
 
 
 def hint(error: BaseException, task: ModuleType | None) -> str:
