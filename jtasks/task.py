@@ -164,7 +164,7 @@ def fields(task: Any) -> dict[str, Field]:
         raise ConfigError(f'defaults must return {{"group.field": default}}, not {format_value(declared)}')
     for name in declared:
         _check_field_name(name)
-    declared = (TOKENIZER if hasattr(task, "texts") else {}) | declared
+    declared = (TOKENIZER if hasattr(task, "texts") else {}) | dict(declared)
     return {name: value if isinstance(value, Field) else _field(value) for name, value in declared.items()}
 
 
