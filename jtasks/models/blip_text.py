@@ -12,16 +12,8 @@ from jtasks.models import cache as caches
 from jtasks.models.bert import Bias
 from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import (
-    ACTIVATIONS,
-    NORMAL,
-    Cache,
-    Head,
-    make_norm,
-    stack,
-    vocabulary_logits,
-    vocabulary_loss,
-)
+from jtasks.models.layers import ACTIVATIONS, NORMAL, Cache, Head, make_norm, stack, vocabulary_logits
+from jtasks.models.vocabulary import vocabulary_loss
 
 
 class BLIPText(nn.Module):

@@ -11,8 +11,9 @@ from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
 from jtasks.models.bert import Bias
-from jtasks.models.layers import Cache, Head, vocabulary_logits, vocabulary_loss
+from jtasks.models.layers import Cache, Head, vocabulary_logits
 from jtasks.models.side import Side, run_places
+from jtasks.models.vocabulary import vocabulary_loss
 
 
 class EncoderDecoder(nn.Module):

@@ -10,7 +10,8 @@ from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, Cache, Head, make_norm, stack, vocabulary_logits, vocabulary_loss
+from jtasks.models.layers import NORMAL, Cache, Head, make_norm, stack, vocabulary_logits
+from jtasks.models.vocabulary import vocabulary_loss
 from jtasks.ops.precision import wide
 
 

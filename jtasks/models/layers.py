@@ -1,4 +1,4 @@
-"""The transformer block, shared by the backbones, and the loss over a vocabulary."""
+"""The transformer block, shared by the backbones, and the head that predicts ids."""
 
 import dataclasses
 import functools
@@ -9,7 +9,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from jax.ad_checkpoint import checkpoint_name
 
 from jtasks.distributed import sharding
@@ -41,63 +40,6 @@ def make_norm(kind: str, epsilon: float, dtype: Any, name: str | None = None) ->
     """Return `layer` (Ba et al. 2016) or `rms` (Zhang and Sennrich 2019) normalization of the last axis."""
     kinds = {"layer": nn.LayerNorm, "rms": nn.RMSNorm}
     return kinds[kind](epsilon=epsilon, dtype=dtype, name=name)
-
-
-def vocabulary_loss(
-    hidden: jax.Array,
-    table: jax.Array,
-    labels: jax.Array,
-    bias: jax.Array | None = None,
-    rows: int = 1024,
-    smoothing: float = 0.0,
-) -> tuple[jax.Array, jax.Array]:
-    """Return the cross-entropy of `hidden @ table.T + bias`, computed `rows` rows at a time to save memory.
-
-    Args:
-      hidden: [..., width].
-      table: [vocab, width].
-      labels: [...] int32.
-      bias: [vocab], or None.
-      rows: number of rows of `hidden` whose logits a device has in memory at once.
-      smoothing: probability that the labels give to all ids alike (Szegedy et al. 2016, section 7).
-
-    Returns:
-      Nats [...], at least float32, and whether the likeliest id is the label [...] bool.
-    """
-    shape, n = labels.shape, labels.size
-
-    # The backward pass recomputes the logits of each block; those of a single block are no more than one block's.
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if n <= rows else None
-
-    @functools.partial(jax.checkpoint, policy=policy)
-    def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = vocabulary_logits(part[0], table, bias)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, part[1])
-        label, ids = jnp.take_along_axis(logits, part[1][:, None], axis=-1), jnp.arange(logits.shape[-1])[None]
-        if smoothing:
-            nats += smoothing * (label[:, 0] - jnp.mean(logits, axis=-1))
-        # `logits.argmax(-1) == part[1]`, in a tenth of its time on the CPU.
-        beaten = ~((label > logits) | ((label == logits) & (part[1][:, None] <= ids)))
-        return nats, ~jnp.any(beaten, axis=-1)
-
-    flat, ids = hidden.reshape(n, -1), labels.reshape(n)
-    if n <= rows:
-        nats, correct = block((flat, ids))
-    else:
-        shards = sharding.count_shards(shape[0])
-        own = n // shards  # rows of a device, of which each block takes some
-
-        def cut(x: jax.Array) -> jax.Array:
-            x = jnp.pad(x.reshape(shards, own, -1), ((0, 0), (0, -own % rows), (0, 0)))
-            x = jnp.swapaxes(x.reshape(shards, -1, rows, x.shape[-1]), 0, 1)
-            return sharding.constrain_batch(x.reshape(len(x), shards * rows, -1), axis=1)
-
-        def join(x: jax.Array) -> jax.Array:
-            return jnp.swapaxes(x.reshape(-1, shards, rows), 0, 1).reshape(shards, -1)[:, :own]
-
-        cut_ids = cut(ids[:, None])[:, :, 0]
-        nats, correct = (join(x) for x in jax.lax.map(block, (cut(flat), cut_ids)))
-    return nats.reshape(shape), correct.reshape(shape)
 
 
 def vocabulary_logits(hidden: jax.Array, table: jax.Array, bias: jax.Array | None = None) -> jax.Array:
