@@ -4,6 +4,6 @@ Every loader looks for files that exist already before it downloads anything.
 """
 
 from jtasks.data.images import FIELDS as IMAGES
-from jtasks.data.images import class_names, count_classes, for_display, images
+from jtasks.data.images import class_names, for_display, images
 
-__all__ = ["IMAGES", "class_names", "count_classes", "for_display", "images"]
+__all__ = ["IMAGES", "class_names", "for_display", "images"]

@@ -13,13 +13,13 @@ Example = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Examples(Sequence[Example]):
-    """A random-access sequence of {"image": uint8 [h, w, c], "label": int32 []}.
+    """A random-access sequence of {"image": uint8 [h, w, c], "label"}; the label is an array of NumPy, or an int32.
 
     It pickles if `read` does, so that other processes can read ahead.
     """
 
     name: str
-    read: Callable[[int], tuple[np.ndarray, int]] = dataclasses.field(repr=False)
+    read: Callable[[int], tuple[np.ndarray, int | np.ndarray]] = dataclasses.field(repr=False)
     rows: Sequence[int] | np.ndarray = dataclasses.field(repr=False)  # rows of the source, in order
     size: "int | Resize | None" = None
 
@@ -39,7 +39,7 @@ class Examples(Sequence[Example]):
             image, label = self.read(int(self.rows[index]))
         except DataError as error:
             raise DataError(f"example {index} of {self.name}: {error}") from error
-        return {"image": fit(image, self.size), "label": np.array(label, np.int32)}
+        return {"image": fit(image, self.size), "label": np.array(label, np.int32) if isinstance(label, int) else label}
 
     def take(self, rows: Sequence[int] | np.ndarray) -> "Examples":
         """Return the source restricted to `rows`."""

@@ -1,5 +1,6 @@
 """Labeled images by the name of their data set."""
 
+import dataclasses
 import difflib
 import functools
 import pathlib
@@ -8,9 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import cifar10, digits, mnist, picture_tables, pictures, tfds
+from jtasks.data import cifar10, digits, mnist, picture_labels, picture_tables, pictures, targets, tfds
 from jtasks.data.examples import Examples, Resize, fit
 from jtasks.data.files import data_folder
+from jtasks.data.targets import Target
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
 
@@ -18,6 +20,7 @@ Data = dict[str, np.ndarray] | Examples
 
 NAMES = ("mnist", "cifar10", "digits", "folder:PATH", "hf:NAME", "shards:PATH", "tfds:NAME")
 SPLITS = ("train", "valid", "test")
+SINGLE = Target()  # one class a picture
 
 # Fields of config.data that select images, for a task's `defaults`.
 FIELDS = {
@@ -45,6 +48,7 @@ def images(
     valid: float = 0.1,
     size: int | None = None,
     resize: Sequence[int] | None = None,
+    target: Target = SINGLE,
 ) -> Data | None:
     """Return the examples of one split of a data set of labeled images.
 
@@ -59,17 +63,18 @@ def images(
       valid: fraction of train that becomes valid, in [0, 1); 0 gives none.
       size: scale and crop every image around its center to this width and height.
       resize: fields of an `examples.Resize`, used instead of `size`, to resize like an image processor of transformers.
+      target: what the labels are. Data with one class a picture can have them too: several as one, numbers by name.
 
     Returns:
-      {"image": uint8 [n, h, w, c], "label": int32 [n]}, or for files read one at a time a picklable sequence of
-      {"image": uint8 [h, w, c], "label": int32 []}; None for a split that the data lacks.
+      {"image": uint8 [n, h, w, c], "label": int32 [n], uint8 [n, classes] of 0 and 1, or float32 [n]}, or for files
+      read one at a time a picklable sequence of such examples; None for a split that the data lacks.
 
     Raises:
       ConfigError: an argument has another value.
       DataError: the data is absent and cannot be downloaded, is corrupt, or has no train split.
     """
     _check_arguments(split, seed, valid, size)
-    read, _ = _source(name, folder)
+    read, _ = _source(name, folder, target)
     own = None if split == "test" else read("valid")
     if split == "test" or (split == "train" and own is not None):
         data = read(split)
@@ -104,22 +109,18 @@ def for_display(images: Iterable[np.ndarray], name: str) -> list[np.ndarray]:
     return [np.round(np.asarray(image) * (255 / highest)).astype(np.uint8) for image in images]
 
 
-def class_names(name: str, *, folder: str | None = None) -> tuple[str, ...]:
-    """Return the names of a data set's classes in the order of their labels.
+def class_names(name: str, *, folder: str | None = None, target: Target = SINGLE) -> tuple[str, ...]:
+    """Return the names of a data set's classes in the order of their labels; of a regression, that of its column.
 
     Raises:
-      ConfigError: there is no data set of that name.
+      ConfigError: there is no data set of that name, or the names of `target` do not fit: see `targets.table`.
       DataError: the data holds the names and is absent.
     """
-    return _source(name, folder)[1]()
-
-
-def count_classes(name: str, *, folder: str | None = None, labels: Sequence[str] = ()) -> int:
-    """Return the number of a data set's classes; ConfigError if `labels`, other names for them, are not as many."""
-    count = len(class_names(name, folder=folder))
-    if labels and len(labels) != count:
-        raise ConfigError(f"config.data.labels names {len(labels)} classes, but {name} has {count}")
-    return count
+    known = _source(name, folder, target)[1]()
+    if target.problem == targets.NUMBER:
+        return (target.column or "label",)
+    targets.table(known, target, name)
+    return target.names or known
 
 
 def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
@@ -133,26 +134,52 @@ def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:
     return np.sort(order[:held] if split == "valid" else order[held:])
 
 
-def _source(name: str, folder: str | None) -> tuple[Callable[[str], Data | None], Callable[[], tuple[str, ...]]]:
+def _source(
+    name: str, folder: str | None, target: Target
+) -> tuple[Callable[[str], Data | None], Callable[[], tuple[str, ...]]]:
     """Return functions that read a split of the named data set and list its classes."""
     root = data_folder(folder)
     kind, _, rest = str(name).partition(":")
-    if name == "mnist":
-        return functools.partial(mnist.read, root), lambda: mnist.CLASSES
-    if name == "cifar10":
-        return functools.partial(cifar10.read, root), lambda: cifar10.CLASSES
-    if name == "digits":
-        return digits.read, lambda: digits.CLASSES
+    arrays: dict[str, tuple[Callable[[str], Data | None], tuple[str, ...]]] = {
+        "mnist": (functools.partial(mnist.read, root), mnist.CLASSES),
+        "cifar10": (functools.partial(cifar10.read, root), cifar10.CLASSES),
+        "digits": (digits.read, digits.CLASSES),
+    }
+    if name in arrays:
+        read, known = arrays[name]
+        return lambda split: _relabel(read(split), known, target, name), lambda: known
     if kind == "folder" and rest:
-        splits, classes = pictures.read(rest, root)
+        place = pictures.locate(rest, root)
+        splits, classes = picture_labels.read(name, place, target) or pictures.read(place, name, target)
         return splits.get, lambda: classes
     if kind in ("hf", "shards") and rest:
-        place = name if kind == "hf" else rest
-        return lambda split: picture_tables.read(place, split, root), lambda: picture_tables.classes(place, root)
+        table = name if kind == "hf" else rest
+        return (
+            lambda split: picture_tables.read(table, split, root, target),
+            lambda: picture_tables.classes(table, root, target),
+        )
     if kind == "tfds" and rest:
         builder = _builder(rest, folder)
-        return functools.partial(tfds.read, rest, builder), lambda: tfds.classes(builder)
+        return (
+            lambda split: _relabel(tfds.read(rest, builder, split), tfds.classes(builder), target, name),
+            lambda: tfds.classes(builder),
+        )
     raise ConfigError(f"unknown data set {name!r} for config.data.name{_nearest(str(name), NAMES)}")
+
+
+def _relabel(data: Data | None, classes: Sequence[str], target: Target, name: str) -> Data | None:
+    """Return data with one class a picture with the labels that `target` wants."""
+    if data is None or target == SINGLE:
+        return data
+    table = targets.table(classes, target, name)
+    if isinstance(data, Examples):
+        return dataclasses.replace(data, read=functools.partial(_read_relabeled, data.read, table))
+    return {**data, "label": table[data["label"]]}
+
+
+def _read_relabeled(read: Callable[[int], Any], table: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
+    image, label = read(index)
+    return image, table[label]
 
 
 def _builder(name: str, folder: str | None) -> Any:

@@ -1,5 +1,6 @@
 """Folders of pictures with one subfolder per class."""
 
+import filecmp
 import functools
 import io
 import os
@@ -10,7 +11,9 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from jtasks import storage
+from jtasks.data import targets
 from jtasks.data.examples import Examples
+from jtasks.data.targets import Target
 from jtasks.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,30 +28,36 @@ SPLITS = {"train": ("train",), "valid": ("valid", "val", "validation"), "test": 
 LAYOUT = "expected FOLDER/CLASS/picture.jpg, or FOLDER/{train,valid,test}/CLASS/picture.jpg"
 
 
-def read(path: str, root: pathlib.Path) -> tuple[dict[str, Examples], tuple[str, ...]]:
+def read(folder: pathlib.Path, name: str, target: Target) -> tuple[dict[str, Examples], tuple[str, ...]]:
     """Return the splits of a folder of pictures by name, and its classes in the order of their labels.
 
     Names of classes and files are sorted. A class is any folder with a picture; all splits share one list of classes.
-    Without folders for splits, all pictures are train.
+    Without folders for splits, all pictures are train. With several classes a picture, equal files of one name in the
+    folders of several classes are one picture, which has all of these.
 
     Args:
-      path: the folder; a relative path is searched for in the working directory, then in `root`.
-      root: data folder.
+      folder: the folder.
+      name: of the data, for messages.
+      target: what the labels are; see `targets.table`.
 
     Raises:
-      ConfigError: there is no such folder.
       DataError: a split has no pictures.
     """
-    folder = _locate(path, root)
     pictures = {split: _pictures(place) for split, place in _split_folders(folder).items()}
     for split, by_class in pictures.items():
         if not by_class:
             raise DataError(f"no pictures for {split} in {folder}; {LAYOUT}, with the suffixes {sorted(SUFFIXES)}")
     classes = tuple(sorted({name for by_class in pictures.values() for name in by_class}))
-    return {split: _examples(f"folder:{path}", by_class, classes) for split, by_class in pictures.items()}, classes
+    table = targets.table(classes, target, name)
+    return {split: _examples(name, by_class, classes, table, target) for split, by_class in pictures.items()}, classes
 
 
-def _locate(path: str, root: pathlib.Path) -> pathlib.Path:
+def locate(path: str, root: pathlib.Path) -> pathlib.Path:
+    """Return the folder of pictures: a relative path is searched for in the working directory, then in `root`.
+
+    Raises:
+      ConfigError: there is no such folder.
+    """
     places = (storage.local(path), root / path)
     for place in places:
         if place.is_dir():
@@ -87,15 +96,36 @@ def is_picture(name: str) -> bool:
     return pathlib.PurePath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
-def _examples(name: str, by_class: dict[str, list[str]], classes: Sequence[str]) -> Examples:
+def _examples(
+    name: str, by_class: dict[str, list[str]], classes: Sequence[str], table: np.ndarray, target: Target
+) -> Examples:
     paths = [path for pictures in by_class.values() for path in pictures]
-    labels = np.repeat([classes.index(key) for key in by_class], [len(pictures) for pictures in by_class.values()])
+    labels = table[np.repeat([classes.index(key) for key in by_class], [len(own) for own in by_class.values()])]
+    if target.problem == targets.MULTI:
+        owners = _owners(paths)
+        for row, owner in enumerate(owners):
+            labels[owner] |= labels[row]
+        first = np.unique(owners)
+        paths, labels = [paths[row] for row in first], labels[first]
     return Examples(name, functools.partial(_decode, paths, labels), np.arange(len(paths)))
 
 
-def _decode(paths: Sequence[str], labels: np.ndarray, index: int) -> tuple[np.ndarray, int]:
+def _owners(paths: Sequence[str]) -> np.ndarray:
+    """Return for each file the number of the first one with its name and its bytes."""
+    owners, known = np.arange(len(paths)), dict[str, list[int]]()
+    for row, path in enumerate(paths):
+        same = known.setdefault(os.path.basename(path), [])
+        owner = next((other for other in same if filecmp.cmp(paths[other], path, shallow=False)), None)
+        if owner is None:
+            same.append(row)
+        else:
+            owners[row] = owner
+    return owners
+
+
+def _decode(paths: Sequence[str], labels: np.ndarray, index: int) -> tuple[np.ndarray, np.ndarray]:
     """Decode one picture; return it with its label."""
-    return decode(paths[index]), int(labels[index])
+    return decode(paths[index]), labels[index]
 
 
 def decode(path: str) -> np.ndarray:

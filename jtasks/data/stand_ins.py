@@ -10,8 +10,9 @@ import numpy as np
 
 from jtasks.config import Config
 from jtasks.data import files, tokenizer_files, tokenizers
-from jtasks.data.images import FORMS, count_classes, form
+from jtasks.data.images import FORMS, class_names, form
 from jtasks.errors import ConfigError, DataError
+from jtasks.ops import problems
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -37,8 +38,20 @@ def classes(config: Config, field: str = "classes") -> int:
     if config.data.labels:
         return len(config.data.labels)
     if config.data.get("name") in FORMS:
-        return count_classes(config.data.name, folder=config.data.dir)
+        return len(class_names(config.data.name, folder=config.data.dir))
     raise ConfigError(f"the data has the classes: set config.model.{field}, their number, or config.data.labels")
+
+
+def target_classes(config: Config) -> int:
+    """Return the number of outputs of a classifier of pictures: one for a regression."""
+    return 1 if problems.of(config) == problems.NUMBER else classes(config)
+
+
+def label(config: Config) -> np.ndarray:
+    """Return the label of a picture as config.problem has them: int32 [], uint8 [classes] or float32 []."""
+    if problems.of(config) == problems.MULTI:
+        return np.zeros(classes(config), np.uint8)
+    return np.zeros((), np.float32 if problems.of(config) == problems.NUMBER else np.int32)
 
 
 def shape(config: Config) -> tuple[int, int]:

@@ -1,25 +1,37 @@
 """What a text or picture is to be given: one class, any number of classes, or a number; as arrays from a data file."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jtasks.data import values
 from jtasks.errors import ConfigError, DataError
+from jtasks.ops import problems
+from jtasks.ops.problems import MULTI, NUMBER, PROBLEMS, SINGLE
 from jtasks.ranges import Field
 
-SINGLE, MULTI, NUMBER = PROBLEMS = ("single_label", "multi_label", "regression")  # as transformers names them
-
-# Field of a task that can do all of them, for its `defaults`.
-FIELDS = {"problem": Field(str, PROBLEMS, SINGLE)}
+# Fields of a task of labeled pictures, for its `defaults`.
+FIELDS = {
+    **problems.FIELDS,
+    "data.label": Field(str, None, ""),  # column of the labels in tables and label files; "": the usual names
+}
 
 CHECKS: Mapping[str, values.Check] = {SINGLE: values.label, MULTI: values.labels, NUMBER: values.number}
 
 
-def problem(config: Mapping[str, Any]) -> str:
-    """Return config.problem; a config in code of one's own may lack it."""
-    return config.get("problem", SINGLE)
+class Target(NamedTuple):
+    """What each picture of a data set is to be given."""
+
+    problem: str = SINGLE  # one of PROBLEMS
+    column: str = ""  # of the labels, where the data has columns; "": the usual names
+    names: tuple[str, ...] = ()  # of the classes in order (config.data.labels); (): as the data has them
+
+
+def of(config: Mapping[str, Any]) -> Target:
+    """Return the target that a config of labeled pictures asks for."""
+    data = config["data"]
+    return Target(problems.of(config), data.get("label", ""), tuple(map(str, data.get("labels", ()))))
 
 
 def class_names(given: Sequence[Any], found: Sequence[Any], problem: str, column: str) -> tuple[str, ...]:
@@ -42,6 +54,42 @@ def class_names(given: Sequence[Any], found: Sequence[Any], problem: str, column
     if len(names) < (1 if problem == MULTI else 2):
         raise ConfigError(f"config.data.label={column!r} has the values {sorted(names)}: no two classes")
     return tuple(sorted(names, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))
+
+
+def table(found: Sequence[str], target: Target, where: str) -> np.ndarray:
+    """Return the label of a picture of each class `found` in the data: int32 [n], uint8 [n, classes] or float32 [n].
+
+    Args:
+      found: the data's names of its classes, in their order.
+      target: its names, if any, are those of the data in another order, perhaps with more; or new names in the order
+        of the data's. For a regression, the name of a class is a number.
+      where: name of the data, for messages.
+
+    Raises:
+      ConfigError: the names are neither, or a regression's class is no number.
+    """
+    if target.problem == NUMBER:
+        try:
+            return np.array([values.number(name, f"the class {name!r} of {where}") for name in found], np.float32)
+        except DataError as error:
+            raise ConfigError(
+                f"config.problem=regression: {error}; the names of its classes are no numbers: choose a column of"
+                " numbers with config.data.label, or another config.problem"
+            ) from error
+    numbers = np.arange(len(found), dtype=np.int32)
+    if target.names and set(found) & set(target.names):
+        if lacking := [name for name in found if name not in target.names]:
+            raise ConfigError(
+                f"config.data.labels={target.names} lacks the class {lacking[0]!r} of {where}, which has"
+                f" {', '.join(found[:20])}"
+            )
+        numbers = np.array([target.names.index(name) for name in found], np.int32)
+    elif target.names and len(target.names) != len(found):
+        raise ConfigError(
+            f"config.data.labels names {len(target.names)} classes, but {where} has {len(found)}:"
+            f" {', '.join(found[:20])}"
+        )
+    return np.eye(len(target.names or found), dtype=np.uint8)[numbers] if target.problem == MULTI else numbers
 
 
 def transformers_name(problem: str) -> str:

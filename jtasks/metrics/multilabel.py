@@ -32,12 +32,29 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, opti
     nats = -smooth * present * focus(present, gamma) - (1 - smooth) * absent * focus(absent, gamma)
     rows = jnp.broadcast_to(weights[:, None], nats.shape)
     predicted = (logits > 0).astype(truth.dtype)
-    f1 = [jnp.sum(jnp.where(rows == 0, 0.0, values) * rows) for values in (2 * predicted * truth, predicted + truth)]
+    f1 = by_class(logits, labels, weights)
     return {
         "loss": Loss.of(nats, rows * class_weights(options, logits.shape[-1])[None]),
         "accuracy": Mean.of(predicted == truth, rows),
-        "f1": Mean(*f1),
+        "f1": Mean(f1.total.sum(), f1.count.sum()),
     }
+
+
+def f1_of_classes(logits: jax.Array, labels: jax.Array, weights: jax.Array, names: Sequence[str]) -> dict[str, Mean]:
+    """Return the F1 of each class as `f1/NAME`, whose sums are exact over any batches; arguments as above."""
+    f1 = by_class(logits, labels, weights)
+    return {f"f1/{name}": Mean(f1.total[i], f1.count[i]) for i, name in enumerate(names)}
+
+
+def by_class(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Mean:
+    """Return the F1 of each class, [classes]: twice the right answers over the predicted and the true ones."""
+    truth = labels.astype(wide(logits))
+    predicted, rows = (logits > 0).astype(truth.dtype), jnp.broadcast_to(weights[:, None], truth.shape)
+    sums = [
+        jnp.sum(jnp.where(rows == 0, 0.0, values) * rows, axis=0)
+        for values in (2 * predicted * truth, predicted + truth)
+    ]
+    return Mean(*sums)
 
 
 def probabilities(logits: jax.Array) -> dict[str, jax.Array]:

@@ -66,15 +66,30 @@ def show_classes(
       outputs: have the predicted class as `label`, and its `probability`.
       names: names of the classes.
     """
-    captions, lines, known = [], [], False
+    answers = []
     for example, output in zip(examples, outputs, strict=True):
         predicted, true = names[int(output["label"])], names[int(example["label"])] if "label" in example else None
-        known = known or true is not None
         right = true is None or int(example["label"]) == int(output["label"])
-        color = "black" if true is None else "green" if right else "red"
-        captions.append((predicted if true is None else f"{predicted} / {true}", color))
-        truly = "" if true is None else f", truly {true}"
-        lines.append(f"{predicted} ({output['probability']:.3f}){truly}")
+        answers.append((predicted, f"{predicted} ({output['probability']:.3f})", true, right))
+    return show_answers(images, answers)
+
+
+def show_answers(
+    images: Sequence[np.ndarray], answers: Sequence[tuple[str, str, str | None, bool]]
+) -> dict[str, np.ndarray | str]:
+    """Return what show_fn returns for pictures with answers: `images` with captions, and `labels`, a line for each.
+
+    Args:
+      images: uint8 [h, w, 1 or 3].
+      answers: of each image the answer, short for the caption and with more for the line; the true answer, None if it
+        is not known; and whether the two are equal.
+    """
+    captions = [
+        (short if true is None else f"{short} / {true}", "black" if true is None else "green" if right else "red")
+        for short, _, true, right in answers
+    ]
+    lines = [line if true is None else f"{line}, truly {true}" for _, line, true, _ in answers]
+    known = any(true is not None for *_, true, _ in answers)
     title = [("predicted / true" if known else "predicted", 1)]
     rows = [slice(i, i + COLUMNS) for i in range(0, len(captions), COLUMNS)]
     picture = grid([images[row] for row in rows], title, [captions[row] for row in rows])

@@ -43,15 +43,23 @@ def training_pairs(
       augmented: returns the augmented pictures of a batch.
 
     Returns:
-      The pictures, and the labels [b], or of mixed pictures the shares of their classes [b, classes].
+      The pictures, and the labels [b], or of mixed pictures the shares of their classes [b, classes]. Labels that are
+      numbers or shares already, in floats or as [b, classes], are mixed as they are.
     """
     if not is_on(options):
         return augmented(batch), batch["label"]
     other = partner(batch)
     alphas = {"mixup": options.mixup, "cutmix": options.cutmix}
     images, share = mix(augmented(batch), augmented(other), batch["seed"], **alphas)
-    first, second = (jax.nn.one_hot(each["label"], classes, dtype=share.dtype) for each in (batch, other))
-    return images, share[:, None] * first + (1 - share[:, None]) * second
+    first, second = (_shares(each["label"], classes).astype(share.dtype) for each in (batch, other))
+    share = share.reshape(-1, *(1,) * (first.ndim - 1))
+    return images, share * first + (1 - share) * second
+
+
+def _shares(labels: jax.Array, classes: int) -> jax.Array:
+    """Return the shares of the classes [b, classes] of labels [b]; numbers and shares as they are."""
+    plain = labels.ndim == 1 and jnp.issubdtype(labels.dtype, jnp.integer)
+    return jax.nn.one_hot(labels, classes) if plain else labels
 
 
 def partner(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:

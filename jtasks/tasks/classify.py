@@ -19,7 +19,8 @@ from jtasks.data import encoding, stand_ins, tables, targets, tokenizers, unlabe
 from jtasks.data.assets import labels
 from jtasks.data.lazy import each
 from jtasks.errors import DataError
-from jtasks.metrics import Mean, classification, example_weights, multilabel, regression, total
+from jtasks.metrics import Mean, classification, example_weights, heads, multilabel, regression, total
+from jtasks.ops import problems
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -32,7 +33,7 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the BERT, the loss, the files of the splits, and their columns of texts and classes."""
     return {
         **models.fields(models.BERT, filled=["vocab", "max_length", "labels"]),
-        **targets.FIELDS,
+        **problems.FIELDS,
         **classification.FIELDS,
         **encoding.FIELDS,
         "data.text": Field(str, None, "sentence"),  # column of the text
@@ -65,9 +66,9 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     for number, (a, b) in enumerate(zip(first, second or first, strict=True)):
         if not (a.strip() or b.strip()):
             raise DataError(f"{config.data[split]}: both texts of example {number} are empty")
-    problem, classes = targets.problem(config), _classes(config)
+    problem, classes = problems.of(config), _classes(config)
     labels = [row[config.data.label] for row in rows if config.data.label in row]
-    if split != "train" and problem == targets.SINGLE and set(labels) == {"-1"} and "-1" not in classes:
+    if split != "train" and problem == problems.SINGLE and set(labels) == {"-1"} and "-1" not in classes:
         labels = []
     known = {}
     if labels:
@@ -89,9 +90,9 @@ def model_args(config: Config) -> dict[str, Any]:
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
-    classes = 1 if targets.problem(config) == targets.NUMBER else stand_ins.classes(config, "labels")
-    names, first = [str(number) for number in range(classes)], () if targets.problem(config) == targets.MULTI else "0"
-    label = targets.arrays([first], names, targets.problem(config), "train", given=True)
+    classes = 1 if problems.of(config) == problems.NUMBER else stand_ins.classes(config, "labels")
+    names, first = [str(number) for number in range(classes)], () if problems.of(config) == problems.MULTI else "0"
+    label = targets.arrays([first], names, problems.of(config), "train", given=True)
     example = stand_ins.text(config.data.length, "token_types", "segment_ids")
     return {"max_length": config.data.length, "labels": classes}, example | {"label": label[0]}
 
@@ -109,14 +110,8 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per text and the accuracy, or a regression's errors; training has dropout and config.loss."""
     logits, labels = _logits(params, batch, rng, config), encoding.require_labels(batch, "label")
-    weights, options = example_weights(batch), None if rng is None else config.get("loss")
-    if targets.problem(config) == targets.NUMBER:
-        classification.require_plain(options, "config.problem=regression has no classes")
-        metrics = regression.squared_error(logits[:, 0], labels, weights)
-    elif targets.problem(config) == targets.MULTI:
-        metrics = multilabel.cross_entropy(logits, labels, weights, options)
-    else:
-        metrics = classification.cross_entropy(logits, labels, weights, options)
+    options = None if rng is None else config.get("loss")
+    metrics = heads.losses(problems.of(config), logits, labels, example_weights(batch), options)
     return total(metrics), metrics
 
 
@@ -130,14 +125,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
     With multi_label these are the `probabilities` [b, classes] of all classes, and with regression the `value` [b].
     """
-    logits = _logits(params, batch, None, config)
-    if targets.problem(config) == targets.NUMBER:
-        return {"value": logits[:, 0]}
-    return (
-        multilabel.probabilities(logits)
-        if targets.problem(config) == targets.MULTI
-        else classification.likeliest(logits)
-    )
+    return heads.predictions(problems.of(config), _logits(params, batch, None, config))
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -145,21 +133,21 @@ def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
 
     See `multilabel.scores` for several classes and `regression.scores` for numbers.
     """
-    if targets.problem(config) == targets.MULTI:
+    if problems.of(config) == problems.MULTI:
         hot = (multilabel.chosen(output["probabilities"]) for output in outputs)
         return multilabel.scores((example["label"] for example in examples), hot, _classes(config))
-    kind, entry = (np.float64, "value") if targets.problem(config) == targets.NUMBER else (np.int32, "label")
+    kind, entry = (np.float64, "value") if problems.of(config) == problems.NUMBER else (np.int32, "label")
     truth = np.fromiter((example["label"] for example in examples), kind, len(examples))
     predicted = np.fromiter((output[entry] for output in outputs), kind, len(outputs))
-    if targets.problem(config) == targets.NUMBER:
+    if problems.of(config) == problems.NUMBER:
         return regression.scores(truth, predicted)
     return classification.scores(truth, predicted, config.model.labels)
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
     """Return the name of each predicted class, or of all classes that a text has; of a number there is no more."""
-    names = () if targets.problem(config) == targets.NUMBER else _classes(config)
-    return each(lambda output: _answer(output, names, targets.problem(config)), outputs)
+    names = () if problems.of(config) == problems.NUMBER else _classes(config)
+    return each(lambda output: heads.answer(problems.of(config), output, names), outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
@@ -169,38 +157,12 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
     """Format the texts, with the predicted classes or numbers."""
-    names, lines = _classes(config), []
+    names, problem, lines = _classes(config), problems.of(config), []
     for example, output in zip(examples, outputs, strict=True):
         text = " | ".join(example[name].strip() for name in ("text", "text_pair") if name in example)
-        true = _format_label(example["label"], names, targets.problem(config)) if "label" in example else "(not told)"
-        lines.append(f"{_format_output(output, names, targets.problem(config))}, truly {true}: {text}")
+        true = heads.describe(problem, example["label"], names) if "label" in example else "(not told)"
+        lines.append(f"{heads.describe_output(problem, output, names)}, truly {true}: {text}")
     return {"labels": "\n".join(lines)}
-
-
-def _answer(output: Any, names: Sequence[str], problem: str) -> dict[str, Any]:
-    if problem == targets.NUMBER:
-        return {}
-    if problem == targets.SINGLE:
-        return {"class": names[int(output["label"])]}
-    return {"classes": _names_of(multilabel.chosen(output["probabilities"]), names)}
-
-
-def _names_of(hot: Any, names: Sequence[str]) -> list[str]:
-    return [name for name, on in zip(names, hot, strict=True) if on]
-
-
-def _format_label(label: Any, names: Sequence[str], problem: str) -> str:
-    if problem == targets.NUMBER:
-        return f"{label:g}"
-    return names[int(label)] if problem == targets.SINGLE else ", ".join(_names_of(label, names)) or "(none)"
-
-
-def _format_output(output: Any, names: Sequence[str], problem: str) -> str:
-    if problem == targets.SINGLE:
-        return f"{names[int(output['label'])]} ({output['probability']:.3f})"
-    if problem == targets.NUMBER:
-        return f"{output['value']:.3f}"
-    return _format_label(multilabel.chosen(output["probabilities"]), names, problem)
 
 
 def _encode(first: Sequence[str], second: Sequence[Any] | None, config: Config) -> dict[str, np.ndarray]:
@@ -231,7 +193,7 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
     fields = {
         data.text: check,
         **({data.text_pair: check} if data.text_pair else {}),
-        data.label: targets.CHECKS[targets.problem(config)],
+        data.label: targets.CHECKS[problems.of(config)],
     }
     optional = () if split == "train" else (data.label,)
     return tables.rows(data[split], split, fields, optional=optional, folder=data.dir, source=data.source)
@@ -239,9 +201,9 @@ def _rows(split: str, config: Config) -> list[tables.Row] | None:
 
 def _classes(config: Config) -> tuple[str, ...]:
     """Return the class names in the order of their numbers: as configured, as the data says, or the sorted names."""
-    data, problem = config.data, targets.problem(config)
-    named = problem != targets.NUMBER and not data.labels and bool(data.train)
+    data, problem = config.data, problems.of(config)
+    named = problem != problems.NUMBER and not data.labels and bool(data.train)
     if named and (names := tables.class_names(data.train, "train", data.label, folder=data.dir)):
         return names
-    found = () if data.labels or problem == targets.NUMBER else _rows("train", config) or []
+    found = () if data.labels or problem == problems.NUMBER else _rows("train", config) or []
     return targets.class_names(data.labels, [row[data.label] for row in found], problem, data.label)

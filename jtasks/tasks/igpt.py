@@ -18,7 +18,7 @@ import optax
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import palettes, stand_ins, unlabeled
+from jtasks.data import palettes, stand_ins, targets, unlabeled
 from jtasks.data.assets import labels, palette_files
 from jtasks.data.images import form
 from jtasks.data.lazy import each
@@ -56,7 +56,10 @@ def defaults() -> dict[str, Any]:
 def dataset(split: str, config: Config) -> Any:
     """Return images uint8 [n, h, w, c] and labels [n]."""
     size, resize = config.data.size, config.model.get("resize")
-    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
+    target, folder = targets.of(config), config.data.dir
+    return data.images(
+        config.data.name, split, folder=folder, seed=config.seed, size=size, resize=resize, target=target
+    )
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
@@ -75,7 +78,8 @@ def model_args(config: Config) -> dict[str, Any]:
     """Return the palette, and the sizes of the model: colors, image shape, positions, classes."""
     options, classes = config.data, {}
     if config.model.classes != 0:
-        classes = {"classes": data.count_classes(options.name, folder=options.dir, labels=options.labels)}
+        names = data.class_names(options.name, folder=options.dir, target=targets.of(config))
+        classes = {"classes": len(names)}
     return classes | palettes.model_args(dataset("train", config), config.data, config.seed)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import stand_ins, unlabeled
+from jtasks.data import stand_ins, targets, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.data.lazy import each
-from jtasks.metrics import Mean, classification, example_weights, total
-from jtasks.ops import grid, mixing
+from jtasks.metrics import Mean, classification, example_weights, heads, multilabel, total
+from jtasks.ops import mixing, problems
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -22,12 +22,14 @@ Batch = dict[str, jax.Array]
 def defaults() -> dict[str, Any]:
     """Return the fields of the network and the loss, and the name of the images."""
     fields = {"data.name": Field(str, None, "mnist"), "data.labels": data.IMAGES["data.labels"]}
-    return models.fields(models.ConvNet, filled=["classes"]) | classification.FIELDS | mixing.FIELDS | fields
+    network = models.fields(models.ConvNet, filled=["classes"])
+    return network | targets.FIELDS | classification.FIELDS | mixing.FIELDS | fields
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Return images uint8 [n, h, w, c] and labels [n]."""
-    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed)
+    """Return images uint8 [n, h, w, c], and what config.problem asks for: `label` [n] or [n, classes]."""
+    target = targets.of(config)
+    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, target=target)
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
@@ -42,12 +44,14 @@ def needs_partner(config: Config) -> bool:
 
 def model_args(config: Config) -> dict[str, Any]:
     """Return the number of classes."""
-    return {"classes": data.count_classes(config.data.name, folder=config.data.dir, labels=config.data.labels)}
+    names = data.class_names(config.data.name, folder=config.data.dir, target=targets.of(config))
+    return {"classes": len(names)}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
-    return {"classes": stand_ins.classes(config)}, {"image": stand_ins.image(config), "label": np.array(0, np.int32)}
+    classes = {"classes": stand_ins.target_classes(config)}
+    return classes, {"image": stand_ins.image(config), "label": stand_ins.label(config)}
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -61,12 +65,18 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 
 
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
-    """Return the cross-entropy in nats per image, and the accuracy; training has dropout and config.loss."""
+    """Return the cross-entropy in nats per image, and the accuracy; training has dropout and config.loss.
+
+    With multi_label there is F1 too, in evaluation also of each class, `f1/NAME`; a regression has errors.
+    """
     labels, options = batch["label"], None if rng is None else config.get("loss")
     if rng is not None:
         images, labels = mixing.training_pairs(batch, config.data, config.model.classes, lambda batch: batch["image"])
         batch = batch | {"image": images}
-    metrics = classification.cross_entropy(_logits(params, batch, rng, config), labels, example_weights(batch), options)
+    logits, weights, problem = _logits(params, batch, rng, config), example_weights(batch), problems.of(config)
+    metrics = heads.losses(problem, logits, labels, weights, options)
+    if problem == problems.MULTI and rng is None:
+        metrics |= multilabel.f1_of_classes(logits, labels, weights, _names(config))
     return total(metrics), metrics
 
 
@@ -76,14 +86,14 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Predict the likeliest class [b] and its probability [b]."""
-    return classification.likeliest(_logits(params, batch, None, config))
+    """Predict the likeliest class [b] and its probability [b], or as `heads.predictions` says."""
+    return heads.predictions(problems.of(config), _logits(params, batch, None, config))
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
-    """Return the name of each predicted class."""
-    names = _names(config)
-    return each(lambda output: {"class": names[int(output["label"])]}, outputs)
+    """Return the name of each predicted class, or of all classes that a picture has."""
+    names, problem = _names(config), problems.of(config)
+    return each(lambda output: heads.answer(problem, output, names), outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
@@ -95,11 +105,11 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures and the predicted classes."""
     images = data.for_display((example["image"] for example in examples), config.data.name)
-    return grid.show_classes(images, examples, outputs, _names(config))
+    return heads.show(problems.of(config), images, examples, outputs, _names(config))
 
 
 def _names(config: Config) -> Sequence[str]:
-    return config.data.labels or data.class_names(config.data.name, folder=config.data.dir)
+    return config.data.labels or data.class_names(config.data.name, folder=config.data.dir, target=targets.of(config))
 
 
 def _model(config: Config) -> Any:

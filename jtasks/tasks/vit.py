@@ -9,11 +9,11 @@ import numpy as np
 
 from jtasks import data, models
 from jtasks.config import Config
-from jtasks.data import pipeline, stand_ins, unlabeled
+from jtasks.data import pipeline, stand_ins, targets, unlabeled
 from jtasks.data.assets import image_processor, labels
 from jtasks.data.lazy import each
-from jtasks.metrics import Mean, classification, example_weights, total
-from jtasks.ops import grid, mixing, pixels
+from jtasks.metrics import Mean, classification, example_weights, heads, multilabel, total
+from jtasks.ops import mixing, pixels, problems
 
 Batch = dict[str, jax.Array]
 
@@ -24,6 +24,7 @@ def defaults() -> dict[str, Any]:
     """Return the fields of the ViT, the loss, the normalization of pixels, the images, and their augmentation."""
     return {
         **models.fields(models.ViT, filled=["classes"]),
+        **targets.FIELDS,
         **classification.FIELDS,
         **pixels.FIELDS,
         **mixing.FIELDS,
@@ -32,9 +33,12 @@ def defaults() -> dict[str, Any]:
 
 
 def dataset(split: str, config: Config) -> Any:
-    """Return images uint8 [n, h, w, c] and labels [n]."""
+    """Return images uint8 [n, h, w, c], and what config.problem asks for: `label` [n] or [n, classes]."""
     size, resize = config.data.size, config.model.get("resize")
-    return data.images(config.data.name, split, folder=config.data.dir, seed=config.seed, size=size, resize=resize)
+    target, folder = targets.of(config), config.data.dir
+    return data.images(
+        config.data.name, split, folder=folder, seed=config.seed, size=size, resize=resize, target=target
+    )
 
 
 def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
@@ -56,20 +60,20 @@ def model_args(config: Config) -> dict[str, Any]:
     """
     h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
     half = (0.5,) * channels
-    classes = data.count_classes(config.data.name, folder=config.data.dir, labels=config.data.labels)
+    classes = data.class_names(config.data.name, folder=config.data.dir, target=targets.of(config))
     usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
-    return {"classes": classes, "shape": (h, w), **usual}
+    return {"classes": len(classes), "shape": (h, w), **usual}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     image = stand_ins.image(config)
     values = {
-        "classes": stand_ins.classes(config),
+        "classes": stand_ins.target_classes(config),
         "shape": image.shape[:2],
         **stand_ins.pixels(config, image.shape[2]),
     }
-    return values, {"image": image, "label": np.array(0, np.int32)}
+    return values, {"image": image, "label": stand_ins.label(config)}
 
 
 def assets(config: Config) -> dict[str, str]:
@@ -87,12 +91,17 @@ def init(rng: jax.Array, batch: Batch, config: Config) -> dict[str, Any]:
 def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Array, dict[str, Mean]]:
     """Return the nats per image, and the accuracy of the likeliest class and of the likeliest five.
 
-    Training has augmentation, dropout and config.loss. Of mixed pictures each class counts by its share.
+    With multi_label the accuracy is that of all answers, beside F1, and in evaluation the F1 of each class, `f1/NAME`.
+    A regression has errors. Training has augmentation, dropout and config.loss. Of mixed pictures each class counts by
+    its share, as does a number.
     """
     images, labels = (batch["image"], batch["label"]) if rng is None else _for_training(batch, config)
-    logits, weights = _logits(params, images, rng, config), example_weights(batch)
-    metrics = classification.cross_entropy(logits, labels, weights, None if rng is None else config.get("loss"))
-    metrics["top5"] = classification.top(5, logits, labels, weights)
+    logits, weights, problem = _logits(params, images, rng, config), example_weights(batch), problems.of(config)
+    metrics = heads.losses(problem, logits, labels, weights, None if rng is None else config.get("loss"))
+    if problem == problems.SINGLE:
+        metrics["top5"] = classification.top(5, logits, labels, weights)
+    if problem == problems.MULTI and rng is None:
+        metrics |= multilabel.f1_of_classes(logits, labels, weights, _names(config))
     return total(metrics), metrics
 
 
@@ -102,14 +111,14 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 
 
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Predict the likeliest class [b] and its probability [b]."""
-    return classification.likeliest(_logits(params, batch["image"], None, config))
+    """Predict the likeliest class [b] and its probability [b], or as `heads.predictions` says."""
+    return heads.predictions(problems.of(config), _logits(params, batch["image"], None, config))
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> Sequence[dict[str, Any]]:
-    """Return the name of each predicted class."""
-    names = _names(config)
-    return each(lambda output: {"class": names[int(output["label"])]}, outputs)
+    """Return the name of each predicted class, or of all classes that a picture has."""
+    names, problem = _names(config), problems.of(config)
+    return each(lambda output: heads.answer(problem, output, names), outputs)
 
 
 def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -> dict[str, jax.Array]:
@@ -122,7 +131,7 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures and the predicted classes."""
     images = data.for_display((example["image"] for example in examples), config.data.name)
-    return grid.show_classes(images, examples, outputs, _names(config))
+    return heads.show(problems.of(config), images, examples, outputs, _names(config))
 
 
 def _for_training(batch: Batch, config: Config) -> tuple[jax.Array, jax.Array]:
@@ -133,7 +142,7 @@ def _for_training(batch: Batch, config: Config) -> tuple[jax.Array, jax.Array]:
 
 
 def _names(config: Config) -> Sequence[str]:
-    return config.data.labels or data.class_names(config.data.name, folder=config.data.dir)
+    return config.data.labels or data.class_names(config.data.name, folder=config.data.dir, target=targets.of(config))
 
 
 def _model(config: Config) -> Any:

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from sklearn.metrics import f1_score
 
 from jtasks import config as configs
 from jtasks import models
 from jtasks.errors import ConfigError
-from jtasks.ops import augment
+from jtasks.ops import augment, mixing
 from jtasks.run import job
 from jtasks.tasks import vit
 
@@ -120,3 +121,35 @@ def test_what_the_data_and_a_folder_fill_in_is_a_config_again():
     filled["model"] |= {"resize": (2, 8, 8, 0, 0)}
     assert configs.freeze(filled).model.resize == (2, 8, 8, 0, 0)
     assert {"mean", "std", "rescale"} <= set(filled["model"])
+
+
+def test_several_classes_of_a_picture_have_the_f1_of_each_and_are_mixed_as_they_are():
+    config = tiny.config("vit", problem="multi_label", data__labels=tuple("abcdefghij"))
+    batch = tiny.batch(32)
+    hot = np.eye(10, dtype=np.uint8)[batch["label"]] | np.eye(10, dtype=np.uint8)[(batch["label"] + 1) % 10]
+    batch["label"], batch["mask"] = hot, np.r_[np.ones(20), np.zeros(12)].astype(np.float32)
+    found = evaluate(params(), batch, config=config)
+    predicted, true = np.asarray(logits(batch["image"] / 8 - 1) > 0)[:20], hot[:20].astype(bool)
+    expected = f1_score(true, predicted, average=None, zero_division=0.0)
+    np.testing.assert_allclose([found[f"f1/{name}"].value for name in "abcdefghij"], expected, rtol=1e-6)
+    np.testing.assert_allclose(found["f1"].value, f1_score(true, predicted, average="micro"), rtol=1e-6)
+    outputs = jax.jit(vit.predict_fn, static_argnames="config")(params(), batch, RNG, config=config)
+    rows = [{"probabilities": row} for row in np.asarray(outputs["probabilities"])]
+    assert vit.answers(batch, rows, config)[0] == {
+        "classes": [n for n, on in zip("abcdefghij", predicted[0], strict=True) if on]
+    }
+    examples = [{"image": batch["image"][i], "label": hot[i]} for i in range(2)]
+    assert (
+        vit.show_fn(examples, rows[:2], config)["labels"].splitlines()[1].split(", truly ")[1]
+        in "a, b, c, d, e, f, g, h, i, j, a"
+    )
+    first, second = hot[:16], hot[16:]
+    mixed = mixing.training_pairs(
+        {"image": batch["image"][:16], "label": first, "seed": batch["seed"][:16]}
+        | {"partner_image": batch["image"][16:], "partner_label": second},
+        tiny.config("vit", data__mixup=1.0).data,
+        10,
+        lambda b: b["image"],
+    )[1]
+    share = (np.asarray(mixed) - second)[first != second] / (first.astype(float) - second)[first != second]
+    assert share.min() >= 0 and share.max() <= 1
