@@ -7,7 +7,9 @@ Restoring verifies them in threads beside the one that reads the arrays, so the 
 
 import concurrent.futures
 import contextlib
+import gc
 import json
+import math
 import os
 import pathlib
 import re
@@ -27,7 +29,11 @@ from jtasks.faults import some
 from jtasks.run import checkpoint_files
 from jtasks.tree import leaf_name
 
-HOST_BYTES = 2**30  # of arrays on their way from a checkpoint to the devices, or one shard if that is larger
+# Host memory of a save or a restore beyond the state itself: about HOST_BYTES, or one shard if that is larger.
+HOST_BYTES = 2**27
+# Largest chunk of an array in a checkpoint. Chunks are compressed in parallel, and none waits for a whole array. The C
+# library returns a block of 32 MiB or more to the system at once, and may keep a smaller one.
+CHUNK_BYTES = 2**26
 SLICE_BYTES = 2**22  # smallest slice of a replicated array that a device saves; one device saves a smaller array whole
 
 
@@ -35,17 +41,10 @@ class Checkpoints:
     """The writer of a run's checkpoints under `folder`; one save is in progress at a time."""
 
     def __init__(self, folder: pathlib.Path):
-        import orbax.checkpoint as ocp
-
         self.folder = folder.absolute()  # Orbax refuses relative paths
-        # By default each replica of an array saves a slice of it, and each shape's slicing is compiled for that.
         # Processes with a working copy each write files of their own, which need no merging on one file system.
         self._apart = not processes.alone() and storage.url_of(self.folder) is not None
-        options, primary = _multiprocessing(apart=self._apart), None if self._apart else 0
-        arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES, primary_host=primary)
-        registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-        handler = ocp.PyTreeCheckpointHandler(use_ocdbt=not self._apart, type_handler_registry=registry, **options)
-        self._checkpointer = ocp.AsyncCheckpointer(handler, **options)
+        self._checkpointer: Any = None  # opened by the first save, whose state it fits
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
         self._writers: set[int] = set()  # the processes that must have written a part
@@ -82,11 +81,15 @@ class Checkpoints:
                 self.delete([step])
             self._place.close()
             place = self._place.enter_context(plain(self.folder))
-            self._checkpointer.save(place / partial.name, args=ocp.args.PyTreeSave(leaves(state)), force=True)
+            tree = leaves(state)
+            if self._checkpointer is None:
+                self._checkpointer = _open_writer(tree, apart=self._apart)
+            chunks = dict.fromkeys(tree, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
+            self._checkpointer.save(place / partial.name, args=ocp.args.PyTreeSave(tree, save_args=chunks), force=True)
         except (OSError, ValueError) as error:
             self._clear(partial)
             raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_reason(error)}") from error
-        shards = (shard for leaf in leaves(state).values() for shard in leaf.global_shards)
+        shards = (shard for leaf in tree.values() for shard in leaf.global_shards)
         self._writers = {shard.device.process_index for shard in shards if shard.replica_id == 0}
         self._thread = threading.Thread(
             target=self._commit, args=(partial, step, expendable, notes or {}), name="commit", daemon=True
@@ -108,7 +111,8 @@ class Checkpoints:
             self.wait()
         finally:
             with contextlib.suppress(Exception):  # Orbax repeats what `wait` has raised
-                self._checkpointer.close()
+                if self._checkpointer is not None:
+                    self._checkpointer.close()
             self._place.close()
 
     def delete(self, steps: Collection[int]) -> None:
@@ -120,6 +124,7 @@ class Checkpoints:
 
     def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int], notes: Mapping[str, str]) -> None:
         try:
+            assert self._checkpointer is not None  # `save` has opened it
             self._checkpointer.wait_until_finished()
             for name, text in notes.items() if jax.process_index() == 0 else ():
                 (partial / name).write_text(text, encoding="utf-8")
@@ -168,6 +173,24 @@ class Checkpoints:
         if jax.process_index() == 0:
             for name in (partial.name, f"{partial.name}.orbax-checkpoint-tmp"):
                 shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _open_writer(tree: Mapping[str, jax.Array], *, apart: bool) -> Any:
+    """Return a writer of states like `tree`, by processes with files of their own if `apart`.
+
+    Without a limit on the bytes in flight, Orbax holds the whole compressed state in memory until the end.
+    """
+    import orbax.checkpoint as ocp
+
+    options, primary = _multiprocessing(apart=apart), None if apart else 0
+    # By default each replica of an array saves a slice of it, and each shape's slicing is compiled for that.
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES, primary_host=primary)
+    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
+    largest = max((x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in tree.values()), default=0)
+    handler = ocp.PyTreeCheckpointHandler(
+        use_ocdbt=not apart, type_handler_registry=registry, save_concurrent_gb=_gigabytes(largest), **options
+    )
+    return ocp.AsyncCheckpointer(handler, **options)
 
 
 @contextlib.contextmanager
@@ -332,15 +355,35 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any], saved: Mapping[str, A
     import orbax.checkpoint as ocp
 
     like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in wanted.items()}
-    arguments = ocp.args.PyTreeRestore(
-        like, restore_args=ocp.checkpoint_utils.construct_restore_args(like), partial_restore=True
-    )
-    largest = max(_read_bytes(saved[name], x.sharding.shard_shape(x.shape)) for name, x in like.items())
+    sizes = {name: _read_bytes(saved[name], x.sharding.shard_shape(x.shape)) for name, x in like.items()}
     # A damaged file may stop one process: none waits for another here.
     alone = _multiprocessing({jax.process_index()})
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(HOST_BYTES, largest + 1) / 1e9, **alone)
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes(max(sizes.values())), **alone)
+    found: dict[str, jax.Array] = {}
     with plain(folder.parent) as place, ocp.Checkpointer(handler, **alone) as checkpointer:
-        return checkpointer.restore(place / folder.name, args=arguments)
+        for names in _groups(sizes):
+            part = {name: like[name] for name in names}
+            arguments = ocp.args.PyTreeRestore(
+                part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+            )
+            found |= jax.block_until_ready(checkpointer.restore(place / folder.name, args=arguments))
+            gc.collect(0)  # JAX then lets go of the host's copies of arrays that are on their devices
+    return found
+
+
+def _groups(sizes: Mapping[str, int]) -> list[list[str]]:
+    """Group names in their order: a group is full once it has HOST_BYTES."""
+    groups: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if groups[-1] and sum(sizes[n] for n in groups[-1]) + size > HOST_BYTES:
+            groups.append([])
+        groups[-1].append(name)
+    return groups
+
+
+def _gigabytes(largest: int) -> float:
+    """Return the bytes that may be in flight at once in units of Orbax, which wants more than the `largest` shard."""
+    return max(CHUNK_BYTES, largest + 1) / 1e9
 
 
 def _read_bytes(saved: Any, shard: tuple[int, ...]) -> int:

@@ -4,6 +4,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -113,7 +115,7 @@ def test_of_an_older_checkpoint_than_the_one_to_restore_nothing_is_read(folder):
 def test_each_process_verifies_its_own_large_files_and_a_share_of_others(folder, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "SMALL", 0)
     names = checkpoint_files.files(folder / "5")
-    shares = [set(checkpoint_files.large_files(folder / "5", i, 3)) for i in range(3)]
+    shares = [set(checkpoint_files.large_files(folder / "5", i, 3)) for i in range(4)]
     assert sorted(name for share in shares for name in share) == names
     assert {name for name in names if name.startswith("ocdbt.process_0/")} <= shares[0]
     assert [checkpoint_files.writer(f"ocdbt.process_{i}/d/7") for i in (0, 11)] == [0, 11]
@@ -215,7 +217,7 @@ def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):
     current = step.init_state(big, optax.identity(), ema=False)._replace(step=jnp.int32(1))
     with checkpoint.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(current, 1)
-        for _ in range(3):
+        for _ in range(4):
             current = double(current)
     found = checkpoint.arrays(tmp_path / "1")
     np.testing.assert_array_equal(found["params/x"], np.arange(1_000_000, dtype=np.float32))
@@ -269,3 +271,46 @@ def test_any_name_of_a_folder_serves(name, tmp_path):
     assert_same(taken, state(1).params)
     assert not report["left"]
     assert sorted(checkpoint.arrays(folder / "5")) == sorted(checkpoint.leaves(state(1)))
+
+
+MEMORY = """
+import pathlib, sys
+import jax
+from jtasks.run import checkpoint
+
+def memory(name):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+def measure(action):
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
+    before = memory("VmRSS")
+    action()
+    return memory("VmHWM") - before
+
+folder, device = pathlib.Path(sys.argv[1]), jax.sharding.SingleDeviceSharding(jax.devices()[0])
+with checkpoint.Checkpoints(folder) as checkpoints:  # what the first save and restore load
+    checkpoints.save({"a": jax.numpy.ones(3)}, 1)
+checkpoint.restore(folder / "1", {"a": jax.ShapeDtypeStruct((3,), "float32", sharding=device)})
+shape = (33_000, 1024)  # 135 MB
+if sys.argv[2] == "save":
+    normal = jax.jit(lambda i: jax.random.normal(jax.random.key(i), shape))
+    state = jax.block_until_ready({f"layer_{i}": normal(i) for i in range(4)})
+    with checkpoint.Checkpoints(folder) as checkpoints:
+        peak = measure(lambda: (checkpoints.save(state, 2), checkpoints.wait()))
+else:
+    like = {f"layer_{i}": jax.ShapeDtypeStruct(shape, "float32", sharding=device) for i in range(4)}
+    kept = []
+    peak = measure(lambda: kept.append(checkpoint.restore(folder / "2", like, verify=True)))
+    peak -= sum(leaf.nbytes for leaf in jax.tree.leaves(kept))
+print(peak / (shape[0] * shape[1] * 4))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not pathlib.Path("/proc/self/clear_refs").exists(), reason="Linux tells the peak of the memory")
+def test_a_save_and_a_restore_need_the_memory_of_about_one_array_beyond_the_state(tmp_path):
+    for action, most in (("save", 2.4), ("restore", 1.3)):  # the C library keeps small blocks of a save
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), action]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        assert float(output) < most, f"{action}: {output} arrays"
