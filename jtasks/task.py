@@ -38,13 +38,18 @@ Optional::
     embed_fn(params, batch, rng, config)   {name: float32 [b, d]}: features of each example, independent of the others
                                            and of padding; rng None: without dropout
     score_fn(examples, outputs, config)    {name: number} over a whole split, on the host
+    pair_fn(params, batch, rng, config)    outputs of examples that `rescore_fn` makes, one row per example
+    rescore_fn(examples, outputs, predict, config)  more scores of a whole split, {name: number}, on the host: they need
+                                           the parameters again. `predict` gives the outputs of pair_fn, in order, for
+                                           examples made from the outputs, such as the likeliest pairs of a retrieval
     show_fn(examples, outputs, config)     {name: uint8 image or text} for people, on the host
     export_fn(examples, outputs, config)   {file name: text}, predictions in the field's own formats, on the host
 
 `metrics` maps names to `jtasks.metrics.Mean`. The means that are a `Loss` are the terms of the loss (if none is, the
 mean called `loss` is the only term), and `loss == metrics.total(metrics)`. Training stores the assets in the workdir,
 and a resumed run must have equal assets. `score_fn` and `export_fn` run on the first process and get sequences over a
-whole split, whose items are read on demand.
+whole split, whose items are read on demand. `rescore_fn` runs on all processes, because all of them take part in
+`predict`, so it may depend on its arguments alone; it needs score_fn and pair_fn beside it.
 
 `examples` raises DataError for a bad input, with what was given and what was expected. The same row gives the same
 arrays there as in `dataset`. The examples of one input are neighbors, and `answers` gives all of them the same answer.
@@ -98,6 +103,8 @@ OPTIONAL = {
     "embed_fn": ("params", "batch", "rng", "config"),
     "batch_loss_fn": ("params", "embeddings", "batch", "config"),
     "score_fn": ("examples", "outputs", "config"),
+    "pair_fn": ("params", "batch", "rng", "config"),
+    "rescore_fn": ("examples", "outputs", "predict", "config"),
     "show_fn": ("examples", "outputs", "config"),
     "assets": ("config",),
     "export_fn": ("examples", "outputs", "config"),
@@ -324,6 +331,8 @@ def validate(module: ModuleType, name: str) -> None:
         raise ConfigError(
             f"task {name}: batch_loss_fn needs embed_fn(params, batch, rng, config), whose result it gets"
         )
+    if hasattr(module, "rescore_fn") and (lacks := [f for f in ("score_fn", "pair_fn") if not hasattr(module, f)]):
+        raise ConfigError(f"task {name}: rescore_fn needs {lacks[0]}({', '.join(OPTIONAL[lacks[0]])}) beside it")
     if hasattr(module, "batch_loss_fn") and getattr(module, "MIXES_EXAMPLES", False):
         raise ConfigError(f"task {name}: a loss by batch_loss_fn can be split into microbatches: remove MIXES_EXAMPLES")
     for function, arguments in (REQUIRED | OPTIONAL).items():

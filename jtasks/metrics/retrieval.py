@@ -7,12 +7,32 @@ Fei-Fei 2015, arXiv:1412.2306).
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 BLOCK = 512  # pictures whose similarities to all texts are in memory at a time
 TIE = 1e-6  # similarities of normalized vectors in float32 that are nearer are equal
 TOP = (1, 5, 10)
+
+
+class Nearest(NamedTuple):
+    """The most similar of each query, from the most similar on: their numbers and their similarities [q, k]."""
+
+    numbers: np.ndarray
+    similarities: np.ndarray
+
+
+class Pairs(NamedTuple):
+    """Distinct pairs of a picture and a text in rows of one picture each.
+
+    Attributes:
+      images: int [r], the picture of each row.
+      texts: int [r, s], its texts, -1 behind the last.
+    """
+
+    images: np.ndarray
+    texts: np.ndarray
 
 
 def ranks(images: np.ndarray, texts: np.ndarray, owners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -36,6 +56,66 @@ def matrix_ranks(similarities: np.ndarray, owners: np.ndarray) -> tuple[np.ndarr
     """
     own = similarities[owners, np.arange(len(owners))]
     return _count(lambda rows: similarities[rows], own, owners, len(similarities))
+
+
+def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> Nearest:
+    """Return the k nearest of `others` [m, d] to each of `queries` [n, d], fewer if there are not so many.
+
+    >>> nearest(np.eye(2), np.array([[0.6, 0.8], [1.0, 0.0], [0.8, 0.6]]), 2).numbers
+    array([[1, 2],
+           [0, 2]])
+    """
+    queries, others = np.asarray(queries, np.float32), np.asarray(others, np.float32)
+    numbers, similarities = [], []
+    for start in range(0, len(queries), BLOCK):
+        block = queries[start : start + BLOCK] @ others.T
+        numbers.append(np.argsort(-block, axis=1, kind="stable")[:, :k])
+        similarities.append(np.take_along_axis(block, numbers[-1], axis=1))
+    return Nearest(np.concatenate(numbers), np.concatenate(similarities))
+
+
+def pairs(texts: Nearest, images: Nearest, slots: int) -> Pairs:
+    """Return each pair of a picture and one of its nearest `texts`, or of a text and one of its nearest `images`, once.
+
+    A row has up to `slots` texts of a picture.
+    """
+    keys = np.unique(np.concatenate([keys.ravel() for keys in _keys(texts, images)]))
+    image, text = np.divmod(keys, len(images.numbers))
+    place = np.arange(len(keys)) - np.searchsorted(image, image)  # among the pairs of the picture
+    begins = place % slots == 0
+    rows = np.full((np.count_nonzero(begins), slots), -1)
+    rows[np.cumsum(begins) - 1, place % slots] = text
+    return Pairs(image[begins], rows)
+
+
+def rerank(
+    first: tuple[np.ndarray, np.ndarray],
+    owners: np.ndarray,
+    texts: Nearest,
+    images: Nearest,
+    given: Pairs,
+    matches: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ranks once the nearest are ranked again, by the sum of similarity and matching score (Li et al. 2022).
+
+    What is not among the nearest stays behind them, at its rank by similarity.
+
+    Args:
+      first: of `ranks`.
+      owners: int [m], the picture of each text.
+      texts: the nearest of each picture.
+      images: the nearest of each text.
+      given: of `pairs`.
+      matches: [r, s], the matching score of each pair.
+    """
+    real = given.texts >= 0
+    scored = (given.images[:, None] * len(owners) + given.texts)[real]  # ascending, as `pairs` made them
+    by_image, by_text = (matches[real][np.searchsorted(scored, keys)] for keys in _keys(texts, images))
+    own_texts = owners[texts.numbers] == np.arange(len(texts.numbers))[:, None]
+    return (
+        _rank_again(first[0], texts.similarities + by_image, own_texts),
+        _rank_again(first[1], images.similarities + by_text, images.numbers == owners[:, None]),
+    )
 
 
 def scores(image_to_text: np.ndarray, text_to_image: np.ndarray) -> dict[str, float]:
@@ -69,3 +149,19 @@ def _count(
         text_ranks += np.sum(~(similar < own[None] - TIE) & others, axis=0)
         image_ranks[block] += np.sum(~(similar < best[block, None] - TIE) & others, axis=1) * (image_ranks[block] > 0)
     return image_ranks, text_ranks
+
+
+def _keys(texts: Nearest, images: Nearest) -> tuple[np.ndarray, np.ndarray]:
+    """Return a number for each pair of a picture with its nearest texts [n, k], and of a text with its pictures [m, k].
+
+    Equal pairs have equal numbers.
+    """
+    n, m = len(texts.numbers), len(images.numbers)
+    return np.arange(n)[:, None] * m + texts.numbers, images.numbers * m + np.arange(m)[:, None]
+
+
+def _rank_again(first: np.ndarray, similar: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Return the rank of the best own candidate among candidates [q, k]; without one, that of before, behind them."""
+    best = np.where(own, similar, -np.inf).max(axis=1)  # a NaN stays
+    others = np.sum(~(similar < best[:, None] - TIE) & ~own, axis=1)
+    return np.where(first == 0, 0, np.where(own.any(axis=1), 1 + others, np.maximum(first, similar.shape[1] + 1)))

@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from jtasks.errors import ConfigError
 from jtasks.ops.precision import wide
 
+LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+
 
 def keys(seeds: jax.Array | None) -> jax.Array:
     """Return a random key per example, [b], from the `seed` entry of a batch.
@@ -44,9 +46,11 @@ def resized_crop(
     """Scale a random part of each of the images [b, h, w, c] up to [h, w], bilinearly; returns float32.
 
     This is ImageNet's augmentation (Szegedy et al. 2015). The fraction of the area is uniform in `area`. The ratio of
-    width to height is log-uniform in `ratio`; parts longer than the image are clipped.
+    width to height is log-uniform in `ratio`; parts longer than the image are clipped. With a fraction above 1 the part
+    has the whole image in it, scaled down, with the mean color of the image's border around (as in Liu et al. 2016).
     """
-    shape = jnp.asarray(images.shape[1:3], jnp.float32)
+    shape, shrinks = jnp.asarray(images.shape[1:3], jnp.float32), area[1] > 1
+    longest = shape * max(1.0, area[1] ** 0.5)
 
     def cut(image: jax.Array, key: jax.Array) -> jax.Array:
         share_key, ratio_key, place_key = jax.random.split(key, 3)
@@ -54,12 +58,20 @@ def resized_crop(
         stretch = jnp.exp(0.5 * jax.random.uniform(ratio_key, minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1])))
         # In square pixels, so that parts of a wide image keep the drawn ratio.
         side = jnp.sqrt(share * shape[0] * shape[1])
-        size = jnp.minimum(side * jnp.stack([1 / stretch, stretch]), shape)
+        size = jnp.minimum(side * jnp.stack([1 / stretch, stretch]), longest)
         corner = jax.random.uniform(place_key, (2,)) * (shape - size)
-        scale = shape / size
-        return jax.image.scale_and_translate(
-            image.astype(wide(image)), image.shape, (0, 1), scale, -corner * scale, method="linear", antialias=False
+        scale, image = shape / size, image.astype(wide(image))
+        border = _border(image) if shrinks else jnp.zeros((1, 1, image.shape[-1]), image.dtype)
+        part = jax.image.scale_and_translate(
+            image - border if shrinks else image,  # what lies outside is 0
+            image.shape,
+            (0, 1),
+            scale,
+            -corner * scale,
+            method="linear",
+            antialias=shrinks,
         )
+        return part + border if shrinks else part
 
     return jax.vmap(cut)(images, keys)
 
@@ -70,7 +82,7 @@ def color(images: jax.Array, seeds: jax.Array | None, *, strength: float, white:
     The factors are uniform in [1 - strength, 1 + strength]; levels stay within 0 to `white`. This is the color jitter
     of Howard (2013, arXiv:1312.5402).
     """
-    luma = jnp.array([0.299, 0.587, 0.114]) if images.shape[-1] == 3 else jnp.ones(images.shape[-1])
+    luma = jnp.array(LUMA) if images.shape[-1] == len(LUMA) else jnp.ones(images.shape[-1])
 
     def change(image: jax.Array, key: jax.Array) -> jax.Array:
         brightness, contrast, saturation = jax.random.uniform(
@@ -84,10 +96,23 @@ def color(images: jax.Array, seeds: jax.Array | None, *, strength: float, white:
     return jax.vmap(change)(images, keys(seeds))
 
 
-def resized_crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, area: float, mirror: bool) -> jax.Array:
-    """Apply the standard augmentation of ImageNet; `area` is the smallest fraction of an image to crop."""
+def grayscale(images: jax.Array, seeds: jax.Array | None, *, fraction: float) -> jax.Array:
+    """Make a random fraction of the images [b, h, w, 3] gray (as in Chen et al. 2020, arXiv:2002.05709); float32."""
+
+    def change(image: jax.Array, key: jax.Array) -> jax.Array:
+        image = image.astype(wide(image))
+        gray = jnp.sum(image * jnp.array(LUMA)[None, None], axis=-1, keepdims=True)
+        return jnp.where(jax.random.bernoulli(jax.random.fold_in(key, 5), fraction), gray, image)
+
+    return jax.vmap(change)(images, keys(seeds)) if images.shape[-1] == len(LUMA) else images
+
+
+def resized_crop_and_flip(
+    images: jax.Array, seeds: jax.Array | None, *, area: float, mirror: bool, max_area: float = 1.0
+) -> jax.Array:
+    """Apply the standard augmentation of ImageNet; a crop has `area` to `max_area` times the pixels of the image."""
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)
-    images = resized_crop(images, crop_keys, (area, 1.0))
+    images = resized_crop(images, crop_keys, (area, max_area))
     return flip(images, flip_keys) if mirror else images
 
 
@@ -98,3 +123,9 @@ def crop_and_flip(images: jax.Array, seeds: jax.Array | None, *, pad: int, mirro
     crop_keys, flip_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys(seeds)), 1, 0)
     images = crop(images, crop_keys, pad) if pad else images
     return flip(images, flip_keys) if mirror else images
+
+
+def _border(image: jax.Array) -> jax.Array:
+    """Return the mean color [1, 1, c] of the outermost pixels of an image [h, w, c]."""
+    edges = image[0], image[-1], image[:, 0], image[:, -1]
+    return jnp.mean(jnp.concatenate(edges), axis=0)[None, None]

@@ -20,11 +20,13 @@ FIELDS = {
     "data.augment": Field(str, ("igpt", "imagenet", ""), ""),  # augmentation of training images
     "data.crop": Field(int, "[0, 2e9]", 0),  # of "igpt": pixels of padding for random crops
     "data.area": Field(float, "(0, 1]", 0.08),  # of "imagenet": smallest fraction of the image in a crop
+    "data.max_area": Field(float, "[1, 100]", 1.0),  # of "imagenet": largest; above 1 an image may become smaller
     "data.flip": Field(bool, None, False),  # mirror half of the images
     "data.randaugment": Field(int, "[0, 16]", 0),  # of any: number of operations of RandAugment; 0: none
     "data.magnitude": Field(float, "[0, 30]", 9.0),  # strength of these operations
     "data.autoaugment": Field(str, (*policies.POLICIES, ""), ""),  # of any: the policy found for these data
     "data.color": Field(float, "[0, 1]", 0.0),  # of any: strength of random brightness, contrast and saturation
+    "data.grayscale": Field(float, "[0, 1]", 0.0),  # of any: fraction of the images that become gray
 }
 
 
@@ -42,7 +44,9 @@ def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
     if options.augment == "igpt":
         images = augment.crop_and_flip(images, seeds, pad=options.crop, mirror=options.flip)
     elif options.augment == "imagenet":
-        images = augment.resized_crop_and_flip(images, seeds, area=options.area, mirror=options.flip)
+        images = augment.resized_crop_and_flip(
+            images, seeds, area=options.area, max_area=options.get("max_area", 1.0), mirror=options.flip
+        )
     elif options.augment:
         raise ConfigError(f"config.data.augment={options.augment!r}: expected igpt, imagenet, or nothing for neither")
     count, policy = options.get("randaugment", 0), options.get("autoaugment", "")
@@ -54,7 +58,10 @@ def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
         images = policies.randaugment(images, seeds, count=count, magnitude=options.magnitude, white=options.white)
     elif policy:
         images = policies.autoaugment(images, seeds, policy=policy, white=options.white)
-    return augment.color(images, seeds, strength=options.color, white=options.white) if options.color else images
+    if options.color:
+        images = augment.color(images, seeds, strength=options.color, white=options.white)
+    gray = options.get("grayscale", 0.0)
+    return augment.grayscale(images, seeds, fraction=gray) if gray else images
 
 
 def normalize(images: jax.Array, config: Any) -> jax.Array:

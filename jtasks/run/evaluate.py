@@ -3,7 +3,7 @@
 import functools
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -71,6 +71,20 @@ def sums_of(job: Job, params: Any, batch: dict[str, jax.Array]) -> dict[str, met
     return metrics.check(eval_fn(job.task)(params, batch, job.config), "eval_fn")
 
 
+class Predictors(NamedTuple):
+    """The programs behind the scores of a task; each compiles when it first runs."""
+
+    predict: predict.Predict
+    pairs: predict.Predict  # of pair_fn, the same as `predict` for a task without rescore_fn
+
+
+def predictors(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing) -> Predictors:
+    """Return the programs of a task that has a predict_fn; see `predict.make`."""
+    first = predict.make(job, poll, watch)
+    again = predict.make(job, poll, watch, function="pair_fn") if hasattr(job.task, "rescore_fn") else first
+    return Predictors(first, again)
+
+
 def wants_scores(job: Job) -> bool:
     """Return whether to evaluate predictions too, which may take much longer than eval_fn."""
     return hasattr(job.task, "score_fn") and job.config.report_metric
@@ -102,7 +116,7 @@ def limit_examples(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Exam
 
 def scores(
     job: Job,
-    predictor: predict.Predict,
+    predictors: Predictors,
     params: Any,
     examples: pipeline.Examples,
     name: str = "predictions",
@@ -110,34 +124,59 @@ def scores(
 ) -> dict[str, float]:
     """Return the scores of the task's predictions over a whole split; {} without score_fn or report_metric.
 
-    The first process computes the scores and sends them to all.
+    The first process computes the scores of score_fn and sends them to all. All compute those of rescore_fn, which run
+    a program of all devices.
     """
     if not wants_scores(job):
         return {}
-    outputs = predictor(params, examples, name)
+    outputs = predictors.predict(params, examples, name)
     with watch(f"scoring {name}", None):
-        return processes.broadcast_from_first(lambda: _all_scores(job, examples, outputs))
+        found = processes.broadcast_from_first(
+            lambda: _with_sources(functools.partial(compute_scores, job), examples, outputs)
+        )
+    if not hasattr(job.task, "rescore_fn"):
+        return found
+
+    def again(rows: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
+        return compute_rescores(job, rows, outputs, lambda pairs: predictors.pairs(params, pairs, f"pairs of {name}"))
+
+    more = _with_sources(again, examples, outputs)
+    return found | processes.broadcast_from_first(lambda: more)
 
 
-def _all_scores(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> dict[str, float]:
+def _with_sources(
+    score: Callable[[Sequence[Any], Sequence[Any]], dict[str, float]],
+    examples: pipeline.Examples,
+    outputs: Sequence[Any],
+) -> dict[str, float]:
     """Return the scores of all examples, and of those of each source of a mixture."""
     rows, start = predict.rows(examples), 0
-    found = compute_scores(job, rows, outputs)
+    found = score(rows, outputs)
     for source, part in mixture.parts(examples).items():
         own = slice(start, start + pipeline.size(part))
-        found |= {f"{source}/{name}": x for name, x in compute_scores(job, rows[own], outputs[own]).items()}
+        found |= {f"{source}/{name}": x for name, x in score(rows[own], outputs[own]).items()}
         start = own.stop
     return found
 
 
 def compute_scores(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
     """Return the result of score_fn; raise ConfigError if it is not {name: number}."""
-    scores = job.task.score_fn(examples, outputs, job.config)
+    return _require_numbers(job.task.score_fn(examples, outputs, job.config), "score_fn")
+
+
+def compute_rescores(
+    job: Job, examples: Sequence[Any], outputs: Sequence[Any], pairs: Callable[[Sequence[Any]], Sequence[Any]]
+) -> dict[str, float]:
+    """Return the result of rescore_fn, whose argument `predict` is `pairs`; raise ConfigError as `compute_scores`."""
+    return _require_numbers(job.task.rescore_fn(examples, outputs, pairs, job.config), "rescore_fn")
+
+
+def _require_numbers(scores: Any, function: str) -> dict[str, float]:
     if not isinstance(scores, Mapping) or not all(isinstance(name, str) and name.isprintable() for name in scores):
-        raise ConfigError(f"score_fn must return {{name: number}}, not {format_value(scores)}")
+        raise ConfigError(f"{function} must return {{name: number}}, not {format_value(scores)}")
     for name, value in scores.items():
         if np.ndim(value) or np.asarray(value).dtype.kind not in "biuf":
-            raise ConfigError(f"score_fn must return a number as {name!r}, not {format_value(value)}")
+            raise ConfigError(f"{function} must return a number as {name!r}, not {format_value(value)}")
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -171,13 +210,13 @@ def measurer(job: Job) -> Evaluate:
     """Return a function (params, examples, name) -> metrics and scores, of config.eval_batches, that compiles once."""
     watch = display.watcher()
     evaluate = make(job, watch=watch)
-    predictor = predict.make(job, watch=watch) if wants_scores(job) else None
+    programs = predictors(job, watch=watch) if wants_scores(job) else None
 
     def values(params: Any, examples: pipeline.Examples, name: str) -> dict[str, float]:
         examples, marks = limit_examples(job, examples)
         found = evaluate(params, examples, name) | marks
-        if predictor is not None:
-            found |= scores(job, predictor, params, examples, f"{name} predictions", watch)
+        if programs is not None:
+            found |= scores(job, programs, params, examples, f"{name} predictions", watch)
         return found
 
     return values

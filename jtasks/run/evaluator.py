@@ -31,7 +31,7 @@ class Evaluator:
         self.steps, self.log, self.end = setup.steps, setup.log, end
         self.evaluations = evaluations.of_splits(setup.job, setup.splits) | setup.evals
         self.evaluate = functools.cache(lambda job: evaluate.make(job, poll, setup.log.watch))
-        self.predict = functools.cache(lambda job: predict.make(job, poll, setup.log.watch))
+        self.predictors = functools.cache(lambda job: evaluate.predictors(job, poll, setup.log.watch))
         self.lr_factor = 1.0
 
     def due(self, step: int) -> list[str]:
@@ -73,7 +73,7 @@ class Evaluator:
         if step == self.steps and not scored:
             values |= self._scores(name, params, examples)
         if name in self.splits and job.config.show_count and hasattr(job.task, "show_fn") and self._predicts:
-            self._show(predict.show(job, self.predict(job), params, examples), name, step)
+            self._show(predict.show(job, self.predictors(job).predict, params, examples), name, step)
         self.log.evaluation(step, name, values | marks, time.perf_counter() - begun)
 
     @property
@@ -86,7 +86,7 @@ class Evaluator:
         if not self._predicts:
             return {}
         texts = f"{name} predictions"
-        return evaluate.scores(job, self.predict(job), params, examples, texts, self.log.watch)
+        return evaluate.scores(job, self.predictors(job), params, examples, texts, self.log.watch)
 
     def _stop_early(self, name: str, step: int, values: dict[str, float]) -> None:
         """End the run after `step` if config.stop watches this evaluation, and its patience is at an end.

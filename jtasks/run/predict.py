@@ -25,7 +25,7 @@ Predict = Callable[[Any, pipeline.Examples, str], Sequence[Any]]  # parameters, 
 
 
 def program(job: Job, function: str = "predict_fn", watch: Watch = watch_nothing) -> Compiled:
-    """Return predict_fn or embed_fn of the task as a function (params, batch) -> outputs, compiled for each shape.
+    """Return predict_fn, embed_fn or pair_fn of the task as (params, batch) -> outputs, compiled for each shape.
 
     `watch` shows that it compiles.
 
@@ -34,7 +34,7 @@ def program(job: Job, function: str = "predict_fn", watch: Watch = watch_nothing
     """
     if not hasattr(job.task, function):
         raise ConfigError(f"task {job.config.task} has no {function}(params, batch, rng, config)")
-    rng = jax.random.key(job.config.seed) if function == "predict_fn" else None
+    rng = jax.random.key(job.config.seed) if function != "embed_fn" else None
 
     def outputs(params: Any, batch: Any) -> Any:
         return getattr(job.task, function)(params, batch, rng, job.config)
@@ -55,25 +55,26 @@ def make(
 
     Between batches the function calls `poll`; `watch` shows its progress under the name.
 
-    The outputs are read on demand from a temporary file of the first process; other processes get none. With `full`,
-    the outputs of an example do not depend on the others: see `Job.plan`.
+    The outputs are read on demand from a temporary file of the first process. Other processes get none, unless the task
+    has a `rescore_fn`, which needs them everywhere. With `full`, the outputs of an example do not depend on the others:
+    see `Job.plan`.
     """
     step = program(job, function, watch)
 
     def predict(params: Any, examples: pipeline.Examples, name: str = "predictions") -> Sequence[Any]:
         plan = job.plan(examples, shuffle=False, full=full)
         steps = range(plan.steps(1))
-        spool = Spool()
+        spool, keeps = Spool(), processes.first() or hasattr(job.task, "rescore_fn")
         with watch(name, len(steps)) as update:
             for at, batch in zip(steps, job.batches(examples, plan, steps, poll), strict=True):
                 poll()
                 update(at)
                 outputs = jax.device_get(step(params, batch))
-                if processes.first():
+                if keeps:
                     indices, entries = plan.at(plan.positions(at))
                     rows = np.flatnonzero(entries["mask"])
                     spool.add(indices[rows], outputs, rows)
-        return lazy.Lazy(range(plan.n if processes.first() else 0), spool.read)
+        return lazy.Lazy(range(plan.n if keeps else 0), spool.read)
 
     return predict
 

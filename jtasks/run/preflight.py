@@ -1,6 +1,7 @@
 """Checks of a fresh run before step 1, for errors that would otherwise appear at its first evaluation or its end."""
 
 import contextlib
+import functools
 import pathlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -292,7 +293,23 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
     scores: dict[str, float] = {}
     if evaluate.wants_scores(job):
         _try(job, "score_fn", split, lambda: scores.update(evaluate.compute_scores(job, first, zeros)))
+        if hasattr(job.task, "rescore_fn"):
+            again = functools.partial(_pair_zeros, job, params)
+            _try(
+                job,
+                "rescore_fn",
+                split,
+                lambda: scores.update(evaluate.compute_rescores(job, first, zeros, again)),
+            )
     return set(scores)
+
+
+def _pair_zeros(job: Job, params: Any, pairs: pipeline.Examples) -> list[Any]:
+    """Return outputs of zeros for the examples that rescore_fn made, of which pair_fn is traced on the first."""
+    plan = job.plan(pairs, shuffle=False)
+    batch, rng = pipeline.batch_at(pairs, plan, 0, job.collate), jax.random.key(job.config.seed)
+    outputs = jax.eval_shape(lambda p, b: job.task.pair_fn(p, b, rng, job.config), params, batch)
+    return [jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), outputs)] * pipeline.size(pairs)
 
 
 def _try(job: Job, name: str, split: str, call: Any) -> None:

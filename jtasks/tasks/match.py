@@ -5,7 +5,9 @@ matching one tells the pairs of the batch from hard negatives, by a text encoder
 negative is drawn from the batch by the softmax of the similarities, with the seeds of the examples.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from jtasks import models
 from jtasks.config import Config
 from jtasks.data import captioned, encoding, picture_rows, stand_ins, tokenizers, unlabeled, values
 from jtasks.data.assets import image_processor
+from jtasks.data.lazy import Lazy
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, example_weights, retrieval, total
 from jtasks.ops import contrastive, grid, negatives, pixels
@@ -26,6 +29,7 @@ Batch = dict[str, jax.Array]
 
 HF_ARCHITECTURE = "BlipForImageTextRetrieval"
 MATCHES = 1  # the matching head's number for a pair that belongs together
+SLOTS = 16  # captions that are matched with a picture whenever it is read again
 
 
 def defaults() -> dict[str, Any]:
@@ -36,6 +40,7 @@ def defaults() -> dict[str, Any]:
         **captioned.FIELDS,
         "data.tokenizer": Field(str, None, "wordpiece:8000"),  # a file, a folder, or the kind to train
         "data.length": Field(int, "[3, 2e9]", 40),  # tokens of a caption
+        "k_test": Field(int, "[0, 2e9]", 0),  # nearest of each picture and caption that matching ranks again; 0: none
         "matching_loss": Field(float, "[0, inf)", 1.0),  # weight of the matching term
     }
 
@@ -167,11 +172,38 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
     """Compute R@1, R@5, R@10 and the median rank both ways, by the similarity of the embeddings."""
-    counts = [len(example["captions"]) for example in examples]
-    captions = [np.asarray(output["texts"])[:count] for output, count in zip(outputs, counts, strict=True)]
-    images = np.stack([output["image"] for output in outputs])
-    owners = np.repeat(np.arange(len(counts)), counts)
-    return retrieval.scores(*retrieval.ranks(images, np.concatenate(captions), owners))
+    return retrieval.scores(*retrieval.ranks(*_embeddings(examples, outputs)))
+
+
+def pair_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Return `match` [b, s]: the matching head's logit of each of the captions `tokens` [b, s, t] with its picture."""
+    images = pixels.normalize(batch["image"], config)
+    states = models.apply(_model(config), params, images, method="embed_images")[1]
+
+    def match(captions: list[jax.Array]) -> jax.Array:
+        return models.apply(_model(config), params, states, *captions, method="match")[:, MATCHES]
+
+    captions = [jnp.swapaxes(batch[name], 0, 1).astype(jnp.int32) for name in ("tokens", "segment_ids")]
+    return {"match": jnp.swapaxes(jax.lax.map(match, captions), 0, 1)}  # one caption at a time bounds the memory
+
+
+def rescore_fn(
+    examples: Any, outputs: Any, predict: Callable[[Sequence[Any]], Sequence[Any]], config: Config
+) -> dict[str, float]:
+    """Compute the scores of `score_fn`, as `reranked_...`, after config.k_test nearest are ranked again; {} if it is 0.
+
+    The order is that of similarity plus the logit of a match (Li et al. 2022), the rest stays behind.
+    """
+    if not config.k_test:
+        return {}
+    images, captions, owners = _embeddings(examples, outputs)
+    k = config.k_test
+    texts, pictures = retrieval.nearest(images, captions, k), retrieval.nearest(captions, images, k)
+    pairs = retrieval.pairs(texts, pictures, min(SLOTS, k))
+    read = functools.partial(_pair_example, examples, owners, pairs)
+    matches = np.stack([output["match"] for output in predict(Lazy(range(len(pairs.images)), read))])
+    ranks = retrieval.rerank(retrieval.ranks(images, captions, owners), owners, texts, pictures, pairs, matches)
+    return {f"reranked_{name}": score for name, score in retrieval.scores(*ranks).items()}
 
 
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
@@ -203,6 +235,27 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     shown = [example["image"] for example in examples]
     picture = grid.grid([shown[row] for row in rows], captions=[captions[row] for row in rows])
     return {"pictures": picture, "retrieved": "\n".join(lines)}
+
+
+def _embeddings(examples: Any, outputs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the embeddings of pictures [n, d] and of all captions [m, d], and the picture of each caption [m]."""
+    counts = [len(example["captions"]) for example in examples]
+    rows = [(np.asarray(output["image"]), np.asarray(output["texts"])) for output in outputs]
+    captions = [texts[:count] for (_, texts), count in zip(rows, counts, strict=True)]
+    return np.stack([image for image, _ in rows]), np.concatenate(captions), np.repeat(np.arange(len(counts)), counts)
+
+
+def _pair_example(examples: Any, owners: np.ndarray, pairs: retrieval.Pairs, index: int) -> dict[str, np.ndarray]:
+    """Return the picture of a row of `pairs` with the row's captions, filled up with a caption of any picture."""
+    captions = np.maximum(pairs.texts[index], 0)
+    own = owners[captions]
+    place = captions - np.searchsorted(owners, own)  # captions of a picture follow each other
+    rows = [examples[int(picture)] for picture in own]
+    texts = {
+        name: np.stack([row[name][slot] for row, slot in zip(rows, place, strict=True)])
+        for name in ("tokens", "segment_ids")
+    }
+    return {"image": examples[int(pairs.images[index])]["image"], **texts}
 
 
 def _first(given: Any) -> Any:
@@ -246,7 +299,8 @@ def _match_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """Return logits [b, 3, 2] of each pair, its text with a hard picture, and its picture with a hard text.
 
-    And their weights [b, 3]: 0 for padding, and where the batch has no other example.
+    And their weights [b, 3]: 0 for padding, and where the batch has no other example. The pairs are matched in as many
+    parts as the batch has microbatches, and again for the gradient, so that one part's activations are in memory.
     """
     weights, (tokens, segment_ids) = example_weights(batch), _one_caption(batch)
     real = weights > 0
@@ -256,11 +310,22 @@ def _match_batch(
     seeds = batch["seed"] if "seed" in batch else jnp.arange(len(weights), dtype=jnp.uint32)
     hard_text, drawn = negatives.draw(similarities, seeds, weights)
     hard_image, _ = negatives.draw(similarities.T, seeds, weights)
-    memory = jnp.concatenate([states, states[hard_image], states])
-    rows = [jnp.concatenate([x, x, x[hard_text]]) for x in (tokens, segment_ids)]
-    logits = models.apply(_model(config), params, memory, *rows, method="match")
+    own = jnp.arange(len(weights))
+    picture, caption = jnp.stack([own, hard_image, own], axis=1), jnp.stack([own, own, hard_text], axis=1)
     valid = jnp.stack([weights, weights * drawn, weights * drawn], axis=1)
-    return jnp.moveaxis(logits.reshape(3, len(weights), 2), 0, 1), valid
+
+    def match(pairs: tuple[jax.Array, jax.Array]) -> jax.Array:
+        picture, caption = (numbers.reshape(-1) for numbers in pairs)
+        rows = states[picture], tokens[caption], segment_ids[caption]
+        return models.apply(_model(config), params, *rows, method="match").reshape(-1, 3, 2)
+
+    parts = math.gcd(len(weights), max(config.shares) if isinstance(config.shares, tuple) else config.accumulate)
+    if parts == 1:
+        return match((picture, caption)), valid
+    # Each part has rows of all devices, as microbatches have.
+    picture, caption = (jnp.swapaxes(x.reshape(-1, parts, 3), 0, 1) for x in (picture, caption))
+    logits = jax.lax.map(jax.checkpoint(match), (picture, caption))
+    return jnp.swapaxes(logits, 0, 1).reshape(-1, 3, 2), valid
 
 
 def _odds(logits: jax.Array) -> jax.Array:

@@ -74,7 +74,7 @@ def _check_order(module: ModuleType, function: str, arguments: tuple[str, ...]) 
         f"{function}({', '.join(given)}) takes its arguments in another order",
         f"write it as {wanted}: the library passes them by position",
     )
-    jitted = function in ("init", "loss_fn", "eval_fn", "predict_fn", "embed_fn", "batch_loss_fn")
+    jitted = function in ("init", "loss_fn", "eval_fn", "predict_fn", "embed_fn", "batch_loss_fn", "pair_fn")
     require(
         not jitted or "config" in inspect.signature(getattr(module, function)).parameters,
         f"{function}({', '.join(given)}) has no argument named config",

@@ -119,6 +119,11 @@ def hint(error: BaseException, task: ModuleType | None) -> str:
             f"{function}(examples, outputs, config) gets the dicts of dataset, before collate_fn, and for each of them"
             " what predict_fn gave for that row; it runs on the host, and its result must be what jtasks/task.py says"
         )
+    if function == "rescore_fn":
+        return (
+            "rescore_fn(examples, outputs, predict, config) runs on the host; predict gives what pair_fn returns for"
+            " each of the examples that it gets, and the result is {name: number}"
+        )
     if function in HOST:
         return f"{function} runs on the host, before training; jtasks/task.py says what it gets and must return"
     if isinstance(error, KeyError) and function == "batch_loss_fn":

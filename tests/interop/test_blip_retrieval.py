@@ -10,9 +10,12 @@ import pytest
 import reference
 from safetensors.numpy import load_file
 
+from jtasks import config as configs
 from jtasks import models
+from jtasks import task as tasks
 from jtasks.errors import CheckpointError
 from jtasks.interop import files, huggingface, model_config
+from jtasks.tasks import match
 
 BLIP = reference.BLIP_RETRIEVAL
 
@@ -46,6 +49,19 @@ def test_pairs_have_the_scores_of_transformers(folder):
     assert unused == [] and (io["attention_mask"] == 0).any()
     np.testing.assert_allclose(matching, io["itm_score"], atol=1e-5)
     np.testing.assert_allclose(image @ text.T, io["itc_score"], atol=1e-5)
+
+
+@reference.of(BLIP)
+def test_what_ranks_pairs_again_is_the_matching_logit_of_transformers(folder):
+    (images, ids, mask), io = inputs(folder)
+    config = configs.defaults(own=tasks.fields(match))
+    pixels = {"mean": (0.0,), "std": (1.0,), "rescale": 1.0}
+    config.model.update({"vocab": 71, "max_length": 24} | dict(model_config.model_fields(folder)) | pixels)
+    batch = {"image": images, "tokens": jnp.stack([ids, ids[::-1]], 1), "segment_ids": jnp.stack([mask, mask[::-1]], 1)}
+    run = jax.jit(match.pair_fn, static_argnames="config")
+    scores = run(huggingface.from_hf(folder)[0], batch, None, config=configs.Config(config))["match"]
+    assert scores.shape == (len(images), 2)
+    np.testing.assert_allclose(scores[:, 0], io["itm_score"][:, match.MATCHES], atol=1e-5)
 
 
 @reference.of(BLIP)

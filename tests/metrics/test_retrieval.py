@@ -61,3 +61,24 @@ def test_a_collapsed_or_broken_model_finds_nothing():
 
 def test_nothing_to_find_has_no_scores():
     assert retrieval.scores(*retrieval.ranks(np.zeros((2, 4)), np.zeros((0, 4)), np.zeros(0, int))) == {}
+
+
+@pytest.mark.parametrize("slots", [1, 3, 50])
+def test_each_pair_of_either_side_is_in_one_row_of_its_picture(slots):
+    random = np.random.default_rng(1)
+    images, texts = normalized(random, 9, 4), normalized(random, 20, 4)
+    near = retrieval.nearest(images, texts, 5), retrieval.nearest(texts, images, 3)
+    pairs = retrieval.pairs(*near, slots)
+    wanted = {(i, int(j)) for i, row in enumerate(near[0].numbers) for j in row}
+    wanted |= {(int(i), j) for j, row in enumerate(near[1].numbers) for i in row}
+    listed = [(int(i), int(j)) for i, row in zip(*pairs, strict=True) for j in row if j >= 0]
+    assert sorted(listed) == sorted(wanted) and pairs.texts.shape[1] == slots
+
+
+def test_a_score_that_is_not_a_number_ranks_last_among_the_nearest():
+    owners, images = np.arange(4), np.eye(4, dtype=np.float32)
+    near = retrieval.nearest(images, images, 2), retrieval.nearest(images, images, 2)
+    pairs = retrieval.pairs(*near, 2)
+    matches = np.where(pairs.texts == pairs.images[:, None], np.nan, 0.0)
+    ranks = retrieval.rerank(retrieval.ranks(images, images, owners), owners, *near, pairs, matches)
+    assert [each.tolist() for each in ranks] == [[2] * 4, [2] * 4]

@@ -120,3 +120,24 @@ def test_colors_change_within_the_levels_and_alike_in_any_batch():
     assert whole.min() >= 0 and whole.max() <= 255 and np.abs(whole - IMAGES).mean((1, 2, 3)).min() > 0.5
     gray = IMAGES[..., :1]
     np.testing.assert_allclose(color(gray, SEEDS, strength=0.0, white=255.0), gray, atol=1e-3)
+
+
+def test_a_fraction_of_the_images_becomes_gray_and_the_others_stay():
+    gray = np.asarray(jax.jit(augment.grayscale, static_argnames="fraction")(IMAGES, SEEDS, fraction=0.3))
+    is_gray = np.ptp(gray, axis=-1).max((1, 2)) < 1e-3
+    assert 0.1 < is_gray.mean() < 0.5
+    np.testing.assert_array_equal(gray[~is_gray], IMAGES[~is_gray].astype(np.float32))
+    luma = IMAGES @ np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(gray[is_gray][..., 0], luma[is_gray], atol=1e-3)
+    np.testing.assert_array_equal(augment.grayscale(IMAGES[..., :1], SEEDS, fraction=1.0), IMAGES[..., :1])
+
+
+def test_an_area_above_one_scales_the_image_down_onto_the_color_of_its_border():
+    images = np.full((N, 24, 24, 3), 200.0, np.float32)
+    images[:, 6:18, 6:18] = 20.0
+    shrink = jax.jit(lambda x, seeds: augment.resized_crop(x, augment.keys(seeds), (4.0, 4.0), (1.0, 1.0)))
+    smaller = np.asarray(shrink(images, SEEDS))
+    dark = (200 - smaller[..., 0]).sum((1, 2)) / 180
+    np.testing.assert_allclose(dark, 36, rtol=0.02)  # pixels: a quarter of the 144 of the square, wherever it is
+    np.testing.assert_allclose(smaller[:, [0, -1]], 200, atol=0.5)
+    assert len({tuple(np.argwhere(image < 110)[0]) for image in smaller[..., 0]}) > 1

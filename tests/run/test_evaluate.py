@@ -122,18 +122,18 @@ def scored(tmp_path):
 @pytest.mark.parametrize(("n", "batch_size"), [(37, 16), (5, 16), (37, 64)])
 def test_score_fn_gets_the_whole_split_in_order(scored, n, batch_size):
     job = scored(n, batch_size=batch_size)
-    found = evaluate.scores(job, predict.make(job), {"w": np.ones(())}, job.require("test"))
+    found = evaluate.scores(job, evaluate.predictors(job), {"w": np.ones(())}, job.require("test"))
     assert found == {"examples": n, "last": 2.0 * (n - 1)}
     assert all(type(value) is float for value in found.values())
 
 
 def test_other_processes_than_the_first_predict_along_and_are_told_the_scores(scored, monkeypatch):
     job = scored(37)
-    predictor = predict.make(job)
+    predictors = evaluate.predictors(job)
     monkeypatch.setattr(processes, "first", lambda: False)
     monkeypatch.setattr(processes, "broadcast_from_first", lambda decide: {"told": 0.5})
-    assert evaluate.scores(job, predictor, {"w": np.ones(())}, job.require("test")) == {"told": 0.5}
-    assert len(predictor({"w": np.ones(())}, job.require("test"))) == 0
+    assert evaluate.scores(job, predictors, {"w": np.ones(())}, job.require("test")) == {"told": 0.5}
+    assert len(predictors.predict({"w": np.ones(())}, job.require("test"))) == 0
 
 
 def test_a_task_without_score_fn_has_no_scores():

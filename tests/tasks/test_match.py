@@ -17,7 +17,9 @@ from jtasks import task as tasks
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
 from jtasks.errors import DataError
+from jtasks.metrics import retrieval
 from jtasks.ops import negatives, pixels
+from jtasks.run import evaluate
 from jtasks.run import job as jobs
 from jtasks.run.gradient import gradient_fn
 from jtasks.run.job import Job
@@ -142,3 +144,59 @@ def test_inputs_are_rows_of_the_data_and_answers_are_of_each_caption(folder):
 
 def arrays(rows):
     return {name: jnp.asarray(array) for name, array in rows.items() if array.dtype != object}
+
+
+def scored(folder, devices, k):
+    """The scores of the valid split, and the ranks by brute force from all pairs."""
+    own = made(folder, devices, k_test=k, report_metric=True, batch_size=8)
+    rows = own.require("valid")
+    values = evaluate.measurer(own)(jax.device_put(params(folder)), rows, "valid")
+    model = models.build(models.BLIP, own.config)
+    run = jax.jit(functools.partial(model.apply, {"params": params(folder)}, method="retrieve"))
+    texts = [(i, slot) for i in range(len(rows)) for slot in range(len(rows[i]["captions"]))]
+    similar, matching = np.zeros((2, len(rows), len(texts)))
+    tokens, ids = (
+        np.stack([rows[i][name][s] for i, s in texts]).astype(np.int32) for name in ("tokens", "segment_ids")
+    )
+    for i in range(len(rows)):
+        images = pixels.normalize(jnp.asarray(rows[i]["image"])[None], own.config)
+        image, text, logits = run(jnp.broadcast_to(images, (len(texts), *images.shape[1:])), tokens, ids)
+        similar[i], matching[i] = image[0] @ text.T, logits[:, 1]
+    return values, similar, matching, np.array([i for i, _ in texts])
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_ranking_all_again_is_ranking_by_similarity_and_match_of_all_pairs(devices, folder):
+    values, similar, matching, owners = scored(folder, devices, 1000)
+    assert values["text_to_image_r1"] == retrieval.scores(*retrieval.matrix_ranks(similar, owners))["text_to_image_r1"]
+    expected = retrieval.scores(*retrieval.matrix_ranks(similar + matching, owners))
+    assert {name: values[f"reranked_{name}"] for name in expected} == expected
+
+
+def test_what_is_not_among_the_nearest_stays_behind_them(folder):
+    values, similar, matching, owners = scored(folder, 1, 2)
+    again = [np.full(similar.shape, -100.0) + similar for _ in range(2)]  # LAVIS's rule, with its order behind the best
+    for i, row in enumerate(similar):
+        best = np.argsort(-row)[:2]
+        again[0][i, best] = (row + matching[i])[best]
+    for j, column in enumerate(similar.T):
+        best = np.argsort(-column)[:2]
+        again[1][best, j] = (column + matching[:, j])[best]
+    ranks = retrieval.matrix_ranks(again[0], owners)[0], retrieval.matrix_ranks(again[1], owners)[1]
+    expected = retrieval.scores(*ranks)
+    assert {name: values[f"reranked_{name}"] for name in expected} == expected
+
+
+def test_without_k_test_nothing_is_ranked_again(folder):
+    def predict(pairs):
+        raise AssertionError("no pairs are needed")
+
+    assert match.rescore_fn([], [], predict, made(folder).config) == {}
+
+
+def test_parts_of_the_pairs_have_the_matching_loss_of_all(folder):
+    losses = [
+        jax.jit(lambda p, b, own=own: tasks.loss_fn(match)(p, b, None, own.config))(params(folder), batch(folder))[0]
+        for own in (made(folder), made(folder, accumulate=3))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
