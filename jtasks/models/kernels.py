@@ -118,6 +118,11 @@ def head_axis(heads: int) -> str | None:
     return None if size is None or heads % size else "tensor"
 
 
+def count_parts(size: int) -> int:
+    """Return the number of parts into which the mesh axis `tensor` divides an axis of an array; 1 if it does not."""
+    return 1 if head_axis(size) is None else _automatic_axes()["tensor"]
+
+
 def _automatic_axes() -> dict[str, int]:
     """Return the sizes of the axes that XLA partitions by itself; omits axes of a surrounding `shard_map`."""
     mesh = jax.sharding.get_abstract_mesh()

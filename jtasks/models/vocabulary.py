@@ -43,7 +43,8 @@ def vocabulary_loss(
     shards = sharding.count_shards(shape[0])
     own = n // shards  # rows of a device, of which each block takes some
     if not rows:
-        rows = max(ROWS, _rows_on_tpu(own, len(table))) if on_tpu else ROWS
+        vocab = len(table) // kernels.count_parts(len(table))  # of a device
+        rows = max(ROWS, _rows_on_tpu(own, vocab)) if on_tpu else ROWS
 
     # The backward pass recomputes the logits of each block; those of a single block are no more than one block's.
     policies = jax.checkpoint_policies
@@ -104,13 +105,15 @@ def cross_entropy_on_tpu(logits: jax.Array, labels: jax.Array, smoothing: float 
 def _reduce(logits: jax.Array, labels: jax.Array, smoothing: float) -> tuple[jax.Array, ...]:
     """Return nats, log-sum-exps, the labels' logits, the largest logits, and the largest before the label, each [n].
 
-    Maxima and sums of exponentials are joined as by Milakov and Gimelshein (2018).
+    Maxima and sums of exponentials are joined as by Milakov and Gimelshein (2018). Each device along `tensor` reduces
+    its own part of the vocabulary, which XLA would otherwise gather.
     """
-    ids, lowest = jnp.arange(logits.shape[-1])[None], jnp.finfo(logits.dtype).min
-    label = jnp.where(ids == labels[:, None], logits, 0)
-    earlier = jnp.where(ids < labels[:, None], logits, lowest)
+    vocab = logits.shape[-1]
+    logits = logits.reshape(len(logits), kernels.count_parts(vocab), -1)
+    ids, lowest = jnp.arange(vocab).reshape(1, *logits.shape[1:]), jnp.finfo(logits.dtype).min
+    label = jnp.where(ids == labels[:, None, None], logits, 0)
+    earlier = jnp.where(ids < labels[:, None, None], logits, lowest)
     terms = (logits, jnp.ones_like(logits), earlier, label, *([logits] if smoothing else []))
-    start = (lowest, 0, lowest, *([0] * len(terms[3:])))
 
     def join(a: Any, b: Any) -> Any:
         shrink, first = jnp.exp(-jnp.abs(a[0] - b[0])), a[0] >= b[0]
@@ -118,13 +121,15 @@ def _reduce(logits: jax.Array, labels: jax.Array, smoothing: float) -> tuple[jax
         sums = (one + other for one, other in zip(a[3:], b[3:], strict=True))
         return (jnp.maximum(a[0], b[0]), total, jnp.maximum(a[2], b[2]), *sums)
 
-    start = tuple(jnp.asarray(x, logits.dtype) for x in start)
-    largest, total, earlier, label, *rest = jax.lax.reduce(terms, start, join, (1,))
-    log_sums = largest + jnp.log(total)
+    start = tuple(jnp.asarray(x, logits.dtype) for x in (lowest, 0, lowest, 0, 0))[: len(terms)]
+    highest, totals, earlier, *sums = jax.lax.reduce(terms, start, join, (2,))  # each [n, parts]
+    largest = jnp.max(highest, axis=1)
+    log_sums = largest + jnp.log(jnp.sum(totals * jnp.exp(highest - largest[:, None]), axis=1))
+    label, *rest = (jnp.sum(x, axis=1) for x in sums)
     nats = log_sums - label
     for total in rest:
-        nats += smoothing * (label - total / logits.shape[-1])
-    return nats, log_sums, label, largest, earlier
+        nats += smoothing * (label - total / vocab)
+    return nats, log_sums, label, largest, jnp.max(earlier, axis=1)
 
 
 @_reduce.defjvp

@@ -225,6 +225,20 @@ def test_the_form_for_tpus_of_the_loss_over_a_vocabulary_is_the_plain_one(smooth
     np.testing.assert_allclose(ours, plain, rtol=tolerance)
 
 
+def test_devices_along_tensor_reduce_their_own_part_of_a_vocabulary():
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 32)), jnp.float32).at[:, 20].set(3)
+    labels = jnp.array([20, 3, 31, 25])
+    mesh = jax.make_mesh((1, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "tensor"))
+    with jax.set_mesh(mesh):
+        reduce = jax.jit(lambda logits: vocabulary.cross_entropy_on_tpu(logits, labels, 0.1))
+        found, text = reduce(jax.device_put(logits, where)), reduce.lower(jax.device_put(logits, where)).as_text()
+    assert "tensor<4x2x16xf32>" in text
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, vocabulary.cross_entropy(logits, labels, 0.1)
+    )
+
+
 def test_the_form_for_tpus_knows_the_first_of_equal_ids_impossible_ones_and_large_numbers():
     logits = jnp.array([[1.0, 3, 3], [1, 3, 3], [0, 0, 0], [0, 0, 0], [2, 1, 2], [-jnp.inf, 0, 1], [-3e38, 3e38, 0]])
     labels = jnp.array([1, 2, 0, 2, 0, 2, 1])
