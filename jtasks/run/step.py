@@ -87,6 +87,8 @@ def make_train_step(
 
     measure = gradient_fn(task, config, mesh, square if config.noise_scale else None)
 
+    on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+
     def step(state: State, batch: Batch) -> tuple[State, StepOutput]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
         gradient, metrics = measure(state.params, batch, rng, state.base)
@@ -101,6 +103,13 @@ def make_train_step(
             updates = jax.tree.map(lambda update: (update * factor).astype(update.dtype), updates)
         params = select_float(optax.apply_updates(state.params, updates), state.params)
         finite &= _stays_finite(state.params, params, updates)
+        if on_cpu:
+            # A loop that XLA compiles for the CPU has one result. So new moments and parameters would be stored, read
+            # for the updates and their test, and copied over the old ones. Here they are computed once more, in place.
+            again = jax.lax.optimization_barrier((updates, state.opt_state, finite))
+            updates, finite = again[0], again[2]
+            opt_state = optimizer.update(gradient, again[1], state.params)[1]
+            params = select_float(optax.apply_updates(state.params, updates), state.params)
         ema_params = None
         if state.ema_params is not None:
             ema_params = select_float(optax.incremental_update(params, state.ema_params, 1 - config.ema), params)
