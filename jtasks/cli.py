@@ -61,6 +61,11 @@ def run(arguments: Sequence[str]) -> int:
         if result is not None:
             text = records.to_json(result, indent=1 if sys.stdout.isatty() else None)
             print(storage.shown(text), flush=True)
+            lost = getattr(sys.stdout, "error", None)
+            if (
+                flags.mode != "train" and lost is not None and lost.errno != errno.EPIPE
+            ):  # a run's folder has its result
+                return _fail(EXIT_FAILED, f"stdout cannot be written ({lost.strerror}); the result is\n{text}")
         return EXIT_DONE
     except errors.ConfigError as error:
         return _fail(EXIT_USAGE, "\n".join([str(error), *_notes(error)]))

@@ -13,25 +13,32 @@ from jtasks.errors import printable
 
 
 class Lasting(io.TextIOWrapper):
-    """A stream that discards all output after a failed write (its reader is gone, its disk is full)."""
+    """A stream that discards all output after a failed write (its reader is gone, its disk is full).
+
+    Attributes:
+      error: of the failed write; None before.
+    """
+
+    error: OSError | None = None
 
     def write(self, text: str) -> int:
         """Write `text`, and return the number of characters."""
         try:
             return super().write(text)
-        except OSError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
             return len(text)
 
     def flush(self) -> None:
         """Flush the stream."""
         try:
             super().flush()
-        except OSError:
-            self._drop()
+        except OSError as error:
+            self._drop(error)
 
-    def _drop(self) -> None:
+    def _drop(self, error: OSError) -> None:
         """Redirect the file descriptor to /dev/null, also for buffered output and for output of C++."""
+        self.error = error
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, self.fileno())
         os.close(nowhere)

@@ -172,6 +172,8 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
     workdir_path(flags)
     if flags.checkpoint is not None and flags.mode not in READING:
         raise ConfigError(f"--checkpoint is for --mode={', '.join(READING)}; --mode={flags.mode} chooses itself")
+    if empty := [name for name in ("input", "output") if getattr(flags, name) == ""]:
+        raise ConfigError(f"--{empty[0]}= is empty: give a file or a folder")
     if flags.input is not None and flags.mode not in ANSWERING:
         raise ConfigError(f"--input is for --mode={' and --mode='.join(ANSWERING)}, not --mode={flags.mode}")
     if is_pretrained(flags.workdir) and (

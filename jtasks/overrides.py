@@ -33,6 +33,8 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[str], known: Ma
     for override in overrides:
         name, _, text = override.partition("=")
         name = name.removeprefix("--")
+        if not name.startswith("config.") or "=" not in override:
+            raise ConfigError(f"override {format_value(override)}: expected --config.NAME=VALUE")
         *groups, last = name.split(".")[1:]
         node, here = config, "config"
         for group in groups:

@@ -8,6 +8,7 @@ import sys
 import pytest
 from front_door import LINEAR, ROOT
 
+from jtasks import cli
 from jtasks.console import Lasting
 from jtasks.run import checkpoint_files
 
@@ -18,6 +19,14 @@ def test_a_stream_whose_reader_is_gone_goes_nowhere():
     with Lasting(open(writer, "wb"), encoding="ascii", errors="backslashreplace", line_buffering=True) as stream:
         print("ä\n" * 100_000, file=stream, flush=True)
         print("again", file=stream, flush=True)
+
+
+def test_a_result_that_a_full_disk_does_not_take_is_told(tmp_path, monkeypatch, capsys):
+    assert cli.run([*LINEAR, "--config.steps=1", f"--workdir={tmp_path}"]) == 0
+    with Lasting(open("/dev/full", "wb"), line_buffering=True) as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        assert cli.run(["--mode=eval", "--split=valid", f"--workdir={tmp_path}"]) == 1
+    assert "stdout cannot be written (No space left on device); the result is\n{" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("streams", [">&- 2>&-", "| head -c 0", "2>&1 | head -n 1", ">/dev/full 2>/dev/full"])

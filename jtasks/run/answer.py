@@ -4,13 +4,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
-from jtasks import faults
 from jtasks.console import say, warn
 from jtasks.data import inputs
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 from jtasks.run import display, row_files, signals
 from jtasks.run.activity import EVERY
 from jtasks.run.inference import Run
@@ -45,6 +43,8 @@ def run(
     """
     if output is not None:
         row_files.check_suffix(output, arrays=function == "embed")
+        if source != inputs.STDIN and output.exists() and output.samefile(source):
+            raise ConfigError(f"--output={output} is the --input: give another file, which keeps the inputs")
         require_writable(output.parent)
     reading = inputs.read(source, kind, bare=bare)
     model = open_model()
@@ -53,7 +53,7 @@ def run(
         say("type an input for an answer; Ctrl-D ends")
     with signals.raise_stopped(), row_files.open_rows(output) as write:
         keep_errors = output is None or output.suffix.lower() == ".jsonl"
-        answers = _Answers(write, model.task, skip_bad=skip_bad, keep_errors=keep_errors)
+        answers = _Answers(write, skip_bad=skip_bad, keep_errors=keep_errors)
         due = time.monotonic() + EVERY
         for index, result in model.stream(answers.values(reading), function, answers.skip):
             answers.add(index, result)
@@ -68,8 +68,8 @@ def run(
 class _Answers:
     """Writes a row for each input in the order of the inputs, also if the errors of a batch are known first."""
 
-    def __init__(self, write: row_files.Write, task: ModuleType, *, skip_bad: bool, keep_errors: bool):
-        self.write, self.task, self.skip_bad, self.keep_errors = write, task, skip_bad, keep_errors
+    def __init__(self, write: row_files.Write, *, skip_bad: bool, keep_errors: bool):
+        self.write, self.skip_bad, self.keep_errors = write, skip_bad, keep_errors
         self.items: dict[int, inputs.Input] = {}  # inputs that have no row yet
         self.errors: dict[int, str] = {}  # of bad inputs whose turn has not come
         self.next = self.count = self.skipped = 0
@@ -88,9 +88,7 @@ class _Answers:
 
     def skip(self, index: int, error: DataError) -> None:
         """Name a bad input and write its row in its turn, or raise DataError in its turn."""
-        place, text, cause = self.items[index].place, str(error).removeprefix(f"input {index}: "), error.__cause__
-        if cause is not None and not isinstance(cause, DataError):  # perhaps the task is wrong, not the input
-            text = faults.explain(cause, self.task).replace("\n", " ")
+        place, text = self.items[index].place, str(error).removeprefix(f"input {index}: ")
         self.errors[index] = text if place in text else f"{place}: {text}"
         if self.skip_bad:
             warn(f"skipped: {self.errors[index]}")

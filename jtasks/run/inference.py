@@ -31,7 +31,7 @@ from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import did_you_mean
 from jtasks.run import checkpoint_files, evaluate, predict, workdir
 from jtasks.run.activity import Watch, watch_nothing
-from jtasks.run.job import Job
+from jtasks.run.job import SPLITS, Job
 from jtasks.run.portions import Portion, Portions
 from jtasks.run.pretrained import Pretrained, open_pretrained
 from jtasks.run.restore import SavedRun, open_alone
@@ -118,11 +118,13 @@ class Run:
         """Return the metrics of `--mode=eval` on one split of the run's data, `{"step": 30, "test/loss": ...}`.
 
         Raises:
-          DataError: there is no such split.
-          ConfigError: the data changed since the run.
+          DataError: the run has no examples of this split.
+          ConfigError: no split has this name, or the data changed since the run.
         """
         if isinstance(self._saved, Pretrained):
             raise ConfigError(f"{self.folder} is a model without data: train a run of it by config.init_from")
+        if split not in SPLITS:
+            raise ConfigError(f"there is no split {split!r}; the splits are {', '.join(SPLITS)}")
         return evaluate.of_run(self._saved, split, lambda: self.params)
 
     def stream(
@@ -227,6 +229,8 @@ def load(
       ConfigError: the folder is not that of a run, its files have changed, or an override is wrong.
       CheckpointError: there is no such checkpoint, or it is damaged.
     """
+    if not os.fspath(run):
+        raise ConfigError("the run's folder is empty: give the folder of a run, or its checkpoints/STEP")
     if isinstance(overrides, Mapping):
         overrides = [_override(name, value) for name, value in configs.fields(overrides)]
     if str(run).startswith(hub.PREFIX):

@@ -1,5 +1,6 @@
 """The one training loop."""
 
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from jtasks import storage
 from jtasks.config import Config, freeze
 from jtasks.console import warn
-from jtasks.errors import DamagedError
+from jtasks.errors import ConfigError, DamagedError
 from jtasks.run import checkpoint, profile
 from jtasks.run.hooks import AHEAD, Hooks, due
 from jtasks.run.log import Log
@@ -40,6 +41,8 @@ def train(
       ConfigError, DataError, CheckpointError, TrainingError: see the message.
     """
     config = freeze(config)
+    if not os.fspath(workdir):
+        raise ConfigError("workdir is empty: give the run's folder, which need not exist yet")
     workdir = storage.open_copy(str(workdir)) if storage.is_url(workdir) else pathlib.Path(workdir)
     fresh = not workdir.exists()
     with lock(workdir), Stop(owns_process=owns_process) as stop:

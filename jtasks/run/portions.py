@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jtasks import faults
 from jtasks.data import pipeline
 from jtasks.data.shuffle import example_seeds
 from jtasks.distributed import sharding
@@ -78,7 +79,8 @@ class Portions:
         except ConfigError:
             raise
         except Exception as error:
-            text = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}"
+            known = isinstance(error, DataError)  # else the task may be wrong, not the input
+            text = str(error) if known else faults.explain(error, self.job.task).replace("\n", " ")
             named = DataError(f"input {number}: {text}" if self.named else text)
             named.__cause__ = error
             return named
@@ -91,6 +93,7 @@ class Portions:
         examples = task.examples(items, config) if hasattr(task, "examples") else self._given(items)
         if not isinstance(examples, Mapping):
             examples = [pipeline.read(examples, i) for i in range(pipeline.size(examples))]
+        self._check_shapes(examples)
         count = pipeline.size(examples)
         several = count > 0 and "input" in pipeline.example(examples, 0)
         owners = np.arange(count)
@@ -101,6 +104,19 @@ class Portions:
             raise DataError(f"examples of {config.task} returned {count} examples of {len(items)} inputs")
         seeded = self.count + np.arange(count) if several else np.array(numbers)
         return Portion(numbers, owners, several, examples, self._batches(examples, seeded), [])
+
+    def _check_shapes(self, examples: pipeline.Examples) -> None:
+        """Raise DataError unless the entries have the shapes of the run's batches, where these are stacked examples."""
+        cut = {name for names in sequence_keys(self.job.task) for name in names}
+        for name, want in self.entries.items() if self.job.collate is None else ():
+            if isinstance(examples, Mapping):
+                shapes = [np.shape(examples[name])[1:]] if name in examples else []
+            else:
+                shapes = [np.shape(row[name]) for row in examples if name in row]
+            if other := [shape for shape in shapes if name not in cut and shape != want.shape[1:]]:
+                raise DataError(
+                    f"{name} of the example has the shape {list(other[0])}, in training {list(want.shape[1:])}"
+                )
 
     def _batches(self, examples: pipeline.Examples, seeded: np.ndarray) -> list[Batch]:
         """Return the batches that `--mode=predict` makes of these examples, except that padding is not read."""

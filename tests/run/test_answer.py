@@ -125,12 +125,15 @@ def test_embeddings_of_inputs_and_of_a_split(ask, trained):
         (["--skip-bad"], 2, "describe an --input, which is not given"),
         (["--input=.", "--output=out.xlsx"], 2, "--output=out.xlsx is of unknown kind"),
         (["--input=.", "--output=out.safetensors"], 2, "--output=out.safetensors is of unknown kind"),
+        (["--input="], 2, "--input= is empty: give a file or a folder"),
+        (["--input=out.jsonl", "--output=out.jsonl"], 2, "--output=out.jsonl is the --input"),
         (["--workdir=hf:x"], 2, "--workdir=hf:x is a model without a run: it needs --input"),
         (["--input=/dev/null"], 1, "/dev/null holds no input: expected at least a row or a line"),
         (["--input=."], 1, ". holds no input: expected at least a picture"),
     ],
 )
 def test_a_wrong_command_is_one_message(arguments, code, message, ask):
+    pathlib.Path("out.jsonl").touch()
     assert (given := ask(*arguments))[:2] == (code, []) and message in given[2] and "Traceback" not in given[2]
 
 

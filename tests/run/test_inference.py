@@ -99,6 +99,19 @@ def test_a_bad_input_is_named_by_its_number_or_skipped(run):
     assert bad[0][1] == "input 1: 7 is no ASCII text"
 
 
+def test_an_example_of_another_shape_and_an_error_of_the_task_are_named(run, monkeypatch):
+    def examples(inputs, config):
+        return [{"letters": np.zeros(len(text), np.int32)} for text in inputs]
+
+    monkeypatch.setattr(run.task, "examples", examples)
+    with pytest.raises(DataError, match=r"^input 1: letters of the example has the shape \[2\], in training \[4\]$"):
+        run.predict(["abcd", "ab"])
+    bad = []
+    assert [i for i, _ in run.stream(["abcd", "ab"], skip=lambda index, error: bad.append(index))] == [0] and bad == [1]
+    with pytest.raises(DataError, match=r"^examples raised TypeError: object of type 'int' has no .* at .*py:\d+, in"):
+        run.predict(7)
+
+
 def test_answers_come_while_inputs_still_arrive(run):
     answered = threading.Event()
 
@@ -120,6 +133,8 @@ def test_evaluation_is_that_of_the_mode(run, folder):
     assert run.evaluate("valid") == evaluate.run(configs.load(str(FILE)), folder, "valid")
     with pytest.raises(DataError, match="no test split"):
         run.evaluate()
+    with pytest.raises(ConfigError, match="there is no split 'tst'; the splits are train, valid, test"):
+        run.evaluate("tst")
 
 
 def test_a_mesh_and_a_checkpoint_are_chosen(run, folder):
@@ -142,6 +157,15 @@ def test_what_is_no_run_says_so(folder, tmp_path):
         jtasks.load(folder, overrides={"data": {"labels": ("a", "b")}})
     with pytest.raises(ConfigError, match=r"unknown field config.batch_siz, did you mean config.batch_size"):
         jtasks.load(folder, overrides={"batch_siz": 1})
+    for overrides in (["x"], ["--config.steps"], "--config.steps=3"):
+        with pytest.raises(ConfigError, match=r"override '.*': expected --config.NAME=VALUE"):
+            jtasks.load(folder, overrides=overrides)
+    with pytest.raises(ConfigError, match="the run's folder is empty"):
+        jtasks.load("")
+    with pytest.raises(ConfigError, match="workdir is empty"):
+        jtasks.train(configs.load(str(FILE)), "")
+    with pytest.raises(ConfigError, match=r"the config is the text 'x.py': give a dict, or jtasks.config.load"):
+        jtasks.train("x.py", tmp_path / "run")
     with pytest.raises(ConfigError, match="which has its own config"):
         jtasks.load(folder, config={})
     copy = shutil.copytree(folder, tmp_path / "copy")
