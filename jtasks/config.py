@@ -69,8 +69,9 @@ def freeze(config: Mapping[str, Any] | Config, overrides: Sequence[str] = (), pa
     Raises:
       ConfigError: a field or a value is wrong; the message names the nearest right one.
     """
-    if isinstance(config, str):
-        raise ConfigError(f"the config is the text {config!r}: give a dict, or jtasks.config.load({config!r})")
+    given: Any = config
+    if isinstance(given, str):
+        raise ConfigError(f"the config is the text {given!r}: give a dict, or jtasks.config.load({given!r})")
     if isinstance(config, Mapping) and isinstance(module := config.get("task"), ModuleType):
         config = {**config, "task": task.name_of(module)}
     try:
