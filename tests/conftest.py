@@ -33,6 +33,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the documentation: its pages take longest, and one process runs them all in one folder."""
+    items.sort(key=lambda item: item.path.name != "test_docs.py")
+
+
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
     """The folder of real data beside the repository; tests that need it are skipped without it."""

@@ -292,11 +292,15 @@ def test_scores_are_made_on_the_first_of_processes_that_the_program_connected(tm
     assert (tmp_path / "scored").read_text() == "process 0 of 21 and 21\n"
 
 
-@pytest.mark.slow  # six starts of a process
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(number, tmp_path):
+@pytest.mark.slow  # eight starts of a process
+def test_a_signal_in_a_long_evaluation_ends_both_with_75_whoever_gets_it(tmp_path):
     (tmp_path / "task.py").write_text(SCORES)
-    for mode, victim in (("train", 1), ("eval", 1), ("eval", 0)):
+    for mode, victim, number in (
+        ("train", 1, signal.SIGTERM),
+        ("eval", 1, signal.SIGINT),
+        ("eval", 0, signal.SIGTERM),
+        ("eval", 0, signal.SIGINT),
+    ):
         place = f"--config={tmp_path / 'task.py'}", f"--workdir={tmp_path / 'run'}", f"--mode={mode}", "--split=valid"
         running = slurm_pair(*place, FAIL="wait")
         deadline = time.monotonic() + 120

@@ -144,30 +144,30 @@ def test_measured_shares_are_agreed_upon_and_remembered(task, tmp_path):
     assert "as recorded in" not in train(task, tmp_path, 8, [1, 1], "--config.shares=auto")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["eval", "predict"])
-def test_a_divided_checkpoint_serves_every_mode_on_other_devices(mode, task, tmp_path):
+@pytest.mark.slow  # eight starts of a process
+def test_a_divided_checkpoint_serves_every_mode_on_other_devices(task, tmp_path):
     train(task, tmp_path, 5, [2, 2], "--config.mesh.fsdp=4", "--config.mesh.data=1")
-    found = []
-    for devices, fields in ((1, []), (3, []), (8, ["--config.mesh.fsdp=4"])):
-        arguments = [f"--config={task}", f"--workdir={tmp_path}", f"--mode={mode}", "--split=valid", "--config.steps=5"]
-        result, _ = run(*arguments, *fields, devices=devices)
-        path = tmp_path / "predictions-valid.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if mode == "predict" else []
-        found.append([line["first"] for line in lines] or [v for k, v in result.items() if k != "step"])
-    assert found[0] == pytest.approx(found[1], rel=1e-5)
-    assert found[0] == pytest.approx(found[2], rel=1e-5)
-    assert len(found[0]) == (50 if mode == "predict" else 4)
+    for mode, count in (("eval", 4), ("predict", 50)):
+        found = []
+        for devices, fields in ((1, []), (3, []), (8, ["--config.mesh.fsdp=4"])):
+            arguments = [f"--config={task}", f"--workdir={tmp_path}", f"--mode={mode}", "--split=valid"]
+            result, _ = run(*arguments, "--config.steps=5", *fields, devices=devices)
+            path = tmp_path / "predictions-valid.jsonl"
+            lines = [json.loads(line) for line in path.read_text().splitlines()] if mode == "predict" else []
+            found.append([line["first"] for line in lines] or [v for k, v in result.items() if k != "step"])
+        assert found[0] == pytest.approx(found[1], rel=1e-5)
+        assert found[0] == pytest.approx(found[2], rel=1e-5)
+        assert len(found[0]) == count
 
 
-@pytest.mark.slow  # two runs
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_four_devices_of_a_cpu_train_on_a_mesh_of_two_axes(accumulate, tmp_path):
-    arguments = ["--config=configs/igpt_digits.py", f"--config.accumulate={accumulate}", "--config.show_count=0"]
+@pytest.mark.slow  # three runs
+def test_four_devices_of_a_cpu_train_on_a_mesh_of_two_axes(tmp_path):
+    arguments = ["--config=configs/igpt_digits.py", "--config.show_count=0"]
     arguments += ["--config.model.width=32", "--config.model.depth=2", "--config.model.heads=2"]
     arguments += ["--config.steps=12", "--config.batch_size=16", "--config.eval_every=12"]
-    found = {
-        devices: run(*arguments, *axes, f"--workdir={tmp_path / str(devices)}", devices=devices)[0]["valid/loss"]
-        for devices, axes in ((1, []), (4, ["--config.mesh.data=2", "--config.mesh.fsdp=2"]))
-    }
-    assert found[4] == pytest.approx(found[1], rel=1e-4)
+    two_axes = ["--config.mesh.data=2", "--config.mesh.fsdp=2"]
+    one, *others = (
+        run(*arguments, *fields, f"--workdir={tmp_path / str(i)}", devices=devices)[0]["valid/loss"]
+        for i, (devices, fields) in enumerate(((1, []), (4, two_axes), (4, [*two_axes, "--config.accumulate=2"])))
+    )
+    assert others == pytest.approx([one, one], rel=1e-4)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import finetune
+import jax
 import made_captions
 import made_dialogues
 import made_pairs
@@ -159,7 +160,8 @@ def test_a_task_answers_without_its_data(name, tmp_path):
         [sys.executable, "-W", "error", "-c", ELSEWHERE, name, tmp_path / "inputs.json", tmp_path / "moved"],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8", "JTASKS_DATA": none}
-        | {"XDG_CACHE_HOME": none, "JAX_PLATFORMS": "cpu"},
+        | {"XDG_CACHE_HOME": none, "JAX_PLATFORMS": "cpu"}
+        | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
         capture_output=True,
         text=True,
     )
