@@ -35,6 +35,7 @@ SlurmdSpoolDir={folder}/%n
 SlurmdParameters=config_overrides
 GresTypes=gpu
 MinJobAge=3600
+SchedulerParameters=batch_sched_delay=1,bf_interval=1,sched_interval=1
 NodeName=node1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 Gres=gpu:4
 NodeName=node2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=16 Gres=gpu:4
 PreemptType=preempt/partition_prio
