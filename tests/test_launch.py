@@ -130,6 +130,22 @@ def test_the_job_set_gives_each_pod_its_place():
     assert workers["replicas"] == 1
 
 
+def test_skypilot_gives_each_machine_its_place_and_starts_again_only_what_was_stopped(fakes):
+    task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
+    recovery = task["resources"]["job_recovery"]
+    assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [cli.EXIT_STOPPED]}
+    env = fakes(python='env | grep ^JAX_ >"$LOG"\nprintf "%s\\n" "$@"')
+    for rank in range(task["num_nodes"]):
+        sky = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": str(rank)}
+        command = ["bash", "-c", task["run"]]
+        place = {"WORKDIR": "s3://a b/c"}
+        output = subprocess.run(command, env=env | sky | place, check=True, stdout=subprocess.PIPE, text=True).stdout
+        environment = dict(line.split("=", 1) for line in pathlib.Path(env["LOG"]).read_text().splitlines())
+        assert detect(environment) == Cluster("the environment", "10.0.0.1:55527", 2, rank)
+        flags, overrides = make_parser().parse_known_args(output.splitlines()[1:])
+        assert (flags.workdir, overrides) == ("s3://a b/c", ["--config.data.shared=False"])
+
+
 def test_the_image_holds_the_program():
     words = (LAUNCH / "Dockerfile").read_text()
     copied = [path for line in re.findall(r"^COPY (.*) \S+$", words, re.MULTILINE) for path in line.split()]
