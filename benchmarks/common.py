@@ -7,6 +7,7 @@ Only the standard library is needed here: the peers may run under an interpreter
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -14,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -198,19 +199,37 @@ def _huge_pages(environment: dict[str, str]) -> dict[str, str]:
     return environment | {"GLIBC_TUNABLES": ":".join(filter(None, tunables))}
 
 
-def in_turn(ours: Program, peer: Program | None, rounds: int, count: int, warm: int = 0) -> dict[str, Any]:
+@contextlib.contextmanager
+def busy_neighbor(wanted: bool) -> Iterator[None]:
+    """Keep a core busy with another process, if wanted; the process ends with the block, or with this program."""
+    if not wanted:
+        yield
+        return
+    loop = f"import os\nwhile os.getppid() == {os.getpid()}:\n    sum(range(100_000))"
+    process = subprocess.Popen([sys.executable, "-c", loop])
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def in_turn(
+    ours: Program, peer: Program | None, rounds: int, count: int, warm: int = 0, busy: bool = False
+) -> dict[str, Any]:
     """Alternate blocks of work of both sides, A B A B ...; returns medians of seconds per unit, and their ratio.
 
     Before each block the side does `warm` units that are not timed: a system may take pages away from a program that
-    waits, and a training loop never waits.
+    waits, and a training loop never waits. With `busy` another process computes meanwhile.
     """
     mine, theirs = [], []
-    for _ in range(rounds):
-        for program, seconds in ((ours, mine), (peer, theirs)):
-            if program and warm:
-                program.run(warm)
-            if program:
-                seconds.append(program.run(count)["seconds"])
+    with busy_neighbor(busy):
+        for _ in range(rounds):
+            for program, seconds in ((ours, mine), (peer, theirs)):
+                if program and warm:
+                    program.run(warm)
+                if program:
+                    seconds.append(program.run(count)["seconds"])
     result = {"jtasks_s": round(statistics.median(mine), 6), "peer_s": None, "ratio": None}
     if theirs:
         ratio = statistics.median(mine) / statistics.median(theirs)

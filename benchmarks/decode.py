@@ -1,6 +1,7 @@
 """Seconds of a search over a batch of prompts, beside transformers' `generate` on the same sizes.
 
   python benchmarks/decode.py [beam] [t5_greedy] [t5_beam] [marian_greedy] [marian_beam] [--preset=xs] [--rounds=5]
+      [--busy]
   python benchmarks/decode.py beam --preset=gpt2 --device=cuda --bf16
 
 beam                        a GPT-2, 5 beams, 5 to 20 new tokens
@@ -18,14 +19,17 @@ from common import in_turn, parser, sizes, start_ours, start_peer
 
 def main() -> None:
     cases = ["beam", "t5_greedy", "t5_beam", "marian_greedy", "marian_beam"]
-    flags = parser(__doc__, cases).parse_args()
+    arguments = parser(__doc__, cases)
+    arguments.add_argument("--busy", action="store_true", help="measure beside another process that keeps a core busy")
+    flags = arguments.parse_args()
     for case in flags.cases or cases:
         preset, size = sizes(case, flags.preset)
         ours, peer = start_ours(case, flags), start_peer(case, flags)
-        result = in_turn(ours, peer, flags.rounds, flags.count or 3, warm=1)
+        result = in_turn(ours, peer, flags.rounds, flags.count or 3, warm=1, busy=flags.busy)
         for program in filter(None, (ours, peer)):
             program.close()
-        facts = {"compile_s": round(ours.facts["compile_s"], 2), "device": ours.facts["device"], "bf16": flags.bf16}
+        facts = {"compile_s": round(ours.facts["compile_s"], 2), "device": ours.facts["device"]}
+        facts |= {"bf16": flags.bf16, "busy": flags.busy}
         rate = {"sequences_per_s": round(size["batch"] / result["jtasks_s"], 2)}
         print(json.dumps({"case": case, "preset": preset, **result, **facts, **rate}), flush=True)
 

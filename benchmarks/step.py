@@ -1,7 +1,7 @@
 """Seconds of a training step, beside those of the same model in PyTorch.
 
   python benchmarks/step.py [igpt] [bert] [mnist] [vit] [clip] [t5] [marian] [--preset=xs] [--rounds=5]
-      [--config.FIELD=VALUE ...]
+      [--busy] [--config.FIELD=VALUE ...]
   python benchmarks/step.py igpt --preset=s --device=cuda --bf16 --compile
 
 igpt   a pre-norm GPT on pixels (preset gpt2: GPT-2 on text), AdamW
@@ -28,7 +28,9 @@ COUNTS = {
 
 
 def main() -> None:
-    flags, overrides = parser(__doc__, COUNTS["cpu"]).parse_known_args()
+    arguments = parser(__doc__, COUNTS["cpu"])
+    arguments.add_argument("--busy", action="store_true", help="measure beside another process that keeps a core busy")
+    flags, overrides = arguments.parse_known_args()
     if wrong := [override for override in overrides if not override.startswith("--config.")]:
         raise SystemExit(f"unknown arguments {' '.join(wrong)}; see --help")
     for case in flags.cases or COUNTS["cpu"]:
@@ -36,7 +38,7 @@ def main() -> None:
         ours = start_ours(case, flags, overrides)
         peer = start_peer(case, flags)
         warm = 0 if case == "mnist" else 1  # an epoch is long enough
-        result = in_turn(ours, peer, flags.rounds, flags.count or COUNTS[flags.device][case], warm)
+        result = in_turn(ours, peer, flags.rounds, flags.count or COUNTS[flags.device][case], warm, flags.busy)
         for program in filter(None, (ours, peer)):
             program.close()
         facts = ours.facts
@@ -45,7 +47,7 @@ def main() -> None:
         peak = facts["peak_flops"]
         mfu = {side.replace("gflops", "mfu"): round(rate * 1e9 / peak, 4) if peak else None
                for side, rate in rates.items()}  # fmt: skip
-        settings = {"device": facts["device"], "bf16": flags.bf16, "compile": flags.compile}
+        settings = {"device": facts["device"], "bf16": flags.bf16, "compile": flags.compile, "busy": flags.busy}
         record = {"case": case, "preset": preset, **result, **settings, "parameters": facts["parameters"]}
         print(json.dumps(record | {name: round(rate, 1) for name, rate in rates.items()} | mfu), flush=True)
 

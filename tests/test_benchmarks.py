@@ -49,8 +49,8 @@ def test_a_peer_that_answers_is_compared(tmp_path):
     answer = '{"seconds": 0.5, "peak_bytes": 1000}'
     peer.write_text(f"#!/bin/sh\necho '{answer}'\nwhile read count; do echo '{answer}'; done\n")
     peer.chmod(0o755)
-    (step,), _ = benchmark("step.py", "vit", *SMOKE, f"--peer-python={peer}")
-    assert step["peer_s"] == 0.5 and step["ratio"] == pytest.approx(step["jtasks_s"] / 0.5, abs=1e-3)
+    (step,), _ = benchmark("step.py", "vit", *SMOKE, "--busy", f"--peer-python={peer}")
+    assert step["busy"] and step["peer_s"] == 0.5 and step["ratio"] == pytest.approx(step["jtasks_s"] / 0.5, abs=1e-3)
     (memory,), _ = benchmark("memory.py", "igpt", *SMOKE, f"--peer-python={peer}")
     assert memory["peer_bytes"] == 1000 and memory["ratio"] == pytest.approx(memory["jtasks_bytes"] / 1000, abs=1e-3)
 
