@@ -1,5 +1,6 @@
 """Every test runs on eight fake CPU devices, with rank promotion an error."""
 
+import gc
 import os
 import pathlib
 import tempfile
@@ -29,6 +30,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the folder of the p
 # What one test compiled serves the next; each process that tests has a folder of its own, as writes are not atomic.
 jax.config.update("jax_compilation_cache_dir", f"{os.environ['XDG_CACHE_HOME']}/{os.getpid()}")
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+# Tracing makes many objects. At Python's threshold of 700 the collector takes a tenth of the time.
+gc.set_threshold(10_000)
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

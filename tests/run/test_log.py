@@ -400,10 +400,13 @@ def test_tensorboard_files_are_written_and_a_restart_adds_one(tmp_path):
     assert contents.count(b"PNG") == 2
 
 
-def test_importing_the_module_loads_neither_rich_nor_tensorboard():
+def test_importing_the_module_loads_neither_rich_nor_tensorboard_and_tensorboard_no_clients_of_buckets():
     script = "import sys, jtasks.run.log; print([m for m in ('rich', 'tensorboardX') if m in sys.modules])"
+    script += "; from jtasks.run.loggers import find; find(['tensorboard'])"
+    script += "; print([m for m in ('boto3', 'google.cloud.storage') if m in sys.modules])"  # tensorboardX tries both
     root = pathlib.Path(__file__).parents[2]
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root).stdout == "[]\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=root)
+    assert done.stdout == "[]\n[]\n", done.stderr
 
 
 @pytest.mark.parametrize(
