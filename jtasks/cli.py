@@ -21,6 +21,10 @@ SMALLER = (
     "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
     " config.precision=bfloat16 needs less; --mode=plan estimates how much"
 )
+MACHINE = (  # errors of the machine and its files, not of the library
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+    *(errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG),
+)
 EXIT_DONE, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_CLOSED_OUTPUT = 141  # as of a process that SIGPIPE ends
 
@@ -105,8 +109,10 @@ def _explain(error: BaseException) -> tuple[str, str]:
     modules = [sys.modules.get(scope.get("__name__", "")) for scope in scopes if not task.missing(scope)]
     if "RESOURCE_EXHAUSTED" in str(error):
         return f"{str(error).splitlines()[0]}\n-> {SMALLER}", ""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"{error}: free some space, and run the same command again", ""
+    if isinstance(error, OSError) and error.errno in MACHINE and not any(modules):
+        return f"{error}: mend that, and run the same command again", ""
     if not any(modules):
         return f"{type(error).__name__}: {error}", traceback.format_exc()
     from jtasks.testing import kit

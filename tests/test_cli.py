@@ -215,9 +215,17 @@ def test_a_bad_config_file_is_told_by_name(body, code, message, tmp_path, capfd)
     assert "Traceback" not in errors
 
 
-@pytest.mark.parametrize("place", ["a file", "unwritable"])
+@pytest.mark.parametrize(("file", "folder"), [("checkpoints", ""), ("", "config.json"), ("", "metrics.jsonl")])
+def test_a_file_in_the_place_of_a_folder_is_told_before_training(file, folder, tmp_path, capfd):
+    (tmp_path / file).touch()
+    (tmp_path / folder).mkdir(exist_ok=True)
+    assert cli.run([*DIGITS, f"--workdir={tmp_path}"]) == 2
+    assert f"{tmp_path / (file or folder)} is a f" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["a file", "unwritable", "a name that is too long"])
 def test_a_workdir_that_cannot_be_one_is_told(place, tmp_path, capfd):
-    workdir = pathlib.Path("/proc/jtasks")
+    workdir = pathlib.Path("/proc/jtasks") if place == "unwritable" else tmp_path / ("x" * 300)
     if place == "a file":
         workdir = tmp_path / "file"
         workdir.write_text("")

@@ -44,7 +44,7 @@ def train(
     if not os.fspath(workdir):
         raise ConfigError("workdir is empty: give the run's folder, which need not exist yet")
     workdir = storage.open_copy(str(workdir)) if storage.is_url(workdir) else pathlib.Path(workdir)
-    fresh = not workdir.exists()
+    fresh = not os.path.exists(workdir)  # False for a name that is too long, which `lock` refuses
     with lock(workdir), Stop(owns_process=owns_process) as stop:
         with stop.rescue(lambda: None), clear_on_error(workdir, fresh=fresh):  # nothing to save yet
             damaged: list[int] = []

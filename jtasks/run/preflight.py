@@ -55,7 +55,9 @@ def check(
         more = evals or {}
         names |= {name: _check_split(each.job, name, each.examples, batch, params) for name, each in more.items()}
     for metric in evaluations.best_metrics(job.config):
-        check_best(metric, names)
+        split, _, own = metric.partition("/")
+        field = "config.best" if metric == job.config.best else f"config.evals.{split}.best"
+        check_best(metric, names, f"{field}={metric if metric == job.config.best else own}")
     check_watched(job.config, names)
 
 
@@ -73,19 +75,20 @@ def _as_config_error() -> Iterator[None]:
         raise ConfigError(f"{fault.detail}\n-> {fault.hint}") from fault
 
 
-def check_best(best: str, names: Mapping[str, set[str]]) -> None:
+def check_best(best: str, names: Mapping[str, set[str]], given: str) -> None:
     """Refuse a config.best that is no metric of its split, and warn if the split is absent.
 
     Args:
-      best: as in the config.
+      best: as in config.best.
       names: the metrics of each split that exists.
+      given: field and value, for messages.
     """
     split, _, metric = best.partition("/")
     if best and split not in names:
-        warn(f"config.best={best}, but there is no {split} split: the newest checkpoints are kept")
+        warn(f"{given}, but there is no {split} split: the newest checkpoints are kept")
     elif best and metric not in names[split]:
         there = ", ".join(f"{split}/{name}" for name in sorted(names[split]))
-        raise ConfigError(f"config.best={best}: expected one of {there}")
+        raise ConfigError(f"{given}: expected one of {there}")
 
 
 def check_watched(config: Config, names: Mapping[str, set[str]]) -> None:

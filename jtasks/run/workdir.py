@@ -91,6 +91,7 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
         raise ConfigError(f"--workdir={workdir} is a file: give a folder, which need not exist yet") from None
     except OSError as error:
         raise ConfigError(f"--workdir={workdir} cannot be written to ({error.strerror}): give another folder") from None
+    _check_kinds(workdir)
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -107,6 +108,15 @@ def lock(workdir: pathlib.Path) -> Iterator[None]:
             holder = f"process {os.getpid()} on {socket.gethostname()}{STARTED}{os.getcwd()}\n"
             os.write(file.fileno(), os.fsencode(holder))
         yield
+
+
+def _check_kinds(workdir: pathlib.Path) -> None:
+    """Raise ConfigError if a folder lies where the run writes a file, or a file where it writes checkpoints."""
+    wrong = {name: "a folder" for name in OWN if "." in name and (workdir / name).is_dir()}
+    if (workdir / "checkpoints").is_file():
+        wrong["checkpoints"] = "a file"
+    for name, kind in wrong.items():
+        raise ConfigError(f"{workdir / name} is {kind}, in the place of the run's: move it, or give another folder")
 
 
 def _interrupt() -> None:

@@ -233,7 +233,7 @@ def test_another_process_evaluates_the_checkpoints_as_they_come_and_training_kee
         (["plateau.factor=1.0"], "config.plateau.factor must be in (0, 1), not 1.0"),
         (["evals.flat.every=-1"], "config.evals.flat.every must be at least 0"),
         (["evals.flat.split=valdi"], "config.evals.flat.split must be train, valid or test, not 'valdi', did you mean"),
-        (["evals.flat.best=lost"], "config.best=flat/lost: expected one of flat/loss"),
+        (["evals.flat.best=lost"], "config.evals.flat.best=lost: expected one of flat/loss"),
         (["evals.flat.data.n=0"], "config.evals.flat: the task has no valid split of this data"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
