@@ -1,4 +1,4 @@
-"""SentencePiece models (Kudo and Richardson 2018) as tokenizers of the `tokenizers` library: T5's and Marian's.
+"""SentencePiece models (Kudo and Richardson 2018) as tokenizers of the `tokenizers` library: T5's, SigLIP's, Marian's.
 
 A `.model` or `.spm` file is a protocol buffer. Only the fields that tokenizing needs are read here.
 """
@@ -19,6 +19,7 @@ SPACE = "\u2581"  # stands for a blank in pieces
 UNIGRAM, NORMAL, CONTROL, USER, BYTE = 1, 1, 3, 4, 6  # kinds of a model, and of a piece
 KINDS = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 EXTRA = "<extra_id_{}>"  # T5's sentinels, in falling order after the pieces
+PUNCTUATION = r"[!-/:-@\[-`{-~]"  # in ASCII
 PROTOCOL = {0: "number", 1: "8 bytes", 2: "bytes", 5: "4 bytes"}  # wire types of protocol buffers
 
 
@@ -96,6 +97,23 @@ def t5(model: Model, settings: Mapping[str, Any]) -> "Tokenizer":
         tokenizer.post_processor = processors.TemplateProcessing(
             single=["$A", end], pair=["$A", end, "$B", end], special_tokens=ids
         )
+    return tokenizer
+
+
+def siglip(model: Model, settings: Mapping[str, Any]) -> "Tokenizer":
+    """Make SigLIP's tokenizer (Zhai et al. 2023): T5's without sentinels, for texts without case and punctuation.
+
+    Args:
+      model: of the file spiece.model.
+      settings: tokenizer_config.json: `do_lower_case`, and the special tokens.
+    """
+    from tokenizers import Regex, normalizers
+
+    tokenizer = t5(model, {**settings, "extra_ids": 0})
+    steps: list[Any] = [normalizers.Lowercase()] if settings.get("do_lower_case", True) else []
+    steps.append(normalizers.Replace(Regex(PUNCTUATION), ""))
+    own = tokenizer.normalizer
+    tokenizer.normalizer = normalizers.Sequence([*steps, *([own] if own else [])])
     return tokenizer
 
 

@@ -276,17 +276,19 @@ def _vocabulary(path: pathlib.Path, settings: Mapping[str, Any], lowercase: bool
 
 
 def _sentence_pieces(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokenizer":
-    """Convert T5's model of SentencePiece, or one of Marian's two, whose ids are those of a vocabulary beside it."""
+    """Convert a model of SentencePiece: T5's, SigLIP's, or one of Marian's two, whose ids a file beside it has."""
     made_for = settings.get("tokenizer_class", "T5").removesuffix("Fast").removesuffix("Tokenizer")
     if path.suffix == ".model":
-        if made_for not in ("T5", "PreTrained"):
+        if made_for not in ("T5", "Siglip", "PreTrained"):
             raise DataError(
-                f"{path} is the model of a {made_for}Tokenizer, and only T5's and Marian's can be converted: save the"
-                f" tokenizer with transformers, which writes a {FILE}, and give that file as config.data.tokenizer"
+                f"{path} is the model of a {made_for}Tokenizer, and only those of T5, SigLIP and Marian can be"
+                f" converted: save the tokenizer with transformers, which writes a {FILE}, and give that file as"
+                " config.data.tokenizer"
             )
         model = sentence_pieces.read(path)
         with as_data_error(f"{path} cannot be converted"):
-            return sentence_pieces.t5(model, settings)
+            convert = sentence_pieces.siglip if made_for == "Siglip" else sentence_pieces.t5
+            return convert(model, settings)
     own = settings.get("separate_vocabs", False) and path.name == TARGET
     beside = path.with_name(TARGET_VOCABULARY if own else VOCABULARY)
     if not beside.exists():

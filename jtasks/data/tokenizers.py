@@ -5,7 +5,7 @@
 | path of a `vocab.txt` | BERT's WordPiece (Devlin et al. 2019), lower-cased according to tokenizer_config.json |
 | path of a `tokenizer.json`, or of a folder that holds one | as in the file; a run's workdir is such a folder |
 | path of a `vocab.json` beside a `merges.txt` | GPT-2's byte-level BPE, or CLIP's, whose words end in `</w>` |
-| path of a `spiece.model` | T5's SentencePiece (Kudo and Richardson 2018) |
+| path of a `spiece.model` | T5's SentencePiece (Kudo and Richardson 2018), or SigLIP's by tokenizer_config.json |
 | path of a `source.spm` or `target.spm` beside a `vocab.json` | one of Marian's two; of a folder, that of the source |
 | `hf:NAME[@REVISION]` | that of a model on the Hugging Face hub |
 | `bytes` | the 256 bytes of UTF-8 |

@@ -43,6 +43,17 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
     return [template.replace("{}", str(name)) for name in names for template in templates]
 
 
+def require_classes(names: Sequence[Any]) -> None:
+    """Raise ConfigError unless the classes of config.zero_shot.classes are texts, none blank and none twice."""
+    if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
+        raise ConfigError(f"config.zero_shot.classes has {wrong[0]!r}: expected the name of a class, such as 'cat'")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ConfigError(
+            f"config.zero_shot.classes has {twice[0]!r} twice, and a picture is of one class only: leave one out, or"
+            " tell them apart, such as 'crane bird' and 'crane machine'"
+        )
+
+
 def class_embeddings(texts: Any) -> Any:
     """Return the normalized mean [c, d] of the embeddings [c, k, d] of the k texts of each class."""
     mean = texts.mean(axis=1)

@@ -28,6 +28,7 @@ BODIES = {
     "t5": "seq2seq",
     "vit": "vit",
 }
+TRAINED = ("wordpiece:", "bpe:", "characters")  # tokenizers that a run makes of its own texts
 ROWS = 8  # default batch size: there is no run whose batches these would be
 
 
@@ -94,7 +95,14 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
             tree[group] = tree.get(group, {})
             if name in fields and tree[group].get(field) is None:
                 tree[group][field] = value
-    frozen = fill(configs.freeze(tree, overrides), module, values=None if hasattr(module, "texts") else {})
+    chosen = configs.freeze(tree, overrides)
+    if "data.tokenizer" in fields and "data.tokenizer" not in known and chosen.data.tokenizer.startswith(TRAINED):
+        raise ConfigError(
+            f"{folder} has no tokenizer, which {chosen.task} needs: expected one of {', '.join(tokenizer_files.NAMES)};"
+            " copy that of the model there, or name its folder as config.data.tokenizer, such as jtasks.load(...,"
+            ' overrides={"data.tokenizer": FOLDER})'
+        )
+    frozen = fill(chosen, module, values=None if hasattr(module, "texts") else {})
     return Pretrained(Job(module, frozen, sharding.make_mesh(frozen.mesh)), folder)
 
 

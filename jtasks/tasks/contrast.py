@@ -170,6 +170,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     names, templates = config.zero_shot.classes, config.zero_shot.templates
     if not names:
         return {"image": image, "texts": _embed_texts(params, batch, config)}
+    probes.require_classes(names)
     prompts = _tokens(probes.prompts(names, templates), config).reshape(len(names), len(templates), -1)
     classes = probes.class_embeddings(models.apply(_model(config), params, prompts, method="embed_texts"))
     return classification.likeliest(models.scale_and_bias(params)[0] * image @ classes.T)
@@ -290,6 +291,10 @@ def _tokens(given: Sequence[str], config: Config) -> np.ndarray:
     """Return the ids [n, t] of texts."""
     tokenizer, model = tokenizers.of(config, texts), config.model
     length = config.data.length or model.max_length
+    if length is None:
+        raise ConfigError(
+            "config.data.length is not set: give it or config.model.max_length, the number of tokens of a text"
+        )
     if model.text_tower == "bidirectional" and length != model.max_length:
         raise ConfigError(
             f"config.data.length={length}: this text tower reads its padding, so a text has config.model.max_length="

@@ -41,6 +41,23 @@ def test_the_texts_come_back_as_in_transformers(side):
     assert texts == [text.replace(">>jpn<<", "").strip() for text in wanted["texts"]]
 
 
+SIGLIP = {  # ids of transformers' SiglipTokenizer with the pieces of T5's
+    "A photo of a Dog.": [22, 3, 380, 340, 212, 341, 49, 22, 626, 1],
+    "two  cats,\tone mat!": [3, 27, 375, 878, 9, 270, 127, 121, 1],
+    "it's 3,000 km: well-known (yes) [x]": [48, 9, 458, 700, 951, 703, 59, 62, 103, 433, 249, 51, 382, 9, 3, 796, 1],
+    "na\u00efve CAF\u00c9 \u00bd \ufb01n": [198, 394, 2, 287, 216, 394, 1227, 2, 407, 2, 1286, 519, 1],
+    "": [1],
+}
+
+
+def test_siglip_drops_case_and_punctuation_as_transformers_does(tmp_path):
+    shutil.copy(T5 / "spiece.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer", "pad_token": "</s>"}')
+    tokenizer = tokenizers.load(str(tmp_path))
+    assert {text: tokenizer.encode(text).ids for text in SIGLIP} == SIGLIP
+    assert tokenizers.size(tokenizer) == len(sentence_pieces.read(T5 / "spiece.model").pieces)
+
+
 def test_t5_has_its_sentinels_after_the_pieces_and_as_many_as_its_config_says(tmp_path):
     pieces = len(sentence_pieces.read(T5 / "spiece.model").pieces)
     assert tokenizers.load(str(T5)).token_to_id("<extra_id_0>") == pieces + 99
@@ -71,6 +88,6 @@ def test_what_cannot_be_converted_is_refused_with_a_way_out(tmp_path, change, me
 
 def test_the_model_of_another_family_is_refused_by_its_name(tmp_path):
     shutil.copy(T5 / "spiece.model", tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "SiglipTokenizer"}')
-    with pytest.raises(DataError, match=r"of a SiglipTokenizer.*tokenizer\.json"):
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "AlbertTokenizer"}')
+    with pytest.raises(DataError, match=r"of a AlbertTokenizer.*tokenizer\.json"):
         tokenizers.load(str(tmp_path))

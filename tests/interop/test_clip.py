@@ -13,6 +13,7 @@ import pytest
 import reference
 import tiny
 
+import jtasks
 from jtasks import models
 from jtasks.data import tokenizers
 from jtasks.errors import CheckpointError, ConfigError
@@ -154,3 +155,10 @@ def test_a_task_that_describes_another_tower_is_told_field_by_field():
         "config.model.text_heads is 4, there 2",
         "config.model.end is -1, there 39",
     ]
+
+
+def test_a_folder_without_a_tokenizer_says_what_is_missing_and_what_to_do(tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(GOLDEN / "clip" / name, tmp_path)
+    with pytest.raises(ConfigError, match=r"has no tokenizer.*one of tokenizer\.json.*config\.data\.tokenizer"):
+        jtasks.load(f"hf:{tmp_path}")

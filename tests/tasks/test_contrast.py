@@ -208,6 +208,13 @@ def test_a_class_without_a_score_is_never_found():
         probes.prompts(["cat"], ["a photo"])
 
 
+@pytest.mark.parametrize(("names", "named"), [(("a", "a"), "'a' twice"), (("a", " "), "' '"), (("a", 3), "3")])
+def test_classes_are_distinct_names(names, named):
+    probes.require_classes(("cat", "dog"))
+    with pytest.raises(ConfigError, match=rf"config\.zero_shot\.classes has {named}"):
+        probes.require_classes(names)
+
+
 @pytest.mark.slow
 def test_the_task_passes_the_conformance_kit(colors, capsys):
     fields = [f"--config.{field}" for field in (*TINY, f"data.dir={colors}")]
