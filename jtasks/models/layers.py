@@ -23,6 +23,7 @@ Cache = dict[str, Any]  # arrays, see models/cache.py
 # Forward passes of attention as primitives: a function with a custom derivative on TPUs, cuDNN's on GPUs.
 KERNELS = ("custom_vjp_call", "dot_product_attention_fwd_wrapper")
 HIDDEN = "hidden"  # checkpoint_name of the feed-forward layer's values before the activation
+SUMMED = "summed"  # checkpoint_name of what a norm after the feed-forward layer normalizes
 NORMAL = nn.initializers.normal(0.02)
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -192,6 +193,19 @@ class CrossAttention(nn.Module):
         return dense(self, self.width, "output", self.output_scale)(mixed), None if cache is None else new
 
 
+def compute_cotangent_first(x: jax.Array) -> jax.Array:
+    """Return `x`; on TPUs the cotangent of `x` is complete before the derivative of what made it begins.
+
+    XLA for TPUs would make the sums of a norm's derivative part of the product before them, which then takes more than
+    both alone: 1.65 ms instead of 1.08 for 16,384 rows of BERT-large on a v5e, by the compiler's estimate.
+    """
+    if kernels.platform() != "tpu":
+        return x
+    same = jax.custom_vjp(lambda x: x)
+    same.defvjp(lambda x: (x, None), lambda _, cotangent: (jax.lax.optimization_barrier(cotangent),))
+    return same(x)
+
+
 class Block(nn.Module):
     """A transformer block, which also returns its features: the mean over positions [b, width] of attention's input.
 
@@ -264,7 +278,8 @@ class Block(nn.Module):
         normed, past = x if self.post_norm else norms[0](x), cache
         y, cache = attend(normed, past, segment_ids, deterministic, relative)
         x = x + Dropout(self.dropout, name="dropout1")(y, deterministic)
-        x = norms[0](x) if self.post_norm else x
+        if self.post_norm:
+            x = norms[0](x) if self.plain else compute_cotangent_first(norms[0](x))
         if self.cross and (memory is not None or (past and "memory_key" in past)):
             norm = make_norm(self.norm, self.epsilon, self.dtype, "cross_norm")
             cross = CrossAttention(self.width, self.heads, scale, **options, name="cross")
@@ -274,7 +289,7 @@ class Block(nn.Module):
             cache = cache if new is None else {**(cache or {}), **new}
         y = up_and_down(x if self.post_norm else norms[1](x))
         x = x + Dropout(self.dropout, name="dropout2")(y, deterministic)
-        x = norms[1](x) if self.post_norm else x
+        x = norms[1](checkpoint_name(x, SUMMED)) if self.post_norm else x
         return x, (cache, jnp.mean(normed.astype(wide(normed)), axis=1))
 
 
@@ -305,7 +320,7 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
     """
     shared = {field.name for field in dataclasses.fields(Block)} & {field.name for field in dataclasses.fields(model)}
     fields = {field: getattr(model, field) for field in shared - {"name", "parent"}} | others
-    names = (attend.SAVED,) if model.remat else (attend.SAVED, DRAWS, HIDDEN)
+    names = (attend.SAVED,) if model.remat else (attend.SAVED, DRAWS, HIDDEN, SUMMED)
     by_name = model.remat or kernels.platform() == "tpu"  # a TPU multiplies again faster than it stores and reads
     policy = jax.checkpoint_policies.save_only_these_names(*names) if by_name else remat_policy
     block: Any = Block

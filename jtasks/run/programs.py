@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jtasks import optim
 from jtasks.distributed import sharding
@@ -15,6 +16,13 @@ from jtasks.run import step as steps_
 from jtasks.run.job import Job
 from jtasks.run.step import Batch, State
 from jtasks.run.transfer import transfer_params
+
+# Options of XLA for TPUs: sum the gradient of each matrix beside other work, and not those of a layer at its end.
+OVERLAP = {
+    "xla_enable_async_all_reduce": "true",
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": "true",
+    "xla_jf_crs_combiner_threshold_in_bytes": "4194304",  # the sums of small gradients stay together
+}
 
 
 class Programs(NamedTuple):
@@ -70,8 +78,14 @@ def build(job: Job, batch: Batch, steps: int, whole: Collection[str] | None = No
         steps_.make_train_step(job.task, config, optimizer, schedule, trainable, job.mesh),
         donate_argnums=0,
         out_shardings=(shardings, sharding.replicated_sharding(job.mesh)),
+        compiler_options=compiler_options(job.mesh),
     )
     return Programs(init, create, params, state, shardings, step, trainable, adapter)
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str]:
+    """Return the options with which XLA compiles the step for a mesh."""
+    return OVERLAP if mesh.devices.flat[0].platform == "tpu" and mesh.shape.get("fsdp", 1) > 1 else {}
 
 
 def state_at(

@@ -126,7 +126,7 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return facts | {"fits": False, "hbm_bytes": needed(str(error)), "refusal": _refusal(str(error))}, ""
-    program = hlo.parse(text := compiled.as_text())
+    program = hlo.parse(text := _text(compiled, topology, chip))
     analysis, arguments = compiled.memory_analysis(), planned.arguments()
     memory = {
         **arguments,
@@ -165,6 +165,20 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
         "mfu_range": sorted(ideal / x for x in times["step_seconds_range"]),
         "largest": [{"seconds": each, "instruction": name} for each, name in done.largest],
     }, text
+
+
+def _text(compiled: Any, topology: str, chip: Chip) -> str:
+    """Return a compiled program as HLO text; JAX cannot read some asynchronous programs of a newer libtpu."""
+    try:
+        return str(compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:
+        analysis = compiled.memory_analysis()
+        size = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+        raise ConfigError(
+            f"--topology={topology}: the step compiles and needs {format_si(size)}B of the {format_si(chip.hbm)}B of a"
+            f" chip, but this JAX cannot read the program that this libtpu made, so there is no estimate of its time"
+            f" ({_refusal(str(error))[:120]}): try another topology, another config.mesh or a newer jax"
+        ) from error
 
 
 def bounds(compiler: float, kernels: float, traffic: Sequence[hlo.Collective], chip: Chip) -> dict[str, Any]:

@@ -84,6 +84,30 @@ def test_a_model_on_a_tpu_equals_that_on_a_cpu_in_loss_and_gradient(interpreted)
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
+def test_pre_training_as_on_a_tpu_equals_the_plain_one_with_its_gradient(interpreted):
+    model = models.BERT(vocab=40, max_length=LENGTH, width=16, depth=1, heads=2)
+    tokens, types = (jax.random.randint(jax.random.key(i), (2, LENGTH), 0, n) for i, n in enumerate((40, 2)))
+    places, labels = (
+        jax.random.randint(jax.random.key(i), (2, 5), 0, n) for i, n in enumerate((130, 40))
+    )  # no padding
+    inputs = tokens, types, segments(), places, labels
+    params = model.init(jax.random.key(2), *inputs, method="pretrain")
+    params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape), params)
+
+    def loss(params):
+        nats, correct, next_sentence = model.apply(params, *inputs, method="pretrain")
+        return jnp.sum(nats) + jnp.sum(jnp.sin(next_sentence)), jnp.sum(correct)
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    expected = gradient(params)
+    with mesh_of("tpu"):
+        traced = gradient.trace(params)
+    assert "optimization_barrier" in str(traced.jaxpr)
+    found = jax.jit(jax.extend.core.jaxpr_as_fun(traced.jaxpr))(*jax.tree.leaves(params))
+    for a, b in zip(found, jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
 def mesh_of(platform, **axes):
     """A mesh of devices that this machine lacks."""
     device = AbstractDevice(device_kind=platform, num_cores=None, platform=platform)
