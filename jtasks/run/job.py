@@ -14,7 +14,7 @@ from jtasks import config as configs
 from jtasks import ranges, storage, task
 from jtasks.config import Config
 from jtasks.console import warn
-from jtasks.data import bucket_shapes, buckets, hub, mixture, pipeline, tokenizers
+from jtasks.data import bucket_shapes, buckets, fingerprint, hub, mixture, pipeline, tokenizers
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import check_shares
@@ -192,7 +192,7 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
     mesh = sharding.make_mesh(config.mesh, devices)
     config = names.pin_names(config, source=pretrained)
     module = mixture.over_sources(module) if config.data.mix else module
-    if config.data.shared and not storage.is_url(config.data.dir):
+    if sees_one_file_system(config):
         processes.on_first_process(lambda: make_files(config, module))
         return Job(module, fill(config, module, pretrained=pretrained), mesh)
     with storage.machine_lock("prepare"):  # the first process of each machine makes the files, the others find them
@@ -200,6 +200,23 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
     job = Job(module, fill(config, module, pretrained=pretrained), mesh)
     _require_same_assets(job)
     return job
+
+
+def sees_one_file_system(config: Config) -> bool:
+    """Return whether what the first process prepares serves all; else each machine prepares its own data."""
+    return bool(config.data.shared) and not storage.is_url(config.data.dir)
+
+
+def require_same_data(examples: pipeline.Examples) -> None:
+    """Raise DataError if this process's training examples are not those of the first process."""
+    own = fingerprint.of(examples)
+    first = processes.broadcast_from_first(lambda: own)
+    if other := fingerprint.changes(first, own):
+        raise DataError(
+            f"the training data of process {jax.process_index()} is not that of process 0: {'; '.join(other)}; give all"
+            " machines the same data, or one folder that they share"
+        )
+    processes.barrier()
 
 
 def _require_same_assets(job: Job) -> None:

@@ -32,7 +32,7 @@ from jtasks.run import (
 from jtasks.run.compile import Compiled
 from jtasks.run.evaluate import limit_examples
 from jtasks.run.evaluations import Evaluation
-from jtasks.run.job import SPLITS, Job, prepare, total_steps
+from jtasks.run.job import SPLITS, Job, prepare, require_same_data, sees_one_file_system, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
 from jtasks.run.names import pin_names
@@ -105,6 +105,8 @@ def set_up(config: Config, workdir: pathlib.Path, damaged: Collection[int] = ())
     splits: dict[str, Any] = {split: job.examples(split) for split in SPLITS}
     if splits["train"] is None:
         splits["train"] = job.require("train")
+    if not sees_one_file_system(job.config):
+        require_same_data(splits["train"])
     plan = job.plan(splits["train"], shuffle=True)
     steps, n = total_steps(job.config, plan), pipeline.size(splits["train"])
     if not job.config.batch_tokens and job.config.batch_size > n:

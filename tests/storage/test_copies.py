@@ -13,8 +13,10 @@ import pytest
 
 import jtasks
 from jtasks import storage
-from jtasks.errors import CheckpointError, ConfigError, StorageError
-from jtasks.run import checkpoint, checkpoint_files, loop, page, records
+from jtasks.data import fingerprint
+from jtasks.distributed import processes
+from jtasks.errors import CheckpointError, ConfigError, DataError, StorageError
+from jtasks.run import checkpoint, checkpoint_files, job, loop, page, records
 from jtasks.run.workdir import lock
 from jtasks.storage import bucket, cached, copies, working_copy
 from jtasks.storage import lease as leases
@@ -225,3 +227,19 @@ def test_what_a_server_did_not_take_is_kept_and_named(s3, place, tmp_path):
     assert "gone" in note
     assert (kept / "copy" / "out.csv").read_text() == "1"
     shutil.rmtree(kept)
+
+
+def test_machines_that_prepare_their_own_data_must_have_the_same(tmp_path, monkeypatch):
+    other = fingerprint.of({"x": np.zeros((5, 2))})
+
+    def broadcast(make):
+        return other if isinstance(own := make(), dict) and "examples" in own else own
+
+    monkeypatch.setattr(processes, "broadcast_from_first", broadcast)
+    job.require_same_data({"x": np.zeros((5, 2))})
+    with pytest.raises(DataError, match=r"data of process 0 is not that of process 0: 5 -> 4 examples; give all"):
+        job.require_same_data({"x": np.zeros((4, 2))})
+    with pytest.raises(DataError, match="examples differ"):
+        job.require_same_data({"x": np.ones((5, 2))})
+    with pytest.raises(DataError, match="is not that of process 0"):
+        loop.train(LINEAR | {"steps": 2, "data": {"threads": 1, "shared": False}}, tmp_path / "run")
