@@ -8,6 +8,7 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Sequence
 from types import FrameType
@@ -37,10 +38,11 @@ def main() -> None:
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _stop)  # while there is nothing to save; training installs its own handlers
     code = run(sys.argv[1:])
-    if code == EXIT_STOPPED:
+    compiling = any(thread.name.startswith("compiler") for thread in threading.enumerate())
+    if code == EXIT_STOPPED or (code != EXIT_DONE and compiling):
         from jtasks.distributed import processes  # imports JAX, which a report does not need
 
-        if processes.alone():  # threads that wait for data must not delay the exit
+        if processes.alone():  # threads that wait for data, or that compile, must not delay the exit
             with contextlib.suppress(OSError, ValueError):
                 sys.stdout.flush()
                 sys.stderr.flush()

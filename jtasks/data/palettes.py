@@ -30,21 +30,50 @@ def fit(images: np.ndarray, colors: int, seed: int = 0, pixels: int = 2_000_000)
     Raises:
       DataError: the images have fewer distinct colors.
     """
-    from sklearn.cluster import KMeans, MiniBatchKMeans
+    from sklearn.cluster import KMeans
 
     flat = images.reshape(-1, images.shape[-1])
     if len(flat) > pixels:
         flat = flat[permute(np.arange(pixels), len(flat), seed)]
-    distinct, counts = np.unique(flat, axis=0, return_counts=True)
+    distinct, counts = _count(flat)
     if len(distinct) < colors:
         raise DataError(f"config.data.num_colors={colors}, but the images hold only {len(distinct)} different colors")
     if len(distinct) <= 1024:  # gray levels: few enough for exact k-means
         means = KMeans(colors, random_state=seed, n_init=20)
     else:
-        means = MiniBatchKMeans(colors, random_state=seed, n_init=3, batch_size=16_384, max_iter=20)
+        distinct, counts = _merge(distinct, counts, least=16 * colors)
+        means = KMeans(colors, random_state=seed, n_init=1, max_iter=50)
     means.fit(distinct.astype(np.float32), sample_weight=counts.astype(np.float32))
     centers = means.cluster_centers_.astype(np.float32)
     return centers[np.lexsort([*centers.T, centers.sum(1)])]
+
+
+def _count(flat: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct rows of pixels [n, c], and how many pixels have each."""
+    if flat.dtype != np.uint8:
+        return np.unique(flat, axis=0, return_counts=True)
+    shifts = 8 * np.arange(flat.shape[1])[::-1]  # sorted as rows are: by the first channel first
+    packed = sum(flat[:, c].astype(np.int64) << shift for c, shift in enumerate(shifts))
+    numbers, counts = np.unique(packed, return_counts=True)
+    return numbers[:, None] >> shifts & 255, counts
+
+
+def _merge(colors: np.ndarray, counts: np.ndarray, least: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the means of the colors [n, c] in each cell of a grid, and their counts.
+
+    The grid has as few of 32, 64, ... 256 steps a channel as leave `least` cells, so that k-means has little to read;
+    the colors return as they are if none does.
+    """
+    low, high = colors.min(axis=0), colors.max(axis=0)
+    for steps in (32, 64, 128, 256):
+        places = np.floor((colors - low) / np.maximum(high - low, 1e-9) * (steps - 1e-6)).astype(np.int64)
+        numbers = places @ 256 ** np.arange(colors.shape[1])
+        _, cells = np.unique(numbers, return_inverse=True)
+        sums = np.bincount(cells, counts)
+        if len(sums) >= least:
+            means = [np.bincount(cells, counts * channel) / sums for channel in colors.T]
+            return np.stack(means, axis=1), sums
+    return colors, counts
 
 
 def levels(images: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from jtasks.distributed import sharding
 from jtasks.run import adapter as adapters
 from jtasks.run import checkpoint, preflight
 from jtasks.run import step as steps_
+from jtasks.run.compile import quick_options
 from jtasks.run.job import Job
 from jtasks.run.step import Batch, State
 from jtasks.run.transfer import transfer_params
@@ -108,12 +109,15 @@ def state_at(
         say(f"resumed from step {step} of {workdir}")
         return state
     shardings = job.shardings(program.params, program.params)
-    params = jax.jit(program.init, out_shardings=shardings)(batch)  # initialized already sharded
+    quick = quick_options(job.mesh)
+    init = jax.jit(program.init, out_shardings=shardings, compiler_options=quick)
+    params = init(batch)  # initialized already sharded
     if job.config.init_from:
         params, taken = transfer_params(job, params)
         for kind, names in taken.items():
             say(f"init_from: {len(names)} parameters {kind}" + "".join(f"\n  {name}" for name in names))
-    return jax.jit(program.create, out_shardings=program.shardings, donate_argnums=0)(params)
+    create = jax.jit(program.create, out_shardings=program.shardings, donate_argnums=0, compiler_options=quick)
+    return create(params)
 
 
 def with_lr_factor(state: State, factor: float, where: jax.sharding.Sharding) -> State:

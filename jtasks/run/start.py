@@ -14,7 +14,7 @@ from jtasks.config import Config
 from jtasks.console import say, warn
 from jtasks.data import buckets, fingerprint, pipeline
 from jtasks.data.batch_plan import BatchPlan
-from jtasks.distributed import processes
+from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import unequal
 from jtasks.run import (
     adapter,
@@ -203,12 +203,13 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     if not setup.start:
         processes.on_first_process(lambda: record_batch(batch, setup.workdir))
         preflight.check(job, setup.splits, batch, program.params, setup.evals)
+    compiled = Compiled(program.step, _compile_context(setup.log))
+    compiled.start(sharding.with_shardings(program.shapes, program.shardings), batch)  # beside what follows
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
         state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     if program.adapter is not None and not setup.start:
         adapter.record(setup.workdir, job.config, program.adapter, state.base)
     announce(setup, program, state, batch)
-    compiled = Compiled(program.step, _compile_context(setup.log))
     compiled.program(state, batch)
     return setup, state, compiled
 
