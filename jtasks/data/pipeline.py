@@ -306,7 +306,18 @@ def _numeric(batch: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Return the entries that a device can hold, in JAX's types; text stays on the host, for score_fn and show_fn."""
     arrays = {name: np.asarray(value) for name, value in batch.items()}
     return {
-        name: array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+        name: _canonical(name, array)
         for name, array in arrays.items()
         if array.dtype.kind in "biufc" or array.dtype == jax.numpy.bfloat16
     }
+
+
+def _canonical(name: str, array: np.ndarray) -> np.ndarray:
+    """Return the array in JAX's type; raise DataError if that has 32 bits and whole numbers need more."""
+    narrow = array.astype(jax.dtypes.canonicalize_dtype(array.dtype), copy=False)
+    if array.dtype.kind in "iu" and narrow.dtype != array.dtype and not np.array_equal(narrow, array):
+        raise DataError(
+            f"the entry {name!r} of a batch holds {array[narrow != array].flat[0]}, which {narrow.dtype} cannot: give"
+            " numbers that only score_fn and show_fn read as text"
+        )
+    return narrow

@@ -301,8 +301,9 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
     wanted = leaves(params)
     taken = {n: leaf for n, leaf in wanted.items() if n in saved and _describe(saved[n]) == _describe(leaf)}
     if not taken:
+        there, here = ([f"{n} {_describe(leaf)}" for n, leaf in of.items()] for of in (saved, wanted))
         raise CheckpointError(
-            f"no parameter of config.init_from={source} fits: it has {some(saved)}; wanted {some(wanted)}"
+            f"no parameter of config.init_from={source} fits: it has {some(there)}; wanted {some(here)}"
         )
     found = _read(folder, {prefix + n: leaf for n, leaf in taken.items()}, {prefix + n: x for n, x in saved.items()})
     arrays = {n.removeprefix(prefix): array for n, array in found.items()}

@@ -186,6 +186,15 @@ def test_text_stays_off_the_device_and_wide_numbers_become_narrow(source):
 # Mistakes
 
 
+@pytest.mark.parametrize("value", [2**31, -(2**40), 2**63 - 1])
+def test_whole_numbers_that_a_device_would_change_are_refused(value):
+    rows = {"id": np.array([0, value])}
+    with pytest.raises(DataError, match=rf"the entry 'id' of a batch holds {value}, which int32 cannot"):
+        pipeline.batch_at(rows, BatchPlan(2, 0, 2, shuffle=False), 0)
+    small = pipeline.batch_at({"id": rows["id"] % 2**31}, BatchPlan(2, 0, 2, shuffle=False), 0)
+    assert small["id"].dtype == np.int32
+
+
 def test_arrays_of_unequal_lengths_are_named():
     with pytest.raises(DataError, match=r"unequal lengths.*'a': 3, 'b': 4"):
         pipeline.size({"a": np.zeros(3), "b": np.zeros(4)})
