@@ -96,9 +96,9 @@ def _by_kernel(adapter: Mapping[str, Any], known: Mapping[str, Entry]) -> dict[s
             any(own) and adapter[next(filter(None, own)) + lora.B].ndim > adapter[next(filter(None, own)) + lora.A].ndim
         ):
             result[kernel] = own
-    found = {layer for layers in result.values() for layer in layers}
+    named = {layer for layers in result.values() for layer in layers}
     for name in adapter:
-        if name.endswith(lora.A) and name.removesuffix(lora.A) not in found:
+        if name.endswith(lora.A) and name.removesuffix(lora.A) not in named:
             raise CheckpointError(f"the architecture has no module for the adapter of {name.removesuffix(lora.A)}")
     return result
 

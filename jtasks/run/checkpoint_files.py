@@ -190,8 +190,8 @@ def _is_sum(entry: Any) -> bool:
 
 def files(folder: pathlib.Path) -> list[str]:
     """Return the relative paths of the files below the folder that have a checksum."""
-    found = (p for p in folder.rglob("*") if p.name not in UNCHECKED and p.is_file())
-    return sorted(path.relative_to(folder).as_posix() for path in found)
+    paths = (p for p in folder.rglob("*") if p.name not in UNCHECKED and p.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
 def writer(name: str) -> int:

@@ -173,10 +173,10 @@ def _read(url: str, number: int) -> dict[str, Any] | None:
     if content is None:
         return None
     try:
-        found = json.loads(content)
+        mark = json.loads(content)
     except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {}
+        mark = None
+    return mark if isinstance(mark, dict) else {}
 
 
 def _describe(content: dict[str, Any] | None) -> str:

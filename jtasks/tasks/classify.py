@@ -205,5 +205,5 @@ def _classes(config: Config) -> tuple[str, ...]:
     named = problem != problems.NUMBER and not data.labels and bool(data.train)
     if named and (names := tables.class_names(data.train, "train", data.label, folder=data.dir)):
         return names
-    found = () if data.labels or problem == problems.NUMBER else _rows("train", config) or []
-    return targets.class_names(data.labels, [row[data.label] for row in found], problem, data.label)
+    rows = () if data.labels or problem == problems.NUMBER else _rows("train", config) or []
+    return targets.class_names(data.labels, [row[data.label] for row in rows], problem, data.label)
