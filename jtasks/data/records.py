@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import files, pictures, store, tars, tf_example, values
+from jtasks.data import crc, files, pictures, store, tars, tf_example, values
 from jtasks.errors import DataError
 
 Row = dict[str, Any]
@@ -117,7 +117,7 @@ class Records(Sequence[Row]):
         if kind == "array_record":
             return _from_example(_array_record(path).read([number])[0])
         if kind == "tfrecord":
-            return _from_example(_read_bytes(path, *(int(arrays[name][index]) for name in ("offset", "size"))))
+            return _from_example(_verified(path, int(arrays["offset"][index]), int(arrays["size"][index])))
         plain = tars.uncompressed(path, self.folder)
         row: Row = {}
         for member in range(*arrays["first"][index : index + 2].tolist()):
@@ -210,7 +210,7 @@ def _samples(path: pathlib.Path, folder: pathlib.Path) -> Iterator[list[tuple[st
 
 
 def _tfrecords(path: pathlib.Path) -> Iterator[tuple[int, int]]:
-    """Yield offset and size of each record of a TFRecord file, whose lengths have checksums of their own."""
+    """Yield offset and size of each record of a TFRecord file; lengths have checksums of their own, verified here."""
     end = path.stat().st_size
     with path.open("rb") as file:
         offset = number = 0
@@ -218,13 +218,13 @@ def _tfrecords(path: pathlib.Path) -> Iterator[tuple[int, int]]:
             header = file.read(12)
             length = int.from_bytes(header[:8], "little")
             if len(header) < 12 or offset + 16 + length > end:
-                if len(header) == 12 and _masked_crc(header[:8]) != int.from_bytes(header[8:], "little"):
+                if len(header) == 12 and crc.masked(header[:8]) != int.from_bytes(header[8:], "little"):
                     raise DataError(f"{path}, record {number}: its length is corrupt; get the file again")
                 raise DataError(
                     f"{path} is truncated: record {number} begins at byte {offset:,} of {end:,} and ends beyond them;"
                     " get it again"
                 )
-            if _masked_crc(header[:8]) != int.from_bytes(header[8:], "little"):
+            if crc.masked(header[:8]) != int.from_bytes(header[8:], "little"):
                 raise DataError(
                     f"{path}, record {number}: its length is corrupt, or this is no TFRecord file; get it again"
                 )
@@ -232,25 +232,6 @@ def _tfrecords(path: pathlib.Path) -> Iterator[tuple[int, int]]:
             offset += 16 + length
             file.seek(offset)
             number += 1
-
-
-@functools.cache
-def _crc_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-def _masked_crc(content: bytes) -> int:
-    """Return the CRC-32C of a few bytes as TFRecord stores it."""
-    table, crc = _crc_table(), 0xFFFFFFFF
-    for byte in content:
-        crc = table[(crc ^ byte) & 255] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 @functools.lru_cache(maxsize=64)
@@ -272,6 +253,14 @@ def _read_bytes(path: pathlib.Path, offset: int, size: int) -> bytes:
     if len(content) != size:
         raise DataError(f"{path} has become shorter while it is read; get it again")
     return content
+
+
+def _verified(path: pathlib.Path, offset: int, size: int) -> bytes:
+    """Read a record of a TFRecord file; raise DataError if its checksum is wrong."""
+    stored = _read_bytes(path, offset, size + 4)
+    if crc.masked(stored[:size]) != int.from_bytes(stored[size:], "little"):
+        raise DataError("its checksum is wrong, so its bytes are damaged: get the file again")
+    return stored[:size]
 
 
 def _from_example(record: bytes) -> Row:

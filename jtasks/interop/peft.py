@@ -16,6 +16,16 @@ from jtasks.models import lora
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of every tensor
+# Parts of the names of a ViT's modules, and what newer versions of transformers call them.
+RENAMED = {
+    "vit.encoder.layer.": "vit.layers.",
+    ".attention.attention.query": ".attention.q_proj",
+    ".attention.attention.key": ".attention.k_proj",
+    ".attention.attention.value": ".attention.v_proj",
+    ".attention.output.dense": ".attention.o_proj",
+    ".intermediate.dense": ".mlp.fc1",
+    ".output.dense": ".mlp.fc2",
+}
 TASKS = {
     "ForSequenceClassification": "SEQ_CLS",
     "ForTokenClassification": "TOKEN_CLS",
@@ -47,6 +57,8 @@ def to_peft(
 
     Raises:
       CheckpointError: PEFT cannot express the adapter.
+
+    Modules that versions of transformers call differently have both names: PEFT takes those that the model has.
     """
     merged, _, table = huggingface.with_table(params, model, architecture)
     by_kernel = {entry.path: entry for entry in table}
@@ -58,8 +70,9 @@ def to_peft(
         fan_in_fan_out, pairs = _pairs(entry, layers, adapter)
         transposed = transposed or fan_in_fan_out
         for name, (a, b) in pairs.items():
-            tensors[f"{PREFIX}{name}.lora_A.weight"], tensors[f"{PREFIX}{name}.lora_B.weight"] = a, b
-            ranks[name] = len(a)
+            for module in {name, _renamed(name)}:
+                tensors[f"{PREFIX}{module}.lora_A.weight"], tensors[f"{PREFIX}{module}.lora_B.weight"] = a, b
+                ranks[module] = len(a)
     rank = min(ranks.values())
     whole = _whole_modules([name for name in adapter if not name.endswith((lora.A, lora.B))], by_kernel, set(ranks))
     for name in merged:
@@ -82,6 +95,14 @@ def to_peft(
         "bias": "none",
         "inference_mode": True,
     }
+
+
+def _renamed(module: str) -> str:
+    """Return the name of a module in newer versions of transformers; that of an adapted layer of a ViT differs."""
+    if module.startswith("vit."):
+        for old, new in RENAMED.items():
+            module = module.replace(old, new)
+    return module
 
 
 def _by_kernel(adapter: Mapping[str, Any], known: Mapping[str, Entry]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from jtasks.data import arrow, images, records, table_files, tables, tf_example, values
+from jtasks.data import crc as checksums
 from jtasks.data.images import class_names
 from jtasks.errors import ConfigError, DataError
 
@@ -171,6 +172,13 @@ def test_records_keep_their_members_together_and_the_index_is_made_once(tmp_path
     assert again[1] == {"text": "zwei"} and len(again) == 2
 
 
+@pytest.mark.parametrize("size", [0, 8, 511, 512, 513, 4099, 70_001])
+def test_the_checksum_of_any_length_is_that_of_its_bytes_one_by_one(size):
+    content = np.random.default_rng(size).integers(0, 256, size).astype(np.uint8).tobytes()
+    assert checksums.masked(content) == int.from_bytes(crc(content), "little")
+    assert checksums.crc32c(b"123456789") == 0xE3069283
+
+
 def test_damage_is_told_with_file_and_record(tmp_path):
     whole = write_tfrecord(tmp_path / "a.tfrecord", [example(text="one"), example(text="two")])
     content = whole.read_bytes()
@@ -183,6 +191,8 @@ def test_damage_is_told_with_file_and_record(tmp_path):
         read("b.tfrecord", content[:-6])
     with pytest.raises(DataError, match=r"c\.tfrecord, record 0: its length is corrupt"):
         read("c.tfrecord", b"\x01" + content[1:])
+    with pytest.raises(DataError, match=r"l\.tfrecord, record 1: its checksum is wrong, so its bytes are damaged"):
+        read("l.tfrecord", content[:-5] + bytes([content[-5] ^ 1]) + content[-4:])
     with pytest.raises(DataError, match=r"d\.tfrecord holds no records \(0 bytes\)"):
         read("d.tfrecord", b"")
     other = write_tfrecord(tmp_path / "e.tfrecord", [b"\xff\xff"]).read_bytes()
