@@ -15,7 +15,7 @@ import heapq
 import json
 import types
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -193,7 +193,10 @@ def source_seed(seed: int, name: str) -> int:
 
 
 def over_sources(module: ModuleType) -> ModuleType:
-    """Return a task whose functions about its data call those of `module` for each source of config.data.mix."""
+    """Return a task whose functions about its data call those of `module` for each source of config.data.mix.
+
+    With a config without a mixture, as that of an evaluation of config.evals, they are those of `module`.
+    """
 
     def dataset(split: str, config: Config) -> Any:
         found = {name: _examples(module, split, own, name) for name, own in variants.sources(config).items()}
@@ -219,9 +222,23 @@ def over_sources(module: ModuleType) -> ModuleType:
 
     mixed = types.ModuleType(module.__name__, module.__doc__)
     functions = {"dataset": dataset, "prepare": prepare, "model_args": model_args, "assets": own_assets}
-    own = {name: function for name, function in functions.items() if hasattr(module, name)}
+    own = {
+        name: _if_mixed(function, getattr(module, name))
+        for name, function in functions.items()
+        if hasattr(module, name)
+    }
     vars(mixed).update(vars(module) | own)
     return mixed
+
+
+def _if_mixed(mixed: Callable[..., Any], plain: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that calls `mixed` if its last argument, a config, has a mixture, else `plain`."""
+
+    @functools.wraps(plain)
+    def call(*arguments: Any) -> Any:
+        return (mixed if arguments[-1].data.mix else plain)(*arguments)
+
+    return call
 
 
 def with_labels(config: Config, module: ModuleType, fields: Mapping[str, ranges.Field]) -> Config:

@@ -1,7 +1,10 @@
 """Mixtures have exact shares, use up a source before they repeat it, and read only the rows that a process needs."""
 
+import types
+
 import hypothesis
 import hypothesis.strategies as st
+import ml_collections
 import numpy as np
 import pytest
 
@@ -71,6 +74,16 @@ def test_rows_of_all_sources_are_read_where_they_are(kind):
     batch = pipeline.fetch(joined, np.array([14, 0, 7, 7]), None)
     assert batch["x"].tolist() == [24.0, 0.0, 12.0, 12.0]
     assert pipeline.read(joined, 6)["name"] == "11"
+
+
+def test_other_data_of_an_evaluation_is_read_by_the_task_itself():
+    task = types.ModuleType("own")
+    task.dataset = lambda split, config: {"x": np.full(config.data.n, config.data.k)}
+    mix = {"mix": {"a": 1, "b": 1}, "sources": {"a": {"k": 1}, "b": {"k": 2}}}
+    config = ml_collections.FrozenConfigDict({"data": {"n": 3, "k": 0, "skip_bad": 0, **mix}})
+    mixed = mixture.over_sources(task)
+    assert mixed.dataset("train", config)["x"][:].tolist() == [1, 1, 1, 2, 2, 2]
+    assert mixed.dataset("valid", variants.with_data(config, {"k": 5}))["x"].tolist() == [5, 5, 5]
 
 
 def test_sources_of_other_entries_or_shapes_are_named():
