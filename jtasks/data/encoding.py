@@ -1,6 +1,6 @@
 """Texts in BERT's format, `[CLS] first [SEP] second [SEP]`, padded to one length (Devlin et al. 2019, 3)."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,6 +22,9 @@ FIELDS = {
     "data.tokenizer": Field(str, None, "wordpiece:8000"),  # a file, a folder, or the kind to train
     "data.length": Field(int, "[3, 2e9]", 128),  # tokens of an example
 }
+
+
+TOGETHER = 10_000  # texts that are encoded at once: the tokenizer's results take some 30 times the text
 
 
 class Marks(NamedTuple):
@@ -61,13 +64,24 @@ def pairs(
     count = 1 if all(partner is None for partner in partners) else 2
     if length - 1 - count < count:
         raise ConfigError(f"config.data.length={length} must be at least {1 + 2 * count}")
-    rows: list[list[list[int]]] = []
+    marked = marks(tokenizer)
+    arrays = stack([], marked, length, count=len(first))
+    for start in range(0, len(first), TOGETHER):
+        some = slice(start, start + TOGETHER)
+        for name, part in stack(_cut(tokenizer, first[some], partners[some], length), marked, length).items():
+            arrays[name][some] = part
+    return arrays
+
+
+def _cut(
+    tokenizer: "Tokenizer", first: Sequence[str], partners: Sequence[str | None], length: int
+) -> Iterator[list[list[int]]]:
+    """Yield the tokens of each text or pair of texts, cut so that they fit."""
     encoded = zip(ids(tokenizer, first), ids(tokenizer, [partner or "" for partner in partners]), strict=True)
     for (a, b), partner in zip(encoded, partners, strict=True):
         room = length - 2 if partner is None else length - 3
         kept = min(len(a), max(room - len(b), room - room // 2))
-        rows.append([a[:kept]] if partner is None else [a[:kept], b[: room - kept]])
-    return stack(rows, marks(tokenizer), length)
+        yield [a[:kept]] if partner is None else [a[:kept], b[: room - kept]]
 
 
 def rows(tokenizer: "Tokenizer", texts: Sequence[str], length: int, *, pad: int, end: int | None = None) -> np.ndarray:
@@ -102,11 +116,17 @@ def frame(tokenizer: "Tokenizer") -> tuple[list[int], list[int]]:
     return whole[: starts[0]], whole[starts[0] + len(bare) :]
 
 
-def stack(rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int) -> dict[str, np.ndarray]:
-    """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens."""
+def stack(
+    rows: Iterable[Sequence[Sequence[int]]], marked: Marks, length: int, *, count: int | None = None
+) -> dict[str, np.ndarray]:
+    """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens.
+
+    `count` is the number of rows of the arrays, of which the last ones are padding alone; None: as many as there are.
+    """
     rows = list(rows)
-    tokens = np.full((len(rows), length), marked.padding, np.int32)
-    token_types, segment_ids = np.zeros((2, len(rows), length), np.uint8)
+    count = len(rows) if count is None else count
+    tokens = np.full((count, length), marked.padding, np.int32)
+    token_types, segment_ids = np.zeros((2, count, length), np.uint8)
     for row, texts in enumerate(rows):
         line = [marked.start]
         for number, text in enumerate(texts):

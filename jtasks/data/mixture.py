@@ -221,7 +221,12 @@ def over_sources(module: ModuleType) -> ModuleType:
         return first[1]
 
     mixed = types.ModuleType(module.__name__, module.__doc__)
-    functions = {"dataset": dataset, "prepare": prepare, "model_args": model_args, "assets": own_assets}
+    functions: dict[str, Callable[..., Any]] = {
+        "dataset": dataset,
+        "prepare": prepare,
+        "model_args": model_args,
+        "assets": own_assets,
+    }
     own = {
         name: _if_mixed(function, getattr(module, name))
         for name, function in functions.items()

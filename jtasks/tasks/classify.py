@@ -73,6 +73,7 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     known = {}
     if labels:
         known["label"] = targets.arrays(labels, classes, problem, split, given=bool(config.data.labels))
+    del rows  # whose columns are enough from here on
     return _encode(first, second, config) | known
 
 
