@@ -179,6 +179,12 @@ class Job(NamedTuple):
         )
 
 
+def load_task(config: Config) -> ModuleType:
+    """Load the task of a config; with config.data.mix its functions about data are about all sources."""
+    module = task.load(config.task)
+    return mixture.over_sources(module) if config.data.mix else module
+
+
 def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.Device] | None = None) -> Job:
     """Check the config, load the task, prepare its data and fill the config's placeholders.
 
@@ -188,10 +194,9 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
       devices: those of the mesh; by default JAX's own.
     """
     config = configs.freeze(config)
-    module = task.load(config.task)
+    module = load_task(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     config = names.pin_names(config, source=pretrained)
-    module = mixture.over_sources(module) if config.data.mix else module
     if sees_one_file_system(config):
         processes.on_first_process(lambda: make_files(config, module))
         return Job(module, fill(config, module, pretrained=pretrained), mesh)

@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jtasks import console, task
+from jtasks import console
 from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
 from jtasks.run import adapter, checkpoint, checkpoint_files, own, records, workdir
-from jtasks.run.job import Job, prepare
+from jtasks.run.job import Job, load_task, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
 BATCHES = ("config.batch_size", "config.batch_tokens")
@@ -114,7 +114,7 @@ def open_alone(
         return _choose(config, folder, which)
 
     step = processes.broadcast_from_first(compare)
-    job = Job(task.load(config.task), own.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
+    job = Job(load_task(config), own.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
     return SavedRun(job, folder, step)
 
 

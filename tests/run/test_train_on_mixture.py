@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from task_head import HEAD
 
+import jtasks
 from jtasks import config as configs
 from jtasks.errors import ConfigError, DataError
 from jtasks.run import checkpoint
@@ -126,6 +127,12 @@ def test_a_run_in_parts_has_the_bits_of_a_whole_one(task, whole, tmp_path):
     assert train(configs.load(task), tmp_path / "parts") == whole[1]
     one, two = (checkpoint.arrays(folder / "checkpoints" / "12") for folder in (whole[0], tmp_path / "parts"))
     jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_a_loaded_run_evaluates_all_of_its_sources(whole):
+    found = jtasks.load(whole[0]).evaluate("valid")
+    assert {f"valid/{name}" for name in ("a/square", "b/square")} <= found.keys() <= whole[1].keys()
+    assert all(whole[1][name] == value for name, value in found.items())
 
 
 def test_a_best_checkpoint_and_the_end_can_follow_one_source_and_a_limit_holds_for_each(task, tmp_path):
