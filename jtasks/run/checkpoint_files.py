@@ -74,7 +74,8 @@ def newest(
         warn(reports[-1])
     if steps:
         raise CheckpointError(
-            "\n".join(reports) + f"\nno undamaged checkpoint is left in {folder}: restore one from a copy, or"
+            "\n".join(reports)
+            + f"\nno undamaged checkpoint is left in {storage.shown(str(folder))}: restore one from a copy, or"
             " move the folder away to start over"
         )
     return None
@@ -84,7 +85,8 @@ def require(folder: pathlib.Path, step: int) -> int:
     """Return `step` if its checkpoint exists and is undamaged; raise CheckpointError otherwise."""
     storage.refresh(folder)
     if step not in (steps := saved_steps(folder)):
-        raise CheckpointError(f"no checkpoint of step {step} in {folder}: it has {some(map(str, steps)) or 'none'}")
+        place = storage.shown(str(folder))
+        raise CheckpointError(f"no checkpoint of step {step} in {place}: it has {some(map(str, steps)) or 'none'}")
     if problems := damage(folder / str(step)):
         raise CheckpointError(describe_damage(folder / str(step), problems))
     return step
@@ -92,7 +94,7 @@ def require(folder: pathlib.Path, step: int) -> int:
 
 def describe_damage(folder: pathlib.Path, problems: Iterable[str]) -> str:
     """Return the sentence that names a damaged checkpoint."""
-    return f"checkpoint {folder} is damaged: {'; '.join(problems)}"
+    return f"checkpoint {storage.shown(str(folder))} is damaged: {'; '.join(problems)}"
 
 
 def best(values: Mapping[int, float], mode: str) -> int | None:

@@ -244,7 +244,9 @@ def load(
             f"{os.fspath(run)} is one checkpoint, and checkpoint={checkpoint!r} another: give one of them"
         )
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} holds no config.json of a run: give the folder of a run, or its checkpoints/STEP")
+        raise ConfigError(
+            f"{os.fspath(run)} holds no config.json of a run: give the folder of a run, or its checkpoints/STEP"
+        )
     workdir.require_files(folder)
     own = configs.load(str(folder / "config.json"), overrides)
     return Run(open_alone(own, folder, step or str(checkpoint), tell=lambda text: None))

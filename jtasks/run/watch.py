@@ -7,7 +7,7 @@ import pathlib
 import time
 from collections.abc import Callable
 
-from jtasks import console
+from jtasks import console, storage
 from jtasks.config import Config
 from jtasks.console import metric
 from jtasks.distributed import processes
@@ -34,7 +34,7 @@ def run(config: Config, workdir: pathlib.Path, wait: Callable[[float], None] = t
       The newest evaluation: `step`, and keys `name/metric`.
     """
     folder, seen = workdir / "checkpoints", set[int]()
-    while not checkpoint_files.saved_steps(folder):
+    while not _steps(folder):
         wait(POLL_SECONDS)
     saved = open_run(config, workdir)
     todo = _evaluations(saved)
@@ -42,7 +42,7 @@ def run(config: Config, workdir: pathlib.Path, wait: Callable[[float], None] = t
     lines = records.Records(workdir / records.WATCHED)
     lines.load(warn=console.warn)
     while True:
-        new = [step for step in checkpoint_files.saved_steps(folder) if step not in seen]
+        new = [step for step in _steps(folder) if step not in seen]
         for step in new:
             seen.add(step)
             names = [name for name in todo if name != "test" or _is_last(saved.job.config, workdir, step)]
@@ -54,6 +54,12 @@ def run(config: Config, workdir: pathlib.Path, wait: Callable[[float], None] = t
             return lines.last() or {"step": max(seen)}
         if not new:
             wait(POLL_SECONDS)
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Return the steps that have a finished checkpoint now, in a bucket too."""
+    storage.refresh(folder)
+    return checkpoint_files.saved_steps(folder)
 
 
 def _evaluations(saved: SavedRun) -> dict[str, Evaluation]:

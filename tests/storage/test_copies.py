@@ -13,10 +13,11 @@ import pytest
 
 import jtasks
 from jtasks import storage
+from jtasks.config import freeze
 from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, ConfigError, DataError, StorageError
-from jtasks.run import checkpoint, checkpoint_files, job, loop, page, records
+from jtasks.run import checkpoint, checkpoint_files, job, loop, page, records, watch
 from jtasks.run.workdir import lock
 from jtasks.storage import bucket, cached, copies, working_copy
 from jtasks.storage import lease as leases
@@ -243,3 +244,24 @@ def test_machines_that_prepare_their_own_data_must_have_the_same(tmp_path, monke
         job.require_same_data({"x": np.ones((5, 2))})
     with pytest.raises(DataError, match="is not that of process 0"):
         loop.train(LINEAR | {"steps": 2, "data": {"threads": 1, "shared": False}}, tmp_path / "run")
+
+
+def test_a_watch_beside_a_training_sees_the_checkpoints_that_come_to_the_bucket(s3):
+    url, config = f"{s3}/run", LINEAR | {"steps": 8, "keep": 9}
+    loop.train(config, url)
+    copies._copies.clear()
+    mark = f"{url}/checkpoints/8/checksums.json"
+    content = bucket.read(mark)
+    bucket.remove(mark)
+    waited = []
+
+    def wait(_):
+        assert len(waited) < 3
+        waited.append(bucket.write(mark, content))
+
+    result = watch.run(freeze(config), storage.open_copy(url), wait)
+    assert (result["step"], len(waited)) == (8, 1)
+    with pytest.raises(ConfigError, match=f"{s3}/none holds no config.json"):
+        jtasks.load(f"{s3}/none")
+    with pytest.raises(CheckpointError, match=f"no checkpoint of step 3 in {url}/checkpoints: it has 4, 8"):
+        jtasks.load(f"{url}/checkpoints/3")
