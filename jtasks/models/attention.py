@@ -66,12 +66,18 @@ def attention_weights(
 ) -> jax.Array:
     """Return the weights [b, h, t, s], at least float32, of `attention`."""
     bias = None if relative is None else diagonals(relative, 0, query.shape[2], query.shape[2], key.shape[2])
+    if kernels.platform() == "cpu" and query.dtype == wide(query):
+        # Beside a product of scores YNNPACK would read the scale from an array of their size.
+        query, scale = query * (scale or query.shape[-1] ** -0.5), 1.0
     return jax.nn.softmax(_scores(query, key, mask, bias, scale), axis=-1)
 
 
 def mix(weights: jax.Array, value: jax.Array) -> jax.Array:
     """Return the sums [b, h, t, d] of values [b, h, s, d] with weights [b, h, t, s]."""
-    return checkpoint_name(jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value), SAVED)
+    mixed = jnp.einsum("bhts,bhsd->bhtd", weights.astype(value.dtype), value)
+    if kernels.platform() == "cpu":  # saved in the order in which the next layer's gradient reads it
+        return jnp.swapaxes(checkpoint_name(jnp.swapaxes(mixed, 1, 2), SAVED), 1, 2)
+    return checkpoint_name(mixed, SAVED)
 
 
 def attend_to_seen(

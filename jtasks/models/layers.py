@@ -22,6 +22,7 @@ Cache = dict[str, Any]  # arrays, see models/cache.py
 
 # Forward passes of attention as primitives: a function with a custom derivative on TPUs, cuDNN's on GPUs.
 KERNELS = ("custom_vjp_call", "dot_product_attention_fwd_wrapper")
+HEADS = "heads"  # checkpoint_name of queries, keys and values, which the CPU saves in place of their product
 HIDDEN = "hidden"  # checkpoint_name of the feed-forward layer's values before the activation
 SUMMED = "summed"  # checkpoint_name of what a norm after the feed-forward layer normalizes
 NORMAL = nn.initializers.normal(0.02)
@@ -137,8 +138,14 @@ class Attention(nn.Module):
 
 def _split_parts(fused: jax.Array) -> list[jax.Array]:
     """Return the n parts [b, h, t, d] of [b, t, h, n, d]: by a split, whose gradient is one concatenation."""
+    on_cpu = kernels.platform() == "cpu"
+    if on_cpu:
+        # Without the barrier XLA concatenates twice, for the gradients of the bias and of the kernel.
+        rows = fused.reshape(-1, math.prod(fused.shape[2:]))
+        fused = jax.lax.optimization_barrier(rows).reshape(fused.shape)
     parts = jax.lax.split(fused, (1,) * fused.shape[3], axis=3)
-    return [jnp.moveaxis(part[:, :, :, 0], 2, 1) for part in parts]
+    parts = [jnp.moveaxis(part[:, :, :, 0], 2, 1) for part in parts]
+    return [checkpoint_name(part, HEADS) for part in parts] if on_cpu else parts
 
 
 class CrossAttention(nn.Module):
@@ -299,7 +306,7 @@ def remat_policy(primitive: Any, *arguments: Any, **parameters: Any) -> bool:
     Everything else is cheap to recompute; saving it used two thirds of the memory and extra bandwidth.
     """
     policies = jax.checkpoint_policies
-    named = policies.save_only_these_names(attend.SAVED, DRAWS)
+    named = policies.save_only_these_names(attend.SAVED, DRAWS, HEADS)
     kinds = (policies.dots_with_no_batch_dims_saveable, named)
     return primitive.name in KERNELS or any(kind(primitive, *arguments, **parameters) for kind in kinds)
 

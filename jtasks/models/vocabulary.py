@@ -46,18 +46,18 @@ def vocabulary_loss(
         vocab = len(table) // kernels.count_parts(len(table))  # of a device
         rows = max(ROWS, _rows_on_tpu(own, vocab)) if on_tpu else ROWS
 
-    # The backward pass recomputes the logits of each block; those of a single block are no more than one block's.
-    policies = jax.checkpoint_policies
-    stores = n <= rows and not on_tpu
-    policy = policies.dots_with_no_batch_dims_saveable if stores else policies.save_only_these_names(LOG_SUMS)
-
-    @functools.partial(jax.checkpoint, policy=policy)
+    # The backward pass recomputes the logits of each block.
+    @functools.partial(jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(LOG_SUMS))
     def block(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         logits = vocabulary_logits(part[0], table, bias)
         return cross_entropy_on_tpu(logits, part[1], smoothing) if on_tpu else cross_entropy(logits, part[1], smoothing)
 
     flat, ids = hidden.reshape(n, -1), labels.reshape(n)
-    if n <= rows or (own <= rows and on_tpu):
+    if n <= rows and not on_tpu:
+        # Logits of a single block are kept, outside of the checkpoint, which would copy them.
+        logits = vocabulary_logits(flat, table, bias)
+        nats, correct = jax.checkpoint(cross_entropy, static_argnums=(2,))(logits, ids, smoothing)
+    elif own <= rows and on_tpu:
         nats, correct = block((flat, ids))
     else:
 
