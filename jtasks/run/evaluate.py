@@ -28,17 +28,28 @@ Evaluate = Callable[[Any, pipeline.Examples, str], dict[str, float]]  # paramete
 AHEAD = 16
 
 
-def make(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing) -> Evaluate:
-    """Return a function (params, examples, name) -> metrics that compiles once.
+def program(job: Job, watch: Watch = watch_nothing) -> Compiled:
+    """Return the metrics of one batch as a function (params, batch) -> sums, compiled for each shape.
 
-    Those of a mixture are the metrics of all examples, and of each source as `SOURCE/METRIC`.
-
-    Between batches the function calls `poll`; `watch` shows its progress under the name.
+    `watch` shows that it compiles.
     """
     function = jax.jit(
         job.on_mesh(functools.partial(sums_of, job)), out_shardings=sharding.replicated_sharding(job.mesh)
     )
-    step = Compiled(function, lambda: watch("compiling the evaluation", None))
+    return Compiled(function, lambda: watch("compiling the evaluation", None))
+
+
+def make(
+    job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing, step: Compiled | None = None
+) -> Evaluate:
+    """Return a function (params, examples, name) -> metrics that compiles once.
+
+    Those of a mixture are the metrics of all examples, and of each source as `SOURCE/METRIC`.
+
+    Between batches the function calls `poll`; `watch` shows its progress under the name. `step` is the job's
+    `program`, by default a new one.
+    """
+    step = program(job, watch) if step is None else step
 
     def evaluate(params: Any, examples: pipeline.Examples, name: str = "evaluation") -> dict[str, float]:
         parts = mixture.parts(examples)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks.data import fingerprint
+from jtasks.data import fingerprint, mixture
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
 from jtasks.run import adapter, evaluate, evaluations, patience, predict, programs
@@ -30,13 +30,26 @@ class Evaluator:
         self.job, self.workdir, self.splits = setup.job, setup.workdir, setup.splits
         self.steps, self.log, self.end = setup.steps, setup.log, end
         self.evaluations = evaluations.of_splits(setup.job, setup.splits) | setup.evals
-        self.evaluate = functools.cache(lambda job: evaluate.make(job, poll, setup.log.watch))
+        self.program = functools.cache(lambda job: evaluate.program(job, setup.log.watch))
+        self.evaluate = functools.cache(lambda job: evaluate.make(job, poll, setup.log.watch, self.program(job)))
         self.predictors = functools.cache(lambda job: evaluate.predictors(job, poll, setup.log.watch))
         self.lr_factor = 1.0
 
     def due(self, step: int) -> list[str]:
         """Return the names of the evaluations that are due after `step`."""
         return evaluations.due(self.evaluations, step, last=step == self.steps)
+
+    def compile_ahead(self, state: State) -> None:
+        """Trace the first evaluation, and compile it in another thread while the run trains.
+
+        Other shapes of batch, mixtures, and parameters below an adapter, which the evaluation joins, compile at their
+        first use.
+        """
+        first = next(iter(self.evaluations.values()), None)
+        if first is None or mixture.parts(first.examples) or state.base is not None:
+            return
+        job, examples = first.job, evaluate.limit_examples(first.job, first.examples)[0]
+        self.program(job).start(state.eval_params, job.batch_at(examples, job.plan(examples, shuffle=False), 0))
 
     def run(self, state: State, step: int) -> None:
         """Do the evaluations that are due after `step`; all of them if config.stop ends the run here.

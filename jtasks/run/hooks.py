@@ -87,6 +87,12 @@ class Hooks:
             self.hold(state, step)
         return state
 
+    def compile_ahead(self, state: State, step: int) -> None:
+        """Start to compile the first evaluation beside the steps, once the first step of this process is under way."""
+        if step == self.start + 1:
+            with self.stop.rescue(self._save_and_wait if processes.alone() else self._wait_for_save):
+                self.evaluator.compile_ahead(state)
+
     def hold(self, state: State, step: int) -> None:
         """Hold the newest state, which a signal or an error saves."""
         self.state, self.step = state, step

@@ -76,6 +76,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
             for now, batch in enumerate(batches, start + 1):
                 state, output = step(state, batch)
                 hooks.hold(state, now)
+                hooks.compile_ahead(state, now)
                 output.nonfinite_steps.copy_to_host_async()
                 outputs.append(output)
                 failing = len(outputs) > AHEAD and hooks.fails(outputs[-AHEAD])  # waits for that step

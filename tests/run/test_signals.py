@@ -51,7 +51,7 @@ def eval_fn(params, batch, config):
     def called(x):
         hold("evaluation")
         return x
-    if pathlib.Path(os.environ.get("WORKDIR", ""), "metrics.jsonl").exists():  # it is traced before step 1 too
+    if pathlib.Path(os.environ.get("WORKDIR", ""), "environment.json").exists():  # it is traced before step 1 too
         hold("evaluation compile")
     if os.environ.get("HOLD") == "evaluation":
         jax.debug.callback(called, batch["mask"])
@@ -138,7 +138,7 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "saved"), [("compile", []), ("evaluation compile", [5]), ("evaluation", [5]), ("data", None)]
+    ("place", "saved"), [("compile", []), ("evaluation compile", [1]), ("evaluation", [5]), ("data", None)]
 )
 def test_a_signal_is_answered_wherever_the_run_is(place, saved, tmp_path):
     path, workdir = tmp_path / "holding.py", tmp_path / "run"
