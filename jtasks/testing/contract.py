@@ -14,7 +14,7 @@ import numpy as np
 
 from jtasks import task as tasks
 from jtasks.config import Config
-from jtasks.data import pipeline
+from jtasks.data import mixture, pipeline
 from jtasks.distributed import sharding
 from jtasks.faults import CONTRACT, Fault, explain, require, some
 from jtasks.run import plan
@@ -43,7 +43,8 @@ def subject(task: ModuleType | str, config: Any) -> tuple[Subject, str]:
     before = variables(module)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        job = _prepare(module, small(config, module))
+        made = small(config, module)
+        job = _prepare(mixture.over_sources(module) if made.data.mix else module, made)
         splits = _check_datasets(job)
         _check_collate(job, splits["train"])
         tested = Subject(job, splits["train"], None, before)
