@@ -18,7 +18,7 @@ from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
 from jtasks.faults import Fault
 from jtasks.metrics import Mean
-from jtasks.run import checkpoint, evaluate, job, predict, step
+from jtasks.run import checkpoint, evaluate, job, step
 from jtasks.run.compile import Compiled
 from jtasks.run.loop import train
 from jtasks.run.restore import open_run
@@ -70,7 +70,7 @@ def test_evaluation_and_predictions_are_the_same_by_length_and_by_rows(name, fol
     assert one.keys() == two.keys()
     for key, value in one.items():
         np.testing.assert_allclose(value, two[key], rtol=2e-5, err_msg=key)
-    one, two = (evaluate.scores(each, predict.make(each), params, examples) for each in (made, by_rows))
+    one, two = (evaluate.scores(each, evaluate.predictors(each), params, examples) for each in (made, by_rows))
     assert one == pytest.approx(two, rel=1e-4) and one
 
 
