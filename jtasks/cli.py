@@ -67,10 +67,8 @@ def run(arguments: Sequence[str]) -> int:
         if result is not None:
             text = records.to_json(result, indent=1 if sys.stdout.isatty() else None)
             print(storage.shown(text), flush=True)
-            lost = getattr(sys.stdout, "error", None)
-            if (
-                flags.mode != "train" and lost is not None and lost.errno != errno.EPIPE
-            ):  # a run's folder has its result
+            lost, recorded = getattr(sys.stdout, "error", None), flags.mode == "train"  # in the run's folder
+            if lost is not None and lost.errno != errno.EPIPE and not recorded:
                 return _fail(EXIT_FAILED, f"stdout cannot be written ({lost.strerror}); the result is\n{text}")
         return EXIT_DONE
     except errors.ConfigError as error:
