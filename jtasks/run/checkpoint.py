@@ -30,7 +30,7 @@ from jtasks.run import checkpoint_files
 from jtasks.tree import leaf_name
 
 # Host memory of a save or a restore beyond the state itself: about HOST_BYTES, or one shard if that is larger.
-HOST_BYTES = 2**27
+HOST_BYTES = 2**28
 # Largest chunk of an array in a checkpoint. Chunks are compressed in parallel, and none waits for a whole array. The C
 # library returns a block of 32 MiB or more to the system at once, and may keep a smaller one.
 CHUNK_BYTES = 2**26
@@ -188,7 +188,7 @@ def _open_writer(tree: Mapping[str, jax.Array], *, apart: bool) -> Any:
     registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     largest = max((x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in tree.values()), default=0)
     handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=not apart, type_handler_registry=registry, save_concurrent_gb=_gigabytes(largest), **options
+        use_ocdbt=not apart, type_handler_registry=registry, save_concurrent_gb=_gigabytes(2 * largest), **options
     )
     return ocp.AsyncCheckpointer(handler, **options)
 
@@ -359,7 +359,7 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any], saved: Mapping[str, A
     sizes = {name: _read_bytes(saved[name], x.sharding.shard_shape(x.shape)) for name, x in like.items()}
     # A damaged file may stop one process: none waits for another here.
     alone = _multiprocessing({jax.process_index()})
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes(max(sizes.values())), **alone)
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes(max(HOST_BYTES, *sizes.values())), **alone)
     found: dict[str, jax.Array] = {}
     with plain(folder.parent) as place, ocp.Checkpointer(handler, **alone) as checkpointer:
         for names in _groups(sizes):
