@@ -29,7 +29,8 @@ from jtasks.faults import some
 from jtasks.run import checkpoint_files
 from jtasks.tree import leaf_name
 
-# Host memory of a save or a restore beyond the state itself: about HOST_BYTES, or one shard if that is larger.
+# Host memory of a restore beyond the state itself: about HOST_BYTES, or one shard if that is larger; of a save about
+# three shards, of which two are in flight.
 HOST_BYTES = 2**28
 # Largest chunk of an array in a checkpoint. Chunks are compressed in parallel, and none waits for a whole array. The C
 # library returns a block of 32 MiB or more to the system at once, and may keep a smaller one.
