@@ -121,7 +121,7 @@ def stack(
 ) -> dict[str, np.ndarray]:
     """Encode rows of one or two token lists that fit as the arrays of `pairs`, with special tokens.
 
-    `count` is the number of rows of the arrays, of which the last ones are padding alone; None: as many as there are.
+    `count` is the number of rows of the arrays; those after `rows` are padding. None: as many as `rows`.
     """
     rows = list(rows)
     count = len(rows) if count is None else count

@@ -21,7 +21,7 @@ CHECKS: Mapping[str, values.Check] = {SINGLE: values.label, MULTI: values.labels
 
 
 class Target(NamedTuple):
-    """What each picture of a data set is to be given."""
+    """Kind, column and class names of the labels of a data set of pictures."""
 
     problem: str = SINGLE  # one of PROBLEMS
     column: str = ""  # of the labels, where the data has columns; "": the usual names

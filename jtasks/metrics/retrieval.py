@@ -59,7 +59,7 @@ def matrix_ranks(similarities: np.ndarray, owners: np.ndarray) -> tuple[np.ndarr
 
 
 def nearest(queries: np.ndarray, others: np.ndarray, k: int) -> Nearest:
-    """Return the k nearest of `others` [m, d] to each of `queries` [n, d], fewer if there are not so many.
+    """Return the k nearest of `others` [m, d] to each of `queries` [n, d]; all of them if m is below k.
 
     >>> nearest(np.eye(2), np.array([[0.6, 0.8], [1.0, 0.0], [0.8, 0.6]]), 2).numbers
     array([[1, 2],

@@ -41,7 +41,7 @@ def vocabulary_loss(
     """
     shape, n, on_tpu = labels.shape, labels.size, kernels.platform() == "tpu"
     shards = sharding.count_shards(shape[0])
-    own = n // shards  # rows of a device, of which each block takes some
+    own = n // shards  # rows of a device, cut into blocks
     if not rows:
         vocab = len(table) // kernels.count_parts(len(table))  # of a device
         rows = max(ROWS, _rows_on_tpu(own, vocab)) if on_tpu else ROWS

@@ -142,17 +142,17 @@ def scores(
         return {}
     outputs = predictors.predict(params, examples, name)
     with watch(f"scoring {name}", None):
-        found = processes.broadcast_from_first(
+        of_first = processes.broadcast_from_first(
             lambda: _with_sources(functools.partial(compute_scores, job), examples, outputs)
         )
     if not hasattr(job.task, "rescore_fn"):
-        return found
+        return of_first
 
     def again(rows: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
         return compute_rescores(job, rows, outputs, lambda pairs: predictors.pairs(params, pairs, f"pairs of {name}"))
 
     more = _with_sources(again, examples, outputs)
-    return found | processes.broadcast_from_first(lambda: more)
+    return of_first | processes.broadcast_from_first(lambda: more)
 
 
 def _with_sources(
@@ -162,12 +162,12 @@ def _with_sources(
 ) -> dict[str, float]:
     """Return the scores of all examples, and of those of each source of a mixture."""
     rows, start = predict.rows(examples), 0
-    found = score(rows, outputs)
+    values = score(rows, outputs)
     for source, part in mixture.parts(examples).items():
         own = slice(start, start + pipeline.size(part))
-        found |= {f"{source}/{name}": x for name, x in score(rows[own], outputs[own]).items()}
+        values |= {f"{source}/{name}": x for name, x in score(rows[own], outputs[own]).items()}
         start = own.stop
-    return found
+    return values
 
 
 def compute_scores(job: Job, examples: Sequence[Any], outputs: Sequence[Any]) -> dict[str, float]:
@@ -225,9 +225,9 @@ def measurer(job: Job) -> Evaluate:
 
     def values(params: Any, examples: pipeline.Examples, name: str) -> dict[str, float]:
         examples, marks = limit_examples(job, examples)
-        found = evaluate(params, examples, name) | marks
+        measured = evaluate(params, examples, name) | marks
         if programs is not None:
-            found |= scores(job, programs, params, examples, f"{name} predictions", watch)
-        return found
+            measured |= scores(job, programs, params, examples, f"{name} predictions", watch)
+        return measured
 
     return values
