@@ -122,10 +122,10 @@ def restore_plain(folder: pathlib.Path, state: dict[str, object]) -> dict[str, o
 
 
 def save_ours(folder: pathlib.Path, state: dict[str, object]) -> None:
-    from jtasks.run import checkpoint
+    from jtasks.run import checkpoint_writer
 
     folder.mkdir()
-    with checkpoint.Checkpoints(folder) as checkpoints:
+    with checkpoint_writer.Checkpoints(folder) as checkpoints:
         checkpoints.save(state, 1)
 
 

@@ -21,14 +21,14 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=100)
     parser.add_argument("--runs", type=int, default=7)
     flags = parser.parse_args()
-    from jtasks.run import checkpoint
+    from jtasks.run import checkpoint_writer
 
     # Random numbers: Orbax compresses, and constants would take no time to write.
     shape = (flags.megabytes * 250_000 // 16,)
     arrays = {f"layer_{i}": jax.random.normal(jax.random.key(i), shape) for i in range(16)}
     jax.block_until_ready(arrays)
     held, whole = [], []
-    with tempfile.TemporaryDirectory() as folder, checkpoint.Checkpoints(pathlib.Path(folder)) as checkpoints:
+    with tempfile.TemporaryDirectory() as folder, checkpoint_writer.Checkpoints(pathlib.Path(folder)) as checkpoints:
         for run in range(1, flags.runs + 2):
             begun = time.perf_counter()
             checkpoints.save(arrays, run, expendable=[run - 1])

@@ -1,21 +1,16 @@
-"""The only door to Orbax: save without holding the loop, restore strictly, import parameters.
+"""Read checkpoints through Orbax: restore a state strictly, import the parameters that fit.
 
-A checkpoint is written as `saving-STEP/`, gets the checksums of its files (Orbax reads a flipped byte without a word)
-and is renamed last: see `checkpoint_files`. Each process computes the checksums of the files it wrote, in a thread.
-Restoring verifies them in threads beside the one that reads the arrays, so the disk is read once.
+Restoring verifies the checksums in threads beside the one that reads the arrays, so the disk is read once.
+Checkpoints are written by `checkpoint_writer`, which shares Orbax's options with this module.
 """
 
 import concurrent.futures
 import contextlib
 import gc
-import json
-import math
 import os
 import pathlib
 import re
-import shutil
-import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -35,187 +30,6 @@ HOST_BYTES = 2**28
 # Largest chunk of an array in a checkpoint. Chunks are compressed in parallel, and none waits for a whole array. The C
 # library returns a block of 32 MiB or more to the system at once, and may keep a smaller one.
 CHUNK_BYTES = 2**26
-SLICE_BYTES = 2**22  # smallest slice of a replicated array that a device saves; one device saves a smaller array whole
-
-
-class Checkpoints:
-    """The writer of a run's checkpoints under `folder`; one save is in progress at a time."""
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder.absolute()  # Orbax refuses relative paths
-        # Processes with a working copy each write files of their own, which need no merging on one file system.
-        self._apart = not processes.alone() and storage.url_of(self.folder) is not None
-        self._checkpointer: Any = None  # opened by the first save, whose state it fits
-        self._thread: threading.Thread | None = None
-        self._error: CheckpointError | None = None
-        self._writers: set[int] = set()  # the processes that must have written a part
-        self._place = contextlib.ExitStack()  # what `plain` holds open during a save
-        processes.before_abort(lambda: checkpoint_files.clear_unfinished(self.folder))
-
-    def __enter__(self) -> "Checkpoints":
-        return self
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(CheckpointError):
-            self.close()
-
-    def save(
-        self, state: Any, step: int, expendable: Collection[int] = (), notes: Mapping[str, str] | None = None
-    ) -> None:
-        """Copy the state after `step` to the host, write it in the background, then delete the `expendable` steps.
-
-        `notes` are further files of the checkpoint, {name: text}.
-
-        The folder above the checkpoints must exist: a deleted run folder is not created again.
-
-        Raises:
-          CheckpointError: the previous save failed, or this one cannot begin.
-        """
-        import orbax.checkpoint as ocp
-
-        self.wait()
-        partial = self.folder / f"saving-{step}"
-        try:
-            self.folder.mkdir(exist_ok=True)
-            self._clear(partial)
-            if self._apart and partial.with_name(str(step)).exists():
-                self.delete([step])
-            self._place.close()
-            place = self._place.enter_context(plain(self.folder))
-            tree = leaves(state)
-            if self._checkpointer is None:
-                self._checkpointer = _open_writer(tree, apart=self._apart)
-            chunks = dict.fromkeys(tree, ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES))
-            self._checkpointer.save(place / partial.name, args=ocp.args.PyTreeSave(tree, save_args=chunks), force=True)
-        except (OSError, ValueError) as error:
-            self._clear(partial)
-            raise CheckpointError(f"step {step} cannot be saved in {self.folder}: {_reason(error)}") from error
-        shards = (shard for leaf in tree.values() for shard in leaf.global_shards)
-        self._writers = {shard.device.process_index for shard in shards if shard.replica_id == 0}
-        self._thread = threading.Thread(
-            target=self._commit, args=(partial, step, expendable, notes or {}), name="commit", daemon=True
-        )
-        self._thread.start()
-
-    def wait(self) -> None:
-        """Wait for the save in progress; raises CheckpointError if it failed."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._error is not None:
-            error, self._error = self._error, None
-            raise error
-
-    def close(self) -> None:
-        """Wait for the save in progress, and end Orbax's threads."""
-        try:
-            self.wait()
-        finally:
-            with contextlib.suppress(Exception):  # Orbax repeats what `wait` has raised
-                if self._checkpointer is not None:
-                    self._checkpointer.close()
-            self._place.close()
-
-    def delete(self, steps: Collection[int]) -> None:
-        """Delete finished checkpoints."""
-        if jax.process_index() == 0:
-            for step in steps:
-                storage.remove(self.folder / str(step))
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
-
-    def _commit(self, partial: pathlib.Path, step: int, expendable: Collection[int], notes: Mapping[str, str]) -> None:
-        try:
-            assert self._checkpointer is not None  # `save` has opened it
-            self._checkpointer.wait_until_finished()
-            for name, text in notes.items() if jax.process_index() == 0 else ():
-                (partial / name).write_text(text, encoding="utf-8")
-            own = self._own_files(partial)
-            sums = checkpoint_files.checksums(partial, own)
-            checkpoint_files.flush(partial, own)
-            if self._apart and jax.process_index():
-                storage.send(partial, self.folder / str(step), own)
-                shutil.rmtree(partial, ignore_errors=True)
-            parts = processes.gather("checksums", sums)
-            if jax.process_index() == 0:
-                self._require_parts(partial)
-                sums = {name: entry for part in parts for name, entry in part.items()}
-                (partial / checkpoint_files.CHECKSUMS).write_text(json.dumps(sums), encoding="utf-8")
-                checkpoint_files.flush(partial, [checkpoint_files.CHECKSUMS])
-                shutil.rmtree(self.folder / str(step), ignore_errors=True)
-                partial.rename(self.folder / str(step))
-                checkpoint_files.flush_one(self.folder)
-                storage.publish(self.folder / str(step), whole=not self._apart)
-            self.delete(expendable)
-        except BaseException as error:
-            self._clear(partial)
-            text = f"step {step} was not saved in {self.folder}: {_reason(error)}"
-            if not processes.alone():  # Orbax keeps the other processes waiting for this one
-                processes.end(f"error: {text}", 1)
-            self._error = CheckpointError(text)  # raised in the loop, by wait()
-            self._error.__cause__ = error
-
-    def _own_files(self, partial: pathlib.Path) -> list[str]:
-        """Return the names of the files that this process has written, and is the only one to have written."""
-        names, own = checkpoint_files.files(partial), jax.process_index()
-        if self._apart:  # every process has written the description of each array
-            return [name for name in names if not own or checkpoint_files.is_chunk(name)]
-        return [name for name in names if checkpoint_files.writer(name) == own]
-
-    def _require_parts(self, partial: pathlib.Path) -> None:
-        """Raise CheckpointError if a process's part is missing: its folder of this name may be another one."""
-        if self._apart:
-            return
-        missing = [i for i in sorted(self._writers) if not (partial / f"ocdbt.process_{i}").is_dir()]
-        if missing:
-            raise CheckpointError(f"the part of process {', '.join(map(str, missing))} is not in {partial.parent}")
-
-    def _clear(self, partial: pathlib.Path) -> None:
-        """Delete what a failed save left, also under Orbax's name for unfinished saves: the disk may be full."""
-        if jax.process_index() == 0:
-            for name in (partial.name, f"{partial.name}.orbax-checkpoint-tmp"):
-                shutil.rmtree(self.folder / name, ignore_errors=True)
-
-
-def _open_writer(tree: Mapping[str, jax.Array], *, apart: bool) -> Any:
-    """Return a writer of states like `tree`, by processes with files of their own if `apart`.
-
-    Without a limit on the bytes in flight, Orbax holds the whole compressed state in memory until the end.
-    """
-    import orbax.checkpoint as ocp
-
-    options, primary = _multiprocessing(apart=apart), None if apart else 0
-    # By default each replica of an array saves a slice of it, and each shape's slicing is compiled for that.
-    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=SLICE_BYTES, primary_host=primary)
-    registry = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
-    largest = max((x.dtype.itemsize * math.prod(x.sharding.shard_shape(x.shape)) for x in tree.values()), default=0)
-    handler = ocp.PyTreeCheckpointHandler(
-        use_ocdbt=not apart, type_handler_registry=registry, save_concurrent_gb=_gigabytes(2 * largest), **options
-    )
-    return ocp.AsyncCheckpointer(handler, **options)
-
-
-@contextlib.contextmanager
-def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    r"""Yield a path of the folder that Orbax and TensorStore read literally.
-
-    Both take [ ] and \ for parts of a pattern, match nothing, and report that only on restore. Both refuse `gs:` and
-    bytes that are not UTF-8. An open folder has a second path, under /proc/self/fd, without these characters.
-    """
-    path = folder.absolute()
-    if re.fullmatch(r"[\w /.,=+@~^%-]*", str(path)) or not pathlib.Path("/proc/self/fd").is_dir():
-        yield path
-        return
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield pathlib.Path(f"/proc/self/fd/{descriptor}")
-    finally:
-        os.close(descriptor)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the reason in an error of Orbax or TensorStore, without the libraries' own source locations."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return re.sub(r" \[[^]]*\]$", "", line).rpartition('": ')[2]
 
 
 def restore(folder: pathlib.Path, like: Any, only: str = "", *, verify: bool = False) -> Any:
@@ -270,8 +84,8 @@ def _verified(folder: pathlib.Path) -> Iterator[None]:
             problems = verification.result()
         except OSError as error:
             problems = [str(error)]
-    found = processes.gather("damage", problems)
-    problems = processes.broadcast_from_first(lambda: sorted(problem for part in found for problem in part))
+    reports = processes.gather("damage", problems)
+    problems = processes.broadcast_from_first(lambda: sorted(problem for report in reports for problem in report))
     if problems:
         raise DamagedError(checkpoint_files.describe_damage(folder, problems)) from failure
     if failure is not None:
@@ -283,8 +97,8 @@ def arrays(folder: pathlib.Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     like = dict.fromkeys(_saved_leaves(folder), ocp.RestoreArgs(restore_type=np.ndarray))
-    handler = ocp.PyTreeCheckpointHandler(**_multiprocessing())
-    with plain(folder.parent) as place, ocp.Checkpointer(handler, **_multiprocessing()) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler(**multiprocessing_options())
+    with plain(folder.parent) as place, ocp.Checkpointer(handler, **multiprocessing_options()) as checkpointer:
         return checkpointer.restore(place / folder.name, args=ocp.args.PyTreeRestore(restore_args=like))
 
 
@@ -306,8 +120,8 @@ def import_params(source: str, params: Any, warn: Callable[[str], None]) -> tupl
         raise CheckpointError(
             f"no parameter of config.init_from={source} fits: it has {some(there)}; wanted {some(here)}"
         )
-    found = _read(folder, {prefix + n: leaf for n, leaf in taken.items()}, {prefix + n: x for n, x in saved.items()})
-    arrays = {n.removeprefix(prefix): array for n, array in found.items()}
+    read = _read(folder, {prefix + n: leaf for n, leaf in taken.items()}, {prefix + n: x for n, x in saved.items()})
+    arrays = {n.removeprefix(prefix): array for n, array in read.items()}
     paths, structure = jax.tree_util.tree_flatten_with_path(params)
     report = {
         "taken": list(taken),
@@ -348,7 +162,7 @@ def _saved_leaves(folder: pathlib.Path) -> Mapping[str, Any]:
     import orbax.checkpoint as ocp
 
     storage.fetch(folder)
-    with plain(folder.parent) as place, ocp.StandardCheckpointer(**_multiprocessing()) as checkpointer:
+    with plain(folder.parent) as place, ocp.StandardCheckpointer(**multiprocessing_options()) as checkpointer:
         return dict(checkpointer.metadata(place / folder.name).item_metadata.tree)
 
 
@@ -359,18 +173,18 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any], saved: Mapping[str, A
     like = {n: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) for n, x in wanted.items()}
     sizes = {name: _read_bytes(saved[name], x.sharding.shard_shape(x.shape)) for name, x in like.items()}
     # A damaged file may stop one process: none waits for another here.
-    alone = _multiprocessing({jax.process_index()})
-    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_gigabytes(max(HOST_BYTES, *sizes.values())), **alone)
-    found: dict[str, jax.Array] = {}
+    alone = multiprocessing_options({jax.process_index()})
+    handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=gigabytes(max(HOST_BYTES, *sizes.values())), **alone)
+    arrays: dict[str, jax.Array] = {}
     with plain(folder.parent) as place, ocp.Checkpointer(handler, **alone) as checkpointer:
         for names in _groups(sizes):
             part = {name: like[name] for name in names}
             arguments = ocp.args.PyTreeRestore(
                 part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
             )
-            found |= jax.block_until_ready(checkpointer.restore(place / folder.name, args=arguments))
+            arrays |= jax.block_until_ready(checkpointer.restore(place / folder.name, args=arguments))
             gc.collect(0)  # JAX then lets go of the host's copies of arrays that are on their devices
-    return found
+    return arrays
 
 
 def _groups(sizes: Mapping[str, int]) -> list[list[str]]:
@@ -383,7 +197,7 @@ def _groups(sizes: Mapping[str, int]) -> list[list[str]]:
     return groups
 
 
-def _gigabytes(largest: int) -> float:
+def gigabytes(largest: int) -> float:
     """Return the bytes that may be in flight at once in units of Orbax, which wants more than the `largest` shard."""
     return max(CHUNK_BYTES, largest + 1) / 1e9
 
@@ -396,7 +210,25 @@ def _read_bytes(saved: Any, shard: tuple[int, ...]) -> int:
     return size
 
 
-def _multiprocessing(active: set[int] | None = None, *, apart: bool = False) -> dict[str, Any]:
+@contextlib.contextmanager
+def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+    r"""Yield a path of the folder that Orbax and TensorStore read literally.
+
+    Both take [ ] and \ for parts of a pattern, match nothing, and report that only on restore. Both refuse `gs:` and
+    bytes that are not UTF-8. An open folder has a second path, under /proc/self/fd, without these characters.
+    """
+    path = folder.absolute()
+    if re.fullmatch(r"[\w /.,=+@~^%-]*", str(path)) or not pathlib.Path("/proc/self/fd").is_dir():
+        yield path
+        return
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield pathlib.Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def multiprocessing_options(active: set[int] | None = None, *, apart: bool = False) -> dict[str, Any]:
     """Return options that name the processes to Orbax, by default all; its own default needs equally many devices.
 
     With `apart`, every process makes and finishes the folder on a file system of its own.

@@ -13,8 +13,8 @@ from jtasks.errors import CheckpointError, TrainingError
 from jtasks.faults import some
 from jtasks.run import (
     by_source,
-    checkpoint,
     checkpoint_files,
+    checkpoint_writer,
     evaluations,
     page,
     records,
@@ -37,7 +37,7 @@ def due(step: int, every: int) -> bool:
 class Hooks:
     """The host's side of the loop, which holds the newest state between `after_step` and the next step."""
 
-    def __init__(self, setup: Setup, checkpoints: checkpoint.Checkpoints, stop: Stop):
+    def __init__(self, setup: Setup, checkpoints: checkpoint_writer.Checkpoints, stop: Stop):
         self.job = setup.job
         self.workdir, self.splits = setup.workdir, setup.splits
         self.plan, self.steps, self.log = setup.plan, setup.steps, setup.log

@@ -9,7 +9,7 @@ from jtasks import storage
 from jtasks.config import Config, freeze
 from jtasks.console import warn
 from jtasks.errors import ConfigError, DamagedError
-from jtasks.run import checkpoint, profile
+from jtasks.run import checkpoint_writer, profile
 from jtasks.run.hooks import AHEAD, Hooks, due
 from jtasks.run.log import Log
 from jtasks.run.signals import Stop
@@ -66,7 +66,7 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
     """Run the remaining steps; between them the hooks log, evaluate, save and stop."""
     config, start, log = setup.job.config, setup.start, setup.log
     folder = setup.workdir / "checkpoints"
-    with log, checkpoint.Checkpoints(folder) as checkpoints, profile.recording(step, setup) as step:
+    with log, checkpoint_writer.Checkpoints(folder) as checkpoints, profile.recording(step, setup) as step:
         hooks = Hooks(setup, checkpoints, stop)
         with hooks.guard():
             state = hooks.after_step(state, start)

@@ -13,7 +13,7 @@ import optax
 from jtasks.data import pipeline
 from jtasks.faults import Fault, require, some
 from jtasks.metrics import total
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, checkpoint_writer
 from jtasks.run.step import State
 from jtasks.testing.replay import first_non_finite, out_of_bounds
 from jtasks.testing.result import Skip
@@ -107,7 +107,7 @@ def resumes_exactly(subject: Subject) -> str:
     undisturbed = _run(subject, _initial_state(subject), subject.program.step, 0, count)
     halfway = _run(subject, _initial_state(subject), subject.program.step, 0, count // 2)
     with tempfile.TemporaryDirectory() as folder:
-        with checkpoint.Checkpoints(pathlib.Path(folder)) as checkpoints:
+        with checkpoint_writer.Checkpoints(pathlib.Path(folder)) as checkpoints:
             checkpoints.save(halfway, count // 2)
             checkpoints.wait()
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), halfway)

@@ -14,8 +14,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, DamagedError
-from jtasks.run import checkpoint, checkpoint_files, step
+from jtasks.run import checkpoint, checkpoint_files, checkpoint_writer, step
 
 
 def state(seed: int = 0, at: int = 3) -> step.State:
@@ -29,7 +30,7 @@ def state(seed: int = 0, at: int = 3) -> step.State:
 
 
 def save(folder: pathlib.Path, *states: step.State) -> None:
-    with checkpoint.Checkpoints(folder) as checkpoints:
+    with checkpoint_writer.Checkpoints(folder) as checkpoints:
         for each in states:
             checkpoints.save(each, int(each.step))
 
@@ -64,7 +65,7 @@ def test_a_state_comes_back_bit_for_bit_onto_any_number_of_devices(folder, devic
 
 @pytest.mark.parametrize("least", [16, 2**22])  # bytes: some arrays in slices, all by one device
 def test_a_state_that_all_devices_hold_is_saved_once_whoever_saves_what(least, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SLICE_BYTES", least)
+    monkeypatch.setattr(checkpoint_writer, "SLICE_BYTES", least)
     everywhere = NamedSharding(Mesh(np.array(jax.devices()), ("data",)), PartitionSpec())
     save(tmp_path, jax.device_put(state(2, 7), everywhere))
     assert_same(checkpoint.restore(tmp_path / "7", placed(jax.devices()[:1])), state(2, 7))
@@ -205,7 +206,7 @@ def test_importing_refuses_what_has_nothing_in_common_is_absent_or_damaged(folde
 
 
 def test_what_is_expendable_is_deleted_once_the_next_is_saved(folder):
-    with checkpoint.Checkpoints(folder) as checkpoints:
+    with checkpoint_writer.Checkpoints(folder) as checkpoints:
         checkpoints.save(state(3, 7), 7, expendable=[3])
         checkpoints.wait()
         assert checkpoint_files.saved_steps(folder) == [5, 7]
@@ -217,7 +218,7 @@ def test_a_state_that_is_donated_after_the_call_is_saved_as_it_was(tmp_path):
     double = jax.jit(lambda s: jax.tree.map(lambda x: x * 2, s), donate_argnums=0)
     big = {"x": jnp.arange(1_000_000, dtype=jnp.float32)}
     current = step.init_state(big, optax.identity(), ema=False)._replace(step=jnp.int32(1))
-    with checkpoint.Checkpoints(tmp_path) as checkpoints:
+    with checkpoint_writer.Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(current, 1)
         for _ in range(4):
             current = double(current)
@@ -229,7 +230,10 @@ def test_a_folder_that_cannot_be_written_is_told_and_the_old_checkpoint_stays(fo
     (folder / "saving-7").write_text("in the way")
     blocked = folder.with_name("blocked")
     blocked.write_text("a file where the folder should be")
-    with pytest.raises(CheckpointError, match="step 7 cannot be saved"), checkpoint.Checkpoints(blocked) as checkpoints:
+    with (
+        pytest.raises(CheckpointError, match="step 7 cannot be saved"),
+        checkpoint_writer.Checkpoints(blocked) as checkpoints,
+    ):
         checkpoints.save(state(2, 7), 7)
     assert checkpoint_files.newest(folder, pytest.fail) == 5
 
@@ -243,8 +247,8 @@ def test_a_save_that_is_cleared_meanwhile_fails_and_leaves_nothing(tmp_path, mon
 
 def test_in_a_run_of_several_processes_a_failed_save_ends_this_one_at_once(tmp_path, monkeypatch):
     ends = []
-    monkeypatch.setattr(checkpoint.processes, "end", lambda *end: ends.append(end))
-    monkeypatch.setattr(checkpoint.processes, "alone", lambda: False)
+    monkeypatch.setattr(processes, "end", lambda *end: ends.append(end))
+    monkeypatch.setattr(processes, "alone", lambda: False)
     monkeypatch.setattr(checkpoint_files, "flush", lambda partial, _: os.listdir(partial / "absent"))
     with pytest.raises(CheckpointError):  # reached only because `end` is replaced
         save(tmp_path, state(2, 7))
@@ -278,7 +282,7 @@ def test_any_name_of_a_folder_serves(name, tmp_path):
 MEMORY = """
 import pathlib, sys
 import jax
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, checkpoint_writer
 
 def memory(name):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -291,14 +295,14 @@ def measure(action):
     return memory("VmHWM") - before
 
 folder, device = pathlib.Path(sys.argv[1]), jax.sharding.SingleDeviceSharding(jax.devices()[0])
-with checkpoint.Checkpoints(folder) as checkpoints:  # what the first save and restore load
+with checkpoint_writer.Checkpoints(folder) as checkpoints:  # what the first save and restore load
     checkpoints.save({"a": jax.numpy.ones(3)}, 1)
 checkpoint.restore(folder / "1", {"a": jax.ShapeDtypeStruct((3,), "float32", sharding=device)})
 shape = (33_000, 1024)  # 135 MB
 if sys.argv[2] == "save":
     normal = jax.jit(lambda i: jax.random.normal(jax.random.key(i), shape))
     state = jax.block_until_ready({f"layer_{i}": normal(i) for i in range(4)})
-    with checkpoint.Checkpoints(folder) as checkpoints:
+    with checkpoint_writer.Checkpoints(folder) as checkpoints:
         peak = measure(lambda: (checkpoints.save(state, 2), checkpoints.wait()))
 else:
     like = {f"layer_{i}": jax.ShapeDtypeStruct(shape, "float32", sharding=device) for i in range(4)}

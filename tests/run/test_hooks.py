@@ -11,7 +11,8 @@ from task_head import HEAD
 
 from jtasks import cli
 from jtasks import config as configs
-from jtasks.run import checkpoint, checkpoint_files
+from jtasks.errors import CheckpointError
+from jtasks.run import checkpoint, checkpoint_files, checkpoint_writer
 from jtasks.run.loop import train
 
 # A linear model on made numbers. While the file `fault` holds a function's name, that function fails once steps are
@@ -185,9 +186,9 @@ def test_the_result_is_json_whatever_the_numbers(task, tmp_path, capfd):
 def test_a_folder_that_is_deleted_meanwhile_is_not_made_again(task, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     folder.parent.mkdir()
-    with checkpoint.Checkpoints(folder) as checkpoints:
+    with checkpoint_writer.Checkpoints(folder) as checkpoints:
         folder.parent.rmdir()
-        with pytest.raises(checkpoint.CheckpointError, match="cannot be saved"):
+        with pytest.raises(CheckpointError, match="cannot be saved"):
             checkpoints.save({"x": jax.numpy.ones(3)}, 1)
     assert not folder.parent.exists()
 

@@ -17,7 +17,7 @@ from jtasks.config import freeze
 from jtasks.data import fingerprint
 from jtasks.distributed import processes
 from jtasks.errors import CheckpointError, ConfigError, DataError, StorageError
-from jtasks.run import checkpoint, checkpoint_files, job, loop, page, records, watch
+from jtasks.run import checkpoint, checkpoint_files, checkpoint_writer, job, loop, page, records, watch
 from jtasks.run.workdir import lock
 from jtasks.storage import bucket, cached, copies, working_copy
 from jtasks.storage import lease as leases
@@ -83,7 +83,7 @@ def test_a_checkpoint_counts_once_its_checksums_are_there(url):
     bucket.write(f"{url}/run/checkpoints/4/d/half", b"of a killed run")
     with lock(folder.parent):
         assert not bucket.listing(f"{url}/run/checkpoints")
-        with checkpoint.Checkpoints(folder) as checkpoints:
+        with checkpoint_writer.Checkpoints(folder) as checkpoints:
             state = {"w": jtasks_array(8)}
             for step in (4, 8):
                 checkpoints.save(state, step, [4] if step == 8 else [])
@@ -98,7 +98,7 @@ def test_a_checkpoint_counts_once_its_checksums_are_there(url):
     other = working_copy.Copy(f"{url}/run", working_copy.new_folder() / "run")  # of the run that trains on
     other.pull()
     mine, copies._copies[f"{url}/run"] = copies._copies[f"{url}/run"], other
-    with checkpoint.Checkpoints(other.path / "checkpoints") as checkpoints:
+    with checkpoint_writer.Checkpoints(other.path / "checkpoints") as checkpoints:
         checkpoints.save(state, 12, [8])
     copies._copies[f"{url}/run"] = mine
     assert checkpoint_files.newest(folder, print) == 12
