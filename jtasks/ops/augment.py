@@ -7,6 +7,7 @@ from jtasks.errors import ConfigError
 from jtasks.ops.precision import wide
 
 LUMA = (0.299, 0.587, 0.114)  # of red, green and blue (ITU-R BT.601)
+CHROMA = ((0.5959, -0.2746, -0.3213), (0.2115, -0.5227, 0.3112))  # I and Q of NTSC's YIQ
 
 
 def keys(seeds: jax.Array | None) -> jax.Array:
@@ -94,6 +95,26 @@ def color(images: jax.Array, seeds: jax.Array | None, *, strength: float, white:
         return jnp.clip((image - gray) * saturation + gray, 0, white)
 
     return jax.vmap(change)(images, keys(seeds))
+
+
+def hue(images: jax.Array, seeds: jax.Array | None, *, turn: float, white: float) -> jax.Array:
+    """Turn the hue of each of the images [b, h, w, 3] by a random part of the color circle; returns float32.
+
+    The part is uniform in [-turn, turn]; 0.5 gives any hue. The turn is one of I and Q in NTSC's YIQ, so grays and the
+    luma stay until levels are cut to 0 to `white`. Hue jitter is one of the augmentations of Chen et al. 2020
+    (arXiv:2002.05709). Images of another number of channels stay as they are.
+    """
+    to_yiq = jnp.array([LUMA, *CHROMA])
+    to_rgb = jnp.linalg.inv(to_yiq)
+
+    def change(image: jax.Array, key: jax.Array) -> jax.Array:
+        angle = 2 * jnp.pi * jax.random.uniform(jax.random.fold_in(key, 6), minval=-turn, maxval=turn)
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        rotation = jnp.eye(3).at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
+        mixed = jnp.einsum("hwc,dc->hwd", image.astype(wide(image)), to_rgb @ rotation @ to_yiq)
+        return jnp.clip(mixed, 0, white)
+
+    return jax.vmap(change)(images, keys(seeds)) if images.shape[-1] == len(LUMA) else images
 
 
 def grayscale(images: jax.Array, seeds: jax.Array | None, *, fraction: float) -> jax.Array:

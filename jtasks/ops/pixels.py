@@ -26,6 +26,7 @@ FIELDS = {
     "data.magnitude": Field(float, "[0, 30]", 9.0),  # strength of these operations
     "data.autoaugment": Field(str, (*policies.POLICIES, ""), ""),  # of any: the policy found for these data
     "data.color": Field(float, "[0, 1]", 0.0),  # of any: strength of random brightness, contrast and saturation
+    "data.hue": Field(float, "[0, 0.5]", 0.0),  # of any: largest turn of the hue, as a part of the color circle
     "data.grayscale": Field(float, "[0, 1]", 0.0),  # of any: fraction of the images that become gray
 }
 
@@ -60,6 +61,8 @@ def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
         images = policies.autoaugment(images, seeds, policy=policy, white=options.white)
     if options.color:
         images = augment.color(images, seeds, strength=options.color, white=options.white)
+    if turn := options.get("hue", 0.0):
+        images = augment.hue(images, seeds, turn=turn, white=options.white)
     gray = options.get("grayscale", 0.0)
     return augment.grayscale(images, seeds, fraction=gray) if gray else images
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jtasks.ops import augment
+from jtasks.config import Config
+from jtasks.ops import augment, pixels
 
 N, H, W, PAD = 64, 5, 6, 2
 
@@ -120,6 +121,31 @@ def test_colors_change_within_the_levels_and_alike_in_any_batch():
     assert whole.min() >= 0 and whole.max() <= 255 and np.abs(whole - IMAGES).mean((1, 2, 3)).min() > 0.5
     gray = IMAGES[..., :1]
     np.testing.assert_allclose(color(gray, SEEDS, strength=0.0, white=255.0), gray, atol=1e-3)
+
+
+def test_a_hue_turns_by_at_most_its_part_of_the_circle_and_keeps_luma_and_grays():
+    luma = np.array([0.299, 0.587, 0.114])
+    pale = np.clip(IMAGES, 100, 140)  # no level is cut
+    turned = np.asarray(jax.jit(augment.hue, static_argnames=("turn", "white"))(pale, SEEDS, turn=0.1, white=255.0))
+    np.testing.assert_allclose(turned @ luma, pale @ luma, atol=0.1)
+    chroma = np.array([[0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+    before, after = (np.einsum("nhwc,dc->nhwd", x, chroma) @ [1, 1j] for x in (pale, turned))
+    angles = np.angle((after * before.conj()).sum((1, 2))) / (2 * np.pi)  # of each image, one of all of its pixels
+    np.testing.assert_allclose(after, before * np.exp(2j * np.pi * angles)[:, None, None], atol=0.1)
+    assert np.abs(angles).max() <= 0.1 and angles.min() < -0.05 and angles.max() > 0.05
+    reverse = augment.hue(pale[::-1], SEEDS[::-1], turn=0.1, white=255.0)
+    np.testing.assert_allclose(reverse, turned[::-1], atol=1e-3)
+    grays = np.repeat(IMAGES[..., :1], 3, -1)
+    np.testing.assert_allclose(augment.hue(grays, SEEDS, turn=0.5, white=255.0), grays, atol=0.1)
+    np.testing.assert_array_equal(augment.hue(IMAGES[..., :1], SEEDS, turn=0.5, white=255.0), IMAGES[..., :1])
+
+
+def test_the_fields_of_hue_and_grayscale_reach_the_pictures_of_training():
+    batch, options = {"image": jnp.asarray(IMAGES), "seed": SEEDS}, {"augment": "", "color": 0.0, "white": 255.0}
+    turned = pixels.for_training(batch, Config(options | {"hue": 0.2}))
+    np.testing.assert_allclose(turned, augment.hue(IMAGES, SEEDS, turn=0.2, white=255.0), atol=1e-3)
+    gray = pixels.for_training(batch, Config(options | {"hue": 0.2, "grayscale": 0.5}))
+    np.testing.assert_allclose(gray, augment.grayscale(turned, SEEDS, fraction=0.5), atol=1e-3)
 
 
 def test_a_fraction_of_the_images_becomes_gray_and_the_others_stay():
