@@ -11,10 +11,10 @@ from jtasks.data import fingerprint, mixture
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
 from jtasks.run import adapter, evaluate, evaluations, patience, predict, programs
+from jtasks.run.identity import record_data, recorded_splits
 from jtasks.run.records import EVALUATED
 from jtasks.run.start import Setup
 from jtasks.run.step import State
-from jtasks.run.workdir import record_data, recorded_splits
 
 
 class Evaluator:

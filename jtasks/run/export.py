@@ -16,8 +16,9 @@ from jtasks.interop import beside, files, huggingface, model_config, peft
 from jtasks.interop import generation as generations
 from jtasks.ops import decode
 from jtasks.run import adapter, names, transfer
+from jtasks.run.identity import own_names, stored_assets
 from jtasks.run.restore import SavedRun, open_alone
-from jtasks.run.workdir import own_names, read_json, stored_assets
+from jtasks.run.workdir import read_json
 from jtasks.writing import require_writable, write_file
 
 

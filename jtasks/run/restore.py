@@ -11,7 +11,7 @@ from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.run import adapter, checkpoint, checkpoint_files, own, records, workdir
+from jtasks.run import adapter, checkpoint, checkpoint_files, identity, own, records, workdir
 from jtasks.run.job import Job, load_task, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
@@ -37,7 +37,7 @@ class SavedRun(NamedTuple):
         """Raise ConfigError if the examples of a split, or of one of config.evals, changed since the run."""
         allow = self.job.config.data.allow_changes
         processes.on_first_process(
-            lambda: workdir.compare_data({split: fingerprint.of(examples)}, self.workdir, allow=allow)
+            lambda: identity.compare_data({split: fingerprint.of(examples)}, self.workdir, allow=allow)
         )
 
     def require(self, split: str) -> pipeline.Examples:
@@ -110,7 +110,7 @@ def open_alone(
 
     def compare() -> int:
         workdir.require_files(folder)
-        workdir.compare_config(config, folder, free=BATCHES, tell=tell)
+        identity.compare_config(config, folder, free=BATCHES, tell=tell)
         return _choose(config, folder, which)
 
     step = processes.broadcast_from_first(compare)
@@ -121,14 +121,14 @@ def open_alone(
 def prepare_and_compare(config: Config, folder: pathlib.Path, free: tuple[str, ...] = ()) -> Job:
     """Return the job of a config, compared with the run in `folder`, if there is one; `free` fields may differ."""
     processes.on_first_process(lambda: workdir.require_files(folder))
-    job = prepare(workdir.own_names(config, folder), pretrained=not (folder / "config.json").exists())
+    job = prepare(identity.own_names(config, folder), pretrained=not (folder / "config.json").exists())
 
     def compare() -> None:
         missing = [name for name in ("config.json", workdir.FILES) if not (folder / name).exists()]
         if missing and checkpoint_files.saved_steps(folder / "checkpoints"):
             console.warn(f"{folder} has no {' and no '.join(missing)}: whether this is the run's config is unknown")
-        workdir.compare_config(job.config, folder, free=(*free, "config.check.step"))
-        workdir.compare_assets(job.assets(), folder)
+        identity.compare_config(job.config, folder, free=(*free, "config.check.step"))
+        identity.compare_assets(job.assets(), folder)
 
     processes.on_first_process(compare)
     return job

@@ -32,6 +32,16 @@ from jtasks.run import (
 from jtasks.run.compile import Compiled
 from jtasks.run.evaluate import limit_examples
 from jtasks.run.evaluations import Evaluation
+from jtasks.run.identity import (
+    compare_assets,
+    compare_config,
+    compare_data,
+    own_names,
+    record_assets,
+    record_config,
+    record_data,
+    recorded_splits,
+)
 from jtasks.run.job import SPLITS, Job, prepare, require_same_data, sees_one_file_system, total_steps
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
@@ -41,18 +51,7 @@ from jtasks.run.programs import Programs
 from jtasks.run.records import EVALUATED, HISTORY, WATCHED
 from jtasks.run.step import Batch, State, StepOutput
 from jtasks.run.transfer import pin_source, require_source
-from jtasks.run.workdir import (
-    FILES,
-    compare_assets,
-    compare_config,
-    compare_data,
-    own_names,
-    record_assets,
-    record_config,
-    record_data,
-    recorded_splits,
-    require_files,
-)
+from jtasks.run.workdir import FILES, require_files
 
 Step = Callable[[State, Batch], tuple[State, StepOutput]]
 

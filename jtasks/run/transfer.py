@@ -20,7 +20,7 @@ from jtasks.data import assets, hub, tokenizer_files, tokenizers
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.interop import fitting, huggingface, image_processors, model_config
-from jtasks.run import checkpoint, checkpoint_files, workdir
+from jtasks.run import checkpoint, checkpoint_files, identity, workdir
 from jtasks.run.job import Job
 from jtasks.tree import by_name, leaf_name
 
@@ -38,7 +38,7 @@ def transfer_params(job: Job, params: Any, stored: pathlib.Path | None = None) -
       CheckpointError: there is no checkpoint, or no parameter fits.
     """
     source, config = job.config.init_from, job.config
-    own = job.assets() if stored is None else workdir.stored_assets(stored)
+    own = job.assets() if stored is None else identity.stored_assets(stored)
     if source.startswith(hub.PREFIX):
         folder = hub.model_folder(source, *hub.MODEL)
         classes, architecture = model_config.class_names(folder), huggingface.architecture(job.task, config.model)

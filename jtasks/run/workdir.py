@@ -1,4 +1,7 @@
-"""The run's folder: one run at a time, its config.json, and the task's assets."""
+"""The run's folder: the names of its files, one run at a time, and files with recorded checksums.
+
+What config, assets and data belong to the run: see `identity`.
+"""
 
 import contextlib
 import fcntl
@@ -6,39 +9,20 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-import ml_collections
-
-from jtasks import config as configs
-from jtasks import storage, task
-from jtasks.config import Config
-from jtasks.console import say, warn
-from jtasks.data import fingerprint
-from jtasks.data.fingerprint import Prints
+from jtasks import storage
+from jtasks.console import warn
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
-from jtasks.run import names
-from jtasks.writing import check_name, no_link, write_file
+from jtasks.writing import no_link, write_file
 
-# The fields that identify a run: another value would change its batches or its model midway.
-FIXED = (
-    "config.task",
-    "config.seed",
-    "config.batch_size",
-    "config.batch_tokens",
-    "config.data.",
-    "config.model.",
-    "config.adapter.",
-)
-FREE = tuple(f"config.data.{name}" for name in ("dir", "shared", "threads", "workers", "skip_bad", "allow_changes"))
-DATA, KINDS = "data.json", ("entries", "hashes")
+DATA = "data.json"  # sizes and samples of the splits that the run has used
 STARTED = ", started in "  # in .lock, before the working directory, from which relative paths in the config start
 ADAPTER = "adapter.json"  # of a run with config.adapter: its base
 BATCH = "batch.json"  # dtype and shape of one row of each entry of a batch
@@ -198,156 +182,3 @@ def _sums(path: pathlib.Path) -> list[str]:
         return [hashlib.sha256(path.read_bytes()).hexdigest()]
     except OSError:
         return []
-
-
-def own_names(config: Config, workdir: pathlib.Path) -> Config:
-    """Return the config of a run that the folder holds, with what the run has stored instead of names of it.
-
-    Names on the hub keep their commit (see `names.as_recorded`). The run's tokenizer counts, if other text is allowed
-    and would make another one.
-    """
-    if recorded := read_json(workdir / "config.json"):
-        config = names.as_recorded(config, recorded, workdir)
-    learned = re.fullmatch(r"characters|(wordpiece|bpe):\d+", str(config.data.get("tokenizer", "")))
-    if not (learned and config.data.allow_changes and (workdir / "tokenizer.json").is_file()):
-        return config
-    full = ml_collections.ConfigDict(config)
-    full.data.tokenizer = str(workdir)
-    return Config(full)
-
-
-def stored_assets(workdir: pathlib.Path) -> dict[str, str]:
-    """Return {file name: text} of the task's assets that the run has stored."""
-    names = [name for name in read_json(workdir / FILES) if name not in OWN]
-    return {name: (workdir / name).read_text(encoding="utf-8") for name in names}
-
-
-def record_config(config: Config, workdir: pathlib.Path) -> None:
-    """Write config.json, which lets later commands omit `--config`."""
-    new = configs.to_json(config)
-    if _is_own(new["data"].get("tokenizer"), workdir):  # the run's own tokenizer: record how it was made
-        new["data"]["tokenizer"] = (
-            read_json(workdir / "config.json").get("data", {}).get("tokenizer", storage.shown(str(workdir)))
-        )
-    new["data"] |= {"allow_changes": False}  # for this part of the run only
-    if config.task.endswith(".py"):
-        new["task"] = str(pathlib.Path(config.task).resolve())
-    record_file(workdir, "config.json", json.dumps(new, indent=1) + "\n")
-
-
-def compare_config(
-    config: Config, workdir: pathlib.Path, free: tuple[str, ...] = (), tell: Callable[[str], None] = say
-) -> None:
-    """Print what differs from DIR/config.json, and refuse a difference in the fields that identify a run.
-
-    Args:
-      config: the current config, filled.
-      workdir: the run's folder, DIR.
-      free: further fields that may differ silently.
-      tell: prints the text.
-
-    Raises:
-      ConfigError: a field of the task, data or model differs from the run's; all are listed.
-    """
-    old, new = read_json(workdir / "config.json"), configs.to_json(config)
-    if not old:
-        return
-    before, now = dict(configs.fields(old)), dict(configs.fields(new))
-    own = task.fields(task.load(config.task)) if task.exists(config.task) else {}
-    usual = dict(
-        configs.fields(configs.to_json(configs.defaults(config.optim.name, own)))
-    )  # for fields newer than the run
-    free = (*free, "config.data.allow_changes")
-    if _is_own(now.get("config.data.tokenizer"), workdir):
-        free = (*free, "config.data.tokenizer")
-    fields = [k for k in {**before, **now} if k not in free and not _alike(k, before.get(k, usual.get(k)), now.get(k))]
-    lines = {k: f"{k}: {_format_value(before.get(k))} -> {_format_value(now.get(k))}" for k in fields}
-    refused = [
-        line for k, line in lines.items() if k.startswith(FIXED) and k not in FREE and not _is_allowed(k, config)
-    ]
-    if refused:
-        raise ConfigError(
-            f"{workdir} holds a run with another config:\n  " + "\n  ".join(refused) + "\nuse another workdir,"
-            " or config.init_from to start from its parameters"
-            + ("; config.data.allow_changes=True accepts other data" if "config.data." in "".join(refused) else "")
-        )
-    if lines:
-        tell(f"the config differs from that of the run in {workdir}:\n  " + "\n  ".join(lines.values()))
-
-
-def record_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
-    """Write a task's assets, {file name: text}; raise ConfigError if a name is not a plain file name."""
-    for name, text in assets.items():
-        check_name(name, "assets() of the task", OWN)
-        record_file(workdir, name, text)
-
-
-def compare_assets(assets: Mapping[str, str], workdir: pathlib.Path) -> None:
-    """Raise ConfigError if an asset differs from the one that the run has stored."""
-    for name, text in assets.items():
-        check_name(name, "assets() of the task", OWN)
-        path = workdir / name
-        if path.exists() and path.read_bytes() != text.encode():
-            raise ConfigError(
-                f"{path} is not what this config makes: the run so far used another {name}. Use another workdir, or"
-                " config.init_from to start from its parameters"
-                + (f"; config.data.tokenizer={workdir} is the run's own tokenizer" if name == "tokenizer.json" else "")
-            )
-
-
-def compare_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, allow: bool) -> None:
-    """Refuse examples other than those that the run has seen, by the sizes and samples of its splits.
-
-    Args:
-      data: `fingerprint.of` each split that is open.
-      workdir: the run's folder.
-      allow: warn of changes instead of refusing them.
-
-    Raises:
-      ConfigError: a split has changed; the message lists the changes.
-    """
-    known = read_json(workdir / DATA)
-    if not all(isinstance(old, dict) and all(isinstance(old.get(k), dict) for k in KINDS) for old in known.values()):
-        raise ConfigError(f"{workdir / DATA} is damaged (no splits): restore it from a copy, or delete it")
-    lines = [f"{split}: {text}" for split, new in data.items() for text in fingerprint.changes(known.get(split), new)]
-    if lines and not allow:
-        raise ConfigError(
-            f"the data differs from that of the run in {workdir}:\n  " + "\n  ".join(lines) + "\nrestore the data, or"
-            " use another workdir; config.data.allow_changes=True accepts this data"
-        )
-    if lines:
-        warn(f"the data differs from that of the run in {workdir}:\n  " + "\n  ".join(lines))
-
-
-def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, fresh: bool) -> None:
-    """Write data.json: number of examples, entries and hashes of each split that the run has used."""
-    known = {} if fresh else read_json(workdir / DATA)
-    record_file(workdir, DATA, json.dumps(known | dict(data), indent=1) + "\n")
-
-
-def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:
-    """Return the splits that the run has used."""
-    return frozenset(read_json(workdir / DATA))
-
-
-def _is_own(tokenizer: Any, workdir: pathlib.Path) -> bool:
-    if not isinstance(tokenizer, str):
-        return False
-    if storage.is_url(tokenizer):
-        return storage.url_of(workdir) == tokenizer.rstrip("/")
-    return pathlib.Path(tokenizer).expanduser().resolve() == workdir.resolve()
-
-
-def _alike(name: str, old: Any, new: Any) -> bool:
-    if name == "config.task" and isinstance(old, str) and old.endswith(".py"):  # the file may have moved
-        return pathlib.PurePath(old).name == pathlib.PurePath(new).name
-    return old == new or (old != old and new != new)  # nan
-
-
-def _is_allowed(name: str, config: Config) -> bool:
-    return config.data.allow_changes and name.startswith("config.data.")
-
-
-def _format_value(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) < 60 else text[:57] + "..."

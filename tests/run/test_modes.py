@@ -12,8 +12,8 @@ from jtasks import config as configs
 from jtasks.errors import ConfigError
 from jtasks.run import checkpoint_files
 from jtasks.run.evaluator import Evaluator
+from jtasks.run.identity import recorded_splits
 from jtasks.run.loop import train
-from jtasks.run.workdir import recorded_splits
 
 LINE = """
 import ml_collections
