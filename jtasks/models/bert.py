@@ -8,9 +8,10 @@ import jax.numpy as jnp
 
 from jtasks import ranges
 from jtasks.errors import ConfigError
+from jtasks.models.blocks import stack
 from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack, vocabulary_logits
+from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, vocabulary_logits
 from jtasks.models.vocabulary import vocabulary_loss
 from jtasks.ops import pooling
 

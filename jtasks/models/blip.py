@@ -32,7 +32,7 @@ class BLIP(nn.Module):
       max_length: maximum number of tokens of a text.
       patch: side of the square patches in pixels.
       image_width, image_depth, image_heads, image_mlp_dim, image_activation, image_epsilon: of the vision tower, a
-        `ViT` with a class token; see `layers.Block`.
+        `ViT` with a class token; see `blocks.Block`.
       text_width, text_depth, text_heads, text_mlp_dim, text_activation, text_epsilon: of the text encoder and decoder.
       tied: predict with the decoder's input embedding instead of a separate matrix.
       classes: outputs of the classifier of a text about pictures; 0: no classifier.

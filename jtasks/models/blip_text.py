@@ -10,9 +10,10 @@ from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
 from jtasks.models.bert import Bias
+from jtasks.models.blocks import stack
 from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import ACTIVATIONS, NORMAL, Cache, Head, make_norm, stack, vocabulary_logits
+from jtasks.models.layers import ACTIVATIONS, NORMAL, Cache, Head, make_norm, vocabulary_logits
 from jtasks.models.vocabulary import vocabulary_loss
 
 
@@ -25,7 +26,7 @@ class BLIPText(nn.Module):
     Attributes:
       causal: a decoder: no position attends to later ones.
       tied: predict with the input embedding instead of a separate matrix.
-      mlp_dim, activation, epsilon: see `layers.Block`.
+      mlp_dim, activation, epsilon: see `blocks.Block`.
       remat: save only each layer's input for the backward pass, for less memory.
       plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
       dtype: of the computation; None: that of parameters and inputs. Parameters are float32.

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from jtasks.errors import ConfigError
+from jtasks.models.blocks import single
 from jtasks.models.dense import transpose_kernels
-from jtasks.models.layers import Cache, single
+from jtasks.models.layers import Cache
 
 OWN = ("key", "value")  # of each layer, [b, h, slots, d]
 MEMORY = ("memory_key", "memory_value")  # of each layer of a stack with `cross`, [b, h, s, d]
@@ -78,7 +79,7 @@ def extend(
     """Run a stack on one more token of each branch, `x` [b, n, d]; return its output [b, n, d] and the cache.
 
     Args:
-      blocks: a stack of `layers.stack` in a bound module.
+      blocks: a stack of `blocks.stack` in a bound module.
       bias: returns the bias [b, h, 1, slots] of scores by the distances [b, slots] of the slots from the new tokens.
     """
     b, n, _ = cache["seen"].shape

@@ -28,7 +28,7 @@ class EncoderDecoder(nn.Module):
       max_length: number of learned or sinusoidal positions; relative positions have no limit.
       encoder_depth, decoder_depth: number of layers.
       heads, mlp_dim: of the encoder, and of the decoder if `decoder_heads` and `decoder_mlp_dim` are 0.
-      head_dim, activation, gated, norm, epsilon, post_norm, attention_scale, bias, init_std: see `layers.Block`.
+      head_dim, activation, gated, norm, epsilon, post_norm, attention_scale, bias, init_std: see `blocks.Block`.
       final_norm: normalize the output of each side.
       embed_norm: normalize the embeddings (BART).
       positions: `learned`, `sinusoidal` (of Marian: sines, then cosines) or `relative` (Raffel et al. 2020).

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
+from jtasks.models.blocks import stack
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, Cache, Head, make_norm, stack, vocabulary_logits
+from jtasks.models.layers import NORMAL, Cache, Head, make_norm, vocabulary_logits
 from jtasks.models.vocabulary import vocabulary_loss
 from jtasks.ops.precision import wide
 
@@ -29,7 +30,7 @@ class GPT(nn.Module):
       max_length: maximum sequence length.
       classes: outputs of the classifier on pooled features; 0: no classifier.
       tied: predict with the input embedding instead of a separate matrix; requires `outputs` equal to `vocab`.
-      mlp_dim, activation, norm, epsilon: see `layers.Block`.
+      mlp_dim, activation, norm, epsilon: see `blocks.Block`.
       remat: save only each layer's input for the backward pass, for less memory.
       plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
       dtype: of the computation; None: that of parameters and inputs. Parameters are float32.

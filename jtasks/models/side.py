@@ -10,8 +10,9 @@ import numpy as np
 
 from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
+from jtasks.models.blocks import stack
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import Cache, make_norm, stack
+from jtasks.models.layers import Cache, make_norm
 from jtasks.ops.precision import wide
 
 

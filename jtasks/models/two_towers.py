@@ -14,9 +14,10 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.bert import BERT
+from jtasks.models.blocks import stack
 from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import NORMAL, make_norm, stack
+from jtasks.models.layers import NORMAL, make_norm
 from jtasks.models.vit import ViT
 from jtasks.ops import pooling
 
@@ -26,7 +27,7 @@ BIAS = -10.0  # SigLIP's initial one: nearly all pairs are negative
 
 
 class TextTower(nn.Module):
-    """A pre-norm transformer: ids [b, t] -> normalized states [b, t, width]; the fields are those of `layers.Block`."""
+    """A pre-norm transformer: ids [b, t] -> normalized states [b, t, width]; the fields are those of `blocks.Block`."""
 
     vocab: int
     max_length: int
@@ -56,7 +57,7 @@ class TextTower(nn.Module):
 class TwoTowers(nn.Module):
     """Embeddings of images and of texts, of length 1, whose products say how well they go together.
 
-    Fields that begin with `image_` are those of `models.ViT`, fields that begin with `text_` those of `layers.Block`.
+    Fields that begin with `image_` are those of `models.ViT`, fields that begin with `text_` those of `blocks.Block`.
 
     Attributes:
       image_pool: with `map` the pooled image is its embedding, as in SigLIP; other pools have a projection.

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 from jtasks import ranges
 from jtasks.errors import ConfigError
 from jtasks.models.attention import attention
+from jtasks.models.blocks import stack
 from jtasks.models.dense import Dense
 from jtasks.models.dropout import Dropout
-from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm, stack
+from jtasks.models.layers import ACTIVATIONS, NORMAL, Head, make_norm
 
 
 class Projections(nn.Module):
@@ -36,7 +37,7 @@ class Projections(nn.Module):
 class AttentionPool(nn.Module):
     """Attention pooling: a learned probe attends to the states [b, n, width]; then an MLP -> [b, width].
 
-    This is the head of Zhai et al. 2022 (arXiv:2106.04560), which SigLIP has. The fields are those of `layers.Block`.
+    This is the head of Zhai et al. 2022 (arXiv:2106.04560), which SigLIP has. The fields are those of `blocks.Block`.
     """
 
     heads: int
@@ -69,7 +70,7 @@ class ViT(nn.Module):
         their `map`, attention pooling with a learned probe.
       norm_first: normalize before the blocks too, as CLIP does (Radford et al. 2021).
       patch_bias: whether the embedding of the patches has a bias.
-      mlp_dim, activation, epsilon: see `layers.Block`.
+      mlp_dim, activation, epsilon: see `blocks.Block`.
       remat: save only each layer's input for the backward pass, for less memory.
       plain: use an attention with forward-mode derivatives (`jax.jvp`), which holds all scores in memory.
       dtype: of the computation; None: that of parameters and inputs. Parameters are float32.

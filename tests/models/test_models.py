@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jtasks import models
-from jtasks.models import attention, layers, vocabulary
+from jtasks.models import attention, blocks, layers, vocabulary
 
 VOCAB, T = 7, 12
 
@@ -372,7 +372,7 @@ def test_a_gpt_refuses_what_does_not_fit():
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_block_whose_output_projections_are_zero_is_the_identity(causal):
-    block = layers.Block(width=8, heads=2, causal=causal, depth=1)
+    block = blocks.Block(width=8, heads=2, causal=causal, depth=1)
     x = jnp.asarray(np.random.default_rng(0).normal(2, 3, (2, 5, 8)), jnp.float32)
     params = drawn(block, x, None, None, True)["params"]
     apply = jax.jit(lambda params: block.apply({"params": params}, x, None, None, True)[0])
