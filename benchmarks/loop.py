@@ -60,20 +60,20 @@ def case(name: str, folder: pathlib.Path, steps: int, rounds: int) -> dict[str, 
     bare = bare_step(config)
     bare(3)
     theirs = []
-    reach = Hooks.reach
+    after_step = Hooks.after_step
 
     def measure_between(self, state, step):
         if step and step % steps == 0:
             with self.log.pause():  # so that it does not count as the loop's time
                 theirs.append(bare(steps))
-        reach(self, state, step)
+        return after_step(self, state, step)
 
-    Hooks.reach = measure_between  # the two take turns within a minute: the machine drifts over longer times
+    Hooks.after_step = measure_between  # the two take turns within a minute: the machine drifts over longer times
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             train(config, folder / "run")
     finally:
-        Hooks.reach = reach
+        Hooks.after_step = after_step
     records = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     ours = [r["seconds_per_step"] for r in records if "seconds_per_step" in r][1:]  # the first warms up
     pairs = list(zip(ours, theirs, theirs[1:], strict=False))  # each span of the loop, and the bare ones around it
@@ -96,7 +96,8 @@ def bare_step(config):
     params = job.task.init(jax.random.key(0), batches[0], job.config)
     optimizer, schedule = optim.optimizer(job.config.optim, config.steps, params)
     trainable = jax.tree.map(lambda _: True, params)
-    run = jax.jit(step.make_train_step(job.task, job.config, optimizer, schedule, trainable), donate_argnums=0)
+    made = step.make_train_step(job.task, job.config, optimizer, schedule, trainable, job.mesh)
+    run = jax.jit(made, donate_argnums=0)
     state = step.init_state(params, optimizer, ema=False)
 
     def seconds(steps: int) -> float:

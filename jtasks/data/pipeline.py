@@ -190,6 +190,7 @@ def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = 
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
     thread.start()
+    exiting = sys.is_finalizing  # the end of a program clears the names of its modules before it closes generators
     try:
         while True:
             try:
@@ -204,7 +205,8 @@ def prefetch(batches: Iterator[Any], depth: int = 2, poll: Callable[[], None] = 
             yield batch
     finally:
         closed.set()
-        thread.join(timeout=1)  # a read that hangs must not delay the end of the run
+        if not exiting():
+            thread.join(timeout=1)  # a read that hangs must not delay the end of the run
 
 
 class _Stream(Sequence[tuple[dict[str, Mapping[str, Any]], dict[str, Any]]]):

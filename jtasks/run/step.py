@@ -65,7 +65,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     trainable: Any,
-    mesh: Mesh | None = None,
+    mesh: Mesh,
 ) -> Callable[[State, Batch], tuple[State, StepOutput]]:
     """Return the step as a pure function (state, batch) -> (state, output), to be jitted with the state donated.
 
@@ -77,7 +77,7 @@ def make_train_step(
       optimizer: makes the updates.
       schedule: learning rate by number of updates, for the output.
       trainable: a tree like the parameters, from `optim.trainable`.
-      mesh: where state and batch live.
+      mesh: where state and batch live; its devices may be others than this machine's.
     """
     if config.noise_scale:
         noise.check(task, config)
@@ -86,8 +86,7 @@ def make_train_step(
         return noise.square(jax.tree.map(_mask_frozen, gradient, trainable))
 
     measure = gradient_fn(task, config, mesh, square if config.noise_scale else None)
-
-    on_cpu = (jax.default_backend() if mesh is None else mesh.devices.flat[0].platform) == "cpu"
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
 
     def step(state: State, batch: Batch) -> tuple[State, StepOutput]:
         rng = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -123,9 +122,7 @@ def make_train_step(
     return step
 
 
-def non_finite(
-    task: ModuleType, config: Config, state: State, batch: Batch, step: int, mesh: Mesh | None = None
-) -> list[str]:
+def non_finite(task: ModuleType, config: Config, state: State, batch: Batch, step: int, mesh: Mesh) -> list[str]:
     """Return names of metrics and leaves of the gradient that are not finite on the batch of a step (0-based)."""
     measure = gradient_fn(task, config, mesh)
 

@@ -217,10 +217,10 @@ def made(accumulate=1, ema=0.0, freeze="", name="adamw", devices=1):
     config = configs.Config(full)
     optimizer, schedule = optim.optimizer(config.optim, 100, make_params())
     trainable = optim.trainable(config.optim, make_params())
-    replicated = sharding.replicated_sharding(tiny.mesh(devices))
-    jitted = jax.jit(
-        step.make_train_step(TASK, config, optimizer, schedule, trainable), donate_argnums=0, out_shardings=replicated
-    )
+    mesh = tiny.mesh(devices)
+    replicated = sharding.replicated_sharding(mesh)
+    run = step.make_train_step(TASK, config, optimizer, schedule, trainable, mesh)
+    jitted = jax.jit(run, donate_argnums=0, out_shardings=replicated)
     create = jax.jit(functools.partial(step.init_state, optimizer=optimizer, ema=ema > 0), out_shardings=replicated)
     return jitted, lambda: create(make_params())
 
@@ -298,7 +298,7 @@ def test_a_nan_in_the_gradient_of_frozen_parameters_alone_does_no_harm():
     optimizer = optax.sgd(0.1)
     run = step.make_train_step(
         types.SimpleNamespace(loss_fn=loss_fn), configs.Config(configs.defaults()), optimizer, lambda _: 0.1,
-        {"frozen": False, "free": True},
+        {"frozen": False, "free": True}, tiny.mesh(1),
     )  # fmt: skip
     state, report = jax.jit(run)(step.init_state(params, optimizer, ema=False), {"mask": jnp.ones(2)})
     assert int(report.nonfinite_steps) == 0

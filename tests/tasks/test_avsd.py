@@ -153,7 +153,8 @@ def trained(made, steps):
     plan = made.plan(examples, shuffle=True)
     first = jax.jit(lambda b: avsd.init(RNG, b, config))(made.batch_at(examples, plan, 0))
     optimizer, schedule = optim.optimizer(config.optim, steps, first)
-    update = jax.jit(step.make_train_step(avsd, config, optimizer, schedule, optim.trainable(config.optim, first)))
+    trainable = optim.trainable(config.optim, first)
+    update = jax.jit(step.make_train_step(avsd, config, optimizer, schedule, trainable, made.mesh))
     state = step.init_state(first, optimizer, ema=False)
     for found in pipeline.batches(
         examples, plan, range(steps), sharding.batch_sharding(made.mesh), collate=made.collate

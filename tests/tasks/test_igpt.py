@@ -198,9 +198,8 @@ def train(prepared, steps):
     plan = prepared.plan(examples, shuffle=True)
     params = jax.jit(lambda batch: prepared.task.init(RNG, batch, config))(prepared.batch_at(examples, plan, 0))
     optimizer, schedule = optim.optimizer(config.optim, steps, params)
-    run = jax.jit(
-        step.make_train_step(prepared.task, config, optimizer, schedule, optim.trainable(config.optim, params))
-    )
+    trainable = optim.trainable(config.optim, params)
+    run = jax.jit(step.make_train_step(prepared.task, config, optimizer, schedule, trainable, mesh))
     state, found = step.init_state(params, optimizer, ema=False), []
     for batch in pipeline.batches(examples, plan, range(steps), sharding.batch_sharding(mesh)):
         state, report = run(state, batch)
