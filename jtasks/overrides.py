@@ -95,7 +95,8 @@ def unknown(name: str, node: Mapping[str, Any]) -> str:
     """Return the message about a field that a group lacks."""
     group, _, last = name.rpartition(".")
     near = did_you_mean(last, list(node), f"{group}.", cutoff=0.5)
-    return f"unknown field {name}" + (near or f", {group} has {', '.join(node) or 'no fields'}")
+    there = ", ".join(node) or f"no fields: the config file gives it some, as in {group} = dict({last}=...)"
+    return f"unknown field {name}" + (near or f", {group} has {there}")
 
 
 def _group(node: ml_collections.ConfigDict, group: str, here: str, name: str) -> ml_collections.ConfigDict:

@@ -249,6 +249,7 @@ def test_a_file_may_have_fields_that_others_refer_to_whatever_its_task(written, 
         ("--config.model.deep.er=3", "unknown field config.model.deep, did you mean config.model.depth?"),
         ("--config.mesh.zzz=3", "unknown field config.mesh.zzz, config.mesh has data, fsdp, tensor"),
         ("--config.steps.more=3", "unknown field config.steps"),
+        ("--config.data.mix.web=3", "no fields: the config file gives it some, as in config.data.mix = dict(web=...)"),
     ],
 )
 def test_a_misspelled_field_on_the_command_line_is_guessed(written, override, said):

@@ -98,6 +98,24 @@ class Perplexity(Mean):
         return jnp.exp(super().value)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, eq=False)
+class F1(Mean):
+    """An F1: twice the right answers over the predicted and the true ones, which merge as sums.
+
+    It is 0 without any of them, as with `zero_division=0` in scikit-learn. Of arrays [classes] it is the macro F1: the
+    mean over all classes.
+
+    >>> float(F1(jnp.array([2.0, 0.0]), jnp.array([4.0, 0.0])).value)
+    0.25
+    """
+
+    @property
+    def value(self) -> jax.Array:
+        """Compute total / count of each class, and the mean over classes."""
+        return jnp.mean(super().value)
+
+
 def example_weights(batch: Mapping[str, Any]) -> jax.Array:
     """Return the weights [b] of a batch's examples: `mask`, or ones without a mask."""
     return batch["mask"] if "mask" in batch else jnp.ones(len(next(iter(batch.values()))), jnp.float32)
@@ -151,10 +169,18 @@ def merge(batches: Iterable[Mapping[str, Mean]]) -> dict[str, Mean]:
 def values(means: Mapping[str, Mean]) -> dict[str, float]:
     """Return means as plain numbers, with `loss` (the weighted sum of the terms' means) first.
 
-    An empty mean is nan, so it never counts as the lowest loss. The loss sums the terms that are not empty.
+    An empty mean is nan, so it never counts as the lowest loss; an empty F1 is 0. The loss sums the terms that are not
+    empty.
     """
-    numbers = {name: float(mean.total / mean.count) if mean.count else math.nan for name, mean in means.items()}
+    numbers = {name: number(mean) for name, mean in means.items()}
     with np.errstate(over="ignore"):
         numbers |= {name: float(np.exp(numbers[name])) for name in means if isinstance(means[name], Perplexity)}
     losses = [weight(term) * numbers[name] for name, term in terms(means).items() if term.count]
     return {"loss": sum(losses) if losses else math.nan, **{k: v for k, v in numbers.items() if k != "loss"}}
+
+
+def number(mean: Mean) -> float:
+    """Return a mean of host numbers as `values` does."""
+    if isinstance(mean, F1):
+        return float(np.mean(mean.total / np.where(mean.count == 0, 1.0, mean.count)))
+    return float(mean.total / mean.count) if mean.count else math.nan

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jtasks.metrics import Loss, Mean
+from jtasks.metrics import F1, Loss, Mean, number
 from jtasks.metrics.classification import class_weights, focus
 from jtasks.ops.precision import wide
 
@@ -36,25 +36,25 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, opti
     return {
         "loss": Loss.of(nats, rows * class_weights(options, logits.shape[-1])[None]),
         "accuracy": Mean.of(predicted == truth, rows),
-        "f1": Mean(f1.total.sum(), f1.count.sum()),
+        "f1": F1(f1.total.sum(), f1.count.sum()),
     }
 
 
 def f1_of_classes(logits: jax.Array, labels: jax.Array, weights: jax.Array, names: Sequence[str]) -> dict[str, Mean]:
-    """Return the F1 of each class as `f1/NAME`, whose sums are exact over any batches; arguments as above."""
+    """Return `f1_macro`, and the F1 of each class as `f1/NAME`; sums are exact over any batches. Arguments as above."""
     f1 = by_class(logits, labels, weights)
-    return {f"f1/{name}": Mean(f1.total[i], f1.count[i]) for i, name in enumerate(names)}
+    return {"f1_macro": f1, **{f"f1/{name}": F1(f1.total[i], f1.count[i]) for i, name in enumerate(names)}}
 
 
-def by_class(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> Mean:
-    """Return the F1 of each class, [classes]: twice the right answers over the predicted and the true ones."""
+def by_class(logits: jax.Array, labels: jax.Array, weights: jax.Array) -> F1:
+    """Return the sums of the F1 of each class, [classes]; arguments as above."""
     truth = labels.astype(wide(logits))
     predicted, rows = (logits > 0).astype(truth.dtype), jnp.broadcast_to(weights[:, None], truth.shape)
     sums = [
         jnp.sum(jnp.where(rows == 0, 0.0, values) * rows, axis=0)
         for values in (2 * predicted * truth, predicted + truth)
     ]
-    return Mean(*sums)
+    return F1(*sums)
 
 
 def probabilities(logits: jax.Array) -> dict[str, jax.Array]:
@@ -73,7 +73,7 @@ def scores(truth: Iterable[np.ndarray], predicted: Iterable[np.ndarray], names: 
     Args:
       truth: for each example, whether it has each of the classes.
       predicted: the same, as predicted.
-      names: of the classes; the F1 of class NAME is `f1/NAME`. A class that never occurs and is never predicted has 0.
+      names: of the classes; the F1 of class NAME is `f1/NAME`.
 
     >>> scores([[1, 0], [1, 1]], [[1, 0], [0, 1]], ["a", "b"])
     {'f1_micro': 0.8, 'f1_macro': 0.8333333333333333, 'f1/a': 0.6666666666666666, 'f1/b': 1.0}
@@ -83,7 +83,6 @@ def scores(truth: Iterable[np.ndarray], predicted: Iterable[np.ndarray], names: 
         true, answer = np.asarray(true, bool), np.asarray(answer, bool)
         both += true & answer
         either += true.astype(np.int64) + answer
-    by_class = 2 * both / np.maximum(either, 1)
-    micro = 2 * both.sum() / max(either.sum(), 1)
-    each = {f"f1/{name}": float(value) for name, value in zip(names, by_class, strict=True)}
-    return {"f1_micro": float(micro), "f1_macro": float(by_class.mean()), **each}
+    each = {f"f1/{name}": F1(2 * both[i], either[i]) for i, name in enumerate(names)}
+    means = {"f1_micro": F1(2 * both.sum(), either.sum()), "f1_macro": F1(2 * both, either), **each}
+    return {name: number(mean) for name, mean in means.items()}

@@ -17,7 +17,7 @@ from jtasks.data import mixture, pipeline
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, require, some
-from jtasks.metrics import TERM, Loss, Mean
+from jtasks.metrics import F1, TERM, Loss, Mean
 from jtasks.run import evaluate, evaluations, predict, records
 from jtasks.run.evaluations import Evaluation
 from jtasks.run.job import Job
@@ -203,7 +203,7 @@ def check_metrics(metrics: Any, function: str) -> None:
         require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {kind(mean)}, not a Mean", hint)
         for part, number in (("total", mean.total), ("count", mean.count)):
             text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
-            require(np.shape(number) == (), text, hint)
+            require(np.shape(number) == () or isinstance(mean, F1), text, hint)
     require(
         "loss" in metrics or any(isinstance(mean, Loss) for mean in metrics.values()),
         f"{function}'s metrics have no term of the loss; they are {', '.join(metrics) or 'none'}",

@@ -11,7 +11,7 @@ from jtasks.data import pipeline
 from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.faults import Fault, require
-from jtasks.metrics import Mean, weight
+from jtasks.metrics import merge, weight
 from jtasks.metrics import terms as loss_terms
 from jtasks.testing.result import Skip
 from jtasks.testing.subject import (
@@ -155,12 +155,8 @@ def evaluation_agrees(subject: Subject) -> str:
     results: dict[int, dict[str, float]] = {}
     for size in sorted({n, min(7, n), 1}, reverse=True):
         plan = BatchPlan(n, subject.config.seed, size, shuffle=False)
-        sums: dict[str, Mean] = {}
-        for index in range(-(-n // size)):
-            batch = subject.job.batch_at(examples, plan, index)
-            part = jax.device_get(subject.evaluate(subject.params, batch))
-            part = {k: Mean(np.float64(m.total), np.float64(m.count)) for k, m in part.items()}
-            sums = {k: sums[k].merge(m) for k, m in part.items()} if sums else part
+        batches = (subject.job.batch_at(examples, plan, index) for index in range(-(-n // size)))
+        sums = merge(jax.device_get(subject.evaluate(subject.params, batch)) for batch in batches)
         results[size] = {k: value(m) for k, m in sums.items()}
     for size, metrics in results.items():
         for metric, expected in results[n].items():
@@ -212,7 +208,7 @@ def _compare_parts(subject: Subject, whole: Measured, split: Measured, how: str)
         other = split[1][metric]
         if close(value(mean), value(other)):
             continue
-        a, b = (f"{float(m.total):.6g} / {float(m.count):.6g}" for m in (mean, other))
+        a, b = (f"{np.sum(m.total):.6g} / {np.sum(m.count):.6g}" for m in (mean, other))
         detail = f"{metric!r} is {value(mean):.6g} ({a}) for the whole batch, {value(other):.6g} ({b}) for {how}"
         if not close(mean.count, other.count):
             raise Fault(detail, f"its counts do not add up, so it is a mean of means: {SUMS}" + declare)

@@ -26,7 +26,7 @@ def padding_is_nothing(subject: Subject) -> str:
     assert reference is not None
     nothing = jax.device_get(subject.measure(subject.params, keep(subject.batch, np.zeros(b)), key(0)))[1]
     wrong = [
-        f"{k} {float(m.total)}/{float(m.count)}"
+        f"{k} {np.sum(m.total)}/{np.sum(m.count)}"
         for k, m in nothing.items()
         if not np.isfinite([m.total, m.count]).all()
     ]

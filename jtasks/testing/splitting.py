@@ -141,6 +141,6 @@ def _compare(whole: Metrics, other: Metrics, how: str, hint: str) -> None:
     names = sorted(whole.keys() ^ other.keys())
     require(not names, f"the metrics {', '.join(names)} exist only once {how}", hint)
     for metric, mean in whole.items():
-        a, b = (f"{value(m):.6g} ({float(m.total):.6g} / {float(m.count):.6g})" for m in (mean, other[metric]))
+        a, b = (f"{value(m):.6g} ({np.sum(m.total):.6g} / {np.sum(m.count):.6g})" for m in (mean, other[metric]))
         same = close(mean.total, other[metric].total, float(mean.count)) and close(mean.count, other[metric].count)
         require(same, f"{metric!r} is {a}, but {b} {how}", hint)

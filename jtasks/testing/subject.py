@@ -307,8 +307,9 @@ def close(a: Any, b: Any, scale: float = 0.0) -> bool:
 
 
 def value(mean: Mean) -> float:
-    """Return a mean as a number; 0 for an empty mean."""
-    return float(mean.total) / float(mean.count) if float(mean.count) else 0.0
+    """Return a mean as a number, of an F1 of several classes the mean over them; 0 for an empty mean."""
+    total, count = np.float64(mean.total), np.float64(mean.count)
+    return float(np.mean(np.where(count == 0, 0.0, total) / np.where(count == 0, 1.0, count)))
 
 
 def variables(task: ModuleType) -> dict[str, str]:

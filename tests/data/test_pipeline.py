@@ -1,6 +1,8 @@
 """Claims about jtasks.data.pipeline: batches are a pure function of (seed, step), however they are read."""
 
 import itertools
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
@@ -238,6 +240,12 @@ def test_prefetch_keeps_order_and_ends():
     assert list(pipeline.prefetch(iter(range(50)))) == list(range(50))
     assert list(pipeline.prefetch(iter([]))) == []
     assert not prefetchers()
+
+
+def test_batches_that_a_program_leaves_open_end_with_it_without_a_word():
+    program = "from jtasks.data.pipeline import prefetch; batches = prefetch(iter(range(9))); print(next(batches))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
 def test_prefetch_raises_what_the_source_raised_after_what_it_gave():

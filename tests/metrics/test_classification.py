@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 from sklearn import metrics as peer
 
+from jtasks import metrics as jtasks_metrics
 from jtasks.errors import ConfigError
 from jtasks.metrics import classification, multilabel, regression
 
@@ -112,3 +113,15 @@ def test_correlations_are_those_of_scipy():
     assert result["pearson"] == pytest.approx(stats.pearsonr(truth, truth + found).statistic)
     assert result["spearman"] == pytest.approx(stats.spearmanr(truth, truth + found).statistic)
     assert regression.scores(truth, np.ones(50)) == {"pearson": 0.0, "spearman": 0.0}
+
+
+def test_the_f1_of_classes_in_evaluation_is_that_of_the_scores_also_of_a_class_that_never_occurs():
+    logits, weights = np.where(np.arange(4) == 3, -1.0, LOGITS).astype(np.float32), jnp.ones(4)
+    batches = [slice(i, i + 4) for i in range(0, 12, 4)]
+    sums = [multilabel.f1_of_classes(logits[rows], jnp.asarray(HOT[rows]), weights, NAMES) for rows in batches]
+    scores = multilabel.scores(HOT, logits > 0, NAMES)
+    merged = jtasks_metrics.merge(sums)
+    assert {name: jtasks_metrics.number(mean) for name, mean in merged.items()} == pytest.approx(
+        {name: score for name, score in scores.items() if name != "f1_micro"}
+    )
+    assert scores["f1/d"] == 0
