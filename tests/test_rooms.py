@@ -17,6 +17,7 @@ FLOORS = (
     ("models", "interop", "environment"),
     ("tasks", "run"),
     ("testing", "sweep"),
+    ("modes",),
     ("cli",),
     ("__main__",),
 )
