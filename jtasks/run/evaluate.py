@@ -2,7 +2,7 @@
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,12 +10,13 @@ import numpy as np
 
 from jtasks import metrics
 from jtasks.config import Config
+from jtasks.console import warn
 from jtasks.data import mixture, pipeline
 from jtasks.data.lazy import Lazy
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError
 from jtasks.ranges import format_value
-from jtasks.run import display, evaluations, predict, records
+from jtasks.run import display, evaluations, nonfinite, predict, records
 from jtasks.run.activity import Watch, watch_nothing
 from jtasks.run.compile import Compiled
 from jtasks.run.job import Job
@@ -40,14 +41,19 @@ def program(job: Job, watch: Watch = watch_nothing) -> Compiled:
 
 
 def make(
-    job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing, step: Compiled | None = None
+    job: Job,
+    poll: Callable[[], None] = lambda: None,
+    watch: Watch = watch_nothing,
+    step: Compiled | None = None,
+    report: Callable[[str], None] = warn,
 ) -> Evaluate:
     """Return a function (params, examples, name) -> metrics that compiles once.
 
     Those of a mixture are the metrics of all examples, and of each source as `SOURCE/METRIC`.
 
     Between batches the function calls `poll`; `watch` shows its progress under the name. `step` is the job's
-    `program`, by default a new one.
+    `program`, by default a new one. `report` gets a text that names the metrics that are not finite, and the first
+    example with such a value.
     """
     step = program(job, watch) if step is None else step
 
@@ -62,17 +68,28 @@ def make(
     def add_up(params: Any, examples: pipeline.Examples, name: str) -> dict[str, metrics.Mean]:
         plan = job.plan(examples, shuffle=False)
         steps = range(plan.steps(1))
+
+        def measured() -> Iterator[dict[str, metrics.Mean]]:
+            pending: list[Any] = []
+            with watch(name, len(steps)) as update:
+                for at, batch in enumerate(job.batches(examples, plan, steps, poll)):
+                    poll()
+                    update(at)
+                    pending.append(step(params, batch))
+                    if len(pending) == AHEAD:
+                        yield from jax.device_get(pending)
+                        pending.clear()
+                yield from jax.device_get(pending)
+
         sums: dict[str, metrics.Mean] = {}
-        pending: list[Any] = []
-        with watch(name, len(steps)) as update:
-            for at, batch in enumerate(job.batches(examples, plan, steps, poll)):
-                poll()
-                update(at)
-                pending.append(step(params, batch))
-                if len(pending) == AHEAD:
-                    sums = metrics.merge([sums, *jax.device_get(pending)])
-                    pending.clear()
-            return metrics.merge([sums, *jax.device_get(pending)])
+        bad: int | None = None
+        for at, batch_sums in enumerate(measured()):
+            bad = at if bad is None and nonfinite.names(batch_sums) else bad
+            sums = metrics.merge([sums, batch_sums])
+        if bad is not None:
+            measure, batch = functools.partial(step, params), job.batch_at(examples, plan, bad)
+            report(f"{name}: {nonfinite.describe(sums, measure, examples, plan, bad, batch)}")
+        return sums
 
     return evaluate
 

@@ -31,7 +31,9 @@ class Evaluator:
         self.steps, self.log, self.end = setup.steps, setup.log, end
         self.evaluations = evaluations.of_splits(setup.job, setup.splits) | setup.evals
         self.program = functools.cache(lambda job: evaluate.program(job, setup.log.watch))
-        self.evaluate = functools.cache(lambda job: evaluate.make(job, poll, setup.log.watch, self.program(job)))
+        self.evaluate = functools.cache(
+            lambda job: evaluate.make(job, poll, setup.log.watch, self.program(job), setup.log.warn)
+        )
         self.predictors = functools.cache(lambda job: evaluate.predictors(job, poll, setup.log.watch))
         self.lr_factor = 1.0
 

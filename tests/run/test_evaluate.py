@@ -185,6 +185,28 @@ def test_evaluation_counts_beyond_what_float32_holds(scored):
     assert found == {"loss": right / n} and found["loss"] != np.float32(right) / np.float32(n)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [0, 5, 7, 18])
+def test_an_evaluation_that_is_not_finite_names_metric_and_first_example(scored, row, bad):
+    examples, found = {"x": np.ones(19, np.float32)}, []
+    examples["x"][[row, 18]] = bad
+    run = evaluate.make(scored(19, COUNTING, batch_size=8), report=found.append)
+    run({"w": np.float32(1)}, examples, "valid")
+    run({"w": np.float32(1)}, examples | {"id": np.arange(100, 119)}, "news")
+    assert found == [
+        f"valid: not finite: loss; the first such example is number {row}, counted from 0",
+        f"news: not finite: loss; the first such example is number {row}, counted from 0 (id {100 + row})",
+    ]
+
+
+def test_a_nan_that_a_mask_does_not_leave_out_has_the_examples_of_its_batch(scored):
+    mean, found = 'Mean.of(params["w"] * batch["x"], batch["mask"])', []
+    own = COUNTING.replace(mean, 'Mean(batch["x"] @ batch["mask"], 1.0)')
+    run = evaluate.make(scored(9, own, batch_size=4), report=found.append)
+    run({"w": np.float32(1)}, {"x": np.r_[np.ones(5), np.nan, 1, 1, 1].astype(np.float32)}, "valid")
+    assert found == ["valid: not finite: loss; first in the batch of the examples [4, 5, 6, 7], counted from 0"]
+
+
 def test_evaluation_compiles_once_for_all_splits(scored):
     text = SCORED.replace(
         "def eval_fn(params, batch, config):", "def eval_fn(params, batch, config):\n    TRACES.append(1);"
