@@ -17,7 +17,7 @@ from ml_collections.config_dict import FieldReference, RequiredValueError, place
 
 from jtasks import optim, ranges, shipped, task, variants
 from jtasks import overrides as overrides_
-from jtasks.distributed import sharding, shares
+from jtasks.distributed import sharding_rules, shares
 from jtasks.errors import ConfigError
 from jtasks.ranges import Field
 from jtasks.schema import FIELDS, GROUPS, STRICT
@@ -285,7 +285,7 @@ def _check(config: dict[str, Any], table: Mapping[str, Field]) -> None:
     _check_length(config)
     _check_batches(config)
     _check_adapter(config)
-    sharding.check_form(config["sharding"])
+    sharding_rules.check_form(config["sharding"])
     shares.check_form(config["shares"], config["accumulate"])
     variants.complete(config, table)
     _check_metrics(config)

@@ -96,7 +96,8 @@ class Adapter(Group):
     train: str = field("", "regex")  # of parameters trained whole, besides those that init_from lacks; "": none
 
 
-BATCH_AXES = ("data", "fsdp")  # of the mesh, over which a batch is sharded
+AXES = ("data", "fsdp", "tensor")  # of the mesh
+BATCH_AXES = ("data", "fsdp")  # over which a batch is sharded
 
 
 class Mesh(Group):

@@ -20,11 +20,11 @@ from jax.sharding import AxisType, Mesh
 
 from jtasks.config import Config
 from jtasks.console import format_si
-from jtasks.distributed import sharding
 from jtasks.environment import NO_CLOUD
 from jtasks.errors import ConfigError
 from jtasks.run import flops, hlo, plan, programs
 from jtasks.run.plan import Planned
+from jtasks.schema import AXES
 
 LARGEST = 8  # number of instructions that the table shows
 
@@ -238,7 +238,7 @@ def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
 
 def on_one_cpu(planned: Planned) -> Iterator[Any]:
     """Yield the step in its plain form and its arguments, of which `flops` counts all operations."""
-    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     config = planned.job.config
     job = planned.job._replace(mesh=mesh, config=Config(config.to_dict() | {"shares": None}))
     batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in planned.batch.items()}

@@ -18,13 +18,14 @@ from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, total
 from jtasks.run import evaluate, predict, step
 from jtasks.run.job import Job
+from jtasks.schema import AXES
 from jtasks.tree import leaf_name
 
 
 def mesh(data=1, fsdp=1, tensor=1):
     sizes = (data, fsdp, tensor)
     devices = np.array(jax.devices()[: np.prod(sizes)]).reshape(sizes)
-    return Mesh(devices, sharding.AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def array(*shape):
