@@ -4,7 +4,7 @@ The pickled form is not read, because a pickle is a program.
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -42,18 +42,24 @@ def read(root: pathlib.Path, split: str, mirrors: Sequence[str] = MIRRORS) -> di
             f"{pickled} is CIFAR-10's pickled form, which is not read; get {ARCHIVE} from {MIRRORS[0]} beside it"
         )
     path = path or files.fetch(ARCHIVE, HASH, mirrors, root / "cifar10", NAMES, folders)
-    parts = [parse(data, where) for where, data in read_batches(path, BATCHES[split]).items()]
-    planes = np.concatenate([pixels for pixels, _ in parts]).reshape(-1, 3, 32, 32)
-    label = np.concatenate([labels for _, labels in parts])
-    return {"image": np.ascontiguousarray(planes.transpose(0, 2, 3, 1)), "label": label}
+    names = BATCHES[split]
+    image, label = np.empty((RECORDS * len(names), 32 * 32, 3), np.uint8), np.empty(RECORDS * len(names), np.int32)
+    for number, (where, data) in enumerate(read_batches(path, names)):
+        rows = slice(number * RECORDS, (number + 1) * RECORDS)
+        pixels, label[rows] = parse(data, where)
+        planes = pixels.reshape(RECORDS, 3, 32 * 32)
+        for channel in range(3):  # a third of the time of one transposition
+            image[rows, :, channel] = planes[:, channel]
+    return {"image": image.reshape(-1, 32, 32, 3), "label": label}
 
 
-def read_batches(path: pathlib.Path, names: Sequence[str]) -> dict[str, bytes]:
-    """Read the named batches from a folder or the archive; returns bytes by path."""
+def read_batches(path: pathlib.Path, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield the path and the bytes of the named batches, from a folder one by one, or from the archive."""
     if path.is_dir():
-        return {str(path / name): files.read(path / name, LIMIT) for name in names}
-    members = files.read_members(path, [f"{FOLDER}/{name}" for name in names], LIMIT)
-    return {f"{path}: {name}": data for name, data in members.items()}
+        yield from ((str(path / name), files.read(path / name, LIMIT)) for name in names)
+    else:
+        members = files.read_members(path, [f"{FOLDER}/{name}" for name in names], LIMIT)
+        yield from ((f"{path}: {name}", data) for name, data in members.items())
 
 
 def parse(data: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
