@@ -3,11 +3,9 @@
 import contextlib
 import copy
 import functools
-import inspect
 import json
 import pathlib
 import re
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -15,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ml_collections
 from ml_collections.config_dict import FieldReference, RequiredValueError, placeholder
 
-from jtasks import optim, ranges, shipped, task, variants
+from jtasks import config_files, optim, ranges, task, variants
 from jtasks import overrides as overrides_
 from jtasks.distributed import sharding_rules, shares
 from jtasks.errors import ConfigError
@@ -51,7 +49,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     Raises:
       ConfigError: the file, the preset, a field or a value is wrong; the message names the nearest right one.
     """
-    config = freeze(_read(path), overrides, path)
+    config = freeze(config_files.read(path), overrides, path)
     if path.endswith(".json") and config.task.endswith(".py") and not pathlib.Path(config.task).is_file():
         raise ConfigError(f"{path} names the task {config.task}, which is not there: give --config.task=FILE.py")
     return config
@@ -113,65 +111,6 @@ def fields(config: Mapping[str, Any], prefix: str = "config") -> Iterator[tuple[
             yield from fields(value, f"{prefix}.{name}")
         else:
             yield f"{prefix}.{name}", value
-
-
-def _read(path: str) -> Any:
-    if path.endswith(".json"):
-        return _read_json(path)
-    name, _, preset = path.partition(":")
-    file = str(shipped.paths().get(name, name))
-    if pathlib.Path(file).is_dir():
-        raise ConfigError(f"{file} is a folder: give a config file, such as {file}/NAME.py")
-    if not pathlib.Path(file).is_file():
-        raise ConfigError(_absent_message(file))
-    module = task.load_file(file)
-    get_config = getattr(module, "get_config", None)
-    if get_config is None:
-        raise ConfigError(f"{file} has no get_config(): a config file defines it and returns a ConfigDict")
-    if preset and not inspect.signature(get_config).parameters:
-        raise ConfigError(f"{file} has no presets: get_config takes no argument, but {preset!r} was asked for")
-    try:
-        config = get_config(preset) if preset else get_config()
-    except (Exception, SystemExit) as error:
-        named = f" for preset {preset!r}" if preset else ""
-        message = f"{file}: get_config failed{named}: {type(error).__name__}: {error}"
-        raise ConfigError(message + (_presets_message(error) if preset else "")) from error
-    if not isinstance(config, ml_collections.ConfigDict):
-        raise ConfigError(f"{file}: get_config must return a ml_collections.ConfigDict, not {type(config).__name__}")
-    return config
-
-
-def _absent_message(file: str) -> str:
-    """Return the message for a config that does not exist."""
-    path = pathlib.Path(file)
-    if file == path.stem:
-        return (
-            f"no config {file!r}: give FILE.py or a shipped config, nearest first: {', '.join(shipped.nearest(file))}"
-        )
-    here = sorted(str(p) for p in pathlib.Path("configs").glob("*.py"))
-    hint = ranges.did_you_mean(file, here) or ranges.did_you_mean(path.stem, shipped.paths(), "--config=")
-    return f"no config file {file}{hint}"
-
-
-def _presets_message(error: BaseException) -> str:
-    """Return a list of the PRESETS of the config file that raised the error, for its message; "" if there are none."""
-    there = [
-        frame.f_globals["PRESETS"]
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if "PRESETS" in frame.f_globals
-    ]
-    return f"; the presets are {', '.join(map(str, there[-1]))}" if there else ""
-
-
-def _read_json(file: str) -> dict[str, Any]:
-    """Read a run's own config.json."""
-    try:
-        config = json.loads(pathlib.Path(file).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} cannot be read ({error}): give --config=FILE.py") from error
-    if not isinstance(config, dict) or not config:
-        raise ConfigError(f"{file} is no config (no JSON object with fields): give --config=FILE.py")
-    return config
 
 
 def _optimizer(config: ml_collections.ConfigDict, overrides: Sequence[str]) -> str:

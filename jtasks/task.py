@@ -64,18 +64,17 @@ batches by length cut shorter; if examples have several lengths, it has a tuple 
 `HF_ARCHITECTURE` is the transformers class of the model, or a tuple of classes, for `--mode=export`.
 """
 
-import hashlib
 import importlib
 import importlib.util
 import inspect
 import pathlib
-import sys
 from collections.abc import Callable, Collection, Mapping
 from types import ModuleType
 from typing import Any, Protocol
 
 import jax
 
+from jtasks import python_files
 from jtasks.errors import ConfigError
 from jtasks.metrics import TERM, Mean
 from jtasks.ranges import Field, did_you_mean, format_value
@@ -197,7 +196,7 @@ def load(name: str) -> ModuleType:
       ConfigError: there is no such module or file, its import fails, a required function is missing, or a
         function takes other arguments than in the contract.
     """
-    module = load_file(name) if name.endswith(".py") else _import(name)
+    module = python_files.load(name) if name.endswith(".py") else _import(name)
     validate(module, name)
     return module
 
@@ -267,35 +266,6 @@ def exists(name: str) -> bool:
         return False
 
 
-def load_file(path: str) -> ModuleType:
-    """Execute a .py file as a module; a process executes each file once."""
-    file = pathlib.Path(path).resolve()
-    if not file.is_file():
-        raise ConfigError(f"no such file: {file}")
-    name = f"{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    import cloudpickle
-
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise ConfigError(f"{path} is not Python: a config or a task is a .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # before execution, like the import system: dataclasses and pickle look the module up
-    cloudpickle.register_pickle_by_value(module)  # grain's workers cannot import the module by this name
-    parent = str(file.parent.parent)
-    sys.path.insert(0, parent)  # a config may build on its neighbors: from configs import igpt_cifar
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        cloudpickle.unregister_pickle_by_value(module)
-        del sys.modules[name]
-        raise ConfigError(f"{_error_place(error, file)}: {type(error).__name__}: {error}") from error
-    finally:
-        sys.path.remove(parent)
-    return module
-
-
 def _import(name: str) -> ModuleType:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ConfigError(f"config.task={name!r} is neither a dotted module name nor the path of a .py file")
@@ -310,15 +280,6 @@ def _import(name: str) -> ModuleType:
         raise ConfigError(f"no task module {name!r}{hint} or give the path of a .py file") from error
     except (Exception, SystemExit) as error:
         raise ConfigError(f"task {name!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _error_place(error: BaseException, file: pathlib.Path) -> str:
-    """Return the file and, if the error has one, the line at fault."""
-    if isinstance(error, SyntaxError) and error.filename:
-        return f"{error.filename}, line {error.lineno}"
-    frames = inspect.getinnerframes(error.__traceback__) if error.__traceback__ else []
-    lines = [frame.lineno for frame in frames if frame.filename == str(file)]
-    return f"{file}, line {lines[-1]}" if lines else str(file)
 
 
 def validate(module: ModuleType, name: str) -> None:

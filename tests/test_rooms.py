@@ -7,11 +7,12 @@ ROOT = pathlib.Path(__file__).resolve().parents[1] / "jtasks"
 # The rooms from the ground up; a module may import from its own floor and from those below it.
 FLOORS = (
     ("errors", "tree", "shipped"),
-    ("writing", "ranges", "console"),
+    ("writing", "ranges", "console", "python_files"),
     ("storage", "overrides", "flags", "ops", "schema", "variants"),
     ("metrics", "optim"),
     ("task",),
     ("faults", "distributed"),
+    ("config_files",),
     ("config",),
     ("data",),
     ("models", "interop", "environment"),

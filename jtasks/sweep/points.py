@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jtasks import config as configs
-from jtasks import task
+from jtasks import python_files
 from jtasks.config import Config
 from jtasks.errors import ConfigError
 from jtasks.ranges import format_value
@@ -72,7 +72,7 @@ def read(path: str, config: Config) -> list[Point] | Search:
     Raises:
       ConfigError: the file has neither or both, or the function fails or gives something else.
     """
-    module = task.load_file(path)
+    module = python_files.load(path)
     functions = [name for name in ("sweep", "search") if callable(getattr(module, name, None))]
     if len(functions) != 1:
         raise ConfigError(f"{path} must have one function sweep(config) or search(config), not {len(functions)}")

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from jtasks import cli, task
+from jtasks import cli, python_files
 from jtasks import config as configs
 from jtasks.errors import ConfigError
 from jtasks.run import checkpoint_files
@@ -361,6 +361,6 @@ def test_a_split_is_read_and_recorded_when_it_is_first_evaluated_and_compared_fr
     assert reads[0] == reads[1]  # a batch of each is tried before step 1
     assert reads[2][0] > reads[0][0] and reads[2][1] == reads[0][1]
     assert recorded_splits(tmp_path / "run") == {"train", "valid", "test"}
-    monkeypatch.setattr(task.load_file(path), "OFFSET", 1.0)
+    monkeypatch.setattr(python_files.load(path), "OFFSET", 1.0)
     with pytest.raises(ConfigError, match=r"(?s)valid: examples differ.*test: examples differ"):
         train(configs.load(path, ["--config.steps=8"]), tmp_path / "run")

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jtasks import ranges, task
+from jtasks import python_files, ranges
 from jtasks.config import Config
 from jtasks.errors import ConfigError
 
@@ -62,7 +62,7 @@ def _find(name: str) -> Logger:
     try:
         with _hidden(UNNEEDED.get(name, ())):
             importlib.import_module(SHIPPED.get(name, "jtasks"))
-        module = task.load_file(place) if place.endswith(".py") else importlib.import_module(place)
+        module = python_files.load(place) if place.endswith(".py") else importlib.import_module(place)
     except ConfigError:
         raise
     except ImportError as error:
