@@ -14,6 +14,6 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config = igpt_cifar_classify.get_config(preset)
     config.steps, config.batch_size = 5_000, 128
     config.generation = 0.0
-    config.model.layer = config.model.depth // 2
+    config.model.layer = (config.model.depth or 24) // 2  # an ImageGPT of transformers has at least 24 layers
     config.optim = dict(name="adamw", lr=1e-2, schedule="cosine", warmup=0.02, freeze="^(?!classifier)")
     return config

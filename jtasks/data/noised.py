@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jtasks.config import Config
-from jtasks.data import text, tokenizers, tokens
-from jtasks.errors import ConfigError, DataError
+from jtasks.data import stand_ins, text, tokenizers, tokens
+from jtasks.errors import DataError
 from jtasks.ops import infilling
 from jtasks.ranges import Field
 
@@ -25,6 +25,7 @@ FIELDS = {
 SPLITS = ("train", "valid", "test")
 SENTINEL, SENTINELS = "<extra_id_{}>", 100  # T5's names, and how many it has
 MASKS = ("<mask>", "[MASK]")
+DOCUMENTS = 8  # in a row, of a plan without data
 
 
 def texts(config: Config) -> tokenizers.Corpus:
@@ -87,15 +88,11 @@ def model_args(config: Config, tokenizer: "Tokenizer") -> dict[str, Any]:
 
 
 def made_example(config: Config, tokenizer: "Tokenizer") -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return `model_args` and a row of `read`, from the config alone: a row has config.model.documents.
-
-    Raises:
-      ConfigError: config.model.documents is not set.
-    """
-    if config.model.documents is None and config.data.packed:
-        raise ConfigError("the text has the documents: set config.model.documents, the largest number in a row")
+    """Return `model_args` and a row of `read`, from the config alone: a row has config.model.documents."""
     values = model_args(Config(config.to_dict() | {"data": config.data.to_dict() | {"packed": False}}), tokenizer)
     documents = config.model.documents or 1
+    if config.model.documents is None and config.data.packed:
+        documents = stand_ins.assumed("documents", DOCUMENTS, "the text has the number of documents in a row")
     values |= {"documents": documents, "max_length": max(infilling.lengths(config, documents))}
     kind = tokens.token_dtype(tokenizers.size(tokenizer))
     return values, {"tokens": np.zeros(config.data.length, kind), "skip": np.array(0, np.int32)}

@@ -1,6 +1,7 @@
 """What stands in for data that a plan does without: shapes of pictures, numbers of classes, a made tokenizer.
 
-Each comes from the config alone, and is an error that names the field to set where the config does not tell it.
+Each comes from the config alone. A number that only the data has is assumed, with a warning that names the field to
+set; only the size of pictures is not assumed, since most of the cost depends on it.
 """
 
 import hashlib
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jtasks.config import Config
+from jtasks.console import warn
 from jtasks.data import files, tokenizer_files, tokenizers
 from jtasks.data.images import FORMS, class_names, form
 from jtasks.errors import ConfigError, DataError
@@ -17,8 +19,16 @@ from jtasks.ops import problems
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+CLASSES, CHARACTERS = 10, 100  # assumed
+BERT, GPT2 = 30_522, 50_257  # sizes of published vocabularies, assumed
 SENTINELS = 128  # <extra_id_N> of a made tokenizer
 SPECIAL = (*tokenizer_files.BERT, tokenizers.END, "<|startoftext|>", "<s>", "</s>", "<pad>", "<unk>", "<mask>", ".")
+
+
+def assumed(field: str, number: int, why: str) -> int:
+    """Return `number` for a field of config.model that only the data tells, and say so."""
+    warn(f"a plan without data: {why}, so it assumes config.model.{field}={number}; set the field if you know it")
+    return number
 
 
 def image(config: Config) -> np.ndarray:
@@ -32,14 +42,14 @@ def image(config: Config) -> np.ndarray:
 
 
 def classes(config: Config, field: str = "classes") -> int:
-    """Return config.model's number of classes, or as many as config.data.labels or a known data set has."""
+    """Return config.model's number of classes, as many as config.data.labels or a known data set has, or 10."""
     if config.model.get(field) is not None:
         return config.model[field]
     if config.data.labels:
         return len(config.data.labels)
     if config.data.get("name") in FORMS:
         return len(class_names(config.data.name, folder=config.data.dir))
-    raise ConfigError(f"the data has the classes: set config.model.{field}, their number, or config.data.labels")
+    return assumed(field, CLASSES, "the data has the classes")
 
 
 def target_classes(config: Config) -> int:
@@ -76,10 +86,8 @@ def text(length: int, *names: str) -> dict[str, np.ndarray]:
 def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") -> str:
     """Return the tokenizer that config.data names, or the file of a made one with the number of tokens of a run's.
 
-    That number is the one in config.model, or the one that the run would train.
-
-    Raises:
-      ConfigError: the size is not known: the tokenizer's file is absent, or its size depends on the text.
+    That number is the one in config.model, or the one that the run would train. It is assumed if the file is absent or
+    the tokens depend on the text.
     """
     spec, given = config.data[field], config.model.get(vocab)
     kind, _, size = spec.partition(":")
@@ -88,11 +96,12 @@ def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") ->
     if given or (kind in ("wordpiece", "bpe") and size.isdecimal()):
         return _made(given or int(size))
     if spec == "characters":
-        raise ConfigError(f"the text has the characters: set config.model.{vocab}, their number")
+        return _made(assumed(vocab, CHARACTERS, "the text has the characters"))
     try:
         tokenizers.load(spec, folder=files.data_folder(config.data.dir))
-    except (ConfigError, DataError) as error:
-        raise ConfigError(f"{error}\n  or for a plan: set config.model.{vocab}, the number of its tokens") from error
+    except (ConfigError, DataError):
+        size = BERT if spec.endswith("vocab.txt") else GPT2
+        return _made(assumed(vocab, size, f"there is no tokenizer config.data.{field}={spec!r}"))
     return spec
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from jtasks import ranges
 from jtasks.config import Config
+from jtasks.errors import ConfigError
 from jtasks.models.bert import BERT
 from jtasks.models.blip import BLIP
 from jtasks.models.cache import reorder_branches
@@ -82,6 +83,10 @@ def build(kind: type, config: Config, **others: Any) -> Any:
     """Return the backbone that config.model describes, with config.precision; the task sets `others`."""
     model = config.model
     given = {field.name: model[field.name] for field in _own(kind) if model.get(field.name) is not None}
+    needed = (field.name for field in _own(kind) if field.default is field.default_factory is dataclasses.MISSING)
+    if unset := [name for name in needed if name not in given | others]:
+        names = ", ".join(f"config.model.{name}" for name in unset)
+        raise ConfigError(f"not set: {names}; give them, or --config.init_from=hf:FOLDER, which has them")
     return kind(**given | others, dtype=precision.computation(config.precision))
 
 

@@ -13,6 +13,7 @@ _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (\(.*?\)|\S+) ([\w-]+)\(
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.-]+) (?:\(.*)?\{$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d\w*)\[([\d,]*)\]")
 _RUN = r"(?:to_apply|(?:true|false)_computation|branch_computations|called_computations)=\{?([^,}]+(?:, ?%[^,}]+)*)"
+UNKNOWN = 2**63 - 1  # cycles, says the TPU compiler of what it does not estimate
 KERNEL = 'custom_call_target="tpu_custom_call"'
 
 
@@ -29,7 +30,7 @@ class Instruction(NamedTuple):
     def cycles(self) -> int:
         """The TPU compiler's estimate; 0 where it has none, as for kernels and collectives."""
         estimate = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(estimate[1]) if estimate else 0
+        return int(estimate[1]) if estimate and int(estimate[1]) != UNKNOWN else 0
 
     @property
     def scope(self) -> str:

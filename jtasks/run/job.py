@@ -286,7 +286,8 @@ def fill(
             model[last] = field.default if model.get(last) is None else model[last]
             ranges.check(f"config.{name}", model[last], field)
     if unset := [name for name in ("width", "depth", "heads") if name in model and model[name] is None]:
-        raise ConfigError(f"config.model.{unset[0]} is not set: give it, or --config.init_from=hf:FOLDER, which has it")
+        names = ", ".join(f"config.model.{name}" for name in unset)
+        raise ConfigError(f"not set: {names}; give them, or --config.init_from=hf:FOLDER, which has them")
     return Config(config.to_dict() | {"model": model}) if model != config.model.to_dict() else config
 
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from jtasks import models, storage
 from jtasks.config import Config
-from jtasks.data import dialogues, tokenizers, unlabeled
+from jtasks.data import dialogues, stand_ins, tokenizers, unlabeled
 from jtasks.data.features import Features
 from jtasks.data.files import data_folder
-from jtasks.errors import ConfigError, DataError
+from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, total
 from jtasks.ops import decode
 from jtasks.ranges import Field
@@ -27,6 +27,7 @@ from jtasks.ranges import Field
 Batch = dict[str, jax.Array]
 
 SEQUENCE_KEYS = ("context", "kinds")  # what config.batch_tokens may cut
+FEATURES = 2048  # width of each of a video's features in a plan without data
 
 
 def defaults() -> dict[str, Any]:
@@ -140,7 +141,7 @@ def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     data, width = config.data, config.model.features or 0
     if data.features and not width:
-        raise ConfigError("the data has the features of videos: set config.model.features, their width side by side")
+        width = stand_ins.assumed("features", FEATURES * len(data.features), "the videos have their features' width")
     frames, context, length = data.frames if data.features else 0, data.max_context_tokens, data.max_answer_tokens
     values = {"max_length": frames + context + max(length, config.beam.max_len), "features": width}
     return values | {"end": _mark(config)}, {

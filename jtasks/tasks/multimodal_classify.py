@@ -106,8 +106,7 @@ def model_args(config: Config) -> dict[str, Any]:
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     shape, length, count = stand_ins.shape(config), config.data.length, config.model.pictures
-    if count is None:
-        raise ConfigError("the data has one or two pictures an example: set config.model.pictures")
+    count = count or stand_ins.assumed("pictures", 2, "the data has one or two pictures an example")
     sizes = {"max_length": length, "classes": stand_ins.classes(config), "pictures": count, "shape": shape}
     example = {"image": np.zeros((count, *shape, 3), np.uint8), **stand_ins.text(length, "segment_ids")}
     return sizes | stand_ins.pixels(config), example | {"label": np.array(0, np.int32)}

@@ -72,9 +72,16 @@ def test_the_work_that_the_tpu_compiler_estimates_counts_as_often_as_its_loop_tu
     done = tpu.work(program, tpu.Chip(hbm=1, clock=1000, link=1))
     assert done.seconds == {"products": 4.2, "copies and transpositions": 0.3, "sums": 0.03}
     assert (done.kernels, done.kernel_flops) == ({"attend": 6}, None)
-    said = TPU.read_text().replace('op_name="jit(step)/pallas_call"}', 'x="y"}, {"cost_estimate":{"flops":"80"}}')
-    assert tpu.work(hlo.parse(said), tpu.Chip(hbm=1, clock=1000, link=1)).kernel_flops == 6 * 80
     assert done.largest[0] == (4.2, "fusion f32[8] jit(step)/dot_general")
+    cost = '{"cost_estimate":{"bytes_accessed":"9","flops":"80"}}'
+    said = TPU.read_text().replace('op_name="jit(step)/pallas_call"}', f'x="y"}}, {cost}')
+    assert tpu.work(hlo.parse(said), tpu.Chip(hbm=1, clock=1000, link=1)).kernel_flops == 6 * 80
+
+
+def test_what_the_compiler_does_not_estimate_takes_no_cycles():
+    known, unknown = (f'backend_config={{"estimated_cycles":"{cycles}"}}' for cycles in (1826, 2**63 - 1))
+    assert hlo.Instruction("gather", "f32[8]", "fusion", "", known).cycles == 1826
+    assert hlo.Instruction("gather", "f32[8]", "fusion", "", unknown).cycles == 0
 
 
 def test_an_asynchronous_collective_of_the_tpu_compiler_counts_once_for_all_of_its_pieces():

@@ -106,16 +106,39 @@ def test_a_plan_needs_no_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("config", "assumed"),
     [
-        ("shakespeare_char", "set config.model.vocab, their number"),
-        ("wnut17:scratch", "set config.model.labels, their number, or config.data.labels"),
-        ("sst2:base", "or for a plan: set config.model.vocab, the number of its tokens"),
-        ("infill_text", "set config.model.documents, the largest number in a row"),
-        ("multimodal_classify", "set config.model.pictures"),
+        ("shakespeare_char", ["vocab=100"]),
+        ("wnut17:scratch", ["labels=10"]),
+        ("squad:small --config.data.tokenizer=vocab.txt", ["vocab=30522"]),
+        ("infill_text", ["documents=8"]),
+        ("multimodal_classify", ["pictures=2", "classes=10"]),
+        ("avsd:small --config.data.features=i3d,vggish", ["features=4096"]),
     ],
 )
-def test_a_plan_without_data_says_what_it_cannot_know(config, message, tmp_path):
+def test_a_plan_without_data_assumes_what_only_the_data_has_and_says_so(config, assumed, tmp_path, capsys):
+    name, *flags = config.split()
+    model = plan.abstract(configs.load(name, [*flags, f"--config.data.dir={tmp_path}"])).job.config.model
+    said = capsys.readouterr().err
+    for each in assumed:
+        field, _, value = each.partition("=")
+        assert model[field] == int(value)
+        assert f"it assumes config.model.{each}; set the field if you know it" in said
+    assert said.count("WARNING") == len(assumed)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("vit_cifar:hf", "not set: config.model.width, config.model.depth, config.model.heads; give them"),
+        (
+            "blip_retrieval:coco",
+            "not set: config.model.image_width, .* config.model.text_heads; give them, or",
+        ),
+        ("clip_captions:clip", "set config.data.size"),
+    ],
+)
+def test_a_plan_of_a_model_in_a_folder_says_which_sizes_it_needs(config, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         plan.abstract(configs.load(config, [f"--config.data.dir={tmp_path}"]))
 

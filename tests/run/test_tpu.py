@@ -81,6 +81,13 @@ def test_the_front_door_plans_with_the_compiler_of_a_tpu(tmp_path):
     assert "kernels, assumed" in errors and "at 40% of the peak" in errors
 
 
+def test_a_step_that_looks_up_embeddings_on_sparse_cores_can_be_read(tmp_path):
+    flags = ["--config=squad:small", f"--config.data.dir={tmp_path}", "--config.model.depth=1", "--mode=plan"]
+    result, errors = run(*flags, "--topology=v5p:2x2x1", f"--output={tmp_path}/step.hlo")
+    assert 'async_execution_thread="sparsecore"' in (tmp_path / "step.hlo").read_text()
+    assert 0 < result["mfu"] < 1 and "error" not in errors
+
+
 def test_a_step_convolves_as_the_mesh_s_platform_does(devices):
     config = configs.load("mnist", ["--config.data.name=digits", "--config.batch_size=8"])
     found = [lowered(config, chips, data=len(chips)).as_text() for chips in (devices, devices[:1])]
