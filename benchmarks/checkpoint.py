@@ -43,7 +43,7 @@ def main() -> None:
     if flags.turn:
         print(json.dumps(turn(*flags.turn, flags.gigabytes, flags.folder)))
         return
-    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    results: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(flags.rounds):
         for side in SIDES:
             with tempfile.TemporaryDirectory(dir=flags.folder) as folder:
@@ -52,10 +52,10 @@ def main() -> None:
                         drop(pathlib.Path(folder))
                     command = [sys.executable, __file__, f"--gigabytes={flags.gigabytes}", f"--folder={folder}"]
                     output = subprocess.run([*command, "--turn", action, side], check=True, stdout=subprocess.PIPE)
-                    found.setdefault((action, side), []).append(json.loads(output.stdout))
+                    results.setdefault((action, side), []).append(json.loads(output.stdout))
     for action in ("save", "restore"):
         case: dict[str, object] = {"case": f"{action} {flags.gigabytes:g} GB", "cold": flags.cold}
-        plain, ours = (found[action, side] for side in SIDES)
+        plain, ours = (results[action, side] for side in SIDES)
         for side, turns in (("plain", plain), ("ours", ours)):
             seconds = statistics.median(t["seconds"] for t in turns)
             case |= {f"{side}_s": round(seconds, 2), f"{side}_gb_per_s": round(flags.gigabytes / seconds, 3)}

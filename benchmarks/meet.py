@@ -20,9 +20,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processes", type=int, default=512)
     count = parser.parse_args().processes
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
     socket.getaddrinfo("127.0.0.1", 80)  # imports the encoding of names
     (begin, begun), (tell_up, up), (tell_met, met) = ((w, r) for r, w in (os.pipe() for _ in range(3)))
     started = time.perf_counter()

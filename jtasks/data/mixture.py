@@ -199,10 +199,10 @@ def over_sources(module: ModuleType) -> ModuleType:
     """
 
     def dataset(split: str, config: Config) -> Any:
-        found = {name: _examples(module, split, own, name) for name, own in variants.sources(config).items()}
-        if split == "train" and (missing := [name for name, examples in found.items() if examples is None]):
+        splits = {name: _examples(module, split, own, name) for name, own in variants.sources(config).items()}
+        if split == "train" and (missing := [name for name, examples in splits.items() if examples is None]):
             raise DataError(f"config.data.sources.{missing[0]} has no train split")
-        there = {name: examples for name, examples in found.items() if examples is not None}
+        there = {name: examples for name, examples in splits.items() if examples is not None}
         return join(there, arrays=not hasattr(module, "collate_fn")) if there else None
 
     def prepare(config: Config) -> None:
@@ -213,12 +213,12 @@ def over_sources(module: ModuleType) -> ModuleType:
         return _merge_args({name: module.model_args(own) for name, own in variants.sources(config).items()})
 
     def own_assets(config: Config) -> Any:
-        found = {name: module.assets(own) for name, own in variants.sources(config).items()}
-        first, *others = found.items()
-        for name, files in others:
-            if files != first[1]:
-                raise ConfigError(f"the sources {first[0]} and {name} of config.data.sources have unlike assets()")
-        return first[1]
+        assets = {name: module.assets(own) for name, own in variants.sources(config).items()}
+        (first, files), *others = assets.items()
+        for name, other in others:
+            if other != files:
+                raise ConfigError(f"the sources {first} and {name} of config.data.sources have unlike assets()")
+        return files
 
     mixed = types.ModuleType(module.__name__, module.__doc__)
     functions: dict[str, Callable[..., Any]] = {
@@ -290,11 +290,11 @@ def _entries(parts: Mapping[str, Any]) -> list[str]:
     return list(known)
 
 
-def _merge_args(found: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_args(args: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of model_args for all sources: the largest count, and otherwise what all agree on."""
     merged: dict[str, Any] = {}
     origin: dict[str, str] = {}
-    for source, values in found.items():
+    for source, values in args.items():
         if not isinstance(values, Mapping):
             return values
         for name, value in values.items():

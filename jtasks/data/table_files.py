@@ -93,7 +93,7 @@ def expand(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]
                 parts.insert(0, root.name)
                 root = root.parent
             inside = glob.glob("/".join(parts), root_dir=root, recursive=True) if parts else [""]
-            paths |= {root / found for found in inside if (root / found).is_file()}
+            paths |= {root / name for name in inside if (root / name).is_file()}
         if paths:
             return sorted(paths)
     raise ConfigError(f"no file fits {pattern!r} ({field})\n  looked in: {pathlib.Path().absolute()}, {folder}")

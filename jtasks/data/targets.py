@@ -34,12 +34,12 @@ def of(config: Mapping[str, Any]) -> Target:
     return Target(problems.of(config), data.get("label", ""), tuple(map(str, data.get("labels", ()))))
 
 
-def class_names(given: Sequence[Any], found: Sequence[Any], problem: str, column: str) -> tuple[str, ...]:
-    """Return the names of the classes in order: `given` (config.data.labels), or those `found`, sorted.
+def class_names(given: Sequence[Any], labels: Sequence[Any], problem: str, column: str) -> tuple[str, ...]:
+    """Return the names of the classes in order: `given` (config.data.labels), or the training rows', sorted.
 
     Args:
       given: names by the config; (): none.
-      found: the labels of the training rows.
+      labels: the labels of the training rows.
       problem: one of PROBLEMS; a regression has the one name of its column.
       column: config.data.label.
 
@@ -50,17 +50,17 @@ def class_names(given: Sequence[Any], found: Sequence[Any], problem: str, column
         return (column,)
     if given:
         return tuple(values.label(name, "config.data.labels") for name in given)
-    names = {name for row in found for name in (row if problem == MULTI else [row])}
+    names = {name for row in labels for name in (row if problem == MULTI else [row])}
     if len(names) < (1 if problem == MULTI else 2):
         raise ConfigError(f"config.data.label={column!r} has the values {sorted(names)}: no two classes")
     return tuple(sorted(names, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))
 
 
-def table(found: Sequence[str], target: Target, where: str) -> np.ndarray:
-    """Return the label of a picture of each class `found` in the data: int32 [n], uint8 [n, classes] or float32 [n].
+def table(classes: Sequence[str], target: Target, where: str) -> np.ndarray:
+    """Return the label of a picture of each class of the data: int32 [n], uint8 [n, classes] or float32 [n].
 
     Args:
-      found: the data's names of its classes, in their order.
+      classes: the data's names of its classes, in their order.
       target: its names, if any, are those of the data in another order, perhaps with more; or new names in the order
         of the data's. For a regression, the name of a class is a number.
       where: name of the data, for messages.
@@ -70,26 +70,26 @@ def table(found: Sequence[str], target: Target, where: str) -> np.ndarray:
     """
     if target.problem == NUMBER:
         try:
-            return np.array([values.number(name, f"the class {name!r} of {where}") for name in found], np.float32)
+            return np.array([values.number(name, f"the class {name!r} of {where}") for name in classes], np.float32)
         except DataError as error:
             raise ConfigError(
                 f"config.problem=regression: {error}; the names of its classes are no numbers: choose a column of"
                 " numbers with config.data.label, or another config.problem"
             ) from error
-    numbers = np.arange(len(found), dtype=np.int32)
-    if target.names and set(found) & set(target.names):
-        if lacking := [name for name in found if name not in target.names]:
+    numbers = np.arange(len(classes), dtype=np.int32)
+    if target.names and set(classes) & set(target.names):
+        if lacking := [name for name in classes if name not in target.names]:
             raise ConfigError(
                 f"config.data.labels={target.names} lacks the class {lacking[0]!r} of {where}, which has"
-                f" {', '.join(found[:20])}"
+                f" {', '.join(classes[:20])}"
             )
-        numbers = np.array([target.names.index(name) for name in found], np.int32)
-    elif target.names and len(target.names) != len(found):
+        numbers = np.array([target.names.index(name) for name in classes], np.int32)
+    elif target.names and len(target.names) != len(classes):
         raise ConfigError(
-            f"config.data.labels names {len(target.names)} classes, but {where} has {len(found)}:"
-            f" {', '.join(found[:20])}"
+            f"config.data.labels names {len(target.names)} classes, but {where} has {len(classes)}:"
+            f" {', '.join(classes[:20])}"
         )
-    return np.eye(len(target.names or found), dtype=np.uint8)[numbers] if target.problem == MULTI else numbers
+    return np.eye(len(target.names or classes), dtype=np.uint8)[numbers] if target.problem == MULTI else numbers
 
 
 def transformers_name(problem: str) -> str:

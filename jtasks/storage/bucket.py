@@ -69,8 +69,8 @@ def listing(url: str, patience: float | None = None) -> dict[str, Object]:
         return files.find(path, detail=True)
 
     path = _path(url)
-    found = _patiently(url, entries, absent={}, patience=patience)
-    names = {str(name).removeprefix(path): info for name, info in found.items() if info["type"] == "file"}
+    below = _patiently(url, entries, absent={}, patience=patience)
+    names = {str(name).removeprefix(path): info for name, info in below.items() if info["type"] == "file"}
     objects = {name.removeprefix("/"): _object(info) for name, info in names.items() if name[:1] in ("", "/")}
     return {name: object_ for name, object_ in objects.items() if not name or is_below(name)}
 

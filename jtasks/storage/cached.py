@@ -51,8 +51,8 @@ def match_folders(pattern: str, file: str) -> list[str]:
     url, names = bucket.split_pattern(pattern)
     if not names:
         return [url]
-    found = [name for name in bucket.listing(url) if bucket.fits(name, f"{names}/{file}")]
-    return sorted(f"{url}/{name.removesuffix(f'/{file}')}" for name in found)
+    items = [item for item in bucket.listing(url) if bucket.fits(item, f"{names}/{file}")]
+    return sorted(f"{url}/{item.removesuffix(f'/{file}')}" for item in items)
 
 
 @functools.cache
@@ -62,27 +62,27 @@ def _download(url: str, pattern: str = "") -> pathlib.Path:
     root = cache_folder() / "buckets"
     path = root / scheme / name
     copies.name(root / scheme, f"{scheme}://", below=True)
-    found = bucket.listing(url)
+    objects = bucket.listing(url)
     if pattern:
-        found = {item: object_ for item, object_ in found.items() if bucket.fits(item, pattern)}
-    elif any(item.startswith("checkpoints/") for item in found):
+        objects = {item: object_ for item, object_ in objects.items() if bucket.fits(item, pattern)}
+    elif any(item.startswith("checkpoints/") for item in objects):
         return copies.open_copy(url)  # a run, whose tokenizer or parameters are wanted: not all its checkpoints
-    if "" in found:  # an object; below its name there may be others
-        found = {"": found[""]}
+    if "" in objects:  # an object; below its name there may be others
+        objects = {"": objects[""]}
     digest = hashlib.blake2b(repr((name, pattern)).encode(), digest_size=16).hexdigest()
     with _index(root / scheme / ".versions" / f"{digest}.json") as known:
         stale = [
-            item for item, object_ in found.items() if known.get(item) != [*object_] or not (path / item).is_file()
+            item for item, object_ in objects.items() if known.get(item) != [*object_] or not (path / item).is_file()
         ]
-        if size := sum(found[item].size for item in stale):
+        if size := sum(objects[item].size for item in stale):
             _tell(f"downloading {len(stale):,} files, {size / 1e6:,.1f} MB, from {url}")
-        for item in {*known} - {*found}:
+        for item in {*known} - {*objects}:
             (path / item).unlink(missing_ok=True)
             del known[item]
         for item, _ in zip(
             stale, bucket.each(functools.partial(_fetch, url, path), ((i,) for i in stale)), strict=True
         ):
-            known[item] = [*found[item]]
+            known[item] = [*objects[item]]
     return path
 
 

@@ -55,10 +55,10 @@ class Copy:
             objects = bucket.listing(self.url, patience)
             if "" in objects and len(objects) == 1:
                 raise ConfigError(f"--workdir={self.url} is a file: give a folder, which need not exist yet")
-            wanted = {name: found for name, found in objects.items() if name and _is_pulled(name)}
+            wanted = {name: object_ for name, object_ in objects.items() if name and _is_pulled(name)}
             for name in [name for name in self._known if name not in wanted and not _WRITTEN.fullmatch(name)]:
                 self._drop(name)
-            stale = [name for name, found in wanted.items() if not self._has(name, found)]
+            stale = [name for name, object_ in wanted.items() if not self._has(name, object_)]
             jobs = [(f"{self.url}/{name}", self.path / name) for name in stale]
             for name, _ in zip(stale, bucket.each(bucket.download, jobs), strict=True):
                 self._known[name] = Known(wanted[name].version, _stamp(self.path / name))
@@ -73,15 +73,15 @@ class Copy:
             self._require()
             if not top_folder(self.path).is_dir():  # nobody has deleted its files one by one
                 raise StorageError(f"the working copy of {self.url} in {top_folder(self.path)} was deleted: run again")
-            found = {name: _stamp(self.path / name) for name in self._files()}
+            stamps = {name: _stamp(self.path / name) for name in self._files()}
             changed = [
-                name for name, stamp in found.items() if name not in self._known or self._known[name][1] != stamp
+                name for name, stamp in stamps.items() if name not in self._known or self._known[name][1] != stamp
             ]
-            for name in sorted(changed, key=lambda name: found[name]):
+            for name in sorted(changed, key=lambda name: stamps[name]):
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     bucket.upload(self.path / name, f"{self.url}/{name}", patience)
-                    self._known[name] = Known("", found[name])
-            for name in [name for name in self._known if name not in found and not _is_mark(name)]:
+                    self._known[name] = Known("", stamps[name])
+            for name in [name for name in self._known if name not in stamps and not _is_mark(name)]:
                 bucket.remove(f"{self.url}/{name}", patience)
                 del self._known[name]
 
@@ -116,11 +116,11 @@ class Copy:
         """Download the files of a checkpoint that are not here."""
         with self._guard:
             url = f"{self.url}/{folder.relative_to(self.path).as_posix()}"
-            found = bucket.listing(url)
-            if MARK not in found:  # deleted since, by the run that trains
+            objects = bucket.listing(url)
+            if MARK not in objects:  # deleted since, by the run that trains
                 shutil.rmtree(folder, ignore_errors=True)
                 return
-            files = [name for name in found if not (folder / name).exists()]
+            files = [name for name in objects if not (folder / name).exists()]
             try:
                 list(bucket.each(bucket.download, ((f"{url}/{name}", folder / name) for name in files)))
             except FileNotFoundError:  # deleted meanwhile
@@ -137,9 +137,9 @@ class Copy:
 
     def clear_unfinished(self) -> None:
         """Remove the checkpoints in the bucket whose upload did not end."""
-        found = bucket.listing(f"{self.url}/{CHECKPOINTS}")
-        whole = {name.partition("/")[0] for name in found if name.endswith(f"/{MARK}")}
-        partial = [name for name in found if name.partition("/")[0] not in whole]
+        objects = bucket.listing(f"{self.url}/{CHECKPOINTS}")
+        whole = {name.partition("/")[0] for name in objects if name.endswith(f"/{MARK}")}
+        partial = [name for name in objects if name.partition("/")[0] not in whole]
         list(bucket.each(bucket.remove, ((f"{self.url}/{CHECKPOINTS}/{name}",) for name in partial)))
 
     @contextlib.contextmanager
@@ -190,14 +190,14 @@ class Copy:
         if self.lease is not None:
             self.lease.require()
 
-    def _has(self, name: str, found: bucket.Object) -> bool:
+    def _has(self, name: str, object_: bucket.Object) -> bool:
         """Return whether the file here is the object in the bucket, or is newer."""
         known, path = self._known.get(name), self.path / name
         if known is None or known.stamp != _stamp(path):
             return path.is_file()
-        if known.version == "" and known.stamp[1] == found.size:  # as this process has sent it
-            self._known[name] = known = known._replace(version=found.version)
-        return known.version == found.version
+        if known.version == "" and known.stamp[1] == object_.size:  # as this process has sent it
+            self._known[name] = known = known._replace(version=object_.version)
+        return known.version == object_.version
 
     def _drop(self, name: str) -> None:
         del self._known[name]
