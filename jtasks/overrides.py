@@ -42,7 +42,10 @@ def apply(config: ml_collections.ConfigDict, overrides: Sequence[str], known: Ma
         if last not in node:
             raise ConfigError(unknown(name, node))
         if isinstance(value(node, last), ml_collections.ConfigDict):
-            raise ConfigError(f"{name} is a dict of fields: set one of {name}.{{{','.join(node[last])}}}")
+            own = (
+                f"one of {name}.{{{','.join(node[last])}}}" if node[last] else f"{name} = dict(...) in the config file"
+            )
+            raise ConfigError(f"{name} is a dict of fields: set {own}")
         set_value(node, last, parse_value(text, _kind(node, last, name, known), override))
 
 

@@ -113,14 +113,18 @@ def class_names(name: str, *, folder: str | None = None, target: Target = SINGLE
     """Return the names of a data set's classes in the order of their labels; of a regression, that of its column.
 
     Raises:
-      ConfigError: there is no data set of that name, or the names of `target` do not fit: see `targets.table`.
+      ConfigError: there is no data set of that name, the names of `target` do not fit (see `targets.table`), or there
+        are no two classes to choose from.
       DataError: the data holds the names and is absent.
     """
     known = _source(name, folder, target)[1]()
     if target.problem == targets.NUMBER:
         return (target.column or "label",)
     targets.table(known, target, name)
-    return target.names or known
+    names = target.names or known
+    if target.problem == targets.SINGLE and len(names) < 2:
+        raise ConfigError(f"config.data.name={name} has the classes {list(names)}: no two classes")
+    return names
 
 
 def split_rows(count: int, split: str, seed: int, valid: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 import filecmp
 import functools
 import io
+import mimetypes
 import os
 import pathlib
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from jtasks import storage
+from jtasks.console import say_once
 from jtasks.data import targets
 from jtasks.data.examples import Examples
 from jtasks.data.targets import Target
@@ -48,6 +50,8 @@ def read(folder: pathlib.Path, name: str, target: Target) -> tuple[dict[str, Exa
         if not by_class:
             raise DataError(f"no pictures for {split} in {folder}; {LAYOUT}, with the suffixes {sorted(SUFFIXES)}")
     classes = tuple(sorted({name for by_class in pictures.values() for name in by_class}))
+    if unseen := [name for name in classes if name not in pictures["train"]] if "train" in pictures else []:
+        say_once(f"WARNING: {name} has no picture for train of the class {', '.join(map(repr, unseen))}")
     table = targets.table(classes, target, name)
     return {split: _examples(name, by_class, classes, table, target) for split, by_class in pictures.items()}, classes
 
@@ -83,9 +87,13 @@ def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
     by_class = {}
     for place in _subfolders(folder):
         with os.scandir(place) as entries:  # scandir reports file types without a stat for each file
-            pictures = [entry for entry in entries if is_picture(entry.name)]
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+        pictures = [entry for entry in shown if is_picture(entry.name)]
         if odd := [entry.path for entry in pictures if not entry.is_file()]:
             raise DataError(f"{min(odd)} is not a regular file; expected a picture: delete it or give it another name")
+        other = min((entry.path for entry in shown if _is_other_picture(entry.name)), default="")
+        if other:
+            say_once(f"WARNING: {other} is passed over: a picture ends in one of {', '.join(sorted(SUFFIXES))}")
         if pictures:
             by_class[place.name] = sorted(entry.path for entry in pictures)
     return by_class
@@ -94,6 +102,12 @@ def _pictures(folder: pathlib.Path) -> dict[str, list[str]]:
 def is_picture(name: str) -> bool:
     """Return whether a file is a picture by its name, and not hidden."""
     return pathlib.PurePath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+
+
+def _is_other_picture(name: str) -> bool:
+    """Return whether a file is a picture of a kind that is not read."""
+    kind = mimetypes.guess_type(name, strict=False)[0] or ""
+    return kind.startswith("image/") and not is_picture(name)
 
 
 def _examples(

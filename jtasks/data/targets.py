@@ -1,6 +1,7 @@
 """What a text or picture is to be given: one class, any number of classes, or a number; as arrays from a data file."""
 
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +46,7 @@ def class_names(given: Sequence[Any], labels: Sequence[Any], problem: str, colum
 
     Raises:
       ConfigError: the classes are too few.
+      DataError: two classes have one name in two Unicode forms.
     """
     if problem == NUMBER:
         return (column,)
@@ -53,7 +55,21 @@ def class_names(given: Sequence[Any], labels: Sequence[Any], problem: str, colum
     names = {name for row in labels for name in (row if problem == MULTI else [row])}
     if len(names) < (1 if problem == MULTI else 2):
         raise ConfigError(f"config.data.label={column!r} has the values {sorted(names)}: no two classes")
-    return tuple(sorted(names, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))
+    require_distinct(names, f"config.data.label={column!r}")
+    # The name itself comes last, because 1 and 01 are two classes of one number.
+    return tuple(sorted(names, key=lambda name: (int(name), "", name) if name.isdecimal() else (0, name, name)))
+
+
+def require_distinct(names: Iterable[str], where: str) -> None:
+    """Raise DataError if two classes have one name in two Unicode forms, as systems write accents in file names."""
+    forms = dict[str, str]()
+    for name in sorted(names):
+        other = forms.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise DataError(
+                f"{where} has the classes {other!a} and {name!a}, one name in two Unicode forms: write both"
+                " in one form, such as NFC"
+            )
 
 
 def table(classes: Sequence[str], target: Target, where: str) -> np.ndarray:
@@ -67,7 +83,9 @@ def table(classes: Sequence[str], target: Target, where: str) -> np.ndarray:
 
     Raises:
       ConfigError: the names are neither, or a regression's class is no number.
+      DataError: two classes have one name in two Unicode forms.
     """
+    require_distinct(classes, where)
     if target.problem == NUMBER:
         try:
             return np.array([values.number(name, f"the class {name!r} of {where}") for name in classes], np.float32)

@@ -15,6 +15,7 @@ from jtasks.ranges import Field, check, did_you_mean, format_value
 # Allowed values of fields that are not a number of at least 0.
 ALLOWED: dict[str, str | tuple[str, ...]] = {
     "schedule": ("constant", "linear", "cosine", "cosine_restarts", "rsqrt", "polynomial", "step", "wsd"),
+    **dict.fromkeys(("warmup", "decay_steps"), "[0, 2e9]"),
     "power": "(0, inf)",
     "milestones": "(0, 2e9]",
     "gamma": "(0, inf)",

@@ -436,6 +436,7 @@ def test_shapes_are_enough_to_make_an_optimizer(name):
         ({"end_lr": math.nan}, r"config\.optim\.end_lr must be finite and at least 0, not nan"),
         ({"power": 0, "schedule": "polynomial"}, r"config\.optim\.power must be above 0, not 0"),
         ({"decay_steps": -1}, r"config\.optim\.decay_steps must be at least 0, not -1"),
+        ({"warmup": 1e30}, r"config\.optim\.warmup must be in \[0, 2e9\], not 1e\+30"),
         ({"weight_decay": -0.1}, r"config\.optim\.weight_decay must be at least 0"),
         ({"clip": -1}, r"config\.optim\.clip must be at least 0"),
         ({"freeze": "."}, r"config\.optim\.freeze='\.' matches every parameter"),
