@@ -43,7 +43,7 @@ def silence_libtpu() -> None:
 
 
 def _report_unraisable(failure: Any) -> None:
-    """Report an error that nothing could catch, except for those of TensorStore's callbacks after a failed save."""
+    """Report an error that nothing could catch, unless it comes from TensorStore's callbacks after a failed save."""
     if str(failure.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(failure)
 

@@ -23,7 +23,7 @@ ALIASES: dict[str, str] = {}  # local paths, and the addresses of buckets that p
 
 
 def replace_aliases(text: str) -> str:
-    """Return the text with what people know instead of local paths of copies."""
+    """Replace the local paths of working copies by the addresses that people gave."""
     for path, address in ALIASES.items():
         text = text.replace(path, address)
     return text

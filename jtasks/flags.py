@@ -35,7 +35,7 @@ modes:
            your own texts, rows or pictures to stdout or --output
   embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input
   probe    classify labeled pictures, --config.probe.name=folder:PATH, by texts of their classes (zero-shot), and with
-           --config.probe.shots=(1, 16, 0) by linear probes on so many pictures of a class (0: all); also of hf:NAME
+           --config.probe.shots=(1, 16, 0) by linear probes on that many pictures a class (0: all); also of hf:NAME
   show     write pictures and texts from a checkpoint to DIR/show/
   report   write a page of the run, DIR/report.html, with curves, results, pictures and config; with --runs=A,B,C
            instead of --workdir a page that lays several runs side by side, ./comparison.html

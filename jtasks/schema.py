@@ -166,7 +166,7 @@ def _kind(hint: Any) -> type:
 
 
 def _groups(group: type[Group], prefix: str = "") -> Iterator[tuple[str, bool]]:
-    """Yield the dotted names of the groups in a group, each before those in it, and whether more fields fit in."""
+    """Yield the dotted name of each nested group, outer groups first, and whether the group may have further fields."""
     for name, hint in get_type_hints(group).items():
         if isinstance(hint, type) and issubclass(hint, Group):
             yield prefix + name, issubclass(hint, OpenGroup)

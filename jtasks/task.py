@@ -163,7 +163,7 @@ def fields(task: Any) -> dict[str, Field]:
     """Return the config fields that a task declares in `defaults`, by dotted name.
 
     Raises:
-      ConfigError: `defaults` returns something else than {name: default}, or a name that no field can have.
+      ConfigError: `defaults` does not return {name: default}, or a name that no field can have.
     """
     declared = task.defaults() if hasattr(task, "defaults") else {}
     if not isinstance(declared, Mapping):
@@ -205,7 +205,7 @@ def name_of(module: ModuleType) -> str:
     """Return the name by which `load` finds a task that is imported already: its dotted name, or its file.
 
     Raises:
-      ConfigError: the module has neither, as one made in a notebook.
+      ConfigError: the module has neither, such as a module made in a notebook.
     """
     file = getattr(module, "__file__", None)
     try:

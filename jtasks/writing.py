@@ -55,7 +55,7 @@ def no_link(path: str, flags: int) -> int:
 
 
 def check_name(name: Any, where: str, reserved: tuple[str, ...] = ()) -> None:
-    """Refuse a task's name of a file unless the file lies in the folder itself.
+    """Refuse a task's file name that leaves the folder.
 
     Args:
       name: the file's name.

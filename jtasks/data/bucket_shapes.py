@@ -55,7 +55,7 @@ def halved(limits: Sequence[int], count: int = 4) -> tuple[Lengths, ...]:
 
 
 def given(buckets: Sequence[int], limits: Sequence[int]) -> tuple[Lengths, ...]:
-    """Return buckets of one length each, which holds for all kinds as far as these become that long.
+    """Return a bucket for each length: every kind has this length, or its own limit if that is smaller.
 
     >>> given((64, 128), (128, 32))
     ((64, 32), (128, 32))

@@ -104,13 +104,13 @@ def form(name: str, folder: str | None = None) -> tuple[int | None, int | None, 
 
 
 def for_display(images: Iterable[np.ndarray], name: str) -> list[np.ndarray]:
-    """Return images of a data set with the levels 0 to 255, for people to look at; those of digits have 0 to 16."""
+    """Return images of a data set with the levels 0 to 255, for people to look at; stored digits have 0 to 16."""
     *_, highest = FORMS.get(str(name).partition(":")[0], (255,))
     return [np.round(np.asarray(image) * (255 / highest)).astype(np.uint8) for image in images]
 
 
 def class_names(name: str, *, folder: str | None = None, target: Target = SINGLE) -> tuple[str, ...]:
-    """Return the names of a data set's classes in the order of their labels; of a regression, that of its column.
+    """Return the names of a data set's classes in the order of their labels; for a regression, the name of its column.
 
     Raises:
       ConfigError: there is no data set of that name, the names of `target` do not fit (see `targets.table`), or there

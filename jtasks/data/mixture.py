@@ -193,9 +193,9 @@ def source_seed(seed: int, name: str) -> int:
 
 
 def over_sources(module: ModuleType) -> ModuleType:
-    """Return a task whose functions about its data call those of `module` for each source of config.data.mix.
+    """Return a task whose data functions call those of `module` for each source of config.data.mix.
 
-    With a config without a mixture, as that of an evaluation of config.evals, they are those of `module`.
+    If the config has no mixture, such as that of one of config.evals, the functions of `module` are called directly.
     """
 
     def dataset(split: str, config: Config) -> Any:
@@ -249,7 +249,7 @@ def _if_mixed(mixed: Callable[..., Any], plain: Callable[..., Any]) -> Callable[
 def with_labels(config: Config, module: ModuleType, fields: Mapping[str, ranges.Field]) -> Config:
     """Return the config with the class names of all sources in config.data.labels, if the task has such a field.
 
-    They are in the order in which the sources first name them. `module` is the task itself, not `over_sources` of it.
+    Names come in the order of their first appearance. `module` is the task itself, not its `over_sources`.
     """
     if "data.labels" not in fields or config.data.labels or not hasattr(module, "assets"):
         return config

@@ -116,7 +116,7 @@ def _parallel(name: str, split: str, config: Config) -> list[pathlib.Path]:
 
 
 def _zip(paths: Sequence[pathlib.Path]) -> Iterator[Pair]:
-    """Yield the pairs of parallel files; DataError at their end if they differ in their number of lines."""
+    """Yield the pairs of parallel files; raise DataError at the end if their numbers of lines differ."""
     counts = [0] * len(paths)
     for lines in itertools.zip_longest(*(_lines(path) for path in paths)):
         counts = [count + (line is not None) for count, line in zip(counts, lines, strict=True)]
@@ -124,7 +124,7 @@ def _zip(paths: Sequence[pathlib.Path]) -> Iterator[Pair]:
             yield Pair(lines[0], lines[1:])
     if len(set(counts)) > 1:
         listed = ", ".join(f"{path} has {count:,} lines" for path, count in zip(paths, counts, strict=True))
-        raise DataError(f"{listed}: expected as many lines in each of these files, since line n of each is pair n")
+        raise DataError(f"{listed}: expected the same number of lines in each file: line n of each is pair n")
 
 
 def _lines(path: pathlib.Path) -> Iterator[str]:
@@ -191,7 +191,7 @@ def _names(row: Mapping[str, Any]) -> dict[str, Column]:
 
 
 def _languages(names: Mapping[str, Column]) -> list[str]:
-    """Return the names of the only two entries, else columns, that are codes of languages; [] if there are others."""
+    """Return the names of two entries, else of two columns, that are language codes; [] if there are not just two."""
     codes = [name for name in names if _LANGUAGE.fullmatch(name) and name != "id"]
     nested = [name for name in codes if len(names[name]) > 1]
     return nested if len(nested) == 2 else codes if len(codes) == 2 else []

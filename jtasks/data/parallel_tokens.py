@@ -103,7 +103,7 @@ class Encoded(Sequence[dict[str, Any]]):
 
     @functools.cached_property
     def _views(self) -> dict[str, np.ndarray]:
-        """The arrays without np.memmap's own type, which makes each slice slow."""
+        """The arrays as plain np.ndarray: slices of np.memmap are slow to make."""
         return {name: np.asarray(array) for name, array in self.arrays.items()}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class _Mapped:
 
 
 def encode(split: str, config: Config, source: Side, target: Side) -> Encoded | None:
-    """Return the pairs of one split as tokens, made once; None: there is no such split. See `parallel.read`."""
+    """Return the pairs of one split as tokens, made once and stored; None without the split. See `parallel.read`."""
     pairs = parallel.read(split, config)
     if pairs is None:
         return None

@@ -45,7 +45,7 @@ def byte_lines(file: Iterable[bytes], kind: str) -> Iterator[bytes]:
 
 
 def parse(lines: Lines, kind: str, *, bare: bool = False) -> Iterator[tuple[int, Row | DataError]]:
-    """Yield (number of its last line, row or error) for each row; lines that hold nothing but blanks are skipped.
+    """Yield (number of its last line, row or error) for each row; blank lines are skipped.
 
     Args:
       lines: lines of a table.

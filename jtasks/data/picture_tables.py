@@ -117,7 +117,7 @@ def _columns(table: arrow.Table, label: str) -> tuple[str, str]:
 
 
 def _values(cell: Any, target: Target, where: str) -> list[Any]:
-    """Return the labels of a cell: one, or with several classes a picture those of its list or text."""
+    """Return the labels of a cell: one, or all in its list or text if a picture may have several classes."""
     if isinstance(cell, list) and target.problem != targets.MULTI:
         raise DataError(f"{where}: the label is a list; config.problem=multi_label reads several classes of a picture")
     if target.problem != targets.MULTI or not isinstance(cell, list | str):

@@ -44,7 +44,7 @@ def is_shard(name: str) -> bool:
 
 
 def is_pattern(name: str) -> bool:
-    """Return whether a name is that of a shard, or a pattern of such names, such as `train-{000..127}.tar`."""
+    """Return whether a name is of a shard, or a pattern of such names, such as `train-{000..127}.tar`."""
     return PATTERN.search(name) is not None
 
 

@@ -258,7 +258,7 @@ def _parse(data: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _number(data: bytes, place: int) -> tuple[int, int]:
-    """Return the variable-length number at `place`, and the place after it."""
+    """Decode the varint at `place`; return the number and the place after it."""
     value = shift = 0
     while True:
         byte = data[place]

@@ -203,7 +203,7 @@ def _questions(content: Any, name: str) -> Iterator[Question]:
 
 
 def _table_questions(name: str, split: str, folder: str | None) -> Iterator[Question]:
-    """Yield the questions of a table with the columns of SQuAD on the hub; no answers are an unanswerable question."""
+    """Yield the questions of a table with the columns of SQuAD on the hub; one without answers is unanswerable."""
     fields: dict[str, values.Check] = dict.fromkeys(("id", "question", "context"), values.content)
     fields["answers"] = lambda value, where: value
     for row in tables.rows(name, split, fields, optional=("answers",), folder=folder):

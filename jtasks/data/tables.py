@@ -51,7 +51,7 @@ def rows(
 
     Raises:
       ConfigError: the file is absent or of unknown kind, or there is no such column.
-      DataError: the file is empty, a row differs from the others in form, a column or key repeats, or a value fails its
+      DataError: the file is empty, a row has another form than others, a column or key repeats, or a value fails its
         check; names file, line and column.
     """
 
@@ -90,7 +90,7 @@ def scan(
 
     Raises:
       ConfigError: the file is absent or of unknown kind.
-      DataError: a row is wrong in form.
+      DataError: a row is malformed.
     """
     if name.startswith("tfds:"):
         yield from _read_tfds(name.removeprefix("tfds:"), split, folder)
@@ -168,7 +168,7 @@ def locate(name: str, field: str, *, folder: str | None = None, source: str = ""
 
 
 def _lines(name: str, kind: str, field: str, folder: str | None, source: str) -> Iterable[str | bytes]:
-    """Return the lines of a file that a config names; only those of an archive are read at once."""
+    """Return the lines of a file that a config names; a file in an archive is read whole."""
     path, is_archive = locate(name, field, folder=folder, source=source)
     if is_archive:
         return parsing.text_lines(files.decode(_unzip(path, name), f"{path}: {name}"), kind)

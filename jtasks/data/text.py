@@ -123,7 +123,7 @@ def documents(
     """Yield the documents of one part of the text, in order.
 
     A byte order mark is skipped; quotes have no meaning. Whole files keep their line ends. Otherwise LF, CRLF or CR
-    ends a line, and a blank line holds nothing but ASCII blanks; U+0085, U+2028 and others are characters of the text.
+    ends a line, and a blank line holds only ASCII blanks; U+0085, U+2028 and others are characters of the text.
 
     Whole files are cut: the last fraction `valid` of each file's characters is its valid part. Smaller documents stay
     whole; `seed` selects the valid ones.

@@ -152,7 +152,7 @@ def text_pairs(
 
 
 def words(given: Any) -> tuple[str, list[str]]:
-    """Return a text and its words: a text is split at white space, a list of words is joined by blanks.
+    """Return a text and its words: a text is split at white space, a list of words is joined by spaces.
 
     Args:
       given: a text, a list of words, or a dict with one of these as `text`, `words` or `tokens`.

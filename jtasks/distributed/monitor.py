@@ -20,7 +20,7 @@ from jtasks.distributed.connections import Connection, Message, is_closed
 from jtasks.errors import EXIT_STOPPED, printable
 
 GRACE_SECONDS = 2.0  # to report an error of this process before exiting because of a peer's
-LEAVE_SECONDS = 3.0  # that the first process, which serves the others' JAX, waits for them to end
+LEAVE_SECONDS = 3.0  # the first process, which runs the JAX service of the others, waits this long for them to end
 
 TYPES: dict[str, type] = {"value": object, "done": bool, "all done": bool, "stop": int, "lost": str, "failed": str}
 
@@ -35,7 +35,7 @@ class PeerMonitor:
         self._values: queue.Queue[Any] = queue.Queue()
         self._left = threading.Event()  # this process has sent its last message
         self._all_done = threading.Event()
-        self._ending = threading.Lock()  # taken by the thread that ends the process, for good
+        self._ending = threading.Lock()  # taken by the thread that ends the process, and never released
         threading.Thread(target=self._watch, name="processes", daemon=True).start()
 
     def tell(self, value: Any) -> None:

@@ -247,7 +247,7 @@ def _is_hello(message: Message) -> bool:
 
 
 def proof(key: bytes, *parts: object) -> str:
-    """Return the hash of parts of a greeting that only who knows the key can make."""
+    """Return the HMAC of the parts of a greeting, which proves that its sender knows the key."""
     return hmac.new(key, json.dumps(parts).encode(), "sha256").hexdigest()
 
 

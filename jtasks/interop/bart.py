@@ -101,7 +101,7 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def shared_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that BART and Marian name alike."""
+    """Return the arguments whose names BART and Marian share."""
     return {
         "vocab": config["vocab_size"],
         "max_length": config["max_position_embeddings"],
@@ -150,7 +150,7 @@ def output(config: Mapping[str, Any]) -> list[Entry]:
 
 
 def stacks(config: Mapping[str, Any]) -> list[Entry]:
-    """Return the entries of the blocks of encoder and decoder, which BART and Marian name alike."""
+    """Return the entries of the blocks of encoder and decoder, whose names BART and Marian share."""
     stacked = []
     for side in ("encoder", "decoder"):
         layer, blocks, heads = f"{PREFIX}{side}.layers.{{}}", f"{side}/blocks", config[f"{side}_attention_heads"]
@@ -203,7 +203,7 @@ def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -
 
 
 def shared_out(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> dict[str, Any]:
-    """Return the fields of config.json that BART and Marian name alike.
+    """Return the fields of config.json whose names BART and Marian share.
 
     Raises:
       CheckpointError: heads or the scale of the embedding are not as transformers has them.

@@ -66,7 +66,7 @@ def more(
       whole: result of `config`.
       generation: generation_config.json of the folder that the run began with; {} without one.
       files: the task's assets.
-      sampling: config.sample, as far as it has fields of `ops.decode.sample`.
+      sampling: the fields of config.sample that `ops.decode.sample` takes.
     """
     architecture, written = whole["architectures"][0], {}
     if architecture in GENERATES:

@@ -36,7 +36,7 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
 def fields(folder: pathlib.Path, warn: Callable[[str], None]) -> dict[str, Any]:
     """Return the fields of config.beam that the folder of an encoder-decoder sets, by their names there.
 
-    Lengths of transformers count the id that begins a target, those of config.beam do not.
+    Lengths of transformers count the id that begins a target; lengths of config.beam do not.
 
     Args:
       folder: in the format of `save_pretrained`.

@@ -10,7 +10,7 @@ from jtasks.data.examples import Resize
 from jtasks.errors import CheckpointError
 from jtasks.interop import files
 
-WHOLE = "processor_config.json"  # holds the same fields as `image_processor`, beside those of a tokenizer
+WHOLE = "processor_config.json"  # holds the same fields as `image_processor`, and a tokenizer's
 CLIP = {
     "image_mean": (0.48145466, 0.4578275, 0.40821073),  # of CLIP's training pictures (Radford et al. 2021)
     "image_std": (0.26862954, 0.26130258, 0.27577711),
@@ -50,7 +50,7 @@ def find(folder: pathlib.Path) -> tuple[pathlib.Path, dict[str, Any]] | None:
 def model_fields(folder: pathlib.Path, family: str, shape: Sequence[int], channels: int) -> dict[str, Any]:
     """Return config.model's `mean`, `std`, `rescale` and `resize` by a folder's image processor.
 
-    A folder without one has that of its family; {} if the family has none of its own.
+    A folder without one gets the processor of its family; {} if the family has none.
 
     Args:
       folder: the folder.

@@ -67,7 +67,7 @@ def item_scores(
     protocol: str = "plain",
     metrics: Sequence[str] = METRICS,
 ) -> list[dict[str, float]]:
-    """Compute `scores` of each item by itself; CIDEr's weights still come from all items."""
+    """Compute the `scores` of each item; CIDEr's weights come from all items."""
     results = _compute(hypotheses, references, protocol, metrics)
     return [{name: float(each[i]) for name, (_, each) in results.items()} for i in range(len(hypotheses))]
 

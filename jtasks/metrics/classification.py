@@ -66,7 +66,7 @@ def is_shaped(options: Any) -> bool:
 
 
 def require_plain(options: Any, why: str) -> None:
-    """Raise ConfigError if config.loss asks for anything: the loss is not that of a classifier."""
+    """Raise ConfigError if config.loss is set: it is for classifiers only."""
     if is_shaped(options):
         given = {name: value for name, value in options.items() if value}
         raise ConfigError(f"config.loss={given} is for the loss of classes, and {why}: leave it out")

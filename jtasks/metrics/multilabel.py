@@ -41,7 +41,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, weights: jax.Array, opti
 
 
 def f1_of_classes(logits: jax.Array, labels: jax.Array, weights: jax.Array, names: Sequence[str]) -> dict[str, Mean]:
-    """Return `f1_macro`, and the F1 of each class as `f1/NAME`; sums are exact over any batches. Arguments as above."""
+    """Return `f1_macro`, and the F1 of each class as `f1/NAME`; exact over any batches. Arguments: see `by_class`."""
     f1 = by_class(logits, labels, weights)
     return {"f1_macro": f1, **{f"f1/{name}": F1(f1.total[i], f1.count[i]) for i, name in enumerate(names)}}
 

@@ -161,7 +161,7 @@ def _keys(texts: Nearest, images: Nearest) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rank_again(first: np.ndarray, similar: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Return the rank of the best own candidate among candidates [q, k]; without one, that of before, behind them."""
+    """Return the rank of the best own candidate among candidates [q, k]; without one, its earlier rank, after them."""
     best = np.where(own, similar, -np.inf).max(axis=1)  # a NaN stays
     others = np.sum(~(similar < best[:, None] - TIE) & ~own, axis=1)
     return np.where(first == 0, 0, np.where(own.any(axis=1), 1 + others, np.maximum(first, similar.shape[1] + 1)))

@@ -14,7 +14,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = ("a", "an", "the")
 NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6"}
 NUMBERS |= {"seven": "7", "eight": "8", "nine": "9", "ten": "10"}
-PEOPLE = 3  # who give an answer, for full marks
+PEOPLE = 3  # how many people must give an answer for full accuracy
 FULL_STOPS = 32  # the script passes a regular expression's flag where their maximum number belongs
 
 _FULL_STOP, _COMMA = re.compile(r"\.(?!\d)"), re.compile(r"\d,\d")
@@ -107,7 +107,7 @@ def scores(answers: Sequence[str], people: Sequence[Sequence[str]], kinds: Seque
       kinds: of the questions, such as VQA's answer types; their accuracies follow under their names.
 
     Returns:
-      `vqa_accuracy` of the questions with several answers and `exact` of those with one, as far as there are any.
+      `vqa_accuracy` of the questions with several answers and `exact` of the questions with one, if there are any.
     """
     points: dict[str, list[float]] = {}
     for index, (answer, given) in enumerate(zip(answers, people, strict=True)):

@@ -102,7 +102,7 @@ class BLIPText(nn.Module):
         """Return nats of `labels` [b, t], and whether each is the likeliest id; see `__call__`.
 
         Args:
-          smoothing: probability that the labels give to all ids alike (Szegedy et al. 2016).
+          smoothing: probability mass spread evenly over all ids (Szegedy et al. 2016).
         """
         hidden = self._transform(self(tokens, segment_ids, deterministic, **options))
         table, bias = self._table(hidden)

@@ -123,7 +123,7 @@ def _largest(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _spread(cotangent: jax.Array, places: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Return the cotangent of `_largest`'s input, with h and w as in `shape`."""
+    """Move each cotangent to its window's maximum: the derivative of `_largest`, with h and w as in `shape`."""
     numbers = jnp.arange(4, dtype=jnp.uint8).reshape(1, 1, 2, 1, 2, 1)
     squares = jnp.where(places[:, :, None, :, None] == numbers, cotangent[:, :, None, :, None], 0)
     b, h, _, w, _, c = squares.shape

@@ -139,7 +139,7 @@ class EncoderDecoder(nn.Module):
           source_segment_ids: [b, s], 0 for padding; None: one text a row.
           target_segment_ids: [b, t], the number of the source's text that each position attends to; None: any text.
           deterministic: no dropout.
-          smoothing: probability that the labels give to all ids alike (Szegedy et al. 2016).
+          smoothing: probability mass spread evenly over all ids (Szegedy et al. 2016).
 
         Raises:
           ConfigError: more tokens than the model has positions.

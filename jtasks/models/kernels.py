@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, PartitionSpec
 
 CAUSAL = "causal_kernel"  # scope of a kernel that skips blocks of keys after the queries, for counts of operations
-TILE = 128  # lanes of a TPU, of which its kernels' blocks are multiples
+TILE = 128  # lanes of a TPU; blocks of its kernels are multiples of this
 BLOCK = 512  # most queries, and keys, of a block on a TPU
 
 
@@ -64,7 +64,7 @@ def on_tpu(
 
 
 def block_size(t: int) -> int:
-    """Return the length of the fewest equal blocks of at most BLOCK positions that hold t, a multiple of TILE.
+    """Return the smallest multiple of TILE with which the fewest blocks of at most BLOCK cover t positions.
 
     >>> [block_size(t) for t in (100, 512, 640, 1025)]
     [128, 512, 384, 384]

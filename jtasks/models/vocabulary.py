@@ -34,7 +34,7 @@ def vocabulary_loss(
       labels: [...] int32.
       bias: [vocab], or None.
       rows: number of rows of `hidden` whose logits a device has in memory at once; 0: by the platform.
-      smoothing: probability that the labels give to all ids alike (Szegedy et al. 2016, section 7).
+      smoothing: probability mass spread evenly over all ids (Szegedy et al. 2016, section 7).
 
     Returns:
       Nats [...], at least float32, and whether the likeliest id is the label [...] bool.

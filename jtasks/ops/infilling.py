@@ -293,7 +293,7 @@ def _write(
     """Write the values of each place one after the other: ids [length] and segment ids [length], padded.
 
     Args:
-      columns: pairs (values, whether they are written), [l] each; those of one place follow one another.
+      columns: pairs (values, whether they are written), [l] each; values of one place are written in this order.
       segments: [l], from 0.
       length: number of ids to return; later ones are dropped.
       pad: id in unused places.

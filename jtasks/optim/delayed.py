@@ -38,7 +38,7 @@ def hold(begins: Any) -> optax.GradientTransformation:
 
 
 def clip(largest: float, begins: Any) -> optax.GradientTransformation:
-    """Return a clipping by the global norm of the parameters that change already; it scales the others alike."""
+    """Return a clipping by the global norm of the parameters that change already; it scales the others too."""
     active = hold(begins)
 
     def update(updates: Any, state: Passed, params: Any = None) -> tuple[Any, Passed]:

@@ -47,15 +47,15 @@ def defaults() -> dict[str, Any]:
         "milestones": (),  # of step: updates, or below 1 fractions of the schedule's total, ascending
         "gamma": 0.1,  # of step: factor of the learning rate at each milestone
         "cycle": 0.25,  # of cosine_restarts: updates of the first cycle; below 1: a fraction of those after warm-up
-        "cycle_growth": 1.0,  # of cosine_restarts: each cycle is so many times as long as the one before
+        "cycle_growth": 1.0,  # of cosine_restarts: ratio of the lengths of successive cycles
         "cooldown": 0.2,  # of wsd: updates of the decay at the end; below 1: a fraction of the schedule's total
         "decay_steps": 0,  # all updates of the schedule, warm-up included; 0: updates of the run
         "weight_decay": 0.0,
         "decay_mask": ".*",  # regex (re.search) of the parameters with weight decay
         "freeze": "",  # regex of the parameters to freeze, single layers as blocks/INDEX/...; "": none
-        "unfreeze": (),  # ((regex, updates), ...): parameters change after so many updates; below 1: a fraction
+        "unfreeze": (),  # ((regex, updates), ...): parameters change after this many updates; below 1: a fraction
         "factors": (),  # ((regex, factor), ...) of the learning rate; the first that matches a parameter counts
-        "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before it; 1: all alike
+        "layer_decay": 1.0,  # factor of the learning rate from each layer to the one before; 1: the same for all
         "embeddings": "",  # of layer_decay: regex of the parameters before the layers; "": names in jtasks.models
         "clip": 0.0,  # largest global norm of the gradient; 0: no clipping
     }

@@ -1,4 +1,4 @@
-"""Something that takes a while: what it is, how much is done, and for how long it has gone on."""
+"""An activity that takes a while: its name, how much of it is done, and since when."""
 
 import contextlib
 import threading

@@ -91,7 +91,7 @@ def scale(config: Config) -> float:
 def full(config: Config, params: Any, base: Any) -> Any:
     """Return the whole parameters on the devices, for evaluation: `params` itself if there is no base.
 
-    Kernels without an adapter are those of the base, not copies.
+    Kernels without an adapter are shared with the base, not copied.
     """
     if base is None:
         return params

@@ -25,7 +25,7 @@ from jtasks.run import checkpoint_files
 from jtasks.tree import leaf_name
 
 # Host memory of a restore beyond the state itself: about HOST_BYTES, or one shard if that is larger; of a save about
-# three shards, of which two are in flight.
+# three shards, two of them in flight.
 HOST_BYTES = 2**28
 # Largest chunk of an array in a checkpoint. Chunks are compressed in parallel, and none waits for a whole array. The C
 # library returns a block of 32 MiB or more to the system at once, and may keep a smaller one.
@@ -198,7 +198,7 @@ def _groups(sizes: Mapping[str, int]) -> list[list[str]]:
 
 
 def gigabytes(largest: int) -> float:
-    """Return the bytes that may be in flight at once in units of Orbax, which wants more than the `largest` shard."""
+    """Return Orbax's limit of bytes in flight, in GB, which must exceed the `largest` shard."""
     return max(CHUNK_BYTES, largest + 1) / 1e9
 
 

@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
 
 
 def of_splits(job: Job, splits: dict[str, Any]) -> dict[str, Evaluation]:
-    """Return the evaluations of `valid`, by config.eval_every, and of `test`, at the end, as far as they exist."""
+    """Return the evaluations of `valid`, by config.eval_every, and of `test`, at the end, if the splits exist."""
     every = {"valid": job.config.eval_every, "test": 0}
     return {split: Evaluation(job, splits[split], every[split]) for split in every if splits.get(split) is not None}
 

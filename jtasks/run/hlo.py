@@ -125,9 +125,9 @@ def _trips(program: Program, attributes: str, condition: str) -> int:
 
 
 def collectives(program: Program, devices: int) -> list[Collective]:
-    """Return the collectives of a program for so many devices; one in a loop counts once per iteration.
+    """Return the collectives of a program on `devices` devices; one in a loop counts once per iteration.
 
-    The TPU compiler cuts an asynchronous collective into pieces that it fuses with the work of meanwhile. The pieces
+    The TPU compiler cuts an asynchronous collective into pieces that it fuses with other work. The pieces
     have the number of one channel, and count once. It writes a reduce-scatter as a fusion of an all-reduce.
     """
     counts, seen = collections.Counter[tuple[str, int, int, int, bool]](), set[tuple[str, str]]()

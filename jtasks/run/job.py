@@ -61,8 +61,8 @@ class Job(NamedTuple):
     def plan(self, examples: pipeline.Examples, *, shuffle: bool, full: bool = False) -> BatchPlan:
         """Return the order of the examples and the layout of each batch's rows on the devices.
 
-        Padding fills a batch that the devices do not divide. An evaluation batch has at most as many rows as there
-        are examples, rounded up to the devices, in equal shares; with `full` it has `config.batch_size` rows even so.
+        Padding completes a batch whose size is no multiple of the devices. An evaluation batch has equal shares and
+        at most as many rows as there are examples, rounded up to the devices; with `full`, `config.batch_size` rows.
         A row's numbers can depend on the shape of the batch in their last bits, but not on other rows.
 
         Raises:
@@ -208,7 +208,7 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
 
 
 def sees_one_file_system(config: Config) -> bool:
-    """Return whether what the first process prepares serves all; else each machine prepares its own data."""
+    """Return whether all processes see the data that the first one prepares; if not, each machine prepares its own."""
     return bool(config.data.shared) and not storage.is_url(config.data.dir)
 
 

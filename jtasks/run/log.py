@@ -1,4 +1,4 @@
-"""The log of a run: what is measured goes to metrics.jsonl, to the loggers and to the person who watches."""
+"""The log of a run: measurements go to metrics.jsonl, to the loggers and to the terminal."""
 
 import contextlib
 import datetime

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 
 def peak_memory() -> dict[str, float]:
-    """Return {"peak_memory_bytes": that of the fullest local device so far}; {} for a CPU, which does not count."""
+    """Return {"peak_memory_bytes": maximum over local devices so far}; {} on CPUs, which do not count."""
     import jax
 
     stats = [device.memory_stats() or {} for device in jax.local_devices()]

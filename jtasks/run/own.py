@@ -1,4 +1,4 @@
-"""What a run keeps of its data in its folder, so that the folder alone serves new inputs."""
+"""Tokenizers, class names and shapes that a run stores in its folder, so that new inputs need no training data."""
 
 import json
 import pathlib

@@ -21,7 +21,7 @@ def write(folder: pathlib.Path, output: pathlib.Path | None = None) -> pathlib.P
     """Write the page of the run in a folder to a file, by default report.html in the folder; return its path.
 
     Raises:
-      ConfigError: the folder holds no run, or the path is that of something other than a file.
+      ConfigError: the folder holds no run, or the path exists and is no file.
       OSError: the file cannot be written.
     """
     return _write(output or folder / "report.html", of_run(report.read(folder), time.time()))
@@ -31,7 +31,7 @@ def write_comparison(folders: Sequence[pathlib.Path], output: pathlib.Path | Non
     """Write a page of several runs side by side to a file, by default ./comparison.html; return its path.
 
     Raises:
-      ConfigError: a folder holds no run, or the path is that of something other than a file.
+      ConfigError: a folder holds no run, or the path exists and is no file.
       OSError: the file cannot be written.
     """
     page = of_runs([report.read(folder) for folder in folders], time.time())
@@ -240,7 +240,7 @@ def _environment(run: Run) -> str:
 
 
 def _facts(part: Part) -> dict[str, str]:
-    """Return names and values of what is known about a part of a run."""
+    """Return the names and values of the facts about a part of a run."""
     content = part.content
     facts = {"started": markup.date(part.wall), **{name: str(content.get(name, "")) for name in ("host", "system")}}
     for name, value in _dict(content.get("facts")).items():

@@ -308,7 +308,7 @@ def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch:
 
 
 def _pair_zeros(job: Job, params: Any, pairs: pipeline.Examples) -> list[Any]:
-    """Return outputs of zeros for the examples that rescore_fn made, of which pair_fn is traced on the first."""
+    """Trace pair_fn on the first of the examples that rescore_fn made; return outputs of zeros for all."""
     plan = job.plan(pairs, shuffle=False)
     batch, rng = pipeline.batch_at(pairs, plan, 0, job.collate), jax.random.key(job.config.seed)
     outputs = jax.eval_shape(lambda p, b: job.task.pair_fn(p, b, rng, job.config), params, batch)

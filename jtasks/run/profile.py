@@ -15,7 +15,7 @@ from jtasks.writing import write_file
 
 @contextlib.contextmanager
 def recording(step: Step, setup: Setup) -> Iterator[Step]:
-    """Yield a step that records those of `config.profile` into DIR/profile; `step` itself if none is left to record.
+    """Yield a step that records the steps of `config.profile` in DIR/profile; `step` itself if none remain.
 
     Only the first process of a run records, with the devices of that process. A failure to record warns, and training
     goes on. If the block ends within the recorded steps, the profile has the steps so far.

@@ -36,7 +36,7 @@ class Programs(NamedTuple):
     shardings: State
     step: Any  # jitted: (state, batch) -> (state, output)
     trainable: Any  # a tree like the trained parameters
-    adapter: adapters.Adapter | None  # None: all parameters are trained, as far as config.optim.freeze lets them
+    adapter: adapters.Adapter | None  # None: all parameters are trained, except for config.optim.freeze
 
 
 def build(job: Job, batch: Batch, steps: int, whole: Collection[str] | None = None) -> Programs:

@@ -98,7 +98,7 @@ def open_alone(
     """Open one checkpoint of a run without any of its data: the folder holds all that the parameters need.
 
     Args:
-      config: that of the run's config.json, except for fields that do not identify a run.
+      config: equal to the run's config.json, except for fields that do not identify a run.
       folder, which: see `open_run`.
       tell: prints what differs from config.json.
 

@@ -77,7 +77,7 @@ def make_train_step(
       optimizer: makes the updates.
       schedule: learning rate by number of updates, for the output.
       trainable: a tree like the parameters, from `optim.trainable`.
-      mesh: where state and batch live; its devices may be others than this machine's.
+      mesh: where state and batch live; its devices need not be this machine's.
     """
     if config.noise_scale:
         noise.check(task, config)
@@ -104,7 +104,7 @@ def make_train_step(
         finite &= _stays_finite(state.params, params, updates)
         if on_cpu:
             # A loop that XLA compiles for the CPU has one result. So new moments and parameters would be stored, read
-            # for the updates and their test, and copied over the old ones. Here they are computed once more, in place.
+            # for the updates and their test, and copied over the old ones. Here they are computed again, in place.
             again = jax.lax.optimization_barrier((updates, state.opt_state, finite))
             updates, finite = again[0], again[2]
             opt_state = optimizer.update(gradient, again[1], state.params)[1]

@@ -238,7 +238,7 @@ def kind(program: hlo.Program, instruction: hlo.Instruction) -> str:
 
 
 def on_one_cpu(planned: Planned) -> Iterator[Any]:
-    """Yield the step in its plain form and its arguments, of which `flops` counts all operations."""
+    """Yield the step in its plain form, whose operations `flops` can count, and its arguments."""
     mesh = Mesh(np.array(jax.devices("cpu")[:1]).reshape(1, 1, 1), AXES, axis_types=(AxisType.Auto,) * 3)
     config = planned.job.config
     job = planned.job._replace(mesh=mesh, config=Config(config.to_dict() | {"shares": None}))

@@ -34,7 +34,7 @@ class Object(NamedTuple):
 
 
 def is_url(text: object) -> bool:
-    """Return whether the text is the address of a bucket or of what lies in it.
+    """Return whether the text is the address of a bucket, or of a folder or file in it.
 
     >>> is_url("s3://bucket/run"), is_url("gs://bucket"), is_url("runs/s3")
     (True, True, False)
@@ -59,7 +59,7 @@ def tidy(url: str) -> str:
 
 
 def listing(url: str, patience: float | None = None) -> dict[str, Object]:
-    """Return all objects below a folder by name relative to it; {"": ...} if the address is that of one object.
+    """Return all objects below a folder by name relative to it; {"": ...} if the address is of one object.
 
     Leaves out names that are no paths below the folder, such as `a//b` and `../a`.
     """
@@ -76,7 +76,7 @@ def listing(url: str, patience: float | None = None) -> dict[str, Object]:
 
 
 def split_pattern(url: str) -> tuple[str, str]:
-    """Return the folder in which the names lie that a pattern with `*` fits, and the rest of it; "" without a `*`.
+    """Split a pattern into the folder above its first `*` and the rest, which is "" without a `*`.
 
     >>> split_pattern("s3://bucket/runs/*/config.json")
     ('s3://bucket/runs', '*/config.json')
@@ -243,7 +243,7 @@ def _filesystem(scheme: str) -> Any:
 
 
 _RAISE: Any = object()  # a missing object raises FileNotFoundError
-_NO_BUCKET: Any = object()  # what is written can lack nothing but its bucket
+_NO_BUCKET: Any = object()  # on a write, only the bucket can be missing
 
 
 def _patiently(
@@ -311,7 +311,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _is_local(error: BaseException) -> bool:
-    """Return whether an error is that of the local disk, such as a full one: it names a file."""
+    """Return whether an error comes from the local disk, such as a full disk: it names a file."""
     return isinstance(error, OSError) and str(error.filename or "").startswith("/")
 
 

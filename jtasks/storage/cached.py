@@ -22,7 +22,7 @@ def cache_folder() -> pathlib.Path:
 
 
 def local(text: str | pathlib.Path) -> pathlib.Path:
-    """Return a user's path, with `~` expanded; of a file or folder in a bucket, that of a whole local copy.
+    """Return a user's path, with `~` expanded; for a file or folder in a bucket, the path of a whole local copy.
 
     The copy is compared with the bucket once in a process: only what has changed is downloaded. Where there is neither
     file nor folder, the path does not exist.

@@ -11,7 +11,7 @@ from jtasks.errors import ConfigError, StorageError
 from jtasks.storage import bucket
 from jtasks.storage.working_copy import Copy, new_folder, top_folder
 
-FIRST = 20.0  # seconds of patience before anything is computed: a wrong address or a missing network is told soon
+FIRST = 20.0  # seconds of patience before the first step: a wrong address or a missing network is reported soon
 
 _copies: dict[str, Copy] = {}
 
@@ -100,7 +100,7 @@ def send_file(path: pathlib.Path) -> None:
 
 
 def receive_file(path: pathlib.Path) -> None:
-    """Make one file in a working copy what it is in the bucket now."""
+    """Bring one file of a working copy up to date with the bucket."""
     if url := url_of(path):
         content = bucket.read(url)
         path.unlink(missing_ok=True)

@@ -168,7 +168,7 @@ class Copy:
         self.lease = None
 
     def push_last(self) -> None:
-        """Upload what has changed, without patience if that was in vain before."""
+        """Upload what has changed, without patience if the last upload failed."""
         patience, self.failed = 0 if self.failed else None, True
         self.push(patience)
         self.failed = False

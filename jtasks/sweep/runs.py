@@ -150,7 +150,7 @@ def _start(command: Sequence[str], log: pathlib.Path, stop: Stop) -> dict[str, A
     if child.returncode == 0:
         return {"state": "done", "metrics": json.loads(output.splitlines()[-1])}
     if told or child.returncode == EXIT_STOPPED:
-        stop.requested = stop.requested or signal.SIGTERM  # whoever stops the run means the sweep
+        stop.requested = stop.requested or signal.SIGTERM  # a signal to a run stops the sweep
         return {"state": "stopped"}
     return {"state": "failed", "message": _message(child.returncode, log.read_bytes()[begin:].decode(errors="replace"))}
 

@@ -192,7 +192,7 @@ def rescore_fn(
 ) -> dict[str, float]:
     """Compute the scores of `score_fn`, as `reranked_...`, after config.k_test nearest are ranked again; {} if it is 0.
 
-    The order is that of similarity plus the logit of a match (Li et al. 2022), the rest stays behind.
+    Candidates are sorted by similarity plus the logit of a match (Li et al. 2022); the rest stays behind them.
     """
     if not config.k_test:
         return {}

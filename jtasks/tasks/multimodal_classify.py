@@ -201,7 +201,7 @@ def _inputs(batch: Batch, rng: jax.Array | None, config: Config) -> tuple[jax.Ar
     """Return normalized pixels [b, pictures, h, w, c], augmented in training; tokens [b, t] and segment ids [b, t]."""
     images, tokens, segment_ids = batch["image"], *(batch[name].astype(jnp.int32) for name in SEQUENCE_KEYS)
     flat = images.reshape(-1, *images.shape[2:])
-    if rng is not None:  # the pictures of an example are augmented alike
+    if rng is not None:  # all pictures of an example get the same augmentation
         seeds = {"seed": jnp.repeat(batch["seed"], images.shape[1])} if "seed" in batch else {}
         flat = pixels.for_training({"image": flat, **seeds}, config.data)
     return pixels.normalize(flat, config).reshape(images.shape), tokens, segment_ids

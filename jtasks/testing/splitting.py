@@ -72,14 +72,14 @@ def _check_rows(subject: Subject, functions: Functions) -> None:
 
 
 def _check_empty(whole: Metrics, empty: Metrics) -> None:
-    """Check that no mean is a mean of the batch's mean, of which each batch would count as one example."""
+    """Check that no mean is of the batch's mean, which would count each batch as one example."""
     for metric, mean in empty.items():
         text = (
             f"{metric!r} is {float(mean.total):.6g} / {float(mean.count):.6g} on a batch in which every row is padding"
         )
         require(bool(np.isfinite([mean.total, mean.count]).all()), text, f"do not divide by the mask's sum: {SUMS}")
         constant = close(mean.total, whole[metric].total) and close(mean.count, whole[metric].count)
-        detail = f"{text}, so it is a mean of means: evaluation would count each batch alike"
+        detail = f"{text}, so it is a mean of means: evaluation would give each batch the same weight"
         require(not float(mean.count) or constant, detail, SUMS)
 
 
