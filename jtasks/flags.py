@@ -28,29 +28,31 @@ NUMBERS = {
 HELP = """\
 modes:
   train    train, or resume the run in DIR; evaluate `valid` on the way, `valid` and `test` at the end
-  eval     compute the metrics of a checkpoint (the newest, or --checkpoint=best or a step) on one split, or with
-           --eval=NAME those of one of config.evals
+  eval     evaluate a checkpoint (the newest, or --checkpoint=best or a step) on one split, or with --eval=NAME on
+           one of config.evals
   watch    evaluate each new checkpoint of the run in DIR while another process trains it, into DIR/watch.jsonl
-  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl, or with --input those for
+  predict  write the outputs of a checkpoint on one split to DIR/predictions-SPLIT.jsonl; with --input its answers to
            your own texts, rows or pictures to stdout or --output
-  embed    the same with features: on one split to DIR/embeddings-SPLIT.safetensors, or for an --input
-  probe    classify labeled pictures, --config.probe.name=folder:PATH, by texts of their classes (zero-shot), and with
-           --config.probe.shots=(1, 16, 0) by linear probes on that many pictures a class (0: all); also of hf:NAME
+  embed    write the features of one split to DIR/embeddings-SPLIT.safetensors; with --input the features of your own
+           texts, rows or pictures to stdout or --output
+  probe    classify the labeled pictures of --config.probe.name=folder:PATH by texts of their classes (zero-shot), and
+           with --config.probe.shots=(1, 16, 0) by linear probes on 1, on 16 and on all pictures a class; also of a
+           model, --workdir=hf:NAME
   show     write pictures and texts from a checkpoint to DIR/show/
-  report   write a page of the run, DIR/report.html, with curves, results, pictures and config; with --runs=A,B,C
-           instead of --workdir a page that lays several runs side by side, ./comparison.html
+  report   write a page with the curves, results, pictures and config of the run, DIR/report.html; with --runs=A,B,C
+           instead of --workdir, a page that compares several runs, ./comparison.html
   export   write a checkpoint as a folder that Hugging Face's transformers loads, DIR/export/hf/
   check    check the task against the contract; needs no DIR. With --config.check.step=N, replay the batch of
            step N and find the first non-finite number
   plan     estimate memory, computation and communication of a step on a mesh larger than this machine, such as
-           --config.mesh.data=8 --config.mesh.fsdp=8; with --topology=v5e:4x4 by the compiler of a TPU. Needs no DIR,
-           no data and no accelerator
+           --config.mesh.data=8 --config.mesh.fsdp=8; with --topology=v5e:4x4 by the compiler for TPUs. Needs no
+           DIR, no data and no accelerator
 
 Without --config, DIR/config.json is the config: --workdir=DIR resumes the run, --workdir=DIR --mode=eval evaluates
 it. With --config, every mode except plan compares the config with the run's.
 
 Every field of the config can be set: --config.steps=1000 --config.optim.lr=3e-4. If a field is set twice, the last
-value counts. Fields that refer to a field that is set follow.
+value counts. Fields that refer to it follow.
 
 examples of an --input:
   jtasks --workdir=DIR --mode=predict --input=reviews.csv --output=answers.jsonl
@@ -81,21 +83,22 @@ def make_parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--workdir",
         metavar="DIR",
-        help="the run's folder, with log, checkpoints and pictures; or with --input also hf:FOLDER or hf:NAME, a model",
+        help="the run's folder, with log, checkpoints and pictures; for --input and probe also hf:FOLDER or hf:NAME, a"
+        " model",
     )
     flags.add_argument("--mode", default="train", choices=MODES)
     flags.add_argument(
         "--format",
         default="hf",
         choices=("hf", "peft"),
-        help="for export: Hugging Face's format, or that of its PEFT for an adapter alone",
+        help="for export: hf, for Hugging Face's transformers, or peft, an adapter alone",
     )
     flags.add_argument(
         "--output",
         metavar="PATH",
-        help="for show, export: a folder instead of DIR; for report: the .html file; for predict, embed: a file, of"
-        " the kind that its suffix says, .jsonl .csv .tsv .parquet .safetensors; for plan with --topology: a file for"
-        " the compiled program, as HLO text",
+        help="for show, export: a folder instead of DIR; for report: the .html file; for predict, embed: a file,"
+        " whose suffix .jsonl .csv .tsv .parquet or .safetensors selects the format; for plan: a file for the picture"
+        " of the learning rate, as SVG, or with --topology for the compiled program, as HLO text",
     )
     flags.add_argument(
         "--split", choices=("train", "valid", "test"), help="for eval, predict, embed, show; test by default"
@@ -105,7 +108,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--runs", metavar="A,B,C", help="for report: folders of runs to compare; a * stands for any part of a name"
     )
     flags.add_argument(
-        "--checkpoint", metavar="WHICH", help="of the run: newest (default), best, best:NAME of config.evals, or a step"
+        "--checkpoint",
+        metavar="WHICH",
+        help="of the run: newest (default), best, best:NAME for one of config.evals, or a step",
     )
     answering = flags.add_argument_group("for --mode=predict and --mode=embed")
     answering.add_argument(
@@ -115,10 +120,12 @@ def make_parser() -> argparse.ArgumentParser:
         " pictures, or - for stdin, answered as it comes",
     )
     answering.add_argument(
-        "--input-format", choices=FORMATS, help="of the input, if its suffix does not say it; stdin: jsonl or lines"
+        "--input-format", choices=FORMATS, help="of the input, if it has no suffix for this; for stdin jsonl or lines"
     )
-    answering.add_argument("--no-header", action="store_true", help="columns of a CSV or TSV are named 0, 1, ...")
-    answering.add_argument("--skip-bad", action="store_true", help="name a bad input on stderr and go on")
+    answering.add_argument(
+        "--no-header", action="store_true", help="a CSV or TSV has no header; its columns are 0, 1, ..."
+    )
+    answering.add_argument("--skip-bad", action="store_true", help="report a bad input on stderr and continue")
     several = flags.add_argument_group(
         "a run of several processes, which share DIR",
         "SLURM, Open MPI, JobSet and TPU pods are detected and need no flags; --num-processes=1 ignores them",
@@ -134,13 +141,13 @@ def make_parser() -> argparse.ArgumentParser:
         "--sweep.NAME=A,B for one or several fields trains every combination of their values",
     )
     sweep.add_argument(
-        "--sweep", metavar="FILE.py", help="file with sweep(config) or search(config), which give values"
+        "--sweep", metavar="FILE.py", help="file with sweep(config) or search(config), which returns the values"
     )
     sweep.add_argument("--sweep-index", type=int, metavar="I", help="train only run I of the sweep, from 0")
     plan = flags.add_argument_group(
         "for --mode=plan",
-        "the defaults are an NVIDIA A100 with a 200 Gbit/s network card; --topology knows its chips, and takes only"
-        " --efficiency, of attention kernels alone",
+        "The defaults describe an NVIDIA A100 with a 200 Gbit/s network card. --topology knows its chips: of these"
+        " flags it uses --efficiency alone, for attention kernels.",
     )
     plan.add_argument(
         "--topology",
@@ -152,9 +159,11 @@ def make_parser() -> argparse.ArgumentParser:
         "--peak-tflops", type=float, default=312.0, metavar="T", help="peak of a device, in TFLOP/s (312)"
     )
     plan.add_argument(
-        "--efficiency", type=float, default=0.4, metavar="E", help="fraction of the peak that is reached (0.4)"
+        "--efficiency", type=float, default=0.4, metavar="E", help="fraction of the peak that a step reaches (0.4)"
     )
-    plan.add_argument("--bandwidth-gbs", type=float, default=25.0, metavar="B", help="GB/s out of a device (25)")
+    plan.add_argument(
+        "--bandwidth-gbs", type=float, default=25.0, metavar="B", help="bandwidth out of a device, in GB/s (25)"
+    )
     plan.add_argument("--latency-us", type=float, default=10.0, metavar="L", help="microseconds per hop (10)")
     return flags
 
@@ -196,7 +205,7 @@ def check_flags(arguments: Sequence[str], flags: argparse.Namespace) -> None:
 def config_overrides(words: Sequence[str]) -> list[str]:
     """Return the words that argparse does not know, `--config.a.b=value` or `--sweep.a.b=values`.
 
-    A blank may replace the `=`.
+    A space may replace the `=`.
     """
     joined = list[str]()
     for word in words:
@@ -222,10 +231,10 @@ def is_pretrained(workdir: str | None) -> bool:
 
 
 def workdir_path(flags: argparse.Namespace) -> pathlib.Path:
-    """Return --workdir, by default the current folder; of one in a bucket, the working copy.
+    """Return --workdir, by default the current folder; for a folder in a bucket, its working copy.
 
     Raises:
-      ConfigError: it is empty, or a URL that is none of a bucket.
+      ConfigError: it is empty, or a URL of something other than a bucket.
     """
     text = flags.workdir
     if text is not None and not text.strip():
@@ -238,7 +247,7 @@ def workdir_path(flags: argparse.Namespace) -> pathlib.Path:
 
 
 def run_folders(text: str) -> list[pathlib.Path]:
-    """Return the folders that --runs names, each once: a comma separates two, unless it is within double quotes.
+    """Return the folders that --runs names, each once; commas separate names, except within double quotes.
 
     Raises:
       ConfigError: there is no name, or a name with a * fits no folder of a run.
@@ -246,15 +255,11 @@ def run_folders(text: str) -> list[pathlib.Path]:
     folders: list[pathlib.Path] = []
     for name in filter(None, next(csv.reader([text], skipinitialspace=True), [])):
         if storage.is_url(name):
-            urls = storage.match_folders(name, "config.json")
-            if not urls:
-                raise ConfigError(f"--runs={name}: no folder of this name holds a run (a config.json)")
-            folders += [storage.open_copy(url) for url in urls]
-            continue
-        path = user_path("--runs", name)
-        runs = [path]
-        if "*" in name and not path.exists():
+            runs = [storage.open_copy(url) for url in storage.match_folders(name, "config.json")]
+        elif "*" in name and not (path := user_path("--runs", name)).exists():
             runs = [pathlib.Path(file).parent for file in sorted(glob.glob(str(path / "config.json")))]
+        else:
+            runs = [user_path("--runs", name)]
         if not runs:
             raise ConfigError(f"--runs={name}: no folder of this name holds a run (a config.json)")
         folders += runs
@@ -266,7 +271,7 @@ def run_folders(text: str) -> list[pathlib.Path]:
 def user_path(flag: str, text: str) -> pathlib.Path:
     """Return the path that a flag names, with `~` expanded; raise ConfigError if there is no such user.
 
-    Of an --output in a bucket, returns a path whose content goes there at the end; of other files there, a local copy.
+    An --output in a bucket has a path whose content is uploaded at the end; another file there has a local copy.
     """
     if storage.is_url(text):
         return storage.outbox(text) if flag == "--output" else storage.local(text)
