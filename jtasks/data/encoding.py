@@ -47,6 +47,12 @@ def ids(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
     return sentence_pieces.ids(tokenizer, tokenizers.encode(tokenizer, texts, offsets=whole))
 
 
+def words(tokenizer: "Tokenizer", tokens: np.ndarray, segment_ids: np.ndarray) -> list[str]:
+    """Return the tokens [t] of one text as texts, without the marks before and after it and without padding."""
+    inner = np.asarray(tokens)[np.asarray(segment_ids) > 0][1:-1]
+    return [tokenizer.decode([token]) for token in inner.tolist()]
+
+
 def pairs(
     tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str | None] | None, length: int
 ) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from typing import Any
 from jtasks import ranges
 from jtasks.config import Config
 from jtasks.errors import ConfigError
+from jtasks.models.attention_maps import cross_attention_weights, grad_cam
 from jtasks.models.bert import BERT
 from jtasks.models.blip import BLIP
 from jtasks.models.cache import reorder_branches
@@ -43,8 +44,10 @@ __all__ = [
     "VideoGPT",
     "apply",
     "build",
+    "cross_attention_weights",
     "fields",
     "generate",
+    "grad_cam",
     "rank",
     "reorder_branches",
     "scale_and_bias",

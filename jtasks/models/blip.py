@@ -160,10 +160,6 @@ class BLIP(nn.Module):
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
         return self.text_decoder.extend(tokens, cache)
 
-    def caption_attention(self, images: jax.Array, tokens: jax.Array) -> jax.Array:
-        """Return the weights [text_depth, b, t, 1 + patches] with which each token attends to the picture's states."""
-        return self.text_decoder.attended(tokens, memory=self.encode_image(images))
-
     def fuse(
         self, images: jax.Array, tokens: jax.Array, segment_ids: jax.Array, deterministic: bool = True
     ) -> jax.Array:
@@ -245,20 +241,6 @@ class BLIP(nn.Module):
     def answer_logits(self, states: jax.Array, segment_ids: jax.Array, answers: jax.Array) -> jax.Array:
         """Return the logits [b, t, vocab] of the token after each of `answers` [b, t], without dropout."""
         return self.text_decoder.logits(answers, memory=states, memory_mask=segment_ids > 0)
-
-    def answer_attention(
-        self, images: jax.Array, question: jax.Array, segment_ids: jax.Array, answers: jax.Array
-    ) -> jax.Array:
-        """Return the weights [text_depth, b, t, 1 + patches] with which answers [b, t] attend to the picture.
-
-        The answer's tokens attend to the question's, and these to the picture's states: in each layer the weights are
-        the product of both, summed over the question.
-        """
-        states = self.encode_image(images)
-        asked = self.text_encoder.attended(question, segment_ids, memory=states)
-        memory = self.text_encoder(question, segment_ids, memory=states)
-        said = self.text_decoder.attended(answers, memory=memory, memory_mask=segment_ids > 0)
-        return jnp.einsum("lbts,lbsp->lbtp", said, asked)
 
     def begin_answer(
         self,

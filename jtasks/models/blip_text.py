@@ -145,19 +145,6 @@ class BLIPText(nn.Module):
         hidden, cache = caches.extend(self.blocks, x, cache)
         return self._logits(hidden), cache
 
-    def attended(
-        self,
-        tokens: jax.Array,
-        segment_ids: jax.Array | None = None,
-        *,
-        memory: jax.Array,
-        memory_mask: jax.Array | None = None,
-    ) -> jax.Array:
-        """Return the weights [depth, b, t, s] with which each token attends to the memory, averaged over heads."""
-        x = self._embed(tokens, jnp.arange(tokens.shape[1]), True)
-        segment_ids = jnp.ones(tokens.shape, jnp.int32) if segment_ids is None else segment_ids
-        return self.blocks(x, {}, segment_ids, True, memory, memory_mask)[1][0]["memory_weights"]
-
     def _embed(self, tokens: jax.Array, positions: jax.Array, deterministic: bool) -> jax.Array:
         rows = positions if positions.ndim == 2 else positions[None]  # shared positions are looked up once
         return self.dropout_in(self.norm(self.tokens(tokens) + self.position(rows)), deterministic)

@@ -159,7 +159,7 @@ def stack(model: Any, *, name: str | None = None, **others: Any) -> nn.Module:
         block = nn.map_variables(Block, "params", gather)
     scanned = nn.scan(
         nn.remat(block, prevent_cse=False, static_argnums=(4,), policy=policy),
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "intermediates": 0, "perturbations": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, *[nn.broadcast] * (5 if fields.get("relative") else 4 if fields.get("cross") else 2)),
         length=model.depth,

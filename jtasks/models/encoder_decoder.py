@@ -12,7 +12,7 @@ from jtasks.errors import ConfigError
 from jtasks.models import cache as caches
 from jtasks.models.bert import Bias
 from jtasks.models.layers import Cache, Head, vocabulary_logits
-from jtasks.models.side import Side, run_places
+from jtasks.models.side import Side
 from jtasks.models.vocabulary import vocabulary_loss
 
 
@@ -201,19 +201,6 @@ class EncoderDecoder(nn.Module):
         """Read one token of each branch, `tokens` [b, n]; return logits [b, n, vocab] float32, and the cache."""
         hidden, cache = self.decoder.extend(self._embed(self._target_tokens(), tokens), cache)
         return self._logits(hidden), cache
-
-    def attended(
-        self,
-        source: jax.Array,
-        inputs: jax.Array,
-        source_segment_ids: jax.Array | None = None,
-        target_segment_ids: jax.Array | None = None,
-    ) -> jax.Array:
-        """Return the weights [decoder_depth, b, t, s] with which each input attends to the source, mean over heads."""
-        ids = jnp.ones(inputs.shape, jnp.int32) if target_segment_ids is None else target_segment_ids
-        memory = self.encode(source, source_segment_ids), _memory_mask(source_segment_ids, target_segment_ids)
-        x = self._embed(self._target_tokens(), inputs)
-        return self.decoder.run(x, run_places(ids, ids.shape[1]), {}, ids, True, *memory)[1]["memory_weights"]
 
     def _decode(
         self,

@@ -143,9 +143,10 @@ def _split_parts(fused: jax.Array) -> list[jax.Array]:
 class CrossAttention(nn.Module):
     """Multi-head attention from `x` to a memory, such as an encoder's states.
 
-    If `cache` is a dict, returns a cache of the memory's keys and values, and of the weights [b, t, s], averaged over
-    heads. If `cache` holds the memory's keys and values, these are read instead of a memory. `memory_mask` is that of
-    `attention.cross_attention`; for the other fields see `Attention`.
+    If `cache` is a dict, returns a cache of the memory's keys and values. If `cache` holds the memory's keys and
+    values, these are read instead of a memory. `memory_mask` is that of `attention.cross_attention`; for the other
+    fields see `Attention`. If the collection `intermediates` is mutable, it gets the `weights` [b, h, t, s], after
+    those of the collection `perturbations` are added; see `models/attention_maps.py`.
     """
 
     width: int
@@ -180,9 +181,10 @@ class CrossAttention(nn.Module):
             key, value = _split_parts(fused.reshape(b, -1, self.heads, 2, size))
             new = {"memory_key": key, "memory_value": value}
         mask = attend.memory_mask(t, memory_mask)
-        if cache is not None and new is not None:
-            weights = attend.attention_weights(query, key, mask, None, self.scale)
-            mixed, new["memory_weights"] = attend.mix(weights, value), jnp.mean(weights, axis=1)
+        if self.is_mutable_collection("intermediates"):  # for maps; training never gets here
+            weights = self.perturb("weights", attend.attention_weights(query, key, mask, None, self.scale))
+            self.sow("intermediates", "weights", weights, reduce_fn=lambda _, last: last, init_fn=lambda: None)
+            mixed = attend.mix(weights, value)
         elif self.dropout and not deterministic:
             rng = self.make_rng("dropout")
             mixed = attend.attention_with_dropout(query, key, value, mask, rng, self.dropout, None, self.scale)

@@ -1,10 +1,11 @@
-"""Maps over a picture, such as attention to its patches, as heat on the picture for people."""
+"""Maps over a picture, such as those of `models.grad_cam`, as heat on the picture for people."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
 from jtasks.errors import ConfigError
+from jtasks.ops import grid
 
 COLD, HOT = np.array([20, 20, 60]), np.array([255, 60, 0])  # RGB of no attention and of the most
 
@@ -28,22 +29,28 @@ def overlay(image: np.ndarray, heat: np.ndarray, strength: float = 0.6) -> np.nd
     return np.round((1 - strength) * gray + strength * (COLD + weights * (HOT - COLD))).astype(np.uint8)
 
 
-def row(
-    image: np.ndarray, maps: np.ndarray, words: Sequence[str], shape: tuple[int, int]
-) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
-    """Return a picture followed by the picture under the map of each word, and the texts below them, for `grid.grid`.
+def show(
+    images: Sequence[np.ndarray], maps: Sequence[np.ndarray], words: Sequence[Sequence[str]], texts: Sequence[str]
+) -> np.ndarray:
+    """Return a picture with a row for each text: the image, the image under the words' mean map, and under each map.
 
     Args:
-      image: uint8 [h, w, 3].
-      maps: [t, rows * columns], of at least as many tokens as words.
-      words: texts of the first tokens.
-      shape: rows and columns of a map.
+      images: uint8 [h, w, 3].
+      maps: of each image [t, rows, columns], a map of each word of its text.
+      words: of each image the t words, which stand below their maps.
+      texts: of each image what stands below the mean, such as the whole text.
     """
-    heats = np.asarray(maps, np.float32)[: len(words)].reshape(-1, *shape)
-    return [image, *(overlay(image, heat) for heat in heats)], [("", "black"), *((word, "black") for word in words)]
+    rows, captions = [], []
+    for image, own, named, text in zip(images, maps, words, texts, strict=True):
+        heats = [np.mean(own, axis=0), *own] if len(named) else []
+        rows.append([image, *(overlay(image, heat) for heat in heats)])
+        captions.append([("", "black"), *((word, "black") for word in [text, *named][: len(heats)])])
+    return grid.grid(rows, captions=captions, least=96)
 
 
-def check_layer(layer: int | None, depth: int) -> None:
-    """Raise ConfigError if the decoder of this depth lacks the layer config.attention_layer."""
-    if (layer or 0) >= depth:
-        raise ConfigError(f"config.attention_layer={layer}: the decoder has {depth} layers, from 0")
+def check_layer(layer: int, depth: int) -> None:
+    """Raise ConfigError if a text encoder or decoder of this depth lacks the layer config.attention_layer."""
+    if layer >= depth:
+        raise ConfigError(
+            f"config.attention_layer={layer}: config.model.text_depth={depth} has the layers 0 to {depth - 1}"
+        )

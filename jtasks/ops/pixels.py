@@ -74,6 +74,12 @@ def normalize(images: jax.Array, config: Any) -> jax.Array:
     return images * scale.astype(np.float32) + shift.astype(np.float32)
 
 
+def patches(config: Any) -> tuple[int, int]:
+    """Return the rows and columns of patches in which config.model reads a picture."""
+    height, width = config.model.shape
+    return height // config.model.patch, width // config.model.patch
+
+
 def normalization(config: Any) -> tuple[Any, Any, float]:
     """Return mean and deviation per channel, of pixels multiplied by the third value."""
     model = config.model

@@ -46,7 +46,7 @@ def defaults() -> dict[str, Any]:
         ),  # begins every caption, such as "a picture of "; no part of loss and output
         "data.max_caption_tokens": Field(int, "[1, 2e9]", 32),  # maximum number of a caption's tokens, with its end
         "label_smoothing": Field(float, "[0, 1)", 0.0),  # in training (Szegedy et al. 2016)
-        "attention_layer": Field(int, "[-1, 2e9]"),  # layer of the maps in show, -1 the last; None: no maps
+        "attention_layer": Field(int, "[-1, 2e9]"),  # decoder layer of show's Grad-CAM, -1 the last; None: no maps
         **decode.BEAM,
         "score.protocol": Field(str, captions.PROTOCOLS, "plain"),
         "score.metrics": Field(tuple, None, ("bleu", "rouge_l", "cider", "meteor")),
@@ -173,8 +173,8 @@ def eval_fn(params: Any, batch: Batch, config: Config) -> dict[str, Mean]:
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Search the best caption: `tokens` [b, max_len], followed by the end mark, and its `score` [b].
 
-    With config.attention_layer also the `attention` [b, max_len, patches] of that layer: how much each token attended
-    to each patch when it was chosen, averaged over heads.
+    With config.attention_layer also the `maps` [b, max_len, rows, columns] of that layer: on which patches each token's
+    log probability rests, by `models.grad_cam`; 0 after the end mark.
     """
     images, prompt, end = (
         pixels.normalize(batch["image"], config),
@@ -186,9 +186,19 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     best = {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
     if config.attention_layer is None:
         return best
-    whole = jnp.concatenate([prompt, best["tokens"]], axis=1)[:, :-1]
-    weights = model.apply({"params": params}, images, whole, method="caption_attention")
-    return best | {"attention": weights[config.attention_layer, :, prompt.shape[1] - 1 :, 1:]}
+    whole = jnp.concatenate([prompt, best["tokens"]], axis=1)
+    maps = models.grad_cam(
+        model,
+        params,
+        images,
+        whole[:, None],
+        score=lambda loss: -loss[0][:, 0],
+        tower="text_decoder",
+        layer=config.attention_layer,
+        shape=pixels.patches(config),
+        method="caption_loss",
+    )[:, prompt.shape[1] - 1 :]
+    return best | {"maps": jnp.where(models.until_end(best["tokens"], end)[..., None, None], maps, 0)}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -227,7 +237,7 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures with captions, and as text the captions with the references.
 
-    With config.attention_layer also `attention`, with a row for each picture, and in it a map for each token.
+    With config.attention_layer also `maps`, a row for each picture: the mean map, and the map of each token.
     """
     images, said = [example["image"] for example in examples], caption_texts(outputs, config)
     lines = [
@@ -238,8 +248,10 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     below = [[(text, "black") for text in said[row]] for row in rows]
     shown: dict[str, np.ndarray | str] = {"images": grid.grid([images[row] for row in rows], captions=below)}
     if config.attention_layer is not None:
-        maps = [_maps(*pair, config) for pair in zip(images, outputs, strict=True)]
-        shown["attention"] = grid.grid([row for row, _ in maps], captions=[words for _, words in maps], least=96)
+        tokens = [_before_end(output["tokens"], config) for output in outputs]
+        words = [[tokenizers.of(config, texts).decode([token]) for token in own] for own in tokens]
+        maps = [output["maps"][: len(own)] for output, own in zip(outputs, tokens, strict=True)]
+        shown["maps"] = heat.show(images, maps, words, said)
     return shown | {"captions": "\n".join(lines)}
 
 
@@ -258,13 +270,6 @@ def caption_texts(outputs: Any, config: Config) -> list[str]:
 def _before_end(tokens: Any, config: Config) -> list[int]:
     ids, end = np.asarray(tokens).tolist(), config.model.end
     return ids[: ids.index(end)] if end in ids else ids
-
-
-def _maps(image: np.ndarray, output: Any, config: Config) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
-    """Return a picture, then the picture under the map of each token; and the texts below them."""
-    tokenizer, tokens = tokenizers.of(config, texts), _before_end(output["tokens"], config)
-    height, width = (edge // config.model.patch for edge in config.model.shape)
-    return heat.row(image, output["attention"], [tokenizer.decode([token]) for token in tokens], (height, width))
 
 
 def _given(b: int, config: Config) -> jax.Array:
@@ -290,5 +295,5 @@ def _model(config: Config) -> Any:
         raise ConfigError(
             "config.attention_layer needs config.model.fusion='cross', whose tokens attend to the picture by itself"
         )
-    heat.check_layer(config.attention_layer, config.model.text_depth)
+    heat.check_layer(config.attention_layer or 0, config.model.text_depth)
     return models.build(FUSIONS[config.model.fusion], config)

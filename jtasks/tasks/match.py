@@ -20,9 +20,9 @@ from jtasks.config import Config
 from jtasks.data import captioned, encoding, picture_rows, stand_ins, tokenizers, unlabeled, values
 from jtasks.data.assets import image_processor
 from jtasks.data.lazy import Lazy
-from jtasks.errors import DataError
+from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import Loss, Mean, example_weights, retrieval, total
-from jtasks.ops import contrastive, grid, negatives, pixels
+from jtasks.ops import contrastive, grid, heat, negatives, pixels
 from jtasks.ranges import Field
 
 Batch = dict[str, jax.Array]
@@ -42,6 +42,7 @@ def defaults() -> dict[str, Any]:
         "data.length": Field(int, "[3, 2e9]", 40),  # tokens of a caption
         "k_test": Field(int, "[0, 2e9]", 0),  # nearest of each picture and caption that matching ranks again; 0: none
         "matching_loss": Field(float, "[0, inf)", 1.0),  # weight of the matching term
+        "attention_layer": Field(int, "[-1, 2e9]"),  # encoder layer of show's Grad-CAM, not the last; None: no maps
     }
 
 
@@ -159,7 +160,9 @@ def batch_loss_fn(
 def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dict[str, jax.Array]:
     """Return the embeddings `image` [b, d] and `texts` [b, k, d], and `match` [b, k], of each caption with its picture.
 
-    `match` is the log of the odds that they belong together.
+    `match` is the log of the odds that they belong together. With config.attention_layer also the `maps`
+    [b, t, rows, columns] of the first caption in that layer: on which patches the matching head's logit rests, by way
+    of each token (`models.grad_cam`).
     """
     b, k, t = batch["tokens"].shape
     captions = [batch[name].astype(jnp.int32).reshape(b * k, t) for name in ("tokens", "segment_ids")]
@@ -167,7 +170,22 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     image, states = models.apply(_model(config), params, images, method="embed_images")
     embedded = models.apply(_model(config), params, *captions, method="embed_texts")
     logits = models.apply(_model(config), params, jnp.repeat(states, k, axis=0), *captions, method="match")
-    return {"image": image, "texts": embedded.reshape(b, k, -1), "match": _odds(logits).reshape(b, k)}
+    outputs = {"image": image, "texts": embedded.reshape(b, k, -1), "match": _odds(logits).reshape(b, k)}
+    if config.attention_layer is None:
+        return outputs
+    _check_layer(config)
+    maps = models.grad_cam(
+        _model(config),
+        params,
+        states,
+        *(batch[name][:, 0].astype(jnp.int32) for name in ("tokens", "segment_ids")),
+        score=lambda logits: logits[:, MATCHES],
+        tower="text_encoder",
+        layer=config.attention_layer,
+        shape=pixels.patches(config),
+        method="match",
+    )
+    return outputs | {"maps": maps}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -221,6 +239,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     """Show each picture's first caption with the probability that they belong together, and retrieve shown pictures.
 
     The caption is green if its own picture is the most similar one that is shown. `retrieved` has the order of all.
+    With config.attention_layer also `maps`, a row for each caption: the mean map, and the map of each of its tokens.
     """
     images = np.stack([np.asarray(output["image"]) for output in outputs])
     captions, lines = [], []
@@ -232,9 +251,15 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
         captions.append((f"{answer['belongs'][0]:.2f} {text}", color))
         lines.append(f"{index} {text}: belongs {answer['belongs'][0]:.3f}; pictures from the nearest: {order}")
     rows = [slice(i, i + grid.COLUMNS) for i in range(0, len(captions), grid.COLUMNS)]
-    shown = [example["image"] for example in examples]
-    picture = grid.grid([shown[row] for row in rows], captions=[captions[row] for row in rows])
-    return {"pictures": picture, "retrieved": "\n".join(lines)}
+    pictures = [example["image"] for example in examples]
+    picture = grid.grid([pictures[row] for row in rows], captions=[captions[row] for row in rows])
+    shown: dict[str, np.ndarray | str] = {"pictures": picture, "retrieved": "\n".join(lines)}
+    if config.attention_layer is not None:
+        tokenizer = tokenizers.of(config, texts)
+        words = [encoding.words(tokenizer, example["tokens"][0], example["segment_ids"][0]) for example in examples]
+        maps = [output["maps"][1 : 1 + len(own)] for output, own in zip(outputs, words, strict=True)]
+        shown["maps"] = heat.show(pictures, maps, words, [text for text, _ in captions])
+    return shown
 
 
 def _embeddings(examples: Any, outputs: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -326,6 +351,17 @@ def _match_batch(
     picture, caption = (jnp.swapaxes(x.reshape(-1, parts, 3), 0, 1) for x in (picture, caption))
     logits = jax.lax.map(jax.checkpoint(match), (picture, caption))
     return jnp.swapaxes(logits, 0, 1).reshape(-1, 3, 2), valid
+
+
+def _check_layer(config: Config) -> None:
+    """Raise ConfigError if the text encoder lacks the layer config.attention_layer, or if it is the last one."""
+    layer, depth = config.attention_layer, config.model.text_depth
+    heat.check_layer(layer, depth)
+    if layer in (-1, depth - 1):
+        raise ConfigError(
+            f"config.attention_layer={layer} is the last of config.model.text_depth={depth} layers. Only its first"
+            " token reaches the matching head, so words have no maps there: take an earlier layer, from 0"
+        )
 
 
 def _odds(logits: jax.Array) -> jax.Array:

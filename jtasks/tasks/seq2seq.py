@@ -199,8 +199,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     if config.attention_layer is None:
         return best
     inputs = source, _shifted(best["tokens"], jnp.ones_like(best["tokens"]), config), segment_ids
-    weights = model.apply({"params": params}, *inputs, method="attended")
-    return best | {"attention": weights[config.attention_layer]}
+    weights = models.cross_attention_weights(model, params, *inputs, tower="decoder", method="logits")
+    return best | {"attention": jnp.mean(weights[config.attention_layer], axis=1)}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:

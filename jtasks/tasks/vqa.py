@@ -47,7 +47,7 @@ def defaults() -> dict[str, Any]:
         "inference_method": Field(str, ("generate", "rank"), "generate"),
         "num_ans_candidates": Field(int, "[1, 2e9]", 128),  # of "rank": those with the likeliest first tokens
         "label_smoothing": Field(float, "[0, 1)", 0.0),  # in training (Szegedy et al. 2016)
-        "attention_layer": Field(int, "[-1, 2e9]"),  # layer of the maps in show, -1 the last; None: no maps
+        "attention_layer": Field(int, "[-1, 2e9]"),  # encoder layer of show's Grad-CAM, -1 the last; None: no maps
         **decode.BEAM,
         "beam.num_beams": decode.BEAM["beam.num_beams"]._replace(default=3),
         "beam.max_len": decode.BEAM["beam.max_len"]._replace(default=10),
@@ -175,8 +175,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     Returns:
       With config.inference_method="generate" the `tokens` [b, max_len] of the best answer, followed by the end mark,
       and its `score` [b]. With "rank" the number `choice` [b] of the likeliest of config.model.answers and its log
-      probability `score` [b]. With config.attention_layer also the `attention` [b, t, patches] of that layer: how much
-      each token of the answer attended to each patch, by way of the question.
+      probability `score` [b]. With config.attention_layer also the `maps` [b, t, rows, columns] of that layer: on which
+      patches the log probability of the answer rests, by way of each token of the question (`models.grad_cam`).
     """
     model, end = _model(config), config.model.end
     inputs = pixels.normalize(batch["image"], config), *_question(batch)
@@ -184,7 +184,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
         prompt = jnp.full((len(inputs[0]), 1), config.model.begin, jnp.int32)
         beams = models.search(model, params, (*inputs, prompt), config.beam, method="begin_answer", eos=end, pad=end)
         best = {"tokens": beams.tokens[:, 0], "score": beams.scores[:, 0]}
-        return best | _attention(params, inputs, jnp.concatenate([prompt, best["tokens"]], axis=1), config)
+        return best | _maps(params, inputs, jnp.concatenate([prompt, best["tokens"]], axis=1), config)
     if not config.model.get("answers"):
         raise ConfigError(
             "config.inference_method='rank' needs candidates: set config.data.answers to a file of them, or take"
@@ -193,7 +193,7 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
     states = _states(params, batch["image"], batch, None, config)
     candidates = jnp.asarray(_answer_ids(config.model.answers, config))
     choice, score = models.rank(model, params, states, inputs[2], candidates, end, config.num_ans_candidates)
-    return {"choice": choice, "score": score, **_attention(params, inputs, candidates[choice], config)}
+    return {"choice": choice, "score": score, **_maps(params, inputs, candidates[choice], config)}
 
 
 def score_fn(examples: Any, outputs: Any, config: Config) -> dict[str, float]:
@@ -222,7 +222,7 @@ def embed_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) -
 def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray | str]:
     """Show the pictures with questions and answers, green where an answer is one that people gave and else red.
 
-    With config.attention_layer also `attention`, with a row for each question, and in it a map for each token.
+    With config.attention_layer also `maps`, a row for each question: the mean map, and the map of each of its tokens.
     """
     pictures, lines, below = [], [], []
     for example, text in zip(examples, answer_texts(outputs, config), strict=True):
@@ -236,8 +236,10 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     image = grid.grid([pictures[row] for row in rows], captions=[below[row] for row in rows])
     shown: dict[str, np.ndarray | str] = {"images": image, "answers": "\n".join(lines)}
     if config.attention_layer is not None:
-        maps = [_maps(*pair, config) for pair in zip(pictures, outputs, strict=True)]
-        shown["attention"] = grid.grid([row for row, _ in maps], captions=[words for _, words in maps], least=96)
+        tokenizer = tokenizers.of(config, texts)
+        words = [encoding.words(tokenizer, example["tokens"], example["segment_ids"]) for example in examples]
+        maps = [output["maps"][1 : 1 + len(own)] for output, own in zip(outputs, words, strict=True)]
+        shown["maps"] = heat.show(pictures, maps, words, [text for text, _ in below])
     return shown
 
 
@@ -260,21 +262,24 @@ def _before_end(tokens: Any, config: Config) -> list[int]:
     return ids[: ids.index(end)] if end in ids else ids
 
 
-def _attention(params: Any, inputs: tuple[Any, ...], answers: jax.Array, config: Config) -> dict[str, jax.Array]:
-    """Return `attention` [b, t, patches] of the tokens after the first of answers [b, 1 + t]; {} if not asked for."""
+def _maps(params: Any, inputs: tuple[Any, ...], answers: jax.Array, config: Config) -> dict[str, jax.Array]:
+    """Return the `maps` of the question's tokens for answers [b, 1 + t]; {} if they are not asked for."""
     if config.attention_layer is None:
         return {}
     heat.check_layer(config.attention_layer, config.model.text_depth)
-    weights = _model(config).apply({"params": params}, *inputs, answers[:, :-1], method="answer_attention")
-    return {"attention": weights[config.attention_layer, :, :, 1:]}
-
-
-def _maps(image: np.ndarray, output: Any, config: Config) -> tuple[list[np.ndarray], list[tuple[str, str]]]:
-    """Return a picture, then the picture under the map of each token of the answer; and the texts below them."""
-    tokens = _answer_ids(answer_texts([output], config), config)[0, 1:] if "choice" in output else output["tokens"]
-    height, width = (edge // config.model.patch for edge in config.model.shape)
-    words = [tokenizers.of(config, texts).decode([token]) for token in _before_end(tokens, config)]
-    return heat.row(image, output["attention"], words, (height, width))
+    said = models.until_end(answers[:, 1:], config.model.end)
+    maps = models.grad_cam(
+        _model(config),
+        params,
+        *inputs,
+        answers[:, None],
+        score=lambda loss: -jnp.sum(jnp.where(said, loss[0][:, 0], 0), axis=1),
+        tower="text_encoder",
+        layer=config.attention_layer,
+        shape=pixels.patches(config),
+        method="answer_loss",
+    )
+    return {"maps": maps}
 
 
 def _encode(asked: Sequence[str], config: Config) -> dict[str, np.ndarray]:

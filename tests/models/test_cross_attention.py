@@ -98,13 +98,6 @@ def test_padding_of_the_memory_is_never_read():
     assert not np.allclose(logits(tokens(), seen)[1], logits(tokens(), memory())[1])
 
 
-def test_the_weights_of_a_token_sum_to_one_over_the_memory():
-    found = run("attended", tokens(), memory=memory())
-    assert found.shape == (2, 2, T, S)
-    np.testing.assert_allclose(found.sum(-1), 1, atol=1e-6)
-    assert (found[:, 1, :, 3:] == 0).all()
-
-
 def test_a_block_with_cross_attention_reads_texts_alone_too():
     """As BLIP's text encoder does for its contrastive features."""
     alone = run("__call__", tokens(), padded=False)

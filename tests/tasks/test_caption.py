@@ -114,16 +114,18 @@ def test_captions_are_scored_against_all_of_a_pictures(made):
 
 
 @pytest.mark.slow
-def test_maps_show_how_each_token_attended_to_each_patch(folder):
+def test_maps_show_on_which_patches_each_token_rests(folder):
     made = prepared(folder, "--config.attention_layer=-1")
     outputs = predicted(params(made), batch(made), RNG, config=made.config)
-    assert outputs["attention"].shape == (5, 4, 4)  # patches of 8 in pictures of 16
-    assert (outputs["attention"] > 0).all() and (outputs["attention"].sum(-1) < 1).all()  # the rest: the class token
+    assert outputs["maps"].shape == (5, 4, 2, 2)  # patches of 8 in pictures of 16
+    after = np.cumsum(outputs["tokens"] == made.config.model.end, axis=1) > 1
+    said = np.asarray(outputs["maps"]).max((2, 3)) > 0
+    assert said.any() and not said[after].any()
     rows = [{name: np.asarray(value)[i] for name, value in outputs.items()} for i in range(2)]
     shown = caption.show_fn(made.require("valid")[:2], rows, made.config)
-    assert set(shown) == {"images", "attention", "captions"} and shown["attention"].shape[1] > 200
+    assert set(shown) == {"images", "maps", "captions"} and shown["maps"].shape[1] > 3 * 96
     assert "    a red square" in shown["captions"]
-    with pytest.raises(ConfigError, match="the decoder has 1 layers"):
+    with pytest.raises(ConfigError, match="text_depth=1 has the layers 0 to 0"):
         evaluated(params(made), batch(made), config=prepared(folder, "--config.attention_layer=1").config)
     with pytest.raises(ConfigError, match="fusion='cross'"):
         evaluated(params(made), batch(made), config=prepared(folder, PREFIX, "--config.attention_layer=0").config)

@@ -9,10 +9,12 @@ import made_captions
 import numpy as np
 import optax
 import pytest
+from front_door import ROOT
 from jax.sharding import AxisType
+from PIL import Image
 
+from jtasks import cli, models
 from jtasks import config as configs
-from jtasks import models
 from jtasks import task as tasks
 from jtasks.data import pipeline
 from jtasks.distributed import sharding
@@ -200,3 +202,19 @@ def test_parts_of_the_pairs_have_the_matching_loss_of_all(folder):
         for own in (made(folder), made(folder, accumulate=3))
     ]
     np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_show_draws_the_map_of_every_word_of_a_caption(folder, tmp_path, capsys):
+    """A picture, the mean map, and those of the words of `a red square`, which the tokenizer has whole."""
+    tiny = [f"--config.model.{tower}_{size}" for tower in ("image", "text") for size in ("width=8", "heads=2")]
+    data = [f"--config.data.{field}" for field in (f"dir={folder}", "tokenizer=wordpiece:60", "length=8", "size=16")]
+    train = ["--config.steps=1", "--config.batch_size=4", "--config.show_count=2", "--config.model.image_depth=1"]
+    own = [f"--config={ROOT}/configs/blip_retrieval.py:small", *tiny, *data, *train, "--config.eval_every=0"]
+    show = [f"--workdir={tmp_path}", "--mode=show"]
+    assert cli.run([*own, f"--workdir={tmp_path}"]) == 0, capsys.readouterr().err
+    assert cli.run([*show, "--config.attention_layer=0"]) == 0, capsys.readouterr().err
+    maps = np.asarray(Image.open(next(tmp_path.glob("show/*maps*.png"))))
+    assert maps.shape[0] > 2 * 96 and maps.shape[1] > 5 * 96
+    assert cli.run([*show, "--config.attention_layer=-1"]) != 0
+    assert "is the last of config.model.text_depth=2 layers" in capsys.readouterr().err

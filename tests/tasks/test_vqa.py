@@ -124,22 +124,23 @@ def test_inputs_are_rows_and_outputs_are_answers_scores_and_files(made):
     with pytest.raises(DataError, match="has no question"):
         vqa.examples([asked[0]["image"]], config)
     predict = jax.jit(vqa.predict_fn, static_argnames="config")
-    with pytest.raises(ConfigError, match=r"config\.attention_layer=9: the decoder has . layers, from 0"):
+    with pytest.raises(ConfigError, match=r"attention_layer=9: config\.model\.text_depth=1 has the layers 0 to 0"):
         predict(params(made), rows, None, config=configs.Config(config.to_dict() | {"attention_layer": 9}))
     outputs = predict(params(made), rows, None, config=config)
     made_up = [{"choice": np.int32(config.model.answers.index(name))} for name in ("red", "green", "red")]
     examples = [test[i] for i in range(3)]
     assert outputs["choice"].shape == outputs["score"].shape == (3,)
-    attention = np.asarray(outputs["attention"])
-    patches = np.prod(config.model.shape) // config.model.patch**2
-    assert attention.shape == (3, 1 + config.data.max_answer_tokens, patches)
-    assert (attention > 0).all() and (attention.sum(-1) < 1).all()  # the rest: the class token
-    likeliest = [{"choice": outputs["choice"][i], "attention": attention[i]} for i in range(3)]
+    maps = np.asarray(outputs["maps"])
+    rows_and_columns = np.array(config.model.shape) // config.model.patch
+    assert maps.shape == (*rows["tokens"].shape, *rows_and_columns)
+    assert maps.any() and not maps[rows["segment_ids"] == 0].any()
+    likeliest = [{"choice": outputs["choice"][i], "maps": maps[i]} for i in range(3)]
     assert vqa.answers(examples, made_up, config) == [{"answer": "red"}, {"answer": "green"}, {"answer": "red"}]
     # The first and the third of three questions have the answers of four people, three alike: 3 of 4 times 1, else 2/3.
     assert vqa.score_fn(examples, made_up, config) == pytest.approx({"exact": 0, "vqa_accuracy": 37.5})
     assert json.loads(vqa.export_fn(examples, made_up, config)["vqa.json"])[1] == {"question_id": 1, "answer": "green"}
-    assert vqa.show_fn(examples, likeliest, config)["attention"].shape[1] >= 2 * 96  # a picture and a token's map
+    drawn = vqa.show_fn(examples, likeliest, config)["maps"]
+    assert drawn.shape[1] >= (2 + 4) * 96  # a picture, the mean, and the maps of four words and more
     shown = vqa.show_fn(examples, made_up, made.config)
     assert set(shown) == {"images", "answers"}
     assert "truly: red | green" in shown["answers"] and shown["images"].dtype == np.uint8
