@@ -246,26 +246,29 @@ def make_files(config: Config, module: ModuleType) -> None:
 
 
 def fill(
-    config: Config, module: ModuleType, *, pretrained: bool = True, values: Mapping[str, Any] | None = None
+    config: Config,
+    module: ModuleType,
+    *,
+    pretrained: bool = True,
+    model_args: Callable[[Config], Mapping[str, Any]] | None = None,
 ) -> Config:
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
     If `config.init_from` is a Hugging Face model, its config.json gives the fields that the data leaves open, unless
-    `pretrained` is False; of an encoder-decoder, also those that have their defaults. `values` stand for those of
-    `model_args`.
+    `pretrained` is False; of an encoder-decoder, also those that have their defaults. Without data, `model_args` stands
+    for the task's.
     """
     fields, folder = task.fields(module), ""
-    config = (
-        mixture.with_labels(config, task.load(config.task), fields) if config.data.mix and values is None else config
-    )
+    if config.data.mix and model_args is None:
+        config = mixture.with_labels(config, task.load(config.task), fields)
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
     if folder and "model.encoder_depth" in fields:
         config = Config(config.to_dict() | {"model": _without_defaults(config.model, fields)})
     if folder and config.data.get("size", 0) is None and (size := model_config.image_size(folder)):
         config = Config(config.to_dict() | {"data": config.data.to_dict() | {"size": size}})
-    if values is None:
-        values = module.model_args(config) if hasattr(module, "model_args") else {}
+    filled = model_args or getattr(module, "model_args", None)
+    values = filled(config) if filled else {}
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"model_args of {config.task} must return {{field of config.model: value}}, not"

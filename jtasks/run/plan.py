@@ -101,9 +101,9 @@ def without_data(config: Config, module: ModuleType, mesh: Mesh) -> tuple[Job, d
         if data.get("target_tokenizer"):
             data["target_tokenizer"] = stand_ins.tokenizer(config, "target_tokenizer", "target_vocab")
     config = Config(full | {"data": data})
-    values, example = module.made_example(config)
     unset = any(config.model.get(name, 0) is None for name in SIZES)
-    return Job(module, fill(config, module, pretrained=unset, values=values), mesh), example
+    config = fill(config, module, pretrained=unset, model_args=lambda config: module.made_example(config)[0])
+    return Job(module, config, mesh), module.made_example(config)[1]
 
 
 def run(config: Config, hardware: Hardware) -> dict[str, Any]:

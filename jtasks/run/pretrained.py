@@ -102,7 +102,7 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
             " copy that of the model there, or name its folder as config.data.tokenizer, such as jtasks.load(...,"
             ' overrides={"data.tokenizer": FOLDER})'
         )
-    frozen = fill(chosen, module, values=None if hasattr(module, "texts") else {})
+    frozen = fill(chosen, module, model_args=None if hasattr(module, "texts") else lambda config: {})
     return Pretrained(Job(module, frozen, sharding.make_mesh(frozen.mesh)), folder)
 
 

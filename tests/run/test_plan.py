@@ -135,7 +135,6 @@ def test_a_plan_without_data_assumes_what_only_the_data_has_and_says_so(config, 
             "blip_retrieval:coco",
             "not set: config.model.image_width, .* config.model.text_heads; give them, or",
         ),
-        ("clip_captions:clip", "set config.data.size"),
     ],
 )
 def test_a_plan_of_a_model_in_a_folder_says_which_sizes_it_needs(config, message, tmp_path):
