@@ -8,6 +8,10 @@ DIR holds pictures with captions: `captions.txt` beside the pictures, COCO's or 
 
   python main.py --workdir=runs/blip --mode=predict --input=photo.jpg
 
+Maps of what each word of a caption rests on in the picture (Grad-CAM), here by layer 6 of 12:
+
+  python main.py --workdir=runs/blip --mode=show --config.attention_layer=6
+
 The fields of LAVIS's caption_coco_ft.yaml:
 
 | LAVIS | value | here |

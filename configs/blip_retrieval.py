@@ -27,6 +27,7 @@ Karpathy's splits, or own ones. Presets:
 | seed | 42 | config.seed |
 | queue_size, alpha | 57600, 0.4 | none: config.accumulate gives a larger batch exactly, and nothing is distilled |
 | k_test | 256 | config.k_test; R@k of the embeddings alone is there too |
+| block_num of compute_gradcam | 6 | --mode=show --config.attention_layer=6: a map over the picture for each word |
 
 The losses are contrastive and matching; config.matching_loss weighs the second one. A picture counts once per epoch,
 with one of its captions. Neither preset has been measured on COCO.

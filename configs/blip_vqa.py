@@ -8,6 +8,10 @@ DIR holds VQA v2's questions, annotations and pictures, or questions in another 
 
   python main.py --workdir=runs/blip_vqa --mode=predict --input=questions.txt
 
+Maps of what the answer rests on in the picture, for each word of the question (Grad-CAM), here by layer 6 of 12:
+
+  python main.py --workdir=runs/blip_vqa --mode=show --config.attention_layer=6
+
 The fields of LAVIS's vqav2_ft.yaml:
 
 | LAVIS | value | here |

@@ -8,7 +8,7 @@ or in images.tar; or any pictures with captions, such as a folder with `captions
   python main.py --workdir=runs/caption --mode=predict --input=picture.png
   python main.py --workdir=runs/caption --mode=show --config.attention_layer=-1
 
-write a caption of a new picture, and pictures of what each word attended to.
+write a caption of a new picture, and maps of what each word rests on in the picture (Grad-CAM).
 
 `--config.model.fusion=prefix` lets a GPT read the picture before the text instead.
 

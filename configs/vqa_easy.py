@@ -3,6 +3,7 @@
   python main.py --config=configs/vqa_easy.py --workdir=runs/vqa_easy
 
 The data folder must hold easy_vqa.tar.xz, or the folder easy_vqa of the Python package easy-vqa.
+`--mode=show --config.attention_layer=-1` draws what the answer rests on in the picture, for each word of the question.
 
 Measured: 98.99 % of the 9,673 test questions are answered right (`test/exact`); without the picture it would be 67.0 %.
 The 15,172 steps took 26.6 minutes of processor time on two busy cores. The first 5,100 of them ran with `epochs` at 16,
