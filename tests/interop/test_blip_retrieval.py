@@ -52,6 +52,28 @@ def test_pairs_have_the_scores_of_transformers(folder):
 
 
 @reference.of(BLIP)
+def test_maps_are_those_of_torchs_weights_and_gradients(folder):
+    """As LAVIS's `compute_gradcam`, for both layers; of the last one only the first token has a map."""
+    if not (folder / "grad_cam.npy").exists():
+        pytest.skip("these reference folders have no maps")
+    (images, ids, mask), _ = inputs(folder)
+    own, params = model(folder), huggingface.from_hf(folder)[0]
+    shape = tuple(edge // own.patch for edge in images.shape[1:3])
+    options = {"score": lambda logits: logits[:, match.MATCHES], "tower": "text_encoder", "shape": shape}
+
+    @jax.jit
+    def run():
+        states = own.apply({"params": params}, images, method="encode_image")
+        given = own, params, states, ids, mask
+        return [models.grad_cam(*given, layer=layer, method="match", **options) for layer in (0, 1)]
+
+    expected = np.load(folder / "grad_cam.npy")
+    found = np.asarray(run()).reshape(expected.shape)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
+    assert found[0, :, 1:].any() and not found[1, :, 1:].any()
+
+
+@reference.of(BLIP)
 def test_what_ranks_pairs_again_is_the_matching_logit_of_transformers(folder):
     (images, ids, mask), io = inputs(folder)
     config = configs.defaults(own=tasks.fields(match))
