@@ -199,7 +199,9 @@ def _plan_topology(flags: argparse.Namespace, config: Any) -> dict[str, Any]:
     facts, text = tpu.run(config, flags.topology, flags.efficiency)
     if not facts["fits"]:
         print(records.to_json(facts), flush=True)
-        raise errors.ConfigError(f"--topology={flags.topology}: {facts['refusal']}\n-> {tpu.SMALLER}")
+        raise errors.ConfigError(
+            f"--topology={flags.topology}: {facts['refusal']}\n-> what needs less memory: {facts['advice']}"
+        )
     if flags.output is not None:
         user_path("--output", flags.output).write_text(text)
     print(tpu.table(facts), file=sys.stderr)

@@ -71,6 +71,7 @@ class Collective(NamedTuple):
     size: int  # bytes of the whole buffer: reduced, or gathered
     times: int  # runs per step
     overlaps: bool = False  # whether other instructions run meanwhile
+    links: int = 2  # of a device at once: both ways round a ring, or what the TPU compiler chose
 
     @property
     def sent(self) -> float:
@@ -130,7 +131,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
     The TPU compiler cuts an asynchronous collective into pieces that it fuses with other work. The pieces
     have the number of one channel, and count once. It writes a reduce-scatter as a fusion of an all-reduce.
     """
-    counts, seen = collections.Counter[tuple[str, int, int, int, bool]](), set[tuple[str, str]]()
+    counts, seen = collections.Counter[Collective](), set[tuple[str, str]]()
     for instruction, times in program.instructions():
         inner = list(program.inside(instruction))
         fused = any(name.startswith("async") or "AsyncCollective" in i.attributes for name, i in inner)
@@ -144,8 +145,11 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             n = _group_size(each.attributes, devices)
             if n > 1:
                 name = "reduce-scatter" if scatters and kind[1] == "all-reduce" else kind[1]
-                counts[name, n, _size(each, kind[1], bool(kind[2]), n), times, bool(kind[2]) or fused] += 1
-    return [Collective(kind, n, size, t * count, overlaps) for (kind, n, size, t, overlaps), count in counts.items()]
+                colors = re.search(r"\bcolors:(\d+)", each.attributes)  # rings at once, each with a part of the bytes
+                links = int(colors[1]) if colors else 2
+                size = _size(each, kind[1], bool(kind[2]), n)
+                counts[Collective(name, n, size, times, bool(kind[2]) or fused, links)] += 1
+    return [collective._replace(times=collective.times * count) for collective, count in counts.items()]
 
 
 def _size(instruction: Instruction, kind: str, starts: bool, n: int) -> int:

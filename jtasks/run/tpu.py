@@ -2,9 +2,10 @@
 
 The step of the config is compiled from shapes alone for a topology such as v5e:4x4. The compiler analyses the memory,
 and estimates the cycles of each instruction that it schedules, except for kernels and collectives. Kernels count by
-their operations at a fraction of the peak, collectives by the bytes that they send over two links of a chip, to its
-neighbors in a ring. Asynchronous collectives run beside other work, so the time of a step has two bounds. What the
-SparseCores of v5p and v6e do beside, such as looking up embeddings, has no estimate and counts as none.
+their operations at a fraction of the peak, collectives by the bytes that they send to a chip's neighbors, over two
+links or over as many as the compiler chose. Asynchronous collectives run beside other work, so the time of a step has
+two bounds. What the SparseCores of v5p and v6e do beside, such as looking up embeddings, has no estimate and counts as
+none.
 """
 
 import collections
@@ -25,7 +26,7 @@ from jtasks.config import Config
 from jtasks.console import format_si
 from jtasks.environment import NO_CLOUD
 from jtasks.errors import ConfigError
-from jtasks.run import flops, hlo, plan, programs
+from jtasks.run import flops, hlo, plan, programs, tpu_memory
 from jtasks.run.plan import Planned
 from jtasks.schema import AXES
 
@@ -56,10 +57,6 @@ ALONE = {  # no questions to the cloud, and several processes may load libtpu
     "TPU_WORKER_ID": "0",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
-SMALLER = (
-    "more of config.mesh.fsdp, config.model.remat=True, a smaller config.batch_size, more of config.accumulate or"
-    " config.precision=bfloat16 needs less"
-)
 
 
 class Work(NamedTuple):
@@ -107,7 +104,7 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
 
     Returns:
       The numbers, and the compiled program as HLO text. If the step needs more memory than a chip has, the numbers
-      have `fits` False, `hbm_bytes` and what the compiler says, and there is no program.
+      have `fits` False, `hbm_bytes`, what the compiler says and an advice, and there is no program.
 
     Raises:
       ConfigError: the topology or the mesh is impossible.
@@ -116,6 +113,7 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
     chip = CHIPS[topology.partition(":")[0]]
     peak = flops.peak(chips[0], config.precision) or flops.peak(chips[0], "float32") or 0.0
     planned = plan.abstract(config, chips)
+    arguments = planned.arguments()
     facts: dict[str, Any] = {
         "topology": topology,
         "devices": len(chips),
@@ -128,9 +126,10 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return facts | {"fits": False, "hbm_bytes": needed(str(error)), "refusal": _refusal(str(error))}, ""
-    program = hlo.parse(text)
-    analysis, arguments = compiled.memory_analysis(), planned.arguments()
+        total = tpu_memory.needed(str(error), sum(arguments.values()))
+        change = tpu_memory.advice(planned, total, chip.hbm)
+        return facts | {"fits": False, "hbm_bytes": total, "refusal": _refusal(str(error)), "advice": change}, ""
+    program, analysis = hlo.parse(text), compiled.memory_analysis()
     memory = {
         **arguments,
         "padding of these": max(0, analysis.argument_size_in_bytes - sum(arguments.values())),
@@ -197,8 +196,8 @@ def bounds(compiler: float, kernels: float, traffic: Sequence[hlo.Collective], c
 
 
 def seconds(collective: hlo.Collective, chip: Chip) -> float:
-    """Return the seconds of a collective in a ring: each chip sends to its two neighbors."""
-    return collective.sent / (2 * chip.link)
+    """Return the seconds of a collective that the links of a chip take."""
+    return collective.sent / (collective.links * chip.link)
 
 
 def work(program: hlo.Program, chip: Chip) -> Work:
@@ -245,15 +244,6 @@ def on_one_cpu(planned: Planned) -> Iterator[Any]:
     batch: Any = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in planned.batch.items()}
     program = programs.build(job, batch, 1)
     yield from (program.step, program.shapes, batch)
-
-
-def needed(message: str) -> int | None:
-    """Return the bytes that a program needs, from the message of the compiler that refuses it."""
-    said = re.search(r"Used ([\d.]+)([KMGT]?) of|\(([\d.]+)([KMGT]?)\) exceeds", message)
-    if said is None:
-        return None
-    number, unit = said.groups()[:2] if said[1] else said.groups()[2:]
-    return int(float(number) * 1024 ** "_KMGT".index(unit or "_"))
 
 
 def _refusal(message: str) -> str:

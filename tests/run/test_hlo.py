@@ -8,7 +8,7 @@ from front_door import ROOT
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jtasks.distributed import sharding
-from jtasks.run import hlo, tpu
+from jtasks.run import hlo, tpu, tpu_memory
 from jtasks.run.hlo import Collective
 
 ALL = PartitionSpec()
@@ -66,6 +66,14 @@ def test_groups_are_read_in_each_of_their_forms(groups, devices, kind, size, par
     assert collectives(text) == [Collective(kind, devices, size * (part or devices), 1)]
 
 
+def test_a_collective_uses_as_many_links_as_the_compiler_chose_rings():
+    ring = 'replica_groups=[1,4]<=[4], backend_config={"debug":"\\nUniDirectionNDRingStrategy{colors:4 phases:2 }"}'
+    lines = [f"%a.{i} = f32[8] all-reduce(%p), {attributes}" for i, attributes in enumerate([ring, ring[:23]])]
+    found = collectives("ENTRY %main (p: f32[8]) -> f32[8] {\n  " + "\n  ".join(lines) + "\n}\n")
+    assert [each.links for each in found] == [4, 2]
+    assert [tpu.seconds(each, tpu.Chip(hbm=1, clock=1, link=1)) for each in found] == [12, 24]
+
+
 def test_the_work_that_the_tpu_compiler_estimates_counts_as_often_as_its_loop_turns():
     program = hlo.parse(TPU.read_text())
     assert {i.name: n for i, n in program.instructions() if i.cycles} == {"fusion.2": 6, "copy.1": 6, "reduce.1": 1}
@@ -103,6 +111,7 @@ def test_asynchronous_collectives_bound_a_step_from_both_sides():
 
 def test_the_compiler_says_how_much_memory_a_refused_program_needs():
     said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: the memory for HLO temporaries (30.5G) exceeds available HBM"
-    assert tpu.needed(said) == 30.5 * 2**30
-    assert tpu.needed("XLA:TPU compile permanent error. Used 20.0G of 15.75G hbm. Exceeded") == 20 * 2**30
-    assert tpu.needed("something else") is None
+    assert tpu_memory.needed(said, 2**30) == 31.5 * 2**30
+    used = "XLA:TPU compile permanent error. Used 20.0G of 15.75G hbm. Exceeded"
+    assert tpu_memory.needed(used, 2**30) == 20 * 2**30
+    assert tpu_memory.needed("something else", 2**30) is None

@@ -5,13 +5,14 @@ import importlib.util
 import json
 import math
 
+import jax
 import pytest
 import tiny
 from front_door import DIGITS, run
 
 from jtasks import config as configs
 from jtasks.errors import ConfigError
-from jtasks.run import plan, tpu
+from jtasks.run import plan, tpu, tpu_memory
 from jtasks.run.hlo import Collective
 from jtasks.run.plan import Hardware
 
@@ -140,6 +141,28 @@ def test_a_plan_without_data_assumes_what_only_the_data_has_and_says_so(config, 
 def test_a_plan_of_a_model_in_a_folder_says_which_sizes_it_needs(config, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
         plan.abstract(configs.load(config, [f"--config.data.dir={tmp_path}"]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "devices", "gigabytes", "advice"),
+    [  # 5.4 GB of parameters, gradient and LAMB's two moments
+        (["batch_size=4096"], 4, 200, "bfloat16; --config.accumulate=32, which takes parts"),
+        (["batch_size=8"], 4, 200, "bfloat16; --config.accumulate=2, which takes parts"),
+        (["batch_size=4", "precision=bfloat16"], 4, 200, "a smaller config.batch_size"),
+        (["model.width=2048", "batch_size=4"], 8, 40, "--config.mesh.fsdp=4, which divides parameters"),
+        (["model.width=2048", "batch_size=4", "mesh.fsdp=4", "mesh.data=1"], 4, 200, "--config.precision=bfloat16"),
+        (
+            ["model.remat=False", "batch_size=4"],
+            4,
+            20,
+            "bfloat16; --config.model.remat=True; a smaller",
+        ),
+    ],
+)
+def test_a_step_that_does_not_fit_gets_advice_by_what_takes_the_memory(fields, devices, gigabytes, advice):
+    config = configs.load("bert:large", [f"--config.{field}" for field in ["data.dir=/nowhere", *fields]])
+    planned = plan.abstract(config, jax.devices()[:devices])
+    assert advice in tpu_memory.advice(planned, gigabytes * 10**9, 16 * 2**30)
 
 
 @pytest.mark.slow
