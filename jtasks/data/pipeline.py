@@ -106,10 +106,23 @@ def stack(rows: list[Mapping[str, Any]], collate: Collate | None) -> dict[str, n
     """Make one batch from example dicts, by `collate` or by stacking each entry."""
     if collate is not None:
         return _collate(collate(rows), len(rows))
+    names = rows[0].keys()
+    if other := next((row.keys() ^ names for row in rows if row.keys() != names), None):
+        raise DataError(
+            f"examples cannot be stacked into a batch: not all have an entry {min(other)!r}; give the task a collate_fn"
+        )
+    return _numeric({name: _stack(name, [np.asarray(row[name]) for row in rows]) for name in names})
+
+
+def _stack(name: str, arrays: list[np.ndarray]) -> np.ndarray:
     try:
-        return _numeric({name: np.stack([np.asarray(row[name]) for row in rows]) for name in rows[0]})
-    except (ValueError, KeyError) as error:
-        raise DataError(f"examples cannot be stacked into a batch ({error}); give the task a collate_fn") from error
+        return np.stack(arrays)
+    except ValueError as error:
+        shapes = sorted({array.shape for array in arrays})
+        raise DataError(
+            f"examples cannot be stacked into a batch: their entry {name!r} has the shapes {list(shapes[0])} and"
+            f" {list(shapes[-1])}; give the task a collate_fn"
+        ) from error
 
 
 def _collate(batch: Any, rows: int) -> dict[str, np.ndarray]:

@@ -79,8 +79,18 @@ class Loss(Mean):
 
     @classmethod
     def of(cls, values: jax.Array, mask: jax.Array | None = None, weight: float = 1.0) -> "Loss":
-        """Sum `values` as `Mean.of` does; `weight` is a plain number, the same for every batch."""
-        return dataclasses.replace(super().of(values, mask), weight=weight)
+        """Sum `values` as `Mean.of` does; `weight` is a plain number, the same for every batch.
+
+        Raises:
+          ValueError: `weight` is no finite number.
+        """
+        try:
+            number = float(weight)
+        except TypeError:  # a traced array, which has no value yet
+            number = math.nan
+        if not math.isfinite(number):
+            raise ValueError(f"weight={weight} must be a plain number: multiply the values by what is computed")
+        return dataclasses.replace(super().of(values, mask), weight=number)
 
 
 @jax.tree_util.register_dataclass

@@ -109,14 +109,17 @@ def trainable(optim: Any, params: Any) -> Any:
     If only some layers of a stack are frozen, such as `^blocks/[0-3]/`, the leaf is a bool array [depth, 1, ...].
 
     Raises:
-      ConfigError: the regex is malformed, matches no parameter, or matches all of them.
+      ConfigError: the regex is malformed, matches no parameter, or matches all of them; or all are integers.
 
     >>> trainable({"freeze": "^encoder/"}, {"encoder": {"kernel": 1}, "head": {"kernel": 2}})
     {'encoder': {'kernel': False}, 'head': {'kernel': True}}
     """
     regex = resolve_fields(optim)["freeze"]
     if not regex:
-        return jax.tree.map(_real, params)
+        train = jax.tree.map(_real, params)
+        if not any(jax.tree.leaves(train)):
+            raise ConfigError("init's result has only whole numbers: nothing is left to train")
+        return train
     train = jax.tree.map(lambda frozen: ~frozen if np.ndim(frozen) else not frozen, _mask("freeze", regex, params))
     train = jax.tree.map(lambda leaf, param: leaf if _real(param) else False, train, params)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(train)):

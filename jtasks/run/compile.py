@@ -33,6 +33,8 @@ def quick_options(mesh: jax.sharding.Mesh) -> dict[str, Any]:
 class Compiled:
     """A jitted function of (state, batch), compiled once for each shape of batch; the state's shapes are constant.
 
+    Types are part of a shape: examples of lists may give a batch of whole numbers, and the next of others.
+
     After compiling, the processes of a run wait for each other: unlike machines compile at different speeds, and a
     program's collectives connect only if all processes start the program within half a minute.
     """
@@ -77,7 +79,7 @@ class Compiled:
 
 
 def _shape(batch: Any) -> Any:
-    return tuple((name, x.shape) for name, x in batch.items())
+    return tuple((name, x.shape, x.dtype) for name, x in batch.items())
 
 
 def _return_memory() -> None:

@@ -86,6 +86,8 @@ def make(
         for at, batch_sums in enumerate(measured()):
             bad = at if bad is None and nonfinite.names(batch_sums) else bad
             sums = metrics.merge([sums, batch_sums])
+        if not any(term.count for term in metrics.terms(sums).values()):
+            report(f"{name}: no example has a value of the loss: all of its counts are 0, so it is nan")
         if bad is not None:
             measure, batch = functools.partial(step, params), job.batch_at(examples, plan, bad)
             report(f"{name}: {nonfinite.describe(sums, measure, examples, plan, bad, batch)}")

@@ -18,7 +18,7 @@ from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, require, some
 from jtasks.metrics import F1, TERM, Loss, Mean
-from jtasks.run import evaluate, evaluations, predict, records
+from jtasks.run import evaluate, evaluations, predict, records, returned_loss
 from jtasks.run.evaluations import Evaluation
 from jtasks.run.job import Job
 from jtasks.tree import by_name, leaf_name
@@ -35,7 +35,7 @@ def check(
     batch: Batch,
     params: Any,
     evals: Mapping[str, Evaluation] | None = None,
-) -> None:
+) -> bool:
     """Call each function of the task once per split: traced on a batch, or on the host on zeros.
 
     Args:
@@ -45,12 +45,15 @@ def check(
       params: the parameters' shapes.
       evals: the evaluations of config.evals.
 
+    Returns:
+      See `check_loss`.
+
     Raises:
       ConfigError: a result breaks the contract, or a field that names a metric names none.
       Exception: any error of the task's functions.
     """
     with _as_config_error():
-        check_loss(job.task, job.config, params, batch)
+        sure = check_loss(job.task, job.config, params, batch)
         names = {s: _check_split(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
         more = evals or {}
         names |= {name: _check_split(each.job, name, each.examples, batch, params) for name, each in more.items()}
@@ -59,6 +62,7 @@ def check(
         field = "config.best" if metric == job.config.best else f"config.evals.{split}.best"
         check_best(metric, names, f"{field}={metric if metric == job.config.best else own}")
     check_watched(job.config, names)
+    return sure
 
 
 def check_params(params: Any) -> None:
@@ -122,35 +126,49 @@ def require_arrays(params: Any) -> None:
     require(not twice, f"init's result has {some(twice)} twice", "a / in a name looks like a level below: rename it")
 
 
-def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> None:
-    """Trace the loss once; raise a Fault if its result breaks the contract."""
-    rng = jax.random.key(0)
+def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> bool:
+    """Trace the loss once; raise a Fault if its result breaks the contract.
+
+    Returns:
+      Whether the loss is the sum of its terms for sure; else `returned_loss.compare` can tell.
+    """
+    rng, sure = jax.random.key(0), True
     if hasattr(task, "loss_fn"):
-        result = _trace(task, "loss_fn", params, batch, lambda p, b, rng: task.loss_fn(p, b, rng, config), rng)
+        loss = lambda p, b, rng: task.loss_fn(p, b, rng, config)  # noqa: E731
+        result, jaxpr = _trace(task, "loss_fn", params, batch, loss, rng)
         _check_result("loss_fn", result)
+        sure = returned_loss.is_sum(jaxpr)
     if hasattr(task, "batch_loss_fn"):
         embed = lambda p, b, rng: task.embed_fn(p, b, rng, config)  # noqa: E731
-        check_embeddings(_trace(task, "embed_fn", params, batch, embed, rng), len(next(iter(batch.values()))))
+        check_embeddings(_trace(task, "embed_fn", params, batch, embed, rng)[0], len(next(iter(batch.values()))))
         embeddings = jax.eval_shape(embed, params, batch, rng)
         loss = lambda p, b, embeddings: task.batch_loss_fn(p, embeddings, b, config)  # noqa: E731
-        _check_result("batch_loss_fn", _trace(task, "batch_loss_fn", params, batch, loss, embeddings))
+        result, jaxpr = _trace(task, "batch_loss_fn", params, batch, loss, embeddings)
+        _check_result("batch_loss_fn", result)
+        sure = returned_loss.is_sum(jaxpr)
+    return sure
 
 
 def _trace(
     task: ModuleType, name: str, params: Any, batch: Any, function: Callable[[Any, Any, Any], Any], argument: Any
-) -> Any:
-    """Return what a function of the task returns when traced; raise a Fault if it changes or keeps what it gets."""
+) -> tuple[Any, Any]:
+    """Return what a function of the task returns when traced, and the jaxpr with `returned_loss.outputs` first.
+
+    Raises:
+      Fault: the function changes or keeps what it gets.
+    """
     results: list[Any] = []
 
     def traced(params: Any, batch: Any, argument: Any) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
         results.append(function(*mine, argument))
         require_unchanged(name, (params, batch), mine)
-        return [leaf for leaf in jax.tree.leaves(results[-1]) if hasattr(leaf, "dtype")]
+        leaves = [leaf for leaf in jax.tree.leaves(results[-1]) if hasattr(leaf, "dtype")]
+        return [*returned_loss.outputs(results[-1]), *leaves]
 
-    jax.eval_shape(traced, params, batch, argument)
+    jaxpr = jax.make_jaxpr(traced)(params, batch, argument)
     require_no_leak(task, name)
-    return results[0]
+    return results[0], jaxpr
 
 
 def _check_result(name: str, result: Any) -> None:

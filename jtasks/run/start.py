@@ -27,6 +27,7 @@ from jtasks.run import (
     programs,
     provenance,
     rates,
+    returned_loss,
     summary,
 )
 from jtasks.run.compile import Compiled
@@ -199,15 +200,18 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     setup = setup._replace(job=job, plan=job.plan(setup.examples, shuffle=True))
     batch = job.batch_at(setup.examples, setup.plan, setup.start)
     program = programs.build(job, batch, setup.steps, adapter.whole(job.config, setup.workdir, setup.start))
+    sure = True
     if not setup.start:
         processes.on_first_process(lambda: record_batch(batch, setup.workdir))
-        preflight.check(job, setup.splits, batch, program.params, setup.evals)
+        sure = preflight.check(job, setup.splits, batch, program.params, setup.evals)
     compiled = Compiled(program.step, _compile_context(setup.log))
     compiled.start(sharding.with_shardings(program.shapes, program.shardings), batch)  # beside what follows
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):
         state = programs.state_at(setup.start, program, job, setup.workdir, batch, setup.log.message)
     if program.adapter is not None and not setup.start:
         adapter.record(setup.workdir, job.config, program.adapter, state.base)
+    if not sure:
+        returned_loss.compare(job, adapter.full(job.config, state.params, state.base), batch)
     announce(setup, program, state, batch)
     compiled.program(state, batch)
     return setup, state, compiled

@@ -16,6 +16,8 @@ PARTS = {
     "score_fn": 'return {"error": np.mean([abs(e["y"] - o["y"]) for e, o in zip(examples, outputs)])}',
     "show_fn": 'return {"text": str(len(outputs))}',
 }
+WEIGHTED = """from jtasks.metrics import Loss
+    return metrics["loss"].value, {"nats": Loss.of(batch["y"], batch["mask"], weight=params["w"][0])}"""
 END = 'if any(o["y"] != 0 for o in outputs) else'
 
 
@@ -52,7 +54,17 @@ def run(tmp_path, capfd):
         ("init", "return {'a/b': jnp.zeros(3), 'a': {'b': jnp.zeros(2)}}", "init's result has a/b twice"),
         ("init", "raise RuntimeError('RESOURCE_EXHAUSTED: no memory')", "a device's memory is full: a smaller"),
         ("predict_fn", "return ['a'] * 8", "predict_fn returned something other than arrays"),
+        ("init", "return {'w': jnp.zeros(3, jnp.int32)}", "only whole numbers: nothing is left to train"),
+        ("example", "return {'x': x[: 3 - i % 2], 'y': 1.0}", "their entry 'x' has the shapes [2] and [3]"),
+        ("example", "return {'x': x} | ({'y': 1.0} if i % 2 else {})", "not all have an entry 'y'"),
         ("loss_fn", "batch['label']", "loss_fn raised KeyError: 'label'"),
+        (
+            "loss_fn",
+            "return metrics['loss'].value + jnp.sum(params['w'] + 1), metrics",
+            "\n-> return jtasks.metrics.total",
+        ),
+        ("loss_fn", "return 2 * metrics['loss'].value, metrics", "loss_fn returns the loss "),
+        ("loss_fn", WEIGHTED, "must be a plain number: multiply the values"),
     ],
 )
 def test_a_broken_task_is_told_by_its_function_before_step_1(part, text, message, run, tmp_path):
@@ -122,6 +134,7 @@ def test_a_score_that_would_hide_a_metric_is_refused(run, tmp_path):
         {"example": "return {'x': x, 'y': 1.0, 'name': f'row {i}'}"},
         {"show_fn": "return {'picture': jnp.ones((4, 4, 3), jnp.uint8), 'text': '\\ud800'}"},
         {"score_fn": "return {'error': jnp.float32(1), 'right': True}"},
+        {"loss_fn": "return jnp.mean(jnp.square(batch['x'] @ params['w'] - batch['y'])), metrics"},
     ],
 )
 def test_an_unusual_task_trains(parts, run, tmp_path):
@@ -143,3 +156,11 @@ def test_whole_numbers_among_the_parameters_are_kept(changes, run, tmp_path):
     assert arrays["params/ids"].dtype == "int32" and (arrays["params/w"] != 0).any()
     if "average/ids" in arrays:
         assert arrays["average/ids"].tolist() == [3, 2**24 + 1]
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_loss_that_is_computed_from_its_terms_is_known_to_be_their_sum_without_numbers(jit, monkeypatch, run):
+    monkeypatch.setattr("jtasks.run.returned_loss.compare", None)
+    extra = "\nloss_fn = jax.jit(loss_fn, static_argnames='config')\n" if jit else ""
+    code, said = run(extra, loss_fn="from jtasks.metrics import total; return total(metrics), metrics")
+    assert code == 0, said

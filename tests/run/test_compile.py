@@ -43,6 +43,12 @@ def test_a_program_started_from_shapes_is_compiled_once_in_another_thread():
     assert function.threads[1] == "MainThread"
 
 
+def test_a_batch_of_another_type_has_a_program_of_its_own():
+    compiled = Compiled(jax.jit(lambda state, batch: state * batch["x"]))
+    assert compiled(STATE, {"x": jnp.arange(3)}).tolist() == [0, 2, 4]
+    assert compiled(STATE, {"x": jnp.array([0.5, 1, 2])}).tolist() == [1, 2, 4]
+
+
 def test_an_error_in_the_thread_is_raised_where_the_program_is_needed():
     compiled = Compiled(Recorded(RuntimeError("RESOURCE_EXHAUSTED")))
     compiled.start(STATE, BATCH)
