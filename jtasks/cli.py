@@ -34,6 +34,7 @@ def main() -> None:
     """Run the command of this process and exit."""
     console.settle()
     environment.use_huge_pages()
+    environment.collect_rarely()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(number, _stop)  # while there is nothing to save; training installs its own handlers

@@ -1,6 +1,7 @@
 """What the command sets for its process before anything is computed: memory, libraries' messages, compiled programs."""
 
 import contextlib
+import gc
 import os
 import sys
 from typing import Any
@@ -19,6 +20,14 @@ def use_huge_pages() -> None:
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
         os.execv(sys.executable, sys.orig_argv)
+
+
+def collect_rarely() -> None:
+    """Search for unreachable objects once in 10,000 new ones, not in 700.
+
+    Imports and traces make a million objects that stay: searching them took a fifth of the time to the first step.
+    """
+    gc.set_threshold(10_000, 10, 10)
 
 
 def silence_libraries() -> None:
