@@ -1,7 +1,10 @@
-"""Real servers of buckets on 127.0.0.1, and a wire to them that can be cut or slow."""
+"""Real servers of buckets on 127.0.0.1, a wire that can be cut or slow, and a gate that answers in their place."""
 
 import contextlib
+import http.client
+import http.server
 import importlib.util
+import json
 import os
 import pathlib
 import select
@@ -106,3 +109,65 @@ class Wire:
     def close(self):
         self.cut = True
         self.server.close()
+
+
+class Gate:
+    """A port before a server: `rule(method, path)` gives (status, type, content), or None to ask the server."""
+
+    def __init__(self, address):
+        gate = self
+        self.rule = lambda method, path: None
+        self.requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                gate.requests.append((self.command, self.path))
+                answer = gate.rule(self.command, self.path)
+                status, headers, content = self.ask(body) if answer is None else (answer[0], {}, answer[2])
+                headers |= {"Content-Type": answer[1]} if answer else {}
+                self.send_response_only(status)
+                for name, value in ({"Content-Length": len(content)} | headers).items():
+                    self.send_header(name, value)
+                self.end_headers()
+                if self.command != "HEAD":
+                    self.wfile.write(content)
+
+            def ask(self, body):
+                hop = ("connection", "transfer-encoding", "expect")
+                server = http.client.HTTPConnection(address.partition("://")[2])
+                own = {name: value for name, value in self.headers.items() if name.lower() not in hop}
+                server.request(self.command, self.path, body, own)
+                with contextlib.closing(server):
+                    answer = server.getresponse()
+                    headers = {name: value for name, value in answer.getheaders() if name.lower() not in hop}
+                    return answer.status, headers, answer.read()
+
+            def log_message(self, *_):
+                pass
+
+        for method in ("HEAD", "PUT", "POST", "DELETE", "CONNECT"):
+            setattr(Handler, f"do_{method}", Handler.do_GET)
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.address = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+def s3_error(status, code, message=""):
+    """An answer of S3."""
+    return status, "application/xml", f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
+def gs_error(status, message=""):
+    """An answer of Cloud Storage."""
+    return status, "application/json", json.dumps({"error": {"code": status, "message": message}}).encode()
+
+
+PAGE = "text/html", b"<html><body>Please log in to the network</body></html>"  # of a proxy

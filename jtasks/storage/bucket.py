@@ -1,29 +1,28 @@
 """Objects of a bucket: list, read, write, create if absent, remove; with patience for a server that does not answer.
 
 Each operation takes a URL, `s3://bucket/key` or `gs://bucket/key`, and goes through fsspec: s3fs and gcsfs take
-credentials and endpoint from where the vendors' own tools take them.
+credentials and endpoint from where the vendors' own tools take them. What each may raise, `attempts` says.
 """
 
 import concurrent.futures
 import fnmatch
 import functools
+import inspect
 import logging
 import os
 import pathlib
 import re
-import sys
-import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from jtasks.errors import ConfigError, StorageError, printable
+from jtasks.errors import ConfigError
+from jtasks.storage import attempts
+from jtasks.storage.attempts import NO_BUCKET, NO_STORE, RAISE
 
 T = TypeVar("T")
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 AT_ONCE = 16  # transfers at the same time
-PATIENCE = "JTASKS_PATIENCE"  # environment variable: seconds
-LONGEST_PAUSE = 10.0  # seconds between two tries
 
 
 class Object(NamedTuple):
@@ -64,15 +63,15 @@ def listing(url: str, patience: float | None = None) -> dict[str, Object]:
     Leaves out names that are no paths below the folder, such as `a//b` and `../a`.
     """
 
-    def entries() -> dict[str, Any]:
+    def objects() -> dict[str, Object]:
         files, path = _open(url)
-        return files.find(path, detail=True)
+        found = files.find(path, detail=True)
+        names = {str(name).removeprefix(path): info for name, info in found.items() if info["type"] == "file"}
+        return {name.removeprefix("/"): _object(info) for name, info in names.items() if name[:1] in ("", "/")}
 
-    path = _path(url)
-    below = _patiently(url, entries, absent={}, patience=patience)
-    names = {str(name).removeprefix(path): info for name, info in below.items() if info["type"] == "file"}
-    objects = {name.removeprefix("/"): _object(info) for name, info in names.items() if name[:1] in ("", "/")}
-    return {name: object_ for name, object_ in objects.items() if not name or is_below(name)}
+    # Of an empty folder both stores say that it is empty; what is missing is the bucket.
+    below = _attempt(url, "listed", objects, absent=NO_BUCKET, patience=patience)
+    return {name: object_ for name, object_ in below.items() if not name or is_below(name)}
 
 
 def split_pattern(url: str) -> tuple[str, str]:
@@ -114,9 +113,9 @@ def read(url: str) -> bytes | None:
 
     def content() -> bytes:
         files, path = _open(url)
-        return files.cat_file(path)
+        return files.cat_file(path, max_concurrency=1)  # else S3 is asked for the size first
 
-    return _patiently(url, content, absent=None)
+    return _attempt(url, "read", content, absent=None)
 
 
 def write(url: str, content: bytes, patience: float | None = None) -> None:
@@ -126,7 +125,7 @@ def write(url: str, content: bytes, patience: float | None = None) -> None:
         files, path = _open(url)
         files.pipe_file(path, content)
 
-    _patiently(url, pipe, absent=_NO_BUCKET, patience=patience)
+    _attempt(url, "written", pipe, absent=NO_BUCKET, patience=patience)
 
 
 def create(url: str, content: bytes) -> bool:
@@ -145,7 +144,7 @@ def create(url: str, content: bytes) -> bool:
             raise
         return True
 
-    return _patiently(url, pipe, absent=_NO_BUCKET) or read(url) == content
+    return _attempt(url, "written", pipe, absent=NO_BUCKET) or read(url) == content
 
 
 def remove(url: str, patience: float | None = None) -> None:
@@ -155,7 +154,7 @@ def remove(url: str, patience: float | None = None) -> None:
         files, path = _open(url)
         files.rm_file(path)
 
-    _patiently(url, delete, absent=None, patience=patience)
+    _attempt(url, "removed", delete, absent=None, patience=patience)
 
 
 def upload(path: pathlib.Path, url: str, patience: float | None = None) -> None:
@@ -165,7 +164,7 @@ def upload(path: pathlib.Path, url: str, patience: float | None = None) -> None:
         files, key = _open(url)
         files.put_file(str(path), key)
 
-    _patiently(url, put, absent=_NO_BUCKET, patience=patience)
+    _attempt(url, "written", put, absent=NO_BUCKET, patience=patience)
 
 
 def download(url: str, path: pathlib.Path) -> None:
@@ -182,7 +181,7 @@ def download(url: str, path: pathlib.Path) -> None:
         files.get_file(key, str(partial))
 
     try:
-        _patiently(url, get)
+        _attempt(url, "read", get)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -201,15 +200,6 @@ def each(function: Callable[..., T], items: Iterable[tuple[Any, ...]]) -> Iterat
             raise
 
 
-def seconds_of_patience() -> float:
-    """Return for how many seconds an operation is tried again: $JTASKS_PATIENCE, or 300."""
-    text = os.environ.get(PATIENCE) or "300"
-    try:
-        return float(text)
-    except ValueError:
-        raise ConfigError(f"{PATIENCE}={text}: expected a number of seconds") from None
-
-
 def _path(url: str) -> str:
     """Return bucket and key as fsspec names them."""
     return url.partition("://")[2].rstrip("/")
@@ -226,8 +216,8 @@ def _filesystem(scheme: str) -> Any:
         import fsspec
 
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for each bucket's kind first
-        # A listing must be of now, and trying again is done here.
-        options: dict[str, Any] = {"use_listings_cache": False}
+        # A listing must be of now, trying again is done by `attempts`, and a new connection reads the credentials anew.
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme == "s3":
             options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
         for name in ("gcsfs", "s3fs", "asyncio"):  # which repeat, with tracebacks, what reaches the caller
@@ -239,92 +229,22 @@ def _filesystem(scheme: str) -> Any:
         ) from error
     if scheme == "s3":
         files.retries = 1
+    else:  # its own six tries take half a minute
+        from gcsfs.retry import retry_request  # type: ignore[import-untyped]
+
+        for name in ("_request", "_get_file_request"):
+            few = retry_request(retries=2)(inspect.unwrap(getattr(type(files), name)))
+            setattr(files, name, functools.partial(few, files))
     return files
 
 
-_RAISE: Any = object()  # a missing object raises FileNotFoundError
-_NO_BUCKET: Any = object()  # on a write, only the bucket can be missing
-
-
-def _patiently(
-    url: str,
-    action: Callable[[], T],
-    *,
-    absent: Any = _RAISE,
-    patience: float | None = None,
-) -> T:
-    """Return the action's result; a server that does not answer is tried again, for `patience` seconds.
-
-    Args:
-      url: for messages.
-      action: what to do.
-      absent: returned if there is no such object; by default FileNotFoundError is raised.
-      patience: seconds; by default that of the environment.
-
-    Raises:
-      ConfigError: the bucket does not exist, or the credentials are refused.
-      StorageError: the server does not answer.
-    """
-    limit = seconds_of_patience() if patience is None else patience
-    begun, pause, told = time.monotonic(), 0.25, False
-    while True:
-        try:
-            return action()
-        except Exception as error:
-            reason = _reason(error)
-            if _is_local(error) or isinstance(error, ConfigError):
-                raise
-            missing = isinstance(error, FileNotFoundError)
-            if _is_missing_bucket(error) or (missing and absent is _NO_BUCKET):
-                raise ConfigError(f"{url}: there is no such bucket ({reason}): make it, or give another one") from error
-            if missing and absent is _RAISE:
-                raise FileNotFoundError(f"{url}: there is no such object") from error
-            if missing:
-                return absent
-            if _is_denied(error):
-                raise ConfigError(
-                    f"{url} cannot be used ({reason}): check the credentials, which are found as the vendor's own tools"
-                    " find them, and what they allow"
-                ) from error
-            if isinstance(error, TypeError | AttributeError | NameError):  # a fault of ours
-                raise
-            if time.monotonic() - begun + pause > limit:
-                tried = f" for {limit:.0f} s" if limit else ""
-                raise StorageError(
-                    f"{url} could not be reached{tried} ({reason}): run the same command again once the store answers"
-                ) from error
-            if not told and limit:
-                _tell(f"WARNING: {url} does not answer ({reason}): trying again for up to {limit:.0f} s")
-            told = True
-            time.sleep(pause)
-            pause = min(2 * pause, LONGEST_PAUSE)
-
-
-def _tell(text: str) -> None:
-    if sys.stderr is not None:  # not by console.say: the processes of a run may not know each other yet
-        print(printable(text), file=sys.stderr, flush=True)
-
-
-def _reason(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) < 300 else f"{text[:297]}..."
-
-
-def _is_local(error: BaseException) -> bool:
-    """Return whether an error comes from the local disk, such as a full disk: it names a file."""
-    return isinstance(error, OSError) and str(error.filename or "").startswith("/")
-
-
-def _is_missing_bucket(error: BaseException) -> bool:
-    return bool(re.search("bucket does not exist|NoSuchBucket|bucket.*not exist|Invalid bucket", str(error), re.I))
-
-
-def _is_denied(error: BaseException) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(
-        names & {"PermissionError", "NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError"}
-        or re.search(r"\b40[13]\b|Unauthorized|Forbidden|InvalidAccessKeyId|SignatureDoesNotMatch", str(error))
-    )
+def _attempt(url: str, verb: str, action: Callable[[], T], *, absent: Any = RAISE, patience: float | None = None) -> T:
+    """Call `attempts.attempt`; after a refusal the next operation connects anew, perhaps with renewed credentials."""
+    try:
+        return attempts.attempt(url, verb, action, absent=absent, patience=patience)
+    except ConfigError:
+        _filesystem.cache_clear()
+        raise
 
 
 def _is_refusal(error: OSError) -> bool:
@@ -336,4 +256,6 @@ def _is_refusal(error: OSError) -> bool:
 
 def _object(info: dict[str, Any]) -> Object:
     version = info.get("generation") or info.get("ETag") or info.get("etag") or info.get("LastModified")
+    if not version:
+        raise OSError(NO_STORE)
     return Object(int(info["size"]), str(version).strip('"'))

@@ -11,8 +11,6 @@ from jtasks.errors import ConfigError, StorageError
 from jtasks.storage import bucket
 from jtasks.storage.working_copy import Copy, new_folder, top_folder
 
-FIRST = 20.0  # seconds of patience before the first step: a wrong address or a missing network is reported soon
-
 _copies: dict[str, Copy] = {}
 
 
@@ -26,16 +24,21 @@ def open_copy(url: str) -> pathlib.Path:
     url = bucket.tidy(url)
     if url not in _copies:
         copy = Copy(url, new_folder() / url.rpartition("/")[2])
-        copy.pull(min(FIRST, bucket.seconds_of_patience()))
+        try:
+            copy.pull()
+        except BaseException:
+            shutil.rmtree(top_folder(copy.path), ignore_errors=True)
+            raise
         _register(copy, url)
     return _copies[url].path
 
 
 def outbox(url: str) -> pathlib.Path:
-    """Return a local path for a new file or folder, which `close` uploads to `url`."""
+    """Return a local path for a new file or folder, which `close` uploads to `url`; the store must answer now."""
     parent, _, name = bucket.tidy(url).rpartition("/")
     if parent.endswith(":/"):
         raise ConfigError(f"{url} is a bucket: give a file or a folder in it")
+    bucket.listing(url)  # a wrong address is told before anything is computed
     copy = Copy(parent, new_folder())
     _register(copy, f"to {url}")
     return copy.path / name

@@ -3,7 +3,7 @@ import contextlib
 import bucket_servers
 import pytest
 
-from jtasks.storage import bucket, cached, copies
+from jtasks.storage import attempts, bucket, cached, copies
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,7 @@ def forgetful():
         bucket._filesystem.cache_clear()
         cached._download.cache_clear()
         copies._copies.clear()
+        attempts._reached.clear()
         if step == 1:
             yield
 
@@ -68,3 +69,13 @@ def gs(gcs_address, place, request):
 @pytest.fixture(params=["s3", "gs"])
 def url(request):
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def gate(url, place, request):
+    """A gate before the server of `url`."""
+    name = "AWS_ENDPOINT_URL" if url.startswith("s3") else "STORAGE_EMULATOR_HOST"
+    opened = bucket_servers.Gate(request.getfixturevalue("s3_address" if url.startswith("s3") else "gcs_address"))
+    place.setenv(name, opened.address)
+    yield opened
+    opened.close()

@@ -134,7 +134,7 @@ def test_a_run_through_an_outage_keeps_its_checkpoint_resumes_and_ends_like_a_lo
     place.setattr(working_copy.Copy, "publish", cut_in_the_middle)
     with pytest.raises((CheckpointError, StorageError)) as failure:
         loop.train(LINEAR | {"steps": 16}, url)
-    assert "could not be reached" in str(failure.value)
+    assert "run the same command again once the store answers" in str(failure.value)
     assert str(tmp_path) not in capsys.readouterr().err
     place.setattr(working_copy.Copy, "publish", publish)
     wire.cut = False
