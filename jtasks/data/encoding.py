@@ -53,6 +53,18 @@ def words(tokenizer: "Tokenizer", tokens: np.ndarray, segment_ids: np.ndarray) -
     return [tokenizer.decode([token]) for token in inner.tolist()]
 
 
+def before_end(tokens: Any, end: int) -> list[int]:
+    """Return the ids of `tokens` [t] before the first `end`."""
+    ids: list[int] = np.asarray(tokens).tolist()
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def decode(tokenizer: "Tokenizer", rows: Iterable[Any], end: int, *, skip_special_tokens: bool = True) -> list[str]:
+    """Return the texts of rows of ids [t], each up to its first `end`, without surrounding blanks."""
+    ids = [before_end(row, end) for row in rows]
+    return [text.strip() for text in tokenizer.decode_batch(ids, skip_special_tokens=skip_special_tokens)]
+
+
 def pairs(
     tokenizer: "Tokenizer", first: Sequence[str], second: Sequence[str | None] | None, length: int
 ) -> dict[str, np.ndarray]:

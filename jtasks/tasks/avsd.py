@@ -16,7 +16,7 @@ import numpy as np
 
 from jtasks import models, storage
 from jtasks.config import Config
-from jtasks.data import dialogues, stand_ins, tokenizers, unlabeled
+from jtasks.data import dialogues, encoding, stand_ins, tokenizers, unlabeled
 from jtasks.data.features import Features
 from jtasks.data.files import data_folder
 from jtasks.errors import DataError
@@ -228,10 +228,7 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 def answer_texts(outputs: Any, config: Config) -> list[str]:
     """Decode predicted answers to texts."""
-    rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
-    end = _mark(config)
-    rows = [row[: row.index(end)] if end in row else row for row in rows]
-    return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
+    return encoding.decode(tokenizers.of(config, texts), (output["tokens"] for output in outputs), _mark(config))
 
 
 def _read_turn(given: Any) -> dialogues.Turn:
@@ -254,7 +251,7 @@ def _check_features(given: Any, dialogue: dict[str, Any], config: Config) -> Non
     try:
         array = dialogue["features"] = np.asarray(dialogue["features"], np.float32)
     except (TypeError, ValueError) as error:
-        raise DataError(f"'features' is no array of floats ({error})") from error
+        raise DataError(f"'features' is not an array of floats ({error})") from error
     if array.ndim != 2 or not len(array) or array.shape[1] != config.model.features or not np.isfinite(array).all():
         raise DataError(
             f"'features' is an array {list(array.shape)}; expected finite floats [time, {config.model.features}]"

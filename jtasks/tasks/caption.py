@@ -16,7 +16,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import captioned, picture_rows, stand_ins, tokenizers, unlabeled
+from jtasks.data import captioned, encoding, picture_rows, stand_ins, tokenizers, unlabeled
 from jtasks.data.assets import image_processor
 from jtasks.errors import ConfigError
 from jtasks.metrics import Loss, Mean, Perplexity, captions, example_weights, submissions, total
@@ -248,7 +248,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
     below = [[(text, "black") for text in said[row]] for row in rows]
     shown: dict[str, np.ndarray | str] = {"images": grid.grid([images[row] for row in rows], captions=below)}
     if config.attention_layer is not None:
-        tokens = [_before_end(output["tokens"], config) for output in outputs]
+        tokens = [encoding.before_end(output["tokens"], config.model.end) for output in outputs]
         words = [[tokenizers.of(config, texts).decode([token]) for token in own] for own in tokens]
         maps = [output["maps"][: len(own)] for output, own in zip(outputs, tokens, strict=True)]
         shown["maps"] = heat.show(images, maps, words, said)
@@ -263,13 +263,7 @@ def export_fn(examples: Any, outputs: Any, config: Config) -> dict[str, str]:
 
 def caption_texts(outputs: Any, config: Config) -> list[str]:
     """Decode predicted captions to texts."""
-    rows = [_before_end(output["tokens"], config) for output in outputs]
-    return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
-
-
-def _before_end(tokens: Any, config: Config) -> list[int]:
-    ids, end = np.asarray(tokens).tolist(), config.model.end
-    return ids[: ids.index(end)] if end in ids else ids
+    return encoding.decode(tokenizers.of(config, texts), (output["tokens"] for output in outputs), config.model.end)
 
 
 def _given(b: int, config: Config) -> jax.Array:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jtasks import models
 from jtasks.config import Config
-from jtasks.data import text, tokenizers, tokens, unlabeled, values
+from jtasks.data import encoding, text, tokenizers, tokens, unlabeled, values
 from jtasks.errors import DataError
 from jtasks.metrics import Loss, Mean, Perplexity, example_weights, total
 from jtasks.ops import augment, decode, pooling
@@ -146,9 +146,8 @@ def predict_fn(params: Any, batch: Batch, rng: jax.Array, config: Config) -> dic
 def answers(examples: Any, outputs: Any, config: Config) -> list[dict[str, Any]]:
     """Return the `text` that continues each example; with packed documents, up to the end of the document."""
     tokenizer, end = tokenizers.of(config, texts), config.model.end
-    rows = [np.asarray(output["tokens"]).tolist() for output in outputs]
-    rows = [row[len(row) - config.sample.length :] for row in rows]
-    rows = [row[: row.index(end)] if end in row else row for row in rows]
+    drawn = (output["tokens"][len(output["tokens"]) - config.sample.length :] for output in outputs)
+    rows = [encoding.before_end(tokens, end) for tokens in drawn]
     return [{"text": text} for text in tokenizer.decode_batch(rows, skip_special_tokens=False)]
 
 

@@ -98,7 +98,7 @@ def examples(inputs: Sequence[Any], config: Config) -> parallel_tokens.Encoded:
 
 
 def lengths(examples: Any, config: Config) -> np.ndarray | None:
-    """Return the number of ids of each source and target, int [n, 2]; None with config.data.noise: all have as many."""
+    """Return the number of ids of each source and target, int [n, 2]; None with config.data.noise: all are equal."""
     return None if config.data.noise else parallel_tokens.lengths(examples)
 
 
@@ -154,17 +154,9 @@ def loss_fn(params: Any, batch: Batch, rng: jax.Array | None, config: Config) ->
     smoothing = 0.0 if rng is None else config.label_smoothing
     source, source_ids = _source(batch)
     target, target_ids = (encoding.require_labels(batch, name).astype(jnp.int32) for name in SEQUENCE_KEYS[1])
+    inputs, options = _shifted(target, target_ids, config), {"method": "token_loss", "smoothing": smoothing}
     nats, correct = models.apply(
-        _model(config),
-        params,
-        source,
-        _shifted(target, target_ids, config),
-        target,
-        source_ids,
-        target_ids,
-        rng=rng,
-        method="token_loss",
-        smoothing=smoothing,
+        _model(config), params, source, inputs, target, source_ids, target_ids, rng=rng, **options
     )
     counted = (target_ids > 0) * example_weights(batch)[:, None]
     loss = Loss.of(nats, counted)
@@ -264,18 +256,13 @@ def output_texts(outputs: Any, config: Config) -> list[str]:
 
 def _decode(rows: Sequence[Any], side: str, config: Config) -> list[str]:
     """Decode ids [n, t] up to their end; with config.data.noise also sentinels and masks."""
-    ids, tokenizer = [_before_end(row, config) for row in rows], _tokenizer(side, config)
-    return [text.strip() for text in tokenizer.decode_batch(ids, skip_special_tokens=not config.data.noise)]
+    tokenizer, skip = _tokenizer(side, config), not config.data.noise
+    return encoding.decode(tokenizer, rows, config.model.end, skip_special_tokens=skip)
 
 
 def _text(given: Any) -> Any:
     """Return the text of a row of `dataset`, whose `source` has ids; other inputs as they are."""
     return given["source_text"] if isinstance(given, Mapping) and "source_segment_ids" in given else given
-
-
-def _before_end(tokens: Any, config: Config) -> list[int]:
-    ids, end = np.asarray(tokens).tolist(), config.model.end
-    return ids[: ids.index(end)] if end in ids else ids
 
 
 def _scores(examples: Any, outputs: Any, config: Config) -> tuple[dict[str, float], dict[str, str]]:
@@ -285,24 +272,19 @@ def _scores(examples: Any, outputs: Any, config: Config) -> tuple[dict[str, floa
     if not pairs:
         return {}, {}
     said, wanted = zip(*pairs, strict=True)
-    return translation.scores(
-        said,
-        wanted,
-        metrics=score.metrics,
-        tokenize=score.bleu_tokenize,
-        lowercase=score.lowercase,
-        stem=score.stem,
-    )
+    options = {"tokenize": score.bleu_tokenize, "lowercase": score.lowercase, "stem": score.stem}
+    return translation.scores(said, wanted, metrics=score.metrics, **options)
 
 
 def _map(example: Any, output: Any, config: Config) -> alignment.Map:
     """Return what the output's tokens, with their end, attended to."""
+    end = config.model.end
     if "source" in output:  # text with noise
-        source = [*_before_end(output["source"], config), config.model.end]
+        source = [*encoding.before_end(output["source"], end), end]
     else:
         source = example["source"][np.asarray(example["source_segment_ids"]) > 0].tolist()
     tokens = np.asarray(output["tokens"]).tolist()
-    target = tokens[: len(_before_end(tokens, config)) + 1]
+    target = tokens[: len(encoding.before_end(tokens, end)) + 1]
     weights = np.asarray(output["attention"], np.float32)[: len(target), : len(source)]
     across, down = (
         [_tokenizer(side, config).decode([token], skip_special_tokens=False) for token in ids]

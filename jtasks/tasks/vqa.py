@@ -253,13 +253,7 @@ def answer_texts(outputs: Any, config: Config) -> list[str]:
     """Return predicted answers as texts."""
     if outputs and "choice" in outputs[0]:
         return [config.model.answers[int(output["choice"])] for output in outputs]
-    rows = [_before_end(output["tokens"], config) for output in outputs]
-    return [text.strip() for text in tokenizers.of(config, texts).decode_batch(rows)]
-
-
-def _before_end(tokens: Any, config: Config) -> list[int]:
-    ids, end = np.asarray(tokens).tolist(), config.model.end
-    return ids[: ids.index(end)] if end in ids else ids
+    return encoding.decode(tokenizers.of(config, texts), (output["tokens"] for output in outputs), config.model.end)
 
 
 def _maps(params: Any, inputs: tuple[Any, ...], answers: jax.Array, config: Config) -> dict[str, jax.Array]:
