@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from jtasks.config import Config
 from jtasks.data import arrow, caption_files, picture_sources
 from jtasks.data.caption_files import Captioned
-from jtasks.data.examples import Resize
 from jtasks.data.picture_rows import Rows
 from jtasks.data.picture_sources import FIELDS, Member, Names, Source
 from jtasks.errors import DataError
@@ -48,9 +47,7 @@ def read(split: str, config: Config) -> Rows | None:
     if not captioned:
         return None
     entries = [{"captions": row.captions, "image_id": row.image_id, "file": row.file} for row in captioned]
-    decode, resize = picture_sources.decoder(source, captioned, config), config.model.get("resize")
-    name = source.name if isinstance(source, arrow.Table) else str(source)
-    return Rows(name, entries, decode, Resize(*resize) if resize else config.data.size)
+    return picture_sources.rows(source, entries, captioned, config)
 
 
 def texts(config: Config) -> Iterator[str]:

@@ -10,7 +10,9 @@ import numpy as np
 from jtasks import storage
 from jtasks.config import Config
 from jtasks.data import arrow, files, picture_files, picture_tables, table_files, tables, tars
+from jtasks.data.examples import Resize
 from jtasks.data.images import split_rows
+from jtasks.data.picture_rows import Entries, Rows
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
 
@@ -49,7 +51,7 @@ class Names(NamedTuple):
 
 
 class Record(Protocol):
-    """What a file says of one row."""
+    """One row of a file."""
 
     @property
     def file(self) -> str:
@@ -115,8 +117,16 @@ def identity(source: pathlib.Path | Member) -> str:
     return files.identity([source.archive if isinstance(source, Member) else source])
 
 
-def decoder(source: Source, records: Sequence[Record], config: Config) -> Callable[[str], np.ndarray]:
-    """Return a function from the name of a record's picture to uint8 [h, w, 3]; DataError if one is missing."""
+def rows(source: Source, entries: Sequence[Entries], records: Sequence[Record], config: Config) -> Rows:
+    """Return entries with their pictures, scaled as the config says; DataError if a record's picture is missing."""
+    resize, size = config.model.get("resize"), config.data.size
+    name = source.name if isinstance(source, arrow.Table) else str(source)
+    decode = _decoder(source, records, config)
+    return Rows(name, entries, decode, Resize(*resize) if resize else size)
+
+
+def _decoder(source: Source, records: Sequence[Record], config: Config) -> Callable[[str], np.ndarray]:
+    """Return a function from the name of a picture to uint8 [h, w, 3]."""
     root = files.data_folder(config.data.dir)
     if isinstance(source, arrow.Table):
         return picture_tables.decoder(source, root)

@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 
 from jtasks.config import Config
 from jtasks.data import arrow, caption_files, files, parsing, picture_sources, question_files, values
-from jtasks.data.examples import Resize
 from jtasks.data.picture_rows import Rows
 from jtasks.data.picture_sources import FIELDS, Member, Names, Source
 from jtasks.data.questions import ARCHIVES
@@ -77,9 +76,7 @@ def read(split: str, config: Config) -> Rows | None:
         return None
     entries = [{"file": row.pictures, "text": row.text, "label": row.label} for row in rows]
     wanted = [_Picture(picture, row.where) for row in rows for picture in row.pictures]
-    decode, resize = picture_sources.decoder(source, wanted, config), config.model.get("resize")
-    name = source.name if isinstance(source, arrow.Table) else str(source)
-    return Rows(name, entries, decode, Resize(*resize) if resize else config.data.size)
+    return picture_sources.rows(source, entries, wanted, config)
 
 
 def texts(config: Config) -> Iterator[str]:

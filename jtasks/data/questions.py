@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 
 from jtasks.config import Config
 from jtasks.data import arrow, picture_sources, question_files, tars
-from jtasks.data.examples import Resize
 from jtasks.data.picture_rows import Rows
 from jtasks.data.picture_sources import FIELDS, Member, Names, Source
 from jtasks.data.question_files import Asked
@@ -54,9 +53,7 @@ def read(split: str, config: Config) -> Rows | None:
         return None
     names = ("file", "question", "answers", "question_id", "kind")
     entries = [{name: getattr(row, name) for name in names} for row in asked]
-    decode, resize = picture_sources.decoder(source, asked, config), config.model.get("resize")
-    name = source.name if isinstance(source, arrow.Table) else str(source)
-    return Rows(name, entries, decode, Resize(*resize) if resize else config.data.size)
+    return picture_sources.rows(source, entries, asked, config)
 
 
 def texts(config: Config) -> Iterator[str]:
