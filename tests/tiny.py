@@ -10,6 +10,8 @@ from jax.sharding import AxisType, Mesh
 
 from jtasks import config as configs
 from jtasks import task
+from jtasks.data import pipeline
+from jtasks.data.pipeline import BatchPlan
 from jtasks.distributed import sharding as shardings
 from jtasks.run.job import Job
 
@@ -87,6 +89,18 @@ def batch(n: int, start: int = 0) -> dict[str, np.ndarray]:
 def params(name: str):
     """Parameters of the tiny task, drawn so that every one of them shows in the output."""
     config_, loaded = config(name), task.load(f"jtasks.tasks.{module(name)}")
-    shapes = jax.eval_shape(lambda batch: loaded.init(jax.random.key(0), batch, config_), batch(8))
+    return drawn(lambda batch: loaded.init(jax.random.key(0), batch, config_), batch(8), std=0.1)
+
+
+def drawn(init, *arguments, std=0.3):
+    """Parameters of the shapes that `init` returns, drawn so that every one of them shows in the output."""
     random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return jax.tree.map(
+        lambda x: (std * random.normal(size=x.shape)).astype(np.float32), jax.eval_shape(init, *arguments)
+    )
+
+
+def first_batch(job: Job, split: str, count: int) -> dict[str, np.ndarray]:
+    """The first `count` examples of a split as a batch."""
+    examples = job.require(split)
+    return pipeline.batch_at(examples, BatchPlan(pipeline.size(examples), 0, count, False), 0, job.collate)

@@ -181,9 +181,7 @@ def test_beams_with_a_cache_equal_reading_every_prefix_again():
     """Branches that share their prompt's keys and values, against beams that each carry their tokens along."""
     model = models.GPT(vocab=9, outputs=9, max_length=16, width=8, depth=2, heads=2)
     prompt = np.random.default_rng(0).integers(0, 9, (3, 4)).astype(np.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), prompt)
-    random = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: (0.7 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    params = tiny.drawn(model.init, jax.random.key(0), prompt, std=0.7)
     n, length = 4, 6
     options = {"num_beams": n, "max_len": length, "eos": EOS, "pad": PAD, "n_best": n, "prompt": prompt}
     options |= {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2}

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import made_dialogues
 import numpy as np
 import pytest
+import tiny
 from front_door import ROOT, run
 
 from jtasks import config as configs
 from jtasks import optim
 from jtasks.data import pipeline, tokenizers
-from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import sharding
 from jtasks.errors import DataError
 from jtasks.interop import huggingface, model_config
@@ -36,16 +36,13 @@ def prepared(folder, *overrides, features="('near', 'far')"):
 
 
 def batch(made, split="valid", count=8):
-    examples = made.require(split)
-    return pipeline.batch_at(examples, BatchPlan(pipeline.size(examples), 0, count, False), 0, made.collate)
+    return tiny.first_batch(made, split, count)
 
 
 @functools.cache
 def params(made):
     """Parameters drawn so that every one of them shows."""
-    shapes = jax.eval_shape(lambda b: avsd.init(RNG, b, made.config), batch(made))
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return tiny.drawn(lambda b: avsd.init(RNG, b, made.config), batch(made))
 
 
 evaluated = jax.jit(avsd.eval_fn, static_argnames="config")

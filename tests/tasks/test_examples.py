@@ -80,9 +80,7 @@ def batch(made, examples, rows=4):
 
 
 def params(made, batch):
-    shapes = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return tiny.drawn(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
 
 
 def embedded(made, params, batch):

@@ -39,9 +39,7 @@ def parameters(name, folder):
     made = prepared(name, folder)
     examples = made.require("train")
     batch = made.batch_at(examples, BatchPlan(pipeline.size(examples), 0, 8, shuffle=True), 0)
-    shapes = jax.eval_shape(lambda b: made.task.init(jax.random.key(0), b, made.config), batch)
-    random = np.random.default_rng(1)
-    params = jax.tree.map(lambda x: (0.1 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    params = tiny.drawn(lambda b: made.task.init(jax.random.key(0), b, made.config), batch, std=0.1)
     return made, batch, params
 
 

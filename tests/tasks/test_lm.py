@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from front_door import ROOT, records, run
 
 from jtasks import config as configs
@@ -44,9 +45,7 @@ def filled(folder, **changes):
 @functools.cache
 def params(config):
     """Parameters large enough that all of them show."""
-    shapes = jax.eval_shape(lambda b: lm.init(RNG, b, config), batch(config))
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return tiny.drawn(lambda b: lm.init(RNG, b, config), batch(config))
 
 
 def batch(config, rows=slice(0, 4), split="valid", **entries):

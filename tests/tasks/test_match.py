@@ -9,6 +9,7 @@ import made_captions
 import numpy as np
 import optax
 import pytest
+import tiny
 from front_door import ROOT
 from jax.sharding import AxisType
 from PIL import Image
@@ -55,9 +56,7 @@ def made(folder, devices=1, **fields):
 @functools.cache
 def params(folder):
     own = made(folder)
-    shapes = jax.eval_shape(lambda b: match.init(jax.random.key(0), b, own.config), batch(folder))
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return tiny.drawn(lambda b: match.init(jax.random.key(0), b, own.config), batch(folder))
 
 
 def batch(folder, own=None):

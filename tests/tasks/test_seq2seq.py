@@ -7,12 +7,12 @@ import jax
 import made_pairs
 import numpy as np
 import pytest
+import tiny
 from front_door import ROOT
 
 from jtasks import cli
 from jtasks import config as configs
 from jtasks.data import pipeline, tokenizers
-from jtasks.data.batch_plan import BatchPlan
 from jtasks.errors import ConfigError, DataError
 from jtasks.metrics import translation
 from jtasks.run import job
@@ -34,16 +34,13 @@ def prepared(folder, *overrides):
 
 
 def batch(made, split="test", count=5):
-    examples = made.require(split)
-    return pipeline.batch_at(examples, BatchPlan(pipeline.size(examples), 0, count, False), 0, made.collate)
+    return tiny.first_batch(made, split, count)
 
 
 @functools.cache
 def params(made):
     """Parameters drawn so that every one of them shows."""
-    shapes = jax.eval_shape(lambda b: seq2seq.init(RNG, b, made.config), batch(made))
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return tiny.drawn(lambda b: seq2seq.init(RNG, b, made.config), batch(made))
 
 
 def rows(examples):
