@@ -203,7 +203,7 @@ def _check_printable(value: Any, name: str) -> Any:
     if isinstance(value, int) and value.bit_length() > 1024:
         raise ConfigError(f"{name} is a number of more than 300 digits")
     if value != value:
-        raise ConfigError(f"{name} is nan, which is no value of a field: give a number, or None")
+        raise ConfigError(f"{name} is nan: give a number, or None")
     return value
 
 
@@ -270,8 +270,8 @@ def _check_adapter(config: Mapping[str, Any]) -> None:
         )
     if fields["kind"] and not config["init_from"]:
         raise ConfigError(
-            f"config.adapter.kind={fields['kind']!r} trains beside parameters that stay as they are: say which, by"
-            " config.init_from=RUN or config.init_from=hf:NAME"
+            f"config.adapter.kind={fields['kind']!r} trains additions to parameters that do not change: give"
+            " those, config.init_from=RUN or config.init_from=hf:NAME"
         )
 
 

@@ -144,7 +144,7 @@ def weights(mix: Mapping[str, Any]) -> dict[str, int]:
 def _check_name(name: str, here: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][\w-]*", name, re.ASCII) or name in SPLITS or name == "last":
         raise ConfigError(
-            f"{here}: a name has letters, digits, - and _, and is not that of a split ({', '.join(SPLITS)})"
+            f"{here}: a name has letters, digits, - and _, and is not the name of a split ({', '.join(SPLITS)})"
         )
 
 

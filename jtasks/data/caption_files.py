@@ -223,6 +223,6 @@ def _coco(content: dict[str, Any], name: str) -> list[Captioned]:
         text = values.content(values.entry(annotation, "caption", str, where), f"{where}, 'caption'")
         own = identifier(annotation.get("image_id"), f"{where}, 'image_id'")
         if own not in by_id:
-            raise DataError(f"{where}: no picture has the id {own!r}; expected that of one of the 'images'")
+            raise DataError(f"{where}: no picture has the id {own!r}; expected the id of one of the 'images'")
         by_id[own][2].append(text)
     return [Captioned(file, tuple(captions), own, where) for own, (file, where, captions) in by_id.items()]

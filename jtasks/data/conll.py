@@ -83,7 +83,9 @@ def table_sentences(name: str, split: str, *, word: int, tag: int, folder: str |
     table = tables.require_table(name, split, folder)
     columns = table.columns
     if max(i + 1 if i >= 0 else -i for i in (word, tag)) > len(columns):
-        raise ConfigError(f"{name} has the columns {', '.join(columns)}: config.data.word={word} or tag={tag} is none")
+        raise ConfigError(
+            f"{name} has the columns {', '.join(columns)}: config.data.word={word} and tag={tag} must be among them"
+        )
     words, tags = columns[word], columns[tag]
     parsed = []
     for where, row in arrow.rows(table, (words, tags)):

@@ -204,7 +204,7 @@ def arrays(
 ) -> dict[str, np.ndarray]:
     """Encode turns as arrays: `context` and `kinds` [n, context_size], `answer` [n, answer_size + 1], `answered` [n].
 
-    `dialogue` [n] and `turn` [n] say what they are of.
+    `dialogue` [n] and `turn` [n] are the numbers of the source of each row.
     """
     encode = functools.lru_cache(None)(encode)
     contexts = [

@@ -66,7 +66,7 @@ def parse(spec: str) -> Name | None:
 
 
 def require(spec: str) -> Name:
-    """Parse a name; ConfigError if it is none."""
+    """Parse a name; raise ConfigError if it cannot be one."""
     name = parse(spec)
     if name is None:
         raise ConfigError(f"{spec}: there is no such folder, and it is not a name on the hub, hf:NAME[@REVISION]")
@@ -253,8 +253,8 @@ def _verify(name: Name, folder: pathlib.Path, new: set[str]) -> None:
     if wrong:
         path, blob = next(iter(wrong.items()))
         raise DataError(
-            f"{path.relative_to(folder)} of {name} does not have the hash {blob} that the hub says: the download was"
-            " damaged, and is deleted; run the same command again"
+            f"{path.relative_to(folder)} of {name} does not have the hash {blob} of the hub: the damaged download"
+            " is deleted; run the same command again"
         )
 
 

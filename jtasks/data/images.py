@@ -123,7 +123,7 @@ def class_names(name: str, *, folder: str | None = None, target: Target = SINGLE
     targets.table(known, target, name)
     names = target.names or known
     if target.problem == targets.SINGLE and len(names) < 2:
-        raise ConfigError(f"config.data.name={name} has the classes {list(names)}: no two classes")
+        raise ConfigError(f"config.data.name={name} has the classes {list(names)}; expected at least two")
     return names
 
 

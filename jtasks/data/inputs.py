@@ -35,7 +35,7 @@ class Input(NamedTuple):
 
     @property
     def given(self) -> Value | DataError:
-        """Return the value for the task: a picture of a row that does not lie here is looked for beside its file."""
+        """Return the value for the task: a picture that a row names is looked for here, then beside its file."""
         if not self.folder or not isinstance(self.value, dict):
             return self.value
         return {name: self._locate(x) if name in PICTURES else x for name, x in self.value.items()}
@@ -50,7 +50,7 @@ class Input(NamedTuple):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """Return what is carried along with the answer: the columns of a row; a line or a path as `input`."""
+        """Return the fields that go with the answer: the columns of a row; a line or a path as `input`."""
         if isinstance(self.value, dict):
             return self.value
         return {} if isinstance(self.value, DataError) else {"input": str(self.value)}

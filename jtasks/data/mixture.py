@@ -217,7 +217,7 @@ def over_sources(module: ModuleType) -> ModuleType:
         (first, files), *others = assets.items()
         for name, other in others:
             if other != files:
-                raise ConfigError(f"the sources {first} and {name} of config.data.sources have unlike assets()")
+                raise ConfigError(f"the sources {first} and {name} of config.data.sources have different assets()")
         return files
 
     mixed = types.ModuleType(module.__name__, module.__doc__)

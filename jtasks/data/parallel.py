@@ -37,7 +37,7 @@ Column = tuple[str, ...]  # a name, or the names of a column and of an entry in 
 
 
 class Pair(NamedTuple):
-    """A text and the texts that could be made of it."""
+    """A source text and its reference texts."""
 
     source: str
     references: tuple[str, ...]
@@ -108,7 +108,7 @@ def _parallel(name: str, split: str, config: Config) -> list[pathlib.Path]:
             )
         return []
     if folders := [part for part in parts if storage.local(part).is_dir() or (root / part).is_dir()]:
-        raise ConfigError(f"{field}={name!r}: {folders[0]!r} is no file; expected files such as train.en,train.ja")
+        raise ConfigError(f"{field}={name!r}: {folders[0]!r} is not a file; expected files such as train.en,train.ja")
     located = [tables.locate(part, field, folder=data.dir, source=data.source) for part in parts]
     if archives := [str(path) for path, is_archive in located if is_archive]:
         raise ConfigError(f"{field}={name!r}: parallel files are not read from archives; unpack {archives[0]}")

@@ -115,7 +115,7 @@ class _Source:
         self.listing = functools.cache(_listing)  # a folder is listed once: asking for each file is slow on a network
 
     def place(self, name: str, where: str, *, deep: bool = False) -> Place | None:
-        """Return the place of a picture by its whole name; `deep`, and in an archive, else by the end of its name."""
+        """Find a picture by its whole name, else, if `deep` or in an archive, by the end of its name."""
         exact = self._find(name)
         return self._search(name, where) if exact is None and (deep or self.archive) else exact
 

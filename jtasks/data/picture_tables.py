@@ -160,5 +160,5 @@ def _decode_number(cells: arrow.Cells | arrow.ShardCells, index: int) -> tuple[n
 def _decode_cell(picture: Any, where: str) -> np.ndarray:
     content = picture.get("bytes") if isinstance(picture, dict) else picture
     if not isinstance(content, bytes):
-        raise DataError(f"{where} holds no picture, but {picture!r:.80}; expected the bytes of a file of pictures")
+        raise DataError(f"{where} holds no picture, but {picture!r:.80}; expected the bytes of a picture file")
     return pictures.decode_bytes(content, f"the picture in {where}")

@@ -60,7 +60,7 @@ def fetch(examples: Examples, indices: np.ndarray, collate: Collate | None) -> d
 def read(examples: Examples, index: int, *, whole: bool = True) -> Mapping[str, Any]:
     """Read one example; an error names its index. `whole`: with the entries that it reads only when they are asked for.
 
-    Such an example is a mapping that is no dict, as `picture_rows.Row`.
+    Such an example is a mapping but not a dict, such as `picture_rows.Row`.
     """
     try:
         row = example(examples, index)

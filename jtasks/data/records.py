@@ -273,7 +273,7 @@ def _from_example(record: bytes) -> Row:
 
 
 def _text(content: bytes) -> str | bytes:
-    """Return bytes as text, unless they are a picture or no UTF-8."""
+    """Return bytes as text, unless they are a picture or not UTF-8."""
     if is_picture(content):
         return content
     try:

@@ -24,7 +24,7 @@ PROTOCOL = {0: "number", 1: "8 bytes", 2: "bytes", 5: "4 bytes"}  # wire types o
 
 
 class Model(NamedTuple):
-    """What a SentencePiece file says."""
+    """The content of a SentencePiece file."""
 
     pieces: list[tuple[str, float, int]]  # text, score and kind
     kind: int  # of the model
@@ -167,7 +167,7 @@ def needs_tokens(tokenizer: "Tokenizer") -> bool:
 def ids(tokenizer: "Tokenizer", encodings: Sequence[Any]) -> list[list[int]]:
     """Return the ids of encoded texts; with Marian's tokenizer, unknown text may be a piece of the other side.
 
-    So it is in transformers, which looks up in the vocabulary of both what the model of one side returns.
+    As in transformers, which looks up the pieces of one side's model in the vocabulary of both sides.
     """
     unknown, others = _others(tokenizer)
     if not others:

@@ -86,7 +86,7 @@ def text(length: int, *names: str) -> dict[str, np.ndarray]:
 def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") -> str:
     """Return the tokenizer that config.data names, or the file of a made one with the number of tokens of a run's.
 
-    That number is the one in config.model, or the one that the run would train. It is assumed if the file is absent or
+    That number comes from config.model, or is what the run would train. It is assumed if the file is absent or
     the tokens depend on the text.
     """
     spec, given = config.data[field], config.model.get(vocab)

@@ -83,7 +83,7 @@ def _local_files(path: pathlib.Path, split: str, other: str) -> list[pathlib.Pat
 def expand(pattern: str, folder: pathlib.Path, field: str) -> list[pathlib.Path]:
     """Return the files of a pattern with `*`, `?`, `[]`, `**` and `{000..127}`, sorted; here, else in `folder`.
 
-    Folders of the pattern that exist under just that name are no patterns.
+    A folder that exists under the name of the pattern is that folder.
     """
     for place in (pathlib.Path(), folder):
         paths = set[pathlib.Path]()

@@ -54,7 +54,7 @@ def class_names(given: Sequence[Any], labels: Sequence[Any], problem: str, colum
         return tuple(values.label(name, "config.data.labels") for name in given)
     names = {name for row in labels for name in (row if problem == MULTI else [row])}
     if len(names) < (1 if problem == MULTI else 2):
-        raise ConfigError(f"config.data.label={column!r} has the values {sorted(names)}: no two classes")
+        raise ConfigError(f"config.data.label={column!r} has the values {sorted(names)}; expected at least two classes")
     require_distinct(names, f"config.data.label={column!r}")
     # The name itself comes last, because 1 and 01 are two classes of one number.
     return tuple(sorted(names, key=lambda name: (int(name), "", name) if name.isdecimal() else (0, name, name)))
@@ -91,7 +91,7 @@ def table(classes: Sequence[str], target: Target, where: str) -> np.ndarray:
             return np.array([values.number(name, f"the class {name!r} of {where}") for name in classes], np.float32)
         except DataError as error:
             raise ConfigError(
-                f"config.problem=regression: {error}; the names of its classes are no numbers: choose a column of"
+                f"config.problem=regression: {error}; the names of its classes are not numbers: choose a column of"
                 " numbers with config.data.label, or another config.problem"
             ) from error
     numbers = np.arange(len(classes), dtype=np.int32)

@@ -32,7 +32,7 @@ def uncompressed(path: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
       DataError: the file is no archive, is damaged, or unpacks to more than `files.LIMIT` bytes.
     """
     if not is_archive(path):
-        raise DataError(f"{path} is no archive: expected one of {', '.join(SUFFIXES)}, or a folder")
+        raise DataError(f"{path} is not an archive: expected one of {', '.join(SUFFIXES)}, or a folder")
     if path.name.lower().endswith(".tar"):
         return path
     places = files.places(root, "prepared", f"archive-{files.identity([path])}.tar")

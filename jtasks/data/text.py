@@ -71,7 +71,7 @@ def locate(patterns: str, folder: pathlib.Path, field: str = "config.data.files"
     r"""Find the files of comma-separated names or patterns (`*`, `?`, `[]`, `**`), sorted, each once.
 
     Each name is searched for as given, then in `folder` (the data folder) and in `folder`/text. If the whole text names
-    an existing file, it is no pattern and its commas do not separate; in a list, `\,` is a comma in a name.
+    an existing file, it is not a pattern and its commas do not separate; in a list, `\,` is a comma in a name.
     `tinyshakespeare.txt` is downloaded if it is nowhere.
 
     Raises:

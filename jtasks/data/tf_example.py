@@ -29,7 +29,7 @@ def parse(record: bytes) -> dict[str, Feature]:
                 features[bytes(parts[1]).decode()] = _feature(parts.get(2, memoryview(b"")))
         return features
     except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-        raise DataError(f"it is no tf.train.Example ({type(error).__name__}: {error})") from error
+        raise DataError(f"not a tf.train.Example ({type(error).__name__}: {error})") from error
 
 
 def _feature(message: memoryview) -> Feature:

@@ -78,7 +78,7 @@ def size(tokenizer: "Tokenizer") -> int:
 
 @contextlib.contextmanager
 def as_data_error(what: str) -> Iterator[None]:
-    """Convert any exception of the library to a DataError, including panics in Rust, which are no Exception."""
+    """Convert any exception of the library to a DataError, including panics in Rust, which are not an Exception."""
     try:
         yield
     except BaseException as error:
@@ -281,7 +281,7 @@ def _sentence_pieces(path: pathlib.Path, settings: Mapping[str, Any]) -> "Tokeni
     if path.suffix == ".model":
         if made_for not in ("T5", "Siglip", "PreTrained"):
             raise DataError(
-                f"{path} is the model of a {made_for}Tokenizer, and only those of T5, SigLIP and Marian can be"
+                f"{path} is the model of a {made_for}Tokenizer, and only models of T5, SigLIP and Marian can be"
                 f" converted: save the tokenizer with transformers, which writes a {FILE}, and give that file as"
                 " config.data.tokenizer"
             )

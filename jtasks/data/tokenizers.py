@@ -72,7 +72,7 @@ def of(config: Config, texts: Callable[[Config], Iterable[str] | None], *, fresh
 def _corpus(config: Config, texts: Callable[[Config], Iterable[str] | None], folder: pathlib.Path) -> Corpus | None:
     """Return a task's texts with their identity; `folder`, which the texts may depend on, keys the cache.
 
-    Those of a mixture are the texts of all its sources.
+    For a mixture, these are the texts of all sources.
     """
     owns = [*variants.sources(config).values()] or [config]
     corpora = [corpus for own in owns if (corpus := _corpus_of(own, texts)) is not None]
@@ -256,7 +256,9 @@ def _trained(spec: str, lowercase: bool, texts: Texts | None, folder: pathlib.Pa
         raise ConfigError(f"the tokenizer {spec!r} should be {kind}:N with a whole number N of at least {least}")
     given = texts() if texts else None
     if texts is None or given is None:
-        raise ConfigError(f"the tokenizer {spec!r} is trained on text, and there is none here: give a tokenizer's file")
+        raise ConfigError(
+            f"the tokenizer {spec!r} must be trained on text, and there is no text here: give a tokenizer's file"
+        )
     corpus = given if isinstance(given, Corpus) else Corpus(texts, digest(given))
     lowercase = lowercase and kind == "wordpiece"
     name = " ".join(["1", spec, str(lowercase), corpus.identity, *corpus.special])  # 1: version of the training

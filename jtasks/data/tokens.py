@@ -35,7 +35,7 @@ def stream(
 ) -> tuple[np.ndarray, int] | None:
     """Return the tokens [n] of one part of the text, and its size in bytes of UTF-8; tokenized once, in parallel.
 
-    The result is None if the fraction `valid` of few documents is no document. The tokenizer's end of a document stands
+    The result is None if the fraction `valid` is less than one document. The tokenizer's end of a document stands
     between documents and counts as one byte. For the arguments see `text.documents` and `store.load_or_make`.
 
     Raises:

@@ -66,7 +66,7 @@ def pictures_rgb(
 
 
 def picture_and_text(given: Any, names: Sequence[str], *, needed: bool) -> tuple[Any, str | None]:
-    r"""Return the picture and the text of an input: as it holds the picture, for `pictures_rgb`.
+    r"""Return the picture of an input, in a form for `pictures_rgb`, and its text.
 
     Args:
       given: a dict with the picture (see PICTURE) and the text; a pair of both; or a line `FILE<TAB>text`. Without

@@ -98,7 +98,7 @@ def labels(value: Any, where: str) -> list[str]:
 
 
 def number(value: Any, where: str) -> float:
-    """Return a finite number, also from text such as "3.8"; DataError if the value is none."""
+    """Return a finite number, also from text such as "3.8"; DataError for any other value."""
     if isinstance(value, str):
         try:
             value = float(value)

@@ -48,7 +48,9 @@ def check_form(rules: Any) -> None:
             raise ConfigError(f"config.sharding: the spec for {regex!r} must be an axis or a tuple, not {spec!r}")
         axes = [a for entry in entries for a in _axes(entry)]
         if unknown := [axis for axis in axes if str(axis).removesuffix("?") not in AXES]:
-            raise ConfigError(f"config.sharding: {unknown[0]!r}, for {regex!r}, is no axis; axes are {', '.join(AXES)}")
+            raise ConfigError(
+                f"config.sharding: {unknown[0]!r}, for {regex!r}, is not an axis; axes are {', '.join(AXES)}"
+            )
         if len(set(plain := [axis.removesuffix("?") for axis in axes])) < len(plain):
             raise ConfigError(f"config.sharding: {spec!r}, for {regex!r}, has an axis twice")
         try:

@@ -38,7 +38,7 @@ def require_same_fields(
         raise ConfigError(
             f"config.model is not the model in {folder}:\n  "
             + "\n  ".join(different)
-            + "\nset them as there, or to None, which takes the value from there"
+            + "\nset them to the model's values, or to None, which takes these"
         )
     for name in UNSEEN:
         if name in fields and name not in resolved:

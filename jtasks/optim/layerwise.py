@@ -110,7 +110,7 @@ def rates(decay: float, embeddings: str, params: Any) -> Any:
         lacking = f"config.optim.embeddings={embeddings!r} matches none" if layers else "there is no stack `blocks/`"
         raise ConfigError(
             f"config.optim.layer_decay={decay} needs layers and parameters before them, and {lacking};"
-            f" the parameters are such as {', '.join(list(names)[:8])}"
+            f" some parameters are {', '.join(list(names)[:8])}"
         )
 
     def one(keys: tuple[Any, ...], leaf: Any) -> float | np.ndarray:

@@ -172,7 +172,7 @@ def _mask(field: str, regex: str, params: Any) -> Any:
         raise ConfigError(f"config.optim.{field}={regex!r} is not a regular expression: {error}") from error
     if not regex or not any(np.any(leaf) for leaf in jax.tree.leaves(mask)):
         some = ", ".join(paths(params)[:8])
-        raise ConfigError(f"config.optim.{field}={regex!r} matches no parameter; their paths are such as {some}")
+        raise ConfigError(f"config.optim.{field}={regex!r} matches no parameter; some paths are {some}")
     return mask
 
 

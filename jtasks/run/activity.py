@@ -37,12 +37,12 @@ Watch = Callable[[str, int | None], contextlib.AbstractContextManager[Update]]  
 
 
 class Watcher(Protocol):
-    """What shows activities; the innermost is the last."""
+    """A display of activities, the innermost last."""
 
     activities: list[Activity]
 
     def tick(self, activity: Activity) -> None:
-        """Show an activity that goes on; called about once a second, from another thread."""
+        """Show a running activity; called about once a second, from another thread."""
 
     def end(self, activity: Activity) -> None:
         """Remove an activity."""

@@ -28,7 +28,7 @@ from jtasks.tree import by_name, leaf_name
 
 
 class Adapter(NamedTuple):
-    """What a run trains beside its base."""
+    """The arrays that a run trains on its frozen base."""
 
     layers: list[lora.Layer]  # with low-rank matrices
     whole: frozenset[str]  # names of parameters trained whole
@@ -75,7 +75,7 @@ def make(job: Job, shapes: Any, heads: Mapping[str, int], whole: Collection[str]
         more = {name for name in names if fields.train and re.search(fields.train, name)}
         if fields.train and not more:
             raise ConfigError(
-                f"config.adapter.train={fields.train!r} matches no parameter; their paths are such as {some(names, 8)}"
+                f"config.adapter.train={fields.train!r} matches no parameter; some paths are {some(names, 8)}"
             )
         whole = more | transfer.absent_params(job, shapes)
     known = [layer for layer in lora.layers(shapes, heads) if layer.kernel not in whole]
@@ -131,7 +131,7 @@ def record(workdir: pathlib.Path, config: Config, adapter: Adapter, base: Any) -
 
 
 def recorded(workdir: pathlib.Path) -> dict[str, Any]:
-    """Return what adapter.json says; raise ConfigError if it is missing."""
+    """Return the content of adapter.json; raise ConfigError if it is missing."""
     content = processes.broadcast_from_first(lambda: read_json(workdir / ADAPTER))
     if not content:
         raise ConfigError(

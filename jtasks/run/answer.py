@@ -66,7 +66,7 @@ def run(
 
 
 class _Answers:
-    """Writes a row for each input in the order of the inputs, also if the errors of a batch are known first."""
+    """Writer of a row for each input, in the order of the inputs; errors that are known early wait for their turn."""
 
     def __init__(self, write: row_files.Write, *, skip_bad: bool, keep_errors: bool):
         self.write, self.skip_bad, self.keep_errors = write, skip_bad, keep_errors
@@ -87,7 +87,7 @@ class _Answers:
         self._write_errors()
 
     def skip(self, index: int, error: DataError) -> None:
-        """Name a bad input and write its row in its turn, or raise DataError in its turn."""
+        """When its turn comes, report a bad input and write its row, or raise DataError."""
         place, text = self.items[index].place, str(error).removeprefix(f"input {index}: ")
         self.errors[index] = text if place in text else f"{place}: {text}"
         if self.skip_bad:

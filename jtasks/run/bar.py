@@ -132,7 +132,7 @@ class Bar:
 
 
 def fitting(texts: Iterable[tuple[int, str]], width: int) -> list[str]:
-    """Return the texts that fit on a line, in order, with two blanks between them; the lowest ranks come first.
+    """Return the texts that fit on a line, in order, with two spaces between them; the lowest ranks come first.
 
     >>> fitting([(0, "200/1000"), (2, "1,000 examples/s"), (1, "00:10 left")], 24)
     ['200/1000', '00:10 left']

@@ -203,7 +203,7 @@ def gigabytes(largest: int) -> float:
 
 
 def _read_bytes(saved: Any, shard: tuple[int, ...]) -> int:
-    """Return an upper bound of the bytes of the chunks that a shard lies in."""
+    """Return an upper bound of the bytes of the chunks that overlap a shard."""
     size: int = saved.dtype.itemsize
     for length, part, chunk in zip(saved.shape, shard, saved.storage.chunk_shape or shard, strict=True):
         size *= chunk * min((part + chunk - 2) // chunk + 1, -(-length // chunk))

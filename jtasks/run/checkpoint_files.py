@@ -118,7 +118,7 @@ def locate(source: str) -> tuple[pathlib.Path, str]:
 
 
 def _local(source: str) -> pathlib.Path:
-    """Return the path of `source`; of one in a bucket, the path in the working copy of its run."""
+    """Return the path of `source`; for a bucket, the path in the working copy of the run."""
     if not storage.is_url(source):
         return pathlib.Path(source).expanduser()
     run, *step = re.split(r"/checkpoints(?=/[0-9]+/*$|/*$)", source)
@@ -203,7 +203,7 @@ def writer(name: str) -> int:
 
 
 def is_chunk(name: str) -> bool:
-    """Return whether a file outside OCDBT holds a chunk of an array, such as `params.w/0.1`, and no description."""
+    """Return whether a file outside OCDBT is a chunk of an array, such as `params.w/0.1`, not a description."""
     return bool(re.fullmatch(r"[0-9]+(\.[0-9]+)*", name.rpartition("/")[2]))
 
 
@@ -226,5 +226,5 @@ def flush_one(path: pathlib.Path) -> None:
 
 
 def _is_step(name: str) -> bool:
-    """Return whether a folder's name is a step as `save` writes it; "²" and "007" are digits but no steps."""
+    """Return whether a folder's name is a step as `save` writes it; "²" and "007" are digits but not steps."""
     return name.isascii() and name.isdigit() and not name.startswith("0")

@@ -17,7 +17,7 @@ from jtasks.run.notebook import Notebook, in_notebook
 
 
 class Display(Watcher, Protocol):
-    """What shows one run to a person. No method raises an error if the reader is gone."""
+    """A display of one run. No method raises an error if the reader is gone."""
 
     live: bool  # whether it replaces what it showed, so that `train` may be called often
 

@@ -49,7 +49,7 @@ def make(
 ) -> Evaluate:
     """Return a function (params, examples, name) -> metrics that compiles once.
 
-    Those of a mixture are the metrics of all examples, and of each source as `SOURCE/METRIC`.
+    For a mixture, these are the metrics of all examples and, as `SOURCE/METRIC`, of each source.
 
     Between batches the function calls `poll`; `watch` shows its progress under the name. `step` is the job's
     `program`, by default a new one. `report` gets a text that names the metrics that are not finite, and the first
@@ -121,10 +121,10 @@ def wants_scores(job: Job) -> bool:
 
 
 def limit_examples(job: Job, examples: pipeline.Examples) -> tuple[pipeline.Examples, dict[str, float]]:
-    """Return the examples of the first `config.eval_batches` batches, and what says so among the metrics.
+    """Return the examples of the first `config.eval_batches` batches, and their number as a metric.
 
-    Of a mixture these are the first batches of each source. With batches by length, these are the first examples too: a
-    share of all as large as that of the batches.
+    For a mixture, these are the first batches of each source. With batches by length, these are the first examples too,
+    the same fraction of the examples as of the batches.
 
     Returns:
       The examples, and {"evaluated_examples": number of them, "split_examples": number of all}; {} if these are all.
@@ -154,8 +154,8 @@ def scores(
 ) -> dict[str, float]:
     """Return the scores of the task's predictions over a whole split; {} without score_fn or report_metric.
 
-    The first process computes the scores of score_fn and sends them to all. All compute those of rescore_fn, which run
-    a program of all devices.
+    The first process calls score_fn and sends the scores to all. All processes call rescore_fn, which runs a program on
+    all devices.
     """
     if not wants_scores(job):
         return {}

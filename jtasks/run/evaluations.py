@@ -13,11 +13,11 @@ from jtasks.run.job import Job, make_files
 
 
 class Evaluation(NamedTuple):
-    """What one evaluation measures, and how often.
+    """One evaluation of a run: its job, its examples and its interval.
 
     Attributes:
       job: the task with the config of this evaluation.
-      examples: what it evaluates.
+      examples: the examples to evaluate.
       every: steps from one evaluation to the next; 0: only at the end.
     """
 

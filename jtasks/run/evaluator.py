@@ -56,7 +56,7 @@ class Evaluator:
     def run(self, state: State, step: int) -> None:
         """Do the evaluations that are due after `step`; all of them if config.stop ends the run here.
 
-        First comes the one that config.stop watches, because whether the run ends decides what the others do.
+        The evaluation that config.stop watches comes first: if it ends the run, all others are due.
         """
         watched = self.job.config.stop.metric.partition("/")[0]
         names = self.due(step)
@@ -104,7 +104,7 @@ class Evaluator:
         return evaluate.scores(job, self.predictors(job), params, examples, texts, self.log.watch)
 
     def _stop_early(self, name: str, step: int, values: dict[str, float]) -> None:
-        """End the run after `step` if config.stop watches this evaluation, and its patience is at an end.
+        """End the run after `step` if config.stop watches this evaluation, and its patience has run out.
 
         Raises:
           ConfigError: the evaluation has no such metric.

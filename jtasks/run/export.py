@@ -50,7 +50,9 @@ def run(
     folder = (folder or workdir / "export" / form).expanduser()
     mark = peft.CONFIG if form == "peft" else files.CONFIG
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / mark).exists()):
-        raise ConfigError(f"--output={folder} holds something else: give a new folder, or that of an earlier export")
+        raise ConfigError(
+            f"--output={folder} holds something else: give a new folder, or the folder of an earlier export"
+        )
     if recorded := read_json(workdir / "config.json"):
         config = names.fill(own_names(config, workdir), recorded)
     run = open_alone(config, workdir, which)

@@ -55,7 +55,7 @@ class Program(NamedTuple):
                 yield instruction, count
 
     def inside(self, instruction: Instruction) -> Iterator[tuple[str, Instruction]]:
-        """Yield the computations inside a fusion, and their instructions; of another instruction nothing."""
+        """Yield the computations inside a fusion, and their instructions; nothing for other instructions."""
         if instruction.operation in ("fusion", "async-start"):
             for name in re.findall(r"\bcalls=%?([\w.-]+)", instruction.attributes):
                 for inner in self.computations[name]:

@@ -57,7 +57,7 @@ class Hooks:
         return step == self.steps or due(step, self.job.config.save_every) or bool(evaluated)
 
     def after_step(self, state: State, step: int) -> State:
-        """Save and evaluate if `step` asks for it, stop here if a signal came, and return the state to go on with.
+        """Save and evaluate if `step` asks for it, stop here if a signal came, and return the state to continue with.
 
         Saving comes first, so that no error in an evaluation loses the state. A resumed run evaluates its checkpoint
         if metrics.jsonl has no record of that step.

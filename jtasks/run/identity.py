@@ -34,10 +34,10 @@ KINDS = ("entries", "hashes")  # of a split in data.json
 
 
 def own_names(config: Config, workdir: pathlib.Path) -> Config:
-    """Return the config of a run that the folder holds, with what the run has stored instead of names of it.
+    """Return the config of the run in the folder, with what the run has stored in place of names on the hub.
 
-    Names on the hub keep their commit (see `names.as_recorded`). The run's tokenizer counts, if other text is allowed
-    and would make another one.
+    Names on the hub keep their commit (see `names.as_recorded`). The run's own tokenizer stays if other text, which
+    would train another one, is allowed.
     """
     if recorded := read_json(workdir / "config.json"):
         config = names.as_recorded(config, recorded, workdir)

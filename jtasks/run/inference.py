@@ -88,7 +88,7 @@ class Run:
     def embed(self, inputs: Any) -> dict[str, np.ndarray]:
         """Return the features of each input by the task's embed_fn, `{name: [n, d]}`; [d] for one input.
 
-        The features of an input that becomes several examples are the mean of theirs.
+        The features of an input that becomes several examples are the mean over these.
 
         Raises:
           ConfigError: the task has no embed_fn.
@@ -100,7 +100,7 @@ class Run:
         return {name: np.stack([row[name] for row in rows]) for name in (rows[0] if rows else {})}
 
     def generate(self, inputs: Any, **options: Any) -> Any:
-        """Predict with other options of decoding, such as `run.generate("Once", length=50, temperature=0.8)`.
+        """Predict with other decoding options, such as `run.generate("Once", length=50, temperature=0.8)`.
 
         Args:
           inputs: as for `predict`.

@@ -180,7 +180,7 @@ class Job(NamedTuple):
 
 
 def load_task(config: Config) -> ModuleType:
-    """Load the task of a config; with config.data.mix its functions about data are about all sources."""
+    """Load the task of a config; with config.data.mix its data functions cover all sources."""
     module = task.load(config.task)
     return mixture.over_sources(module) if config.data.mix else module
 
@@ -218,7 +218,7 @@ def require_same_data(examples: pipeline.Examples) -> None:
     first = processes.broadcast_from_first(lambda: own)
     if other := fingerprint.changes(first, own):
         raise DataError(
-            f"the training data of process {jax.process_index()} is not that of process 0: {'; '.join(other)}; give all"
+            f"process {jax.process_index()} has other training data than process 0: {'; '.join(other)}; give all"
             " machines the same data, or one folder that they share"
         )
     processes.barrier()
@@ -255,8 +255,8 @@ def fill(
     """Return the config with the fields of `config.model` that are None filled from the task's `model_args`.
 
     If `config.init_from` is a Hugging Face model, its config.json gives the fields that the data leaves open, unless
-    `pretrained` is False; of an encoder-decoder, also those that have their defaults. Without data, `model_args` stands
-    for the task's.
+    `pretrained` is False; for an encoder-decoder, also fields that have their defaults. Without data, `model_args`
+    replaces the task's.
     """
     fields, folder = task.fields(module), ""
     if config.data.mix and model_args is None:
@@ -295,7 +295,7 @@ def fill(
 
 
 def _without_defaults(model: Mapping[str, Any], fields: Mapping[str, ranges.Field]) -> dict[str, Any]:
-    """Return config.model with None for what has its default and describes the weights, which a folder knows better."""
+    """Return config.model with None for the defaults of fields that the weights decide: their folder knows these."""
     kept = {*fitting.FREE, "init_std", "remat", "plain"}
     defaults = {name.removeprefix("model."): field.default for name, field in fields.items()}
     return {

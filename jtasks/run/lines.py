@@ -50,4 +50,4 @@ class Lines:
             self.message(activity.text())
 
     def end(self, activity: Activity) -> None:
-        """Do nothing: its last line stays."""
+        """Do nothing: the last line stays."""

@@ -21,7 +21,7 @@ SPLITS["data.files"] = "train"
 
 
 def pin_names(config: Config, *, source: bool) -> Config:
-    """Return the config with the commit of each name on the hub, which the first process asks for all.
+    """Return the config with the commit of each name on the hub, which the first process looks up for all.
 
     Args:
       config: the config.
@@ -71,7 +71,7 @@ def as_recorded(config: Config, stored: Mapping[str, Any], workdir: pathlib.Path
 
 
 def fill(config: Config, stored: Mapping[str, Any]) -> Config:
-    """Return the config with the fields of config.model and the size of pictures that are None as the run has them.
+    """Fill the fields of config.model and the size of pictures that are None with the values of the run.
 
     Args:
       config: the current config.

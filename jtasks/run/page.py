@@ -96,7 +96,7 @@ def of_runs(runs: Sequence[Run], now: float) -> str:
 
 
 def _lines(names: Sequence[str], runs: Sequence[Mapping[str, Mapping[str, Points]]]) -> dict[str, list[Line]]:
-    """Return the lines of each metric, "loss" first: a color a run, pale for train where there is more."""
+    """Return the lines of each metric, "loss" first: one color a run, pale for train if there are other splits."""
     lines: dict[str, list[Line]] = {}
     for i, (name, series) in enumerate(zip(names, runs, strict=True)):
         for metric, splits in series.items():
@@ -108,7 +108,7 @@ def _lines(names: Sequence[str], runs: Sequence[Mapping[str, Mapping[str, Points
 
 
 def labels(folders: Sequence[pathlib.Path]) -> list[str]:
-    """Return a name of each folder: the ends of their paths, as long as it takes to tell them apart.
+    """Return a name for each folder: the shortest end of its path that tells it from the others.
 
     >>> labels([pathlib.Path("/a/x/run"), pathlib.Path("/a/y/run")])
     ['x/run', 'y/run']
@@ -160,7 +160,7 @@ def _results(run: Run) -> str:
 
 
 def _best(run: Run) -> str:
-    """Say the best value of config.best, and its step."""
+    """Format the best value of config.best, and its step."""
     split, _, metric = str(run.config.get("config.best", "")).partition("/")
     points = [(s, v) for s, v in run.points(metric, split) if math.isfinite(v)]
     if not points:

@@ -56,7 +56,7 @@ class Planned(NamedTuple):
         return sum(math.prod(x.shape) for x in jax.tree.leaves(self.state.params))
 
     def arguments(self) -> dict[str, int]:
-        """Return the bytes of what the step takes, on the fullest device."""
+        """Return the bytes of the step's arguments on the fullest device."""
         return {
             "parameters": bytes_on_fullest(self.state.params),
             "optimizer": bytes_on_fullest(self.state.opt_state),
@@ -67,7 +67,7 @@ class Planned(NamedTuple):
 
 
 def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Planned:
-    """Return the step of a config for some devices, by default JAX's own, which may be no part of this machine."""
+    """Return the step of a config for some devices, by default JAX's own; they need not be part of this machine."""
     module = task.load(config.task)
     if hasattr(module, "made_example"):
         config = configs.freeze(config)
@@ -90,7 +90,7 @@ def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Pla
 
 
 def without_data(config: Config, module: ModuleType, mesh: Mesh) -> tuple[Job, dict[str, np.ndarray]]:
-    """Return a task's job, with what the data would tell from the config alone, and its `made_example`.
+    """Return a task's job and its `made_example`; the config alone gives what the data would.
 
     One source stands for all of config.data.mix.
     """

@@ -72,7 +72,7 @@ class Portions:
         return self._whole([items[number - start] for number in good], good)._replace(bad=bad)
 
     def _error(self, item: Any, number: int) -> DataError | None:
-        """Return what is wrong with one input; None if nothing is."""
+        """Return the error of one input; None if it is valid."""
         try:
             self._whole([item], [number])
             return None

@@ -85,7 +85,7 @@ def rows(examples: pipeline.Examples) -> Sequence[Mapping[str, Any]]:
 
 
 def answers(job: Job, examples: pipeline.Examples, outputs: Sequence[Any]) -> Sequence[dict[str, Any]]:
-    """Return what the task's `answers` says to people of each example, {} without such a function.
+    """Return the readable answer of the task's `answers` for each example, {} without this function.
 
     A lazy sequence makes an answer when it is read, so a split's answers need not fit in memory.
 
@@ -111,7 +111,7 @@ def _wrong_answers(count: int, given: Any) -> ConfigError:
 
 
 def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -> dict[str, np.ndarray | str]:
-    """Call show_fn on the first `config.show_count` examples, of a mixture on as many of each source.
+    """Call show_fn on the first `config.show_count` examples, for a mixture on that many of each source.
 
     Returns {} on all processes except the first.
     """

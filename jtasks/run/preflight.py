@@ -80,7 +80,7 @@ def _as_config_error() -> Iterator[None]:
 
 
 def check_best(best: str, names: Mapping[str, set[str]], given: str) -> None:
-    """Refuse a config.best that is no metric of its split, and warn if the split is absent.
+    """Refuse a config.best that is not a metric of its split, and warn if the split is absent.
 
     Args:
       best: as in config.best.

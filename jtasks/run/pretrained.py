@@ -99,7 +99,7 @@ def open_pretrained(spec: str, config: Any = None, overrides: Sequence[str] = ()
     if "data.tokenizer" in fields and "data.tokenizer" not in known and chosen.data.tokenizer.startswith(TRAINED):
         raise ConfigError(
             f"{folder} has no tokenizer, which {chosen.task} needs: expected one of {', '.join(tokenizer_files.NAMES)};"
-            " copy that of the model there, or name its folder as config.data.tokenizer, such as jtasks.load(...,"
+            " copy the model's tokenizer there, or name its folder as config.data.tokenizer, such as jtasks.load(...,"
             ' overrides={"data.tokenizer": FOLDER})'
         )
     frozen = fill(chosen, module, model_args=None if hasattr(module, "texts") else lambda config: {})
@@ -117,6 +117,6 @@ def _task_of(config: Mapping[str, Any]) -> str:
     kind = config.get("model_type")
     if kind not in BODIES:
         raise ConfigError(
-            f"config.json says model_type={kind!r}, which no task has; expected one of {', '.join(BODIES)}"
+            f"config.json says model_type={kind!r}, for which there is no task; expected one of {', '.join(BODIES)}"
         )
     return f"jtasks.tasks.{BODIES[kind]}"

@@ -119,7 +119,7 @@ class Records:
         return to_json(values) + "\n"
 
     def recall(self, history: str) -> None:
-        """Remember the values of a `history`; where there is a record, it counts.
+        """Add the values of a `history`; existing records take precedence.
 
         Raises:
           ValueError: the text is no history.

@@ -74,7 +74,7 @@ class Run(NamedTuple):
         return {name: dict(lines) for name, lines in series.items()}
 
     def schedule(self) -> Points:
-        """Return the learning rate that the newest part of the run was to have, at some steps."""
+        """Return the scheduled learning rate of the newest part of the run, at some steps."""
         given = _list(self.parts[-1].content.get("schedule")) if self.parts else []
         pairs = [pair for pair in given if isinstance(pair, list) and len(pair) == 2 and type(pair[0]) is int]
         return [(step, rate) for step, value in pairs if (rate := _number(value)) is not None]
@@ -241,7 +241,7 @@ def _data_uri(content: bytes) -> str:
 
 
 def _png_size(content: bytes) -> tuple[int, int]:
-    """Return width and height of a PNG; raise ValueError if the content is none."""
+    """Return width and height of a PNG; raise ValueError if the content is not a PNG."""
     if content[:8] != b"\x89PNG\r\n\x1a\n" or len(content) < 24:
         raise ValueError("it is no PNG picture")
     width, height = struct.unpack(">II", content[16:24])

@@ -60,7 +60,7 @@ ALONE = {  # no questions to the cloud, and several processes may load libtpu
 
 
 class Work(NamedTuple):
-    """What one chip does in a step, by the compiled program."""
+    """The work of one chip in a step, by the compiled program."""
 
     seconds: dict[str, float]  # by kind of work, as the compiler estimates
     largest: list[tuple[float, str]]  # seconds and description of the longest instructions
@@ -247,12 +247,12 @@ def on_one_cpu(planned: Planned) -> Iterator[Any]:
 
 
 def _refusal(message: str) -> str:
-    """Return what the compiler says first, without its codes."""
+    """Return the first line of the compiler's message, without its codes."""
     return re.sub(r"^([A-Z_]+: )?(E\d+: )?", "", message.splitlines()[0])
 
 
 def table(facts: dict[str, Any]) -> str:
-    """Format a plan as aligned lines, which say what is the compiler's and what is assumed."""
+    """Format a plan as aligned lines, which say which numbers are the compiler's and which are assumed."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
     fast, slow = map(_time, facts["step_seconds_range"])
     low, high = (f"{mfu:.1%}" for mfu in facts["mfu_range"])

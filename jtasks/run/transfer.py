@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jtasks import ranges
 from jtasks.config import Config
 from jtasks.console import warn
 from jtasks.data import assets, hub, tokenizer_files, tokenizers
@@ -166,9 +167,9 @@ def compare_pictures(source: str, folder: pathlib.Path, model: Any) -> None:
         here = model.get(name)
         if there is not None and here is not None and not fitting.alike(here, there):
             raise ConfigError(
-                f"config.model.{name} is not that of config.init_from={source}: {_format_value(here)}, there"
-                f" {_format_value(there)}; "
-                + (f"set --config.data.palette={folder / assets.PALETTE}" if name == "palette" else "set it as there")
+                f"config.model.{name}={ranges.format_value(here)}, but config.init_from={source} has"
+                f" {ranges.format_value(there)}: "
+                + (f"set --config.data.palette={folder / assets.PALETTE}" if name == "palette" else "set it to that")
             )
 
 
@@ -225,8 +226,3 @@ def _classifier(taken: Iterable[str]) -> list[str]:
 def _reorder_rows(order: np.ndarray, taken: jax.Array, initial: jax.Array) -> jax.Array:
     known = np.broadcast_to(order >= 0, taken.shape)
     return jnp.where(known, taken[..., np.maximum(order, 0)], initial)
-
-
-def _format_value(value: Any) -> str:
-    text = str(value)
-    return text if len(text) < 60 else text[:57] + "..."

@@ -217,5 +217,5 @@ def _classes(config: Config) -> tuple[str, ...]:
         return tuple(values.label(name, "config.data.labels") for name in config.data.labels)
     names = picture_texts.labels(config)
     if len(names) < 2:
-        raise ConfigError(f"the train split has the labels {sorted(names)}: no two classes")
+        raise ConfigError(f"the train split has the labels {sorted(names)}; expected at least two")
     return tuple(sorted(names, key=lambda name: (int(name), "") if name.isdecimal() else (0, name)))

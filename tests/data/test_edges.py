@@ -26,7 +26,7 @@ def pictures(folder: pathlib.Path, *classes: str) -> str:
 @pytest.mark.parametrize(
     ("classes", "error", "message"),
     [
-        (["train/a"], ConfigError, r"has the classes \['a'\]: no two classes"),
+        (["train/a"], ConfigError, r"has the classes \['a'\]; expected at least two"),
         ([f"train/{NFC}", f"valid/{NFD}", "train/b"], DataError, r"'cafe\\u0301' and 'caf\\xe9', one name in two Unic"),
     ],
 )

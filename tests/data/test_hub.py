@@ -81,7 +81,7 @@ def test_after_a_failure_only_what_is_missing_is_fetched(server):
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_a_wrong_byte_is_seen_and_fetched_again(server, name):
     server.flip.add(name)
-    with pytest.raises(DataError, match=rf"{name} of {NAME}@\w+ does not have the hash \w+ that the hub says"):
+    with pytest.raises(DataError, match=rf"{name} of {NAME}@\w+ does not have the hash \w+ of the hub"):
         folder()
     server.flip.clear()
     server.requests.clear()

@@ -196,7 +196,7 @@ def test_damage_is_told_with_file_and_record(tmp_path):
     with pytest.raises(DataError, match=r"d\.tfrecord holds no records \(0 bytes\)"):
         read("d.tfrecord", b"")
     other = write_tfrecord(tmp_path / "e.tfrecord", [b"\xff\xff"]).read_bytes()
-    with pytest.raises(DataError, match=r"e\.tfrecord, record 0: it is no tf\.train\.Example"):
+    with pytest.raises(DataError, match=r"e\.tfrecord, record 0: not a tf\.train\.Example"):
         read("e.tfrecord", other)
     tar = write_tar(tmp_path / "f.tar", [("1.txt", b"one"), ("1.cls", b"1"), ("2.txt", b"two")])
     with pytest.raises(DataError, match=r"f\.tar, record 1 \(2\.txt\): it has no 'label', but text"):

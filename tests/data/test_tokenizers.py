@@ -198,7 +198,7 @@ def test_a_wrong_spec_is_told(spec, message, tmp_path):
 
 
 def test_training_without_text_is_told(tmp_path):
-    with pytest.raises(ConfigError, match="'bpe:300' is trained on text, and there is none"):
+    with pytest.raises(ConfigError, match="'bpe:300' must be trained on text, and there is no text"):
         tokenizers.load("bpe:300", folder=tmp_path)
     with pytest.raises(DataError, match="no text to train the tokenizer on"):
         tokenizers.load("bpe:300", texts=lambda: iter(["", "\n"]), folder=tmp_path)

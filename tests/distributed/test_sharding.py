@@ -155,7 +155,7 @@ def test_rules_of_the_config_come_first_and_may_leave_a_parameter_whole():
         ((("kernel", (None, ("fsdp", "tensor"))),), r"a/kernel \[6, 8\]"),
         ((("odd", "fsdp"),), r"odd \[7\] cannot be divided by fsdp=4"),
         ((("kernel", (None, None, "fsdp")),), r"is longer than a/kernel \[6, 8\]"),
-        ((("kernel", ("model",)),), "'model', for 'kernel', is no axis; axes are data, fsdp, tensor"),
+        ((("kernel", ("model",)),), "'model', for 'kernel', is not an axis; axes are data, fsdp, tensor"),
         ((("kernel", ("fsdp", "fsdp?")),), "has an axis twice"),
         ((("krenel", ("fsdp",)),), "'krenel' matches no parameter; some paths are a/kernel, odd"),
         ((("(", ("fsdp",)),), "is not a regular expression"),

@@ -238,11 +238,11 @@ def test_machines_that_prepare_their_own_data_must_have_the_same(tmp_path, monke
 
     monkeypatch.setattr(processes, "broadcast_from_first", broadcast)
     job.require_same_data({"x": np.zeros((5, 2))})
-    with pytest.raises(DataError, match=r"data of process 0 is not that of process 0: 5 -> 4 examples; give all"):
+    with pytest.raises(DataError, match=r"process 0 has other training data than process 0: 5 -> 4 examples; give all"):
         job.require_same_data({"x": np.zeros((4, 2))})
     with pytest.raises(DataError, match="examples differ"):
         job.require_same_data({"x": np.ones((5, 2))})
-    with pytest.raises(DataError, match="is not that of process 0"):
+    with pytest.raises(DataError, match="has other training data than process 0"):
         loop.train(LINEAR | {"steps": 2, "data": {"threads": 1, "shared": False}}, tmp_path / "run")
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+import tiny
 from front_door import ROOT, run
 
 from jtasks import config as configs
@@ -53,9 +54,7 @@ def batch(config, n=32, **entries):
 @functools.cache
 def params(config):
     """Parameters large enough that all of them show."""
-    shapes = jax.eval_shape(lambda b: bert.init(RNG, b, config), batch(config))
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (0.3 * random.normal(size=x.shape)).astype(np.float32), shapes)
+    return tiny.drawn(lambda b: bert.init(RNG, b, config), batch(config))
 
 
 evaluated = jax.jit(bert.eval_fn, static_argnames="config")
@@ -188,7 +187,7 @@ def test_wrong_data_is_told(folder, tmp_path):
     (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
     with pytest.raises(ConfigError, match="both text and HDF5 shards"):
         filled(folder, data__files=f"{folder}/x.txt,{tmp_path}/x.hdf5")
-    with pytest.raises(ConfigError, match=r"'wordpiece:60' is trained on text, and there is none here"):
+    with pytest.raises(ConfigError, match=r"'wordpiece:60' must be trained on text, and there is no text here"):
         filled(folder, data__files=f"{tmp_path}/x.hdf5")
     with pytest.raises(DataError, match=r"no token \[CLS\]|no token \[MASK\]"):
         filled(folder, data__tokenizer="bytes")

@@ -92,7 +92,7 @@ def test_a_run_keeps_its_tokenizer_and_refuses_another(own, tmp_path, capsys):
         ("return 3", "are 3: give an iterator of texts"),
         ("return 'rome'", "are 'rome': give an iterator of texts"),
         ("return ['rome', 3]", "is 3: give texts"),
-        ("return None", "is trained on text, and there is none here: give a tokenizer's file"),
+        ("return None", "must be trained on text, and there is no text here: give a tokenizer's file"),
     ],
 )
 def test_what_is_no_text_is_refused_in_one_sentence(own, given, message):
