@@ -49,7 +49,7 @@ def test_further_files_are_references_and_in_training_pairs_of_their_own(tmp_pat
 
 def test_a_missing_line_names_both_files_and_their_numbers_of_lines(tmp_path):
     write(tmp_path, a__en="x\ny\nz\n", a__ja="x\ny")
-    with pytest.raises(DataError, match=r"a\.en has 3 lines, .*a\.ja has 2 lines: expected as many"):
+    with pytest.raises(DataError, match=r"a\.en has 3 lines, .*a\.ja has 2 lines: expected the same number"):
         read(tmp_path, valid="a.en,a.ja")
 
 
