@@ -285,4 +285,4 @@ def table(facts: dict[str, Any]) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"
+    return f"{1000 * seconds:.3g} ms" if seconds >= 1e-6 or not seconds else "below 0.001 ms"
