@@ -254,9 +254,9 @@ def _refusal(message: str) -> str:
 def table(facts: dict[str, Any]) -> str:
     """Format a plan as aligned lines, which say which numbers are the compiler's and which are assumed."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in facts["mesh"].items())
-    fast, slow = map(_time, facts["step_seconds_range"])
+    fast, slow = map(duration, facts["step_seconds_range"])
     low, high = (f"{mfu:.1%}" for mfu in facts["mfu_range"])
-    alone, beside = (_time(facts[f"{kind}_seconds"]) for kind in ("synchronous", "asynchronous"))
+    alone, beside = (duration(facts[f"{kind}_seconds"]) for kind in ("synchronous", "asynchronous"))
     flop, reached = format_si(facts["kernel_flops"]), f"{facts['kernel_efficiency']:.0%}"
     rows = [
         ("chips", f"{facts['devices']} of {facts['topology']}: {mesh}"),
@@ -265,24 +265,29 @@ def table(facts: dict[str, Any]) -> str:
         ("model FLOPs a step", format_si(facts["model_flops"])),
         ("memory of a chip", f"{format_si(facts['hbm_bytes'])}B of {format_si(facts['hbm_bytes_of_chip'])}B"),
         *((f"  {name}", f"{format_si(size)}B") for name, size in facts["memory"].items() if size),
-        ("work, the compiler's estimate", _time(sum(facts["compiler_seconds"].values()))),
-        *((f"  {name}", _time(took)) for name, took in facts["compiler_seconds"].items()),
+        ("work, the compiler's estimate", duration(sum(facts["compiler_seconds"].values()))),
+        *((f"  {name}", duration(took)) for name, took in facts["compiler_seconds"].items()),
     ]
     if facts["kernels"]:
-        rows.append(("kernels, assumed", f"{_time(facts['kernel_seconds'])}: {flop}FLOP at {reached} of the peak"))
+        rows.append(("kernels, assumed", f"{duration(facts['kernel_seconds'])}: {flop}FLOP at {reached} of the peak"))
         rows += [(f"  {name.partition('_block')[0]}", f"{runs} times") for name, runs in facts["kernels"].items()]
     if facts["collectives"]:
         rows.append(("collectives, assumed", f"{alone} alone, and {beside} beside other work"))
     for each in facts["collectives"][:LARGEST]:
         overlap = "asynchronous" if each["overlaps"] else "synchronous"
         size = f"{each['times']} times {format_si(each['size'])}B"
-        rows.append((f"  {each['kind']} of {each['devices']}", f"{size}, {overlap}, {_time(each['seconds'])}"))
+        rows.append((f"  {each['kind']} of {each['devices']}", f"{size}, {overlap}, {duration(each['seconds'])}"))
     rows.append(("step", fast if fast == slow else f"{fast}, or {slow} if no asynchronous collective overlaps"))
     rows.append(("MFU", high if low == high else f"{high}, or {low}"))
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {value}" for name, value in rows]
-    return "\n".join([*lines, "longest:", *(f"  {_time(x['seconds'])}  {x['instruction']}" for x in facts["largest"])])
+    return "\n".join(
+        [*lines, "longest:", *(f"  {duration(x['seconds'])}  {x['instruction']}" for x in facts["largest"])]
+    )
 
 
-def _time(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms" if seconds >= 1e-6 or not seconds else "below 0.001 ms"
+def duration(seconds: float) -> str:
+    """Format seconds, in milliseconds below one second."""
+    if 0 < seconds < 1e-6:
+        return "below 0.001 ms"
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

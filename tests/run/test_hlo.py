@@ -109,6 +109,10 @@ def test_asynchronous_collectives_bound_a_step_from_both_sides():
     assert tpu.bounds(1, 0, traffic[1:], chip)["step_seconds_range"] == [40, 41]
 
 
+def test_times_are_read_in_their_own_unit():
+    assert [tpu.duration(x) for x in (0, 2e-8, 0.0213, 121.4)] == ["0 ms", "below 0.001 ms", "21.3 ms", "121 s"]
+
+
 def test_the_compiler_says_how_much_memory_a_refused_program_needs():
     said = "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: the memory for HLO temporaries (30.5G) exceeds available HBM"
     assert tpu_memory.needed(said, 2**30) == 31.5 * 2**30
