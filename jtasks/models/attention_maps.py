@@ -37,22 +37,22 @@ def grad_cam(
     """Return the map [b, t, rows, columns] of each token over the patches of a picture, by Grad-CAM.
 
     A map has the weights of a layer's cross-attention times the gradient of a score with respect to them where it is
-    positive, averaged over the heads: where the token looked in favor of the score. This is what ALBEF (Li et al. 2021)
-    and LAVIS draw. The gradient has the weights as independent: they need not sum to 1.
+    positive, averaged over the heads: where the token looked in favor of the score. ALBEF (Li et al. 2021) and LAVIS
+    draw these maps. The gradient treats the weights as independent, as if they need not sum to 1.
 
     Args:
       model, params, inputs, tower, options: see `cross_attention_weights`. The memory is a class token and the patches.
-      score: returns of the method's outputs a score [b] of each example, or [b, t] if each token has a score of its
-        own, which then alone makes the token's map.
+      score: function from the method's outputs to a score of each example [b], or of each token [b, t]; then the map
+        of a token is by its own score alone.
       layer: number of the layer; negative ones count from the last.
       shape: rows and columns of the patches.
     """
-    found = jax.eval_shape(lambda: _apply(model, params, *inputs, **options)[1])
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), found)
+    shapes = jax.eval_shape(lambda: _apply(model, params, *inputs, **options)[1])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
     def run(perturbations: Any) -> tuple[jax.Array, jax.Array]:
-        outputs, found = _apply(model, params, *inputs, perturbations=perturbations, **options)
-        return score(outputs), _weights(found, tower)[layer]
+        outputs, weights = _apply(model, params, *inputs, perturbations=perturbations, **options)
+        return score(outputs), _weights(weights, tower)[layer]
 
     scores, pullback, weights = jax.vjp(run, zeros, has_aux=True)
 
