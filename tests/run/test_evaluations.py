@@ -247,7 +247,7 @@ def test_a_wrong_field_is_one_clear_message_before_the_first_step(task, tmp_path
 @pytest.mark.parametrize(
     ("evals", "said"),
     [
-        ({"valid": {}}, "config.evals.valid: a name has letters, digits, - and _, and is not that of a split"),
+        ({"valid": {}}, "config.evals.valid: a name has letters, digits, - and _, and is not the name of a split"),
         ({"a b": {}}, "config.evals.a b: a name has letters"),
         ({"a": {"evry": 2}}, "unknown field config.evals.a.evry, did you mean config.evals.a.every?"),
         ({"a": {"data": {"slop": 2}}}, "unknown field config.evals.a.data.slop, did you mean"),
