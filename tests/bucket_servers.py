@@ -54,7 +54,8 @@ def s3():
     """Moto's server, which keeps its objects in memory."""
     require("moto", "flask", "flask_cors", "s3fs")
     port = free_port()
-    return serve([sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], port)
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    return serve(command, port, MOTO_S3_DEFAULT_MAX_KEYS="5")  # a listing has several pages, as of 1,000 objects
 
 
 def gcs(root, port=0):

@@ -153,6 +153,13 @@ def seconds_of_patience() -> float:
         raise ConfigError(f"{PATIENCE}={text}: expected a number of seconds") from None
 
 
+def add_note(error: BaseException, text: str) -> None:
+    """Add those lines of a text to an error that it does not say yet."""
+    said = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    if new := [line for line in text.splitlines() if line not in said]:
+        error.add_note("\n".join(new))
+
+
 def tell(text: str) -> None:
     """Print to stderr, not by console.say: the processes of a run may not know each other yet."""
     if sys.stderr is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from jtasks import errors
 from jtasks.errors import ConfigError, StorageError
-from jtasks.storage import bucket
+from jtasks.storage import attempts, bucket
 from jtasks.storage.working_copy import Copy, new_folder, top_folder
 
 _copies: dict[str, Copy] = {}
@@ -122,8 +122,10 @@ def remove_file(path: pathlib.Path) -> None:
 def remove(folder: pathlib.Path) -> None:
     """Remove a checkpoint from the bucket, if it is in a working copy; a failure leaves one more than needed."""
     if copy := _of(folder):
-        with contextlib.suppress(StorageError):
+        try:
             copy.remove(folder)
+        except (StorageError, ConfigError) as error:
+            attempts.tell(f"WARNING: {url_of(folder)} is no longer needed and still there: {error}")
 
 
 def inside(url: str) -> pathlib.Path | None:
@@ -165,7 +167,7 @@ def closing() -> Iterator[None]:
         try:
             _close()
         except StorageError as failure:
-            error.add_note(str(failure))
+            attempts.add_note(error, str(failure))
         raise
     _close()
 
@@ -174,16 +176,21 @@ def _close() -> None:
     problems = []
     while _copies:
         _, copy = _copies.popitem()
-        top = top_folder(copy.path)
         try:
-            if top.is_dir():
+            if top_folder(copy.path).is_dir():
                 copy.push_last()
-            shutil.rmtree(top, ignore_errors=True)
+            _delete(copy)
         except (StorageError, ConfigError) as error:
-            kept = top.rename(top.with_name(top.name.replace("copy", "unsent", 1)))
-            problems.append(f"{error}\nwhat is not in the bucket is in {kept}")
+            problems.append(f"{error}\nwhat is not in the bucket is in {copy.set_aside()}")
     if problems:
         raise StorageError("\n".join(problems))
+
+
+def _delete(copy: Copy) -> None:
+    """Delete a copy; raises StorageError if it has a checkpoint that is not in the bucket."""
+    for step in copy.unsent():
+        raise StorageError(f"checkpoint {step} is not in {copy.url}")
+    shutil.rmtree(top_folder(copy.path), ignore_errors=True)
 
 
 def _register(copy: Copy, key: str) -> None:
@@ -195,7 +202,10 @@ def _register(copy: Copy, key: str) -> None:
 
 def _discard() -> None:
     for copy in _copies.values():
-        shutil.rmtree(top_folder(copy.path), ignore_errors=True)
+        try:
+            _delete(copy)
+        except StorageError as error:
+            attempts.tell(f"WARNING: {error}: it is in {copy.set_aside()}")
 
 
 def _of(path: pathlib.Path) -> Copy | None:

@@ -50,9 +50,9 @@ class Lease:
         _ended.add(self._content["id"])
         if not self.lost:
             with contextlib.suppress(StorageError, ConfigError):  # it lapses by itself
-                for number in _numbers(self.url):
+                for number in _numbers(self.url, RENEW):
                     if number <= self.number:
-                        bucket.remove(_object(self.url, number))
+                        bucket.remove(_object(self.url, number), RENEW)
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEW):
@@ -156,8 +156,9 @@ def _is_dead_here(content: dict[str, Any]) -> bool:
     return not number.isdigit() or _process(int(number)) != content["process"]
 
 
-def _numbers(url: str) -> list[int]:
-    return sorted(int(name) for name in bucket.listing(f"{url}/{FOLDER}") if name.isascii() and name.isdigit())
+def _numbers(url: str, patience: float | None = None) -> list[int]:
+    names = bucket.listing(f"{url}/{FOLDER}", patience)
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 
 def _object(url: str, number: int) -> str:

@@ -21,10 +21,12 @@ from typing import NamedTuple
 
 from jtasks.errors import ConfigError, StorageError
 from jtasks.storage import bucket
+from jtasks.storage.attempts import add_note
 from jtasks.storage.lease import FOLDER, Lease, hold
 
 PUSH = 10.0  # seconds between two uploads of what has changed; longer where uploading takes more than a tenth of it
 CHECKPOINTS, MARK = "checkpoints", "checksums.json"  # a checkpoint without this file is not whole
+UNSENT = "unsent-"  # before the step of a checkpoint that is whole here, and not in the bucket
 # What no command reads back: it is uploaded only.
 _WRITTEN = re.compile(
     r"(.*/)?((tensorboard|profile|export)/.+|(wandb|mlflow)/[^/]+/.+|(predictions|embeddings)-[^/]*|report\.html)"
@@ -103,8 +105,11 @@ class Copy:
                 self._require()
                 bucket.upload(folder / MARK, f"{self.url}/{name}/{MARK}")
             except BaseException:
-                shutil.rmtree(folder, ignore_errors=True)
+                self.failed = True
+                self._keep_unsent(folder, whole=whole)
                 raise
+            self.failed = False
+            self._drop_unsent(folder.parent)
             self._known[f"{name}/{MARK}"] = Known("", _stamp(folder / MARK))
             for path in folder.iterdir():
                 if path.is_dir():
@@ -132,14 +137,42 @@ class Copy:
             name = folder.relative_to(self.path).as_posix()
             self._known.pop(f"{name}/{MARK}", None)
             url = f"{self.url}/{name}"
-            bucket.remove(f"{url}/{MARK}")
-            list(bucket.each(bucket.remove, ((f"{url}/{file}",) for file in bucket.listing(url) if file)))
+            files = [file for file in bucket.listing(url) if file]
+            if MARK in files:
+                bucket.remove(f"{url}/{MARK}")
+            list(bucket.each(bucket.remove, ((f"{url}/{file}",) for file in files if file != MARK)))
 
-    def clear_unfinished(self) -> None:
-        """Remove the checkpoints in the bucket whose upload did not end."""
+    def set_aside(self) -> pathlib.Path:
+        """Move the copy, with the checkpoint that could not be sent, to where nobody deletes it; returns its path."""
+        for folder in self.path.glob(f"{CHECKPOINTS}/{UNSENT}*"):
+            folder.rename(folder.with_name(folder.name.removeprefix(UNSENT)))
+        top = top_folder(self.path)
+        kept = top.rename(top.with_name(top.name.replace("copy", "unsent", 1)))
+        return kept / self.path.relative_to(top)
+
+    def unsent(self) -> list[str]:
+        """Return the step of the newest checkpoint, if that could not be sent."""
+        return [folder.name.removeprefix(UNSENT) for folder in self.path.glob(f"{CHECKPOINTS}/{UNSENT}*")]
+
+    def _keep_unsent(self, folder: pathlib.Path, *, whole: bool) -> None:
+        """Keep a checkpoint that could not be sent under a name that does not count, in place of an older one."""
+        self._drop_unsent(folder.parent)
+        if whole:
+            with contextlib.suppress(OSError):
+                folder.rename(folder.with_name(f"{UNSENT}{folder.name}"))
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _drop_unsent(self, folder: pathlib.Path) -> None:
+        for path in folder.glob(f"{UNSENT}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def clear_unfinished(self, tell: Callable[[str], None]) -> None:
+        """Remove the checkpoints in the bucket whose upload did not end, and say so."""
         objects = bucket.listing(f"{self.url}/{CHECKPOINTS}")
         whole = {name.partition("/")[0] for name in objects if name.endswith(f"/{MARK}")}
         partial = [name for name in objects if name.partition("/")[0] not in whole]
+        for step in sorted({name.partition("/")[0] for name in partial}):
+            tell(f"{self.url}/{CHECKPOINTS}/{step} has no {MARK}, as its upload did not end: it is removed")
         list(bucket.each(bucket.remove, ((f"{self.url}/{CHECKPOINTS}/{name}",) for name in partial)))
 
     @contextlib.contextmanager
@@ -150,7 +183,7 @@ class Copy:
             ended = threading.Event()
             thread = threading.Thread(target=self._push_often, args=(ended, tell), name="push", daemon=True)
             self.pull()  # another run may have been here since the copy was made
-            self.clear_unfinished()
+            self.clear_unfinished(tell)
             thread.start()
             try:
                 yield
@@ -160,7 +193,7 @@ class Copy:
                 try:
                     self.push_last()
                 except (StorageError, ConfigError) as failure:
-                    error.add_note(str(failure))
+                    add_note(error, str(failure))
                 raise
             ended.set()
             thread.join()

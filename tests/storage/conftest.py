@@ -79,3 +79,11 @@ def gate(url, place, request):
     place.setenv(name, opened.address)
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def gate_of_s3(s3, s3_address, place):
+    opened = bucket_servers.Gate(s3_address)
+    place.setenv("AWS_ENDPOINT_URL", opened.address)
+    yield opened
+    opened.close()

@@ -119,14 +119,6 @@ def test_nothing_is_left_of_a_workdir_that_cannot_be_opened(s3, gate_of_s3, tmp_
     assert not copies._copies
 
 
-@pytest.fixture
-def gate_of_s3(s3, s3_address, place):
-    opened = bucket_servers.Gate(s3_address)
-    place.setenv("AWS_ENDPOINT_URL", opened.address)
-    yield opened
-    opened.close()
-
-
 # Each role that the address of a bucket may have, in one process: code and messages of every command.
 ROLES = """
 import contextlib, io, json, sys
