@@ -1,4 +1,6 @@
-"""Claims about attention in blocks: it is the plain attention, with its gradients."""
+"""Claims about attention: it equals numpy's, whole, in blocks and with dropout, with its gradients."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +63,106 @@ def test_a_bias_by_distance_is_the_matrix_with_equal_diagonals():
     whole = np.asarray(line)[:, T - 1 + keys - queries]
     for start, stop, seen in ((0, T, S), (3, 9, S), (4, 5, 7), (0, 6, 1)):
         np.testing.assert_array_equal(attention.diagonals(line, start, stop, T, seen), whole[:, start:stop, :seen])
+
+
+def plain_attention(query, key, value, causal, segment_ids=None):
+    """In numpy, in float64."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    scores = query @ key.swapaxes(-1, -2) / np.sqrt(query.shape[-1])
+    seen = np.tril(np.ones(scores.shape[-2:], bool)) if causal else np.ones(scores.shape[-2:], bool)
+    seen = np.broadcast_to(seen, scores.shape)
+    if segment_ids is not None:
+        seen = seen & (segment_ids[:, None, :, None] == segment_ids[:, None, None])
+    scores = np.where(seen, scores, -1e300)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True) @ value
+
+
+def three(t):
+    random = np.random.default_rng(t)
+    return [jnp.asarray(random.normal(size=(2, 3, t, 4)), jnp.float32) for _ in range(3)]
+
+
+def packed(t):
+    """Segments of two rows: three texts and padding; one text and padding."""
+    first = np.repeat([1, 2, 3, 0], [t // 4, t // 3, t // 4, t - t // 4 - t // 3 - t // 4])
+    second = np.repeat([1, 0], [t - t // 5, t // 5])
+    return np.stack([first, second]).astype(np.int32)
+
+
+def test_attention_equals_numpy():
+    np.testing.assert_allclose(attention.attention(*three(9)), plain_attention(*three(9), causal=False), atol=2e-5)
+
+
+LENGTHS = pytest.mark.parametrize("t", [7, 16, 29])  # the last two in blocks of 8, one a whole number of them
+CAUSAL = pytest.mark.parametrize("causal", [True, False])
+
+
+@LENGTHS
+@CAUSAL
+def test_blockwise_attention_equals_the_plain_one(t, causal, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    found = jax.jit(functools.partial(attention.self_attention, causal=causal))(*three(t))
+    np.testing.assert_allclose(found, plain_attention(*three(t), causal=causal), atol=1e-5)
+
+
+@LENGTHS
+@CAUSAL
+def test_blockwise_attention_stays_inside_its_segment(t, causal, monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    segment_ids = packed(t)
+    found = jax.jit(functools.partial(attention.self_attention, causal=causal))(*three(t), segment_ids=segment_ids)
+    expected = plain_attention(*three(t), causal=causal, segment_ids=segment_ids)
+    text = (segment_ids > 0)[:, None, :, None]
+    np.testing.assert_allclose(np.where(text, found, 0), np.where(text, expected, 0), atol=1e-5)
+    assert np.isfinite(found).all()  # padding too
+
+
+@CAUSAL
+@pytest.mark.parametrize("segmented", [True, False])
+def test_blockwise_attention_has_the_plain_gradient(causal, segmented, monkeypatch):
+    t = 21  # short of three blocks of 8
+    segment_ids = jnp.asarray(packed(t)) if segmented else None
+    text = jnp.ones((2, t)) if segment_ids is None else segment_ids > 0
+
+    def gradient():
+        def loss(x):
+            mixed = attention.self_attention(*x, causal=causal, segment_ids=segment_ids)
+            return jnp.sum(jnp.sin(mixed) * text[:, None, :, None])
+
+        return jax.jit(jax.grad(loss))(three(t))
+
+    plain = gradient()
+    monkeypatch.setattr(attention, "BLOCK", 8)
+    for one, other in zip(gradient(), plain, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+        assert np.abs(one).max() > 0.01
+
+
+def test_padding_looks_at_all_of_the_text_and_nothing_looks_at_padding():
+    segment_ids = jnp.asarray([[1, 1, 2, 0, 0]])
+    seen = attention.attention_mask(5, False, segment_ids)[0, 0].astype(int)
+    np.testing.assert_array_equal(
+        seen, [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]
+    )
+    causal = attention.attention_mask(5, True, segment_ids)[0, 0].astype(int)
+    np.testing.assert_array_equal(causal, np.tril(np.ones((5, 5), int)) * seen)
+    assert attention.attention_mask(5, False, None) is None
+
+
+def test_dropped_attention_is_the_plain_one_on_average():
+    query, key, value = three(6)
+    dropped = jax.jit(
+        jax.vmap(lambda rng: attention.attention_with_dropout(query, key, value, None, rng, 0.3)),
+    )(jax.random.split(jax.random.key(0), 300))
+    assert not np.allclose(dropped[0], dropped[1])
+    np.testing.assert_allclose(dropped.mean(0), plain_attention(query, key, value, causal=False), atol=0.2)
+
+
+@CAUSAL
+def test_the_shipped_block_is_used_for_long_sequences(causal):
+    t = 2 * attention.BLOCK + 3
+    query, key, value = three(t)
+    run = jax.jit(functools.partial(attention.self_attention, causal=causal))
+    np.testing.assert_allclose(run(query, key, value), plain_attention(query, key, value, causal=causal), atol=1e-5)
+    assert f"{t}x{t}x" not in run.lower(query, key, value).as_text()  # the whole scores are never there
