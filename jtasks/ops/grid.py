@@ -50,6 +50,13 @@ def grid(
     return np.asarray(canvas)
 
 
+def captioned(images: Sequence[np.ndarray], captions: Sequence[tuple[str, str]], title: str = "") -> np.ndarray:
+    """Arrange images in rows of COLUMNS, each above its caption (text, color); `title` is above the first column."""
+    rows = [slice(i, i + COLUMNS) for i in range(0, len(images), COLUMNS)]
+    titles = [(title, 1)] if title else []
+    return grid([images[row] for row in rows], titles, [captions[row] for row in rows])
+
+
 def show_classes(
     images: Sequence[np.ndarray],
     examples: Iterable[Mapping[str, Any]],
@@ -90,9 +97,7 @@ def show_answers(
     ]
     lines = [line if true is None else f"{line}, truly {true}" for _, line, true, _ in answers]
     known = any(true is not None for *_, true, _ in answers)
-    title = [("predicted / true" if known else "predicted", 1)]
-    rows = [slice(i, i + COLUMNS) for i in range(0, len(captions), COLUMNS)]
-    picture = grid([images[row] for row in rows], title, [captions[row] for row in rows])
+    picture = captioned(images, captions, "predicted / true" if known else "predicted")
     return {"images": picture, "labels": "\n".join(lines)}
 
 

@@ -244,9 +244,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
         "\n".join([f"{i}: {text}", *(f"    {reference}" for reference in example.get("captions", ()))])
         for i, (example, text) in enumerate(zip(examples, said, strict=True))
     ]
-    rows = [slice(i, i + grid.COLUMNS) for i in range(0, len(images), grid.COLUMNS)]
-    below = [[(text, "black") for text in said[row]] for row in rows]
-    shown: dict[str, np.ndarray | str] = {"images": grid.grid([images[row] for row in rows], captions=below)}
+    shown: dict[str, np.ndarray | str] = {"images": grid.captioned(images, [(text, "black") for text in said])}
     if config.attention_layer is not None:
         tokens = [encoding.before_end(output["tokens"], config.model.end) for output in outputs]
         words = [[tokenizers.of(config, texts).decode([token]) for token in own] for own in tokens]

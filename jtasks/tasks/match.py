@@ -250,10 +250,8 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
         text, color = str(example["captions"][0]), "green" if order[0] == index else "red"
         captions.append((f"{answer['belongs'][0]:.2f} {text}", color))
         lines.append(f"{index} {text}: belongs {answer['belongs'][0]:.3f}; pictures from the nearest: {order}")
-    rows = [slice(i, i + grid.COLUMNS) for i in range(0, len(captions), grid.COLUMNS)]
     pictures = [example["image"] for example in examples]
-    picture = grid.grid([pictures[row] for row in rows], captions=[captions[row] for row in rows])
-    shown: dict[str, np.ndarray | str] = {"pictures": picture, "retrieved": "\n".join(lines)}
+    shown: dict[str, np.ndarray | str] = {"pictures": grid.captioned(pictures, captions), "retrieved": "\n".join(lines)}
     if config.attention_layer is not None:
         tokenizer = tokenizers.of(config, texts)
         words = [encoding.words(tokenizer, example["tokens"][0], example["segment_ids"][0]) for example in examples]

@@ -232,9 +232,7 @@ def show_fn(examples: Any, outputs: Any, config: Config) -> dict[str, np.ndarray
         below.append((f"{example['question']} {text}", color))
         true = f"\n  truly: {' | '.join(told)}" if told else ""
         lines.append(f"{example['question']}\n  answer: {text}{true}")
-    rows = [slice(i, i + grid.COLUMNS) for i in range(0, len(pictures), grid.COLUMNS)]
-    image = grid.grid([pictures[row] for row in rows], captions=[below[row] for row in rows])
-    shown: dict[str, np.ndarray | str] = {"images": image, "answers": "\n".join(lines)}
+    shown: dict[str, np.ndarray | str] = {"images": grid.captioned(pictures, below), "answers": "\n".join(lines)}
     if config.attention_layer is not None:
         tokenizer = tokenizers.of(config, texts)
         words = [encoding.words(tokenizer, example["tokens"], example["segment_ids"]) for example in examples]
