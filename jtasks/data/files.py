@@ -26,6 +26,7 @@ from jtasks.storage import cache_folder
 from jtasks.writing import write_file
 
 NUMERIC = "biuf"  # kinds of dtypes accepted from a file; an object would be followed as a pointer
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd", b"PK\x03\x04")  # gzip, bz2, xz, zstd, zip
 LIMIT = 1 << 30  # maximum bytes of a download or of uncompressed data
 
 
@@ -207,6 +208,8 @@ def decode(data: bytes, where: str, line: int = 1) -> str:
         wrong, reason = data.find(0), "a zero byte"
     except UnicodeDecodeError as error:
         wrong, reason = error.start, f"byte {error.start} is not UTF-8, {error.reason}"
+    if wrong >= 0 and line == 1 and data.startswith(COMPRESSED):
+        raise DataError(f"{where} is a compressed file: expected text in UTF-8; unpack it first")
     if wrong >= 0:
         place = f"{where}, line {line + data.count(10, 0, wrong)}"
         raise DataError(f"{place}: {reason}; expected text in UTF-8: convert the file or get it again")

@@ -103,6 +103,7 @@ def scan(
             raise ConfigError(
                 f"config.data.{split}={name!r} must be a .tsv, .csv, .jsonl or .parquet file, shards (.tar,"
                 " .tfrecord, .array_record), hf:NAME or tfds:NAME"
+                + ("; unpack it first" if kind in (".gz", ".bz2", ".xz", ".zst", ".zip") else "")
             )
         lines = parsing.Lines(_lines(name, kind, f"config.data.{split}", folder, source), name)
         yield from _read_lines(lines, kind, bare)

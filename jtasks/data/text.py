@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jtasks import storage
-from jtasks.data import arrow, files, table_files, values
+from jtasks.data import arrow, files, parsing, table_files, values
 from jtasks.data.images import split_rows
 from jtasks.errors import ConfigError, DataError
 from jtasks.ranges import Field
@@ -129,7 +129,7 @@ def documents(
     whole; `seed` selects the valid ones.
 
     Args:
-      paths: text files in UTF-8.
+      paths: text files in UTF-8, or tables, whose rows are lines: Parquet, Arrow, shards, .csv, .tsv and .jsonl.
       kind: "file" (each file is a document), "blank" (blank lines separate documents) or "line" (each line is a
         document).
       split: "train" or "valid".
@@ -177,8 +177,12 @@ def _documents(paths: Sequence[pathlib.Path], kind: str) -> Iterator[str]:
             yield "\n".join(lines)
 
 
+def _has_rows(path: pathlib.Path) -> bool:
+    return table_files.is_table_file(path) or path.suffix.lower() in parsing.KINDS
+
+
 def _lines(path: pathlib.Path) -> Iterator[str]:
-    if table_files.is_table_file(path):
+    if _has_rows(path):
         yield from _rows(path)
         return
     for number, line in enumerate(files.stream(path), 1):
@@ -188,6 +192,9 @@ def _lines(path: pathlib.Path) -> Iterator[str]:
 
 def _rows(path: pathlib.Path) -> Iterator[str]:
     """Yield the rows of a table: its column `text`, or its only column of text."""
+    if not table_files.is_table_file(path):
+        yield from _parsed_rows(path)
+        return
     table = arrow.find(str(path), "train", "config.data.files", path.parent)
     assert table is not None  # a file has all splits
     columns = [name for name in table.columns if table.is_text(name)]
@@ -200,7 +207,24 @@ def _rows(path: pathlib.Path) -> Iterator[str]:
         yield values.text(row[column], f"{path}, {where}, column {column!r}")
 
 
+def _parsed_rows(path: pathlib.Path) -> Iterator[str]:
+    """Yield the rows of a CSV, TSV or JSONL file, as `_rows` does."""
+    kind, column = path.suffix.lower(), ""
+    for number, row in parsing.parse(parsing.Lines(parsing.byte_lines(files.stream(path), kind), str(path)), kind):
+        where = f"{path}, line {number}"
+        if isinstance(row, DataError):
+            raise row
+        if not column:
+            texts = [name for name, value in row.items() if isinstance(value, str)]
+            column = "text" if "text" in texts else texts[0] if len(texts) == 1 else ""
+        if not column:
+            raise DataError(f"{where}: the columns are {', '.join(row)}; expected one of text, with the name 'text'")
+        if column not in row:
+            raise DataError(f"{where}: no column {column!r}; there are {', '.join(row)}")
+        yield values.text(row[column], f"{where}, column {column!r}")
+
+
 def _read(path: pathlib.Path) -> str:
-    if table_files.is_table_file(path):
+    if _has_rows(path):
         return "\n".join(_rows(path))
     return files.decode(files.read(path), str(path))

@@ -1,6 +1,9 @@
-"""Claims about odd classes: each gives the right labels, or one message that says what is wrong."""
+"""Claims about odd files and classes: each gives what it means, or one message that says what is wrong."""
 
+import bz2
+import gzip
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jtasks import console, data
-from jtasks.data import targets
+from jtasks.data import targets, text
 from jtasks.errors import ConfigError, DataError
 
 NFC, NFD = "caf\xe9", "cafe\u0301"
@@ -33,6 +36,35 @@ def pictures(folder: pathlib.Path, *classes: str) -> str:
 def test_a_folder_of_pictures_without_two_distinct_classes_is_refused(classes, error, message, tmp_path):
     with pytest.raises(error, match=message):
         data.class_names(pictures(tmp_path, *classes))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"id": 3, "text": "red sun"}\n\n{"id": 4, "text": "blue\\nmoon"}\n'),
+        ("a.csv", 'text,label\nred sun,pos\n"blue\nmoon",neg\n'),
+        ("a.tsv", "sentence\nred sun\nblue moon\n"),
+    ],
+)
+def test_the_text_of_a_table_is_its_column_and_not_its_syntax(name, content, tmp_path):
+    (tmp_path / name).write_text(content)
+    documents = list(text.documents([tmp_path / name], "line"))
+    assert [document.split() for document in documents] == [["red", "sun"], ["blue", "moon"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"a,b\nred,sun\n", "line 2: the columns are a, b; expected one of text, with the name 'text'"),
+        ("a.jsonl", b'{"text": "a"}\n{"body": "b"}\n', "line 2: no column 'text'; there are body"),
+        ("a.txt", gzip.compress(b"red sun"), "a.txt is a compressed file: expected text in UTF-8; unpack it first"),
+        ("a.txt", bz2.compress(b"red sun"), "a.txt is a compressed file: expected text in UTF-8; unpack it first"),
+    ],
+)
+def test_a_file_without_a_column_of_text_or_compressed_says_so(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=re.escape(message)):
+        list(text.documents([tmp_path / name], "line"))
 
 
 def test_labels_in_two_unicode_forms_are_refused():
