@@ -146,7 +146,7 @@ def collectives(program: Program, devices: int) -> list[Collective]:
             if n > 1:
                 name = "reduce-scatter" if scatters and kind[1] == "all-reduce" else kind[1]
                 colors = re.search(r"\bcolors:(\d+)", each.attributes)  # rings at once, each with a part of the bytes
-                links = int(colors[1]) if colors else 2
+                links = max(2, int(colors[1])) if colors else 2  # a single ring goes both ways round
                 size = _size(each, kind[1], bool(kind[2]), n)
                 counts[Collective(name, n, size, times, bool(kind[2]) or fused, links)] += 1
     return [collective._replace(times=collective.times * count) for collective, count in counts.items()]

@@ -67,11 +67,14 @@ def test_groups_are_read_in_each_of_their_forms(groups, devices, kind, size, par
 
 
 def test_a_collective_uses_as_many_links_as_the_compiler_chose_rings():
-    ring = 'replica_groups=[1,4]<=[4], backend_config={"debug":"\\nUniDirectionNDRingStrategy{colors:4 phases:2 }"}'
-    lines = [f"%a.{i} = f32[8] all-reduce(%p), {attributes}" for i, attributes in enumerate([ring, ring[:23]])]
+    groups = "replica_groups=[1,4]<=[4]"
+    rings = [
+        f'{groups}, backend_config={{"debug":"\\nStrategyRing{{colors:{colors} phases:2 }}"}}' for colors in (4, 1)
+    ]
+    lines = [f"%a.{i} = f32[8] all-reduce(%p), {attributes}" for i, attributes in enumerate([*rings, groups])]
     found = collectives("ENTRY %main (p: f32[8]) -> f32[8] {\n  " + "\n  ".join(lines) + "\n}\n")
-    assert [each.links for each in found] == [4, 2]
-    assert [tpu.seconds(each, tpu.Chip(hbm=1, clock=1, link=1)) for each in found] == [12, 24]
+    assert [(each.links, each.times) for each in found] == [(4, 1), (2, 2)]
+    assert [tpu.seconds(each, tpu.Chip(hbm=1, clock=1, link=1)) for each in found] == [12, 2 * 24]
 
 
 def test_the_work_that_the_tpu_compiler_estimates_counts_as_often_as_its_loop_turns():
