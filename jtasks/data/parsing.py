@@ -44,6 +44,14 @@ def byte_lines(file: Iterable[bytes], kind: str) -> Iterator[bytes]:
             yield line
 
 
+def good_rows(lines: Lines, kind: str) -> Iterator[tuple[str, Row]]:
+    """Yield ("line N", row) as `parse` does; raise the first error."""
+    for number, row in parse(lines, kind):
+        if isinstance(row, DataError):
+            raise row
+        yield f"line {number}", row
+
+
 def parse(lines: Lines, kind: str, *, bare: bool = False) -> Iterator[tuple[int, Row | DataError]]:
     """Yield (number of its last line, row or error) for each row; blank lines are skipped.
 

@@ -117,7 +117,7 @@ def _parse_file(source: pathlib.Path | Member, identity: str) -> Sequence[Row]:
     if kind not in parsing.KINDS:
         raise DataError(f"{name}: expected {NAMES.what} in .json, .jsonl, .csv or .tsv")
     lines = parsing.Lines(parsing.byte_lines(io.BytesIO(content), kind), name)
-    return _checked(_rows(_good(parsing.parse(lines, kind)), name), name)
+    return _checked(_rows(parsing.good_rows(lines, kind), name), name)
 
 
 def _checked(rows: Iterable[Row], name: str) -> list[Row]:
@@ -132,13 +132,6 @@ def _checked(rows: Iterable[Row], name: str) -> list[Row]:
         if bool(row.label) != bool(checked[0].label):
             raise DataError(f"{row.where}: expected a class in all rows or in none")
     return checked
-
-
-def _good(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, row in rows:
-        if isinstance(row, DataError):
-            raise row
-        yield f"line {number}", row
 
 
 def _of_list(content: Any, name: str, raw: bytes) -> Iterator[Row]:

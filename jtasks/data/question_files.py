@@ -48,7 +48,7 @@ def parse(name: str, content: bytes, answers: tuple[str, bytes] | None = None) -
         asked = list(_json(values.parse(files.decode(content, name), name), name, answers))
     elif kind in parsing.KINDS:
         lines = parsing.Lines(parsing.byte_lines(io.BytesIO(content), kind), name)
-        asked = list(_rows(_good(parsing.parse(lines, kind)), name))
+        asked = list(_rows(parsing.good_rows(lines, kind), name))
     else:
         raise DataError(f"{name}: expected questions in .json, .jsonl, .csv or .tsv")
     if not asked:
@@ -74,13 +74,6 @@ def unique(asked: list[Asked]) -> list[Asked]:
                 " each question"
             )
     return asked
-
-
-def _good(rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[str, Any]]:
-    for number, row in rows:
-        if isinstance(row, DataError):
-            raise row
-        yield f"line {number}", row
 
 
 def _rows(rows: Iterable[tuple[str, Mapping[str, Any]]], name: str) -> Iterator[Asked]:

@@ -7,9 +7,10 @@ import functools
 import json
 import pathlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jtasks.data import protobuf
 from jtasks.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ UNIGRAM, NORMAL, CONTROL, USER, BYTE = 1, 1, 3, 4, 6  # kinds of a model, and of
 KINDS = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 EXTRA = "<extra_id_{}>"  # T5's sentinels, in falling order after the pieces
 PUNCTUATION = r"[!-/:-@\[-`{-~]"  # in ASCII
-PROTOCOL = {0: "number", 1: "8 bytes", 2: "bytes", 5: "4 bytes"}  # wire types of protocol buffers
 
 
 class Model(NamedTuple):
@@ -230,38 +230,9 @@ def _piece(fields: Mapping[int, Sequence[Any]]) -> tuple[str, float, int]:
 
 
 def _fields(data: bytes) -> dict[int, list[Any]]:
-    """Return the values of a message of protocol buffers by the numbers of its fields."""
+    """Return the values of a message by the numbers of its fields: numbers, or bytes."""
     values: dict[int, list[Any]] = {}
-    for number, value in _parse(data):
+    for number, kind, content in protobuf.fields(memoryview(data)):
+        value = protobuf.varint(content, 0)[0] if kind == protobuf.VARINT else bytes(content)
         values.setdefault(number, []).append(value)
     return values
-
-
-def _parse(data: bytes) -> Iterator[tuple[int, Any]]:
-    place = 0
-    while place < len(data):
-        key, place = _number(data, place)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value: Any
-            value, place = _number(data, place)
-        elif wire in PROTOCOL and number:
-            length = {1: 8, 5: 4}.get(wire, 0)
-            if wire == 2:
-                length, place = _number(data, place)
-            value, place = data[place : place + length], place + length
-            if place > len(data):
-                raise ValueError("the file ends too early")
-        else:
-            raise ValueError(f"field {number} has the unknown type {wire}")
-        yield number, value
-
-
-def _number(data: bytes, place: int) -> tuple[int, int]:
-    """Decode the varint at `place`; return the number and the place after it."""
-    value = shift = 0
-    while True:
-        byte = data[place]
-        value, shift, place = value | (byte & 127) << shift, shift + 7, place + 1
-        if byte < 128 or shift > 63:
-            return value, place

@@ -6,7 +6,7 @@ from typing import Any
 
 from jtasks.errors import CheckpointError
 from jtasks.interop import settings
-from jtasks.interop.layouts import IDENTITY, TRANSPOSED, Entry, leading_ones, linear, norm, split_qkv
+from jtasks.interop.layouts import IDENTITY, TRANSPOSED, Entry, fused_linear, leading_ones, linear, norm
 
 PREFIX = "model."
 ARCHITECTURES = ("BartForConditionalGeneration",)
@@ -155,7 +155,7 @@ def stacks(config: Mapping[str, Any]) -> list[Entry]:
     for side in ("encoder", "decoder"):
         layer, blocks, heads = f"{PREFIX}{side}.layers.{{}}", f"{side}/blocks", config[f"{side}_attention_heads"]
         each = [
-            *_fused(f"{blocks}/attention/query_key_value", f"{layer}.self_attn", "qkv", heads),
+            *fused_linear(f"{blocks}/attention/query_key_value", [f"{layer}.self_attn.{x}_proj" for x in "qkv"], heads),
             *linear(f"{blocks}/attention/output", f"{layer}.self_attn.out_proj"),
             *norm(f"{blocks}/norm1", f"{layer}.self_attn_layer_norm"),
             *linear(f"{blocks}/up", f"{layer}.fc1"),
@@ -165,22 +165,12 @@ def stacks(config: Mapping[str, Any]) -> list[Entry]:
         if side == "decoder":
             each += [
                 *linear(f"{blocks}/cross/query", f"{layer}.encoder_attn.q_proj"),
-                *_fused(f"{blocks}/cross/key_value", f"{layer}.encoder_attn", "kv", heads),
+                *fused_linear(f"{blocks}/cross/key_value", [f"{layer}.encoder_attn.{x}_proj" for x in "kv"], heads),
                 *linear(f"{blocks}/cross/output", f"{layer}.encoder_attn.out_proj"),
                 *norm(f"{blocks}/cross_norm", f"{layer}.encoder_attn_layer_norm"),
             ]
         stacked += [entry._replace(depth=f"{side}_depth") for entry in each]
     return stacked
-
-
-def _fused(path: str, attention: str, parts: str, heads: int) -> list[Entry]:
-    """Return the entries of linear layers, such as of query, key and value, that are one layer of ours."""
-    return [
-        Entry(
-            f"{path}/{ours}", tuple(f"{attention}.{part}_proj.{theirs}" for part in parts), split_qkv(heads, len(parts))
-        )
-        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-    ]
 
 
 def to_hf(params: dict[str, Any], model: Mapping[str, Any], architecture: str) -> tuple[dict[str, Any], Any]:

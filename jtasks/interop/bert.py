@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jtasks.interop import settings
-from jtasks.interop.layouts import IDENTITY, TRANSPOSED, Entry, linear, norm, split_qkv
+from jtasks.interop.layouts import IDENTITY, TRANSPOSED, Entry, fused_linear, linear, norm
 
 PREFIX = "bert."
 CLASSIFIERS = ("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice")
@@ -48,18 +48,14 @@ def fields(config: Mapping[str, Any]) -> dict[str, Any]:
 def entries(config: Mapping[str, Any]) -> list[Entry]:
     """Return the tensors of each parameter; all heads are optional, and each task has one kind of classifier."""
     layer, embeddings = f"{PREFIX}encoder.layer.{{}}", f"{PREFIX}embeddings"
-    attention, three = f"{layer}.attention.self", ("query", "key", "value")
+    three = [f"{layer}.attention.self.{x}" for x in ("query", "key", "value")]
     heads = config["num_attention_heads"]
     body = [
         Entry("tokens/embedding", (f"{embeddings}.word_embeddings.weight",), IDENTITY),
         Entry("position/embedding", (f"{embeddings}.position_embeddings.weight",), IDENTITY),
         Entry("type/embedding", (f"{embeddings}.token_type_embeddings.weight",), IDENTITY),
         *norm("norm", f"{embeddings}.LayerNorm"),
-        *(
-            Entry(f"blocks/attention/query_key_value/{ours}", names, split_qkv(heads))
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-            for names in [tuple(f"{attention}.{name}.{theirs}" for name in three)]
-        ),
+        *fused_linear("blocks/attention/query_key_value", three, heads),
         *linear("blocks/attention/output", f"{layer}.attention.output.dense"),
         *norm("blocks/norm1", f"{layer}.attention.output.LayerNorm"),
         *linear("blocks/up", f"{layer}.intermediate.dense"),

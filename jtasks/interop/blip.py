@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jtasks.interop import settings
-from jtasks.interop.layouts import IDENTITY, Entry, joined_qkv, leading_ones, linear, norm, patches, split_qkv
+from jtasks.interop.layouts import IDENTITY, Entry, fused_linear, joined_qkv, leading_ones, linear, norm, patches
 
 PREFIX = ""
 CAPTIONS, ANSWERS = "BlipForConditionalGeneration", "BlipForQuestionAnswering"
@@ -121,21 +121,13 @@ def _text(path: str, name: str, heads: int) -> list[Entry]:
     """Return the entries of a `BLIPText` at `path`, whose tensors begin with `name`."""
     blocks, layer, embed = f"{path}/blocks", f"{name}.encoder.layer.{{}}", f"{name}.embeddings"
     own, cross = f"{layer}.attention", f"{layer}.crossattention"
-
-    def fused(path: str, attention: str, *names: str) -> list[Entry]:
-        return [
-            Entry(
-                f"{path}/{ours}", tuple(f"{attention}.self.{x}.{theirs}" for x in names), split_qkv(heads, len(names))
-            )
-            for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
-        ]
-
+    three = [f"{own}.self.{x}" for x in ("query", "key", "value")]
     stacked = [
-        *fused(f"{blocks}/attention/query_key_value", own, "query", "key", "value"),
+        *fused_linear(f"{blocks}/attention/query_key_value", three, heads),
         *linear(f"{blocks}/attention/output", f"{own}.output.dense"),
         *norm(f"{blocks}/norm1", f"{own}.output.LayerNorm"),
         *linear(f"{blocks}/cross/query", f"{cross}.self.query"),
-        *fused(f"{blocks}/cross/key_value", cross, "key", "value"),
+        *fused_linear(f"{blocks}/cross/key_value", [f"{cross}.self.key", f"{cross}.self.value"], heads),
         *linear(f"{blocks}/cross/output", f"{cross}.output.dense"),
         *norm(f"{blocks}/cross_norm", f"{cross}.output.LayerNorm"),
         *linear(f"{blocks}/up", f"{layer}.intermediate.dense"),

@@ -102,6 +102,15 @@ def linear(path: str, name: str, layer: Layout = TRANSPOSED, *, bias: bool = Tru
     return [*entries, Entry(f"{path}/bias", (f"{name}.bias",), IDENTITY, head)] if bias else entries
 
 
+def fused_linear(path: str, names: Sequence[str], heads: int) -> list[Entry]:
+    """Return the entries of linear layers, such as of query, key and value, that are one layer of ours."""
+    layout = split_qkv(heads, len(names))
+    return [
+        Entry(f"{path}/{ours}", tuple(f"{name}.{theirs}" for name in names), layout)
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    ]
+
+
 def norm(path: str, name: str, *, bias: bool = True, head: bool = False) -> list[Entry]:
     """Return the entries of a normalization's scale and, for a layer norm, its bias."""
     entries = [Entry(f"{path}/scale", (f"{name}.weight",), IDENTITY, head)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from jtasks.errors import CheckpointError
 from jtasks.interop import settings
-from jtasks.interop.layouts import IDENTITY, Entry, joined_qkv, leading_ones, linear, norm, patches, split_qkv
+from jtasks.interop.layouts import IDENTITY, Entry, fused_linear, joined_qkv, leading_ones, linear, norm, patches
 
 PREFIX = ""
 TIED = ALIASES = ()
@@ -152,10 +152,7 @@ def _blocks(tower: str, theirs: str, heads: int) -> list[Entry]:
     three = [f"{layer}.self_attn.{x}_proj" for x in ("q", "k", "v")]
     stacked = [
         *norm(f"{blocks}/norm1", f"{layer}.layer_norm1"),
-        *(
-            Entry(f"{blocks}/attention/query_key_value/{ours}", tuple(f"{x}.{name}" for x in three), split_qkv(heads))
-            for ours, name in (("kernel", "weight"), ("bias", "bias"))
-        ),
+        *fused_linear(f"{blocks}/attention/query_key_value", three, heads),
         *linear(f"{blocks}/attention/output", f"{layer}.self_attn.out_proj"),
         *norm(f"{blocks}/norm2", f"{layer}.layer_norm2"),
         *linear(f"{blocks}/up", f"{layer}.mlp.fc1"),
