@@ -50,6 +50,10 @@ class Compiled:
         """Call the program compiled for batches like this one."""
         return self.program(state, batch)(state, batch)
 
+    def shapes(self, state: Any, batch: Any) -> Any:
+        """Return the shapes of the results. JAX keeps the trace, so that `start` and `program` need no other."""
+        return self.function.eval_shape(state, batch)
+
     def start(self, state: Any, batch: Any) -> None:
         """Trace the function here, and compile it in another thread; `program` waits for that thread.
 

@@ -101,6 +101,20 @@ def sums_of(job: Job, params: Any, batch: dict[str, jax.Array]) -> dict[str, met
     return metrics.check(eval_fn(job.task)(params, batch, job.config), "eval_fn")
 
 
+class Programs(NamedTuple):
+    """The programs of a run's evaluations, one of each kind for a job, whoever asks: traced once for a shape."""
+
+    metrics: Callable[[Job], Compiled]
+    predictions: Callable[[Job], Compiled]
+
+
+def programs(watch: Watch = watch_nothing) -> Programs:
+    """Return the programs of evaluations, each made when it is first asked for."""
+    return Programs(
+        functools.cache(lambda job: program(job, watch)), functools.cache(lambda job: predict.program(job, watch=watch))
+    )
+
+
 class Predictors(NamedTuple):
     """The programs behind the scores of a task; each compiles when it first runs."""
 
@@ -108,9 +122,11 @@ class Predictors(NamedTuple):
     pairs: predict.Predict  # of pair_fn, the same as `predict` for a task without rescore_fn
 
 
-def predictors(job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing) -> Predictors:
+def predictors(
+    job: Job, poll: Callable[[], None] = lambda: None, watch: Watch = watch_nothing, step: Compiled | None = None
+) -> Predictors:
     """Return the programs of a task that has a predict_fn; see `predict.make`."""
-    first = predict.make(job, poll, watch)
+    first = predict.make(job, poll, watch, step=step)
     again = predict.make(job, poll, watch, function="pair_fn") if hasattr(job.task, "rescore_fn") else first
     return Predictors(first, again)
 

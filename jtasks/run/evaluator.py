@@ -11,7 +11,9 @@ from jtasks.data import fingerprint, mixture
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError
 from jtasks.run import adapter, evaluate, evaluations, patience, predict, programs
+from jtasks.run.compile import Compiled
 from jtasks.run.identity import record_data, recorded_splits
+from jtasks.run.job import Job
 from jtasks.run.records import EVALUATED
 from jtasks.run.start import Setup
 from jtasks.run.step import State
@@ -30,11 +32,13 @@ class Evaluator:
         self.job, self.workdir, self.splits = setup.job, setup.workdir, setup.splits
         self.steps, self.log, self.end = setup.steps, setup.log, end
         self.evaluations = evaluations.of_splits(setup.job, setup.splits) | setup.evals
-        self.program = functools.cache(lambda job: evaluate.program(job, setup.log.watch))
+        self.programs = setup.programs
         self.evaluate = functools.cache(
-            lambda job: evaluate.make(job, poll, setup.log.watch, self.program(job), setup.log.warn)
+            lambda job: evaluate.make(job, poll, setup.log.watch, self.programs.metrics(job), setup.log.warn)
         )
-        self.predictors = functools.cache(lambda job: evaluate.predictors(job, poll, setup.log.watch))
+        self.predictors = functools.cache(
+            lambda job: evaluate.predictors(job, poll, setup.log.watch, self.programs.predictions(job))
+        )
         self.lr_factor = 1.0
 
     def due(self, step: int) -> list[str]:
@@ -42,16 +46,21 @@ class Evaluator:
         return evaluations.due(self.evaluations, step, last=step == self.steps)
 
     def compile_ahead(self, state: State) -> None:
-        """Trace the first evaluation, and compile it in another thread while the run trains.
+        """Trace the first evaluation and its predictions to show, and compile them in other threads beside the steps.
 
         Other shapes of batch, mixtures, and parameters below an adapter, which the evaluation joins, compile at their
         first use.
         """
-        first = next(iter(self.evaluations.values()), None)
+        name, first = next(iter(self.evaluations.items()), ("", None))
         if first is None or mixture.parts(first.examples) or state.base is not None:
             return
         job, examples = first.job, evaluate.limit_examples(first.job, first.examples)[0]
-        self.program(job).start(state.eval_params, job.batch_at(examples, job.plan(examples, shuffle=False), 0))
+        self._start(self.programs.metrics, job, state, examples)
+        if self._shows(name):
+            self._start(self.programs.predictions, job, state, predict.to_show(job, examples))
+
+    def _start(self, program: Callable[[Job], Compiled], job: Job, state: State, examples: Any) -> None:
+        program(job).start(state.eval_params, job.batch_at(examples, job.plan(examples, shuffle=False), 0))
 
     def run(self, state: State, step: int) -> None:
         """Do the evaluations that are due after `step`; all of them if config.stop ends the run here.
@@ -87,9 +96,13 @@ class Evaluator:
         self._stop_early(name, step, values)
         if step == self.steps and not scored:
             values |= self._scores(name, params, examples)
-        if name in self.splits and job.config.show_count and hasattr(job.task, "show_fn") and self._predicts:
+        if self._shows(name):
             self._show(predict.show(job, self.predictors(job).predict, params, examples), name, step)
         self.log.evaluation(step, name, values | marks, time.perf_counter() - begun)
+
+    def _shows(self, name: str) -> bool:
+        job = self.evaluations[name].job
+        return name in self.splits and job.config.show_count > 0 and hasattr(job.task, "show_fn") and self._predicts
 
     @property
     def _predicts(self) -> bool:

@@ -88,8 +88,8 @@ class Hooks:
         return state
 
     def compile_ahead(self, state: State, step: int) -> None:
-        """Start to compile the first evaluation beside the steps, once the first step of this process is under way."""
-        if step == self.start + 1:
+        """Start to compile the first evaluation beside the second step of this process: nothing delays the first."""
+        if step == self.start + 2:
             with self.stop.rescue(self._save_and_wait if processes.alone() else self._wait_for_save):
                 self.evaluator.compile_ahead(state)
 

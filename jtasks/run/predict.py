@@ -50,6 +50,7 @@ def make(
     *,
     full: bool = False,
     function: str = "predict_fn",
+    step: Compiled | None = None,
 ) -> Predict:
     """Return a function (params, examples, name) -> one output tree an example, in order; compiles once.
 
@@ -57,9 +58,9 @@ def make(
 
     The outputs are read on demand from a temporary file of the first process. Other processes get none, unless the task
     has a `rescore_fn`, which needs them everywhere. With `full`, the outputs of an example do not depend on the others:
-    see `Job.plan`.
+    see `Job.plan`. `step` is the job's `program`, by default a new one.
     """
-    step = program(job, function, watch)
+    step = program(job, function, watch) if step is None else step
 
     def predict(params: Any, examples: pipeline.Examples, name: str = "predictions") -> Sequence[Any]:
         plan = job.plan(examples, shuffle=False, full=full)
@@ -115,12 +116,19 @@ def show(job: Job, predict: Predict, params: Any, examples: pipeline.Examples) -
 
     Returns {} on all processes except the first.
     """
+    examples = to_show(job, examples)
+    outputs = list(predict(params, examples, "examples to show"))
+    return check_shown(job.task.show_fn(list(rows(examples)), outputs, job.config)) if processes.first() else {}
+
+
+def to_show(job: Job, examples: pipeline.Examples) -> pipeline.Examples:
+    """Return the examples that `show` shows, in memory."""
     if mixture.parts(examples):
         examples = mixture.head(examples, job.config.show_count)
-    shown = list(rows(examples)[: job.config.show_count])
-    arrays = isinstance(examples, Mapping) and {name: array[: len(shown)] for name, array in examples.items()}
-    outputs = list(predict(params, arrays or shown, "examples to show"))
-    return check_shown(job.task.show_fn(shown, outputs, job.config)) if processes.first() else {}
+    shown = range(pipeline.size(examples))[: job.config.show_count]
+    if isinstance(examples, Mapping):
+        return {name: array[: len(shown)] for name, array in examples.items()}
+    return [rows(examples)[index] for index in shown]
 
 
 def check_shown(shown: Any) -> dict[str, np.ndarray | str]:

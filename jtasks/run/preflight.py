@@ -14,7 +14,7 @@ import numpy as np
 from jtasks.config import Config
 from jtasks.console import warn
 from jtasks.data import mixture, pipeline
-from jtasks.distributed import processes
+from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError, DataError
 from jtasks.faults import Fault, explain, require, some
 from jtasks.metrics import F1, TERM, Loss, Mean
@@ -34,6 +34,7 @@ def check(
     splits: Mapping[str, pipeline.Examples | None],
     batch: Batch,
     params: Any,
+    programs: evaluate.Programs,
     evals: Mapping[str, Evaluation] | None = None,
 ) -> bool:
     """Call each function of the task once per split: traced on a batch, or on the host on zeros.
@@ -43,6 +44,7 @@ def check(
       splits: the examples of each split, None if there is none.
       batch: the first training batch.
       params: the parameters' shapes.
+      programs: those of the evaluations, which the run compiles later from the traces made here.
       evals: the evaluations of config.evals.
 
     Returns:
@@ -54,9 +56,10 @@ def check(
     """
     with _as_config_error():
         sure = check_loss(job.task, job.config, params, batch)
-        names = {s: _check_split(job, s, x, batch, params) for s, x in splits.items() if s != "train" and x is not None}
-        more = evals or {}
-        names |= {name: _check_split(each.job, name, each.examples, batch, params) for name, each in more.items()}
+        placed = sharding.with_shardings(params, job.shardings(params, params))  # as the run calls the programs
+        checked = {s: (job, x) for s, x in splits.items() if s != "train" and x is not None}
+        checked |= {name: (each.job, each.examples) for name, each in (evals or {}).items()}
+        names = {name: _check_split(own, name, x, batch, placed, programs) for name, (own, x) in checked.items()}
     for metric in evaluations.best_metrics(job.config):
         split, _, own = metric.partition("/")
         field = "config.best" if metric == job.config.best else f"config.evals.{split}.best"
@@ -259,17 +262,19 @@ def kind(value: Any) -> str:
     return f"a {type(value).__name__}" if shape is None else f"an array {value.dtype}{list(shape)}"
 
 
-def _check_split(job: Job, split: str, examples: pipeline.Examples, train: Batch, params: Any) -> set[str]:
+def _check_split(
+    job: Job, split: str, examples: pipeline.Examples, train: Batch, params: Any, programs: evaluate.Programs
+) -> set[str]:
     """Check one split, and return the names of its metrics."""
     batch = job.batch_at(examples, job.plan(examples, shuffle=False), 0)
     try:
-        metrics = jax.eval_shape(lambda p, b: evaluate.sums_of(job, p, b), params, batch)
+        metrics = programs.metrics(job).shapes(params, batch)
         for name in metrics:
             check_metric_name(name, "eval_fn")
         names = {"loss", *metrics}
         names |= {f"{source}/{name}" for source in mixture.parts(examples) for name in names}
         if hasattr(job.task, "predict_fn"):
-            scores = _check_predictions(job, split, examples, batch, params)
+            scores = _check_predictions(job, split, examples, batch, params, programs)
             if taken := sorted(names & scores):
                 raise Fault(f"score_fn and eval_fn both return {taken[0]!r}", "give the score another name")
             for name in scores:
@@ -288,11 +293,12 @@ def _differences(train: Batch, batch: Batch) -> str:
     return ", ".join(f"{k!r} is {b}, in train {a}" for k, (a, b) in pairs.items() if a != b)
 
 
-def _check_predictions(job: Job, split: str, examples: pipeline.Examples, batch: Batch, params: Any) -> set[str]:
+def _check_predictions(
+    job: Job, split: str, examples: pipeline.Examples, batch: Batch, params: Any, programs: evaluate.Programs
+) -> set[str]:
     """Check predict_fn, score_fn and show_fn, and return the names of the scores."""
-    rng = jax.random.key(job.config.seed)
     try:
-        outputs = jax.eval_shape(lambda p, b: job.task.predict_fn(p, b, rng, job.config), params, batch)
+        outputs = programs.predictions(job).shapes(params, batch)
     except TypeError as error:
         if "not a valid JAX type" not in str(error):
             raise

@@ -20,6 +20,7 @@ from jtasks.run import (
     adapter,
     autoshare,
     checkpoint_files,
+    evaluate,
     evaluations,
     flops,
     patience,
@@ -31,7 +32,6 @@ from jtasks.run import (
     summary,
 )
 from jtasks.run.compile import Compiled
-from jtasks.run.evaluate import limit_examples
 from jtasks.run.evaluations import Evaluation
 from jtasks.run.identity import (
     compare_assets,
@@ -68,6 +68,7 @@ class Setup(NamedTuple):
     steps: int
     log: Log
     evals: dict[str, Evaluation]  # those of config.evals
+    programs: evaluate.Programs
 
     @property
     def examples(self) -> pipeline.Examples:
@@ -121,7 +122,7 @@ def set_up(config: Config, workdir: pathlib.Path, damaged: Collection[int] = ())
     log = Log(workdir, start=start, steps=steps, count=plan.count, loggers=openers, writer=processes.first())
     recall_evaluations(log, folder / str(start))
     steps = start if processes.broadcast_from_first(lambda: is_stopped(job.config, log, start)) else steps
-    return Setup(job, workdir, splits, plan, start, steps, log, evals)
+    return Setup(job, workdir, splits, plan, start, steps, log, evals, evaluate.programs(log.watch))
 
 
 def record(job: Job, workdir: pathlib.Path, splits: dict[str, Any], start: int, steps: int) -> None:
@@ -178,7 +179,7 @@ def is_finished(setup: Setup) -> bool:
     all_of_them = evaluations.of_splits(setup.job, setup.splits) | setup.evals
 
     def measured() -> bool:
-        numbers = {name: limit_examples(each.job, each.examples)[1] for name, each in all_of_them.items()}
+        numbers = {name: evaluate.limit_examples(each.job, each.examples)[1] for name, each in all_of_them.items()}
         return all(log.has(start, name, marks.get(EVALUATED)) for name, marks in numbers.items())
 
     if start < steps or not processes.broadcast_from_first(measured):
@@ -203,7 +204,7 @@ def begin(setup: Setup) -> tuple[Setup, State, Step]:
     sure = True
     if not setup.start:
         processes.on_first_process(lambda: record_batch(batch, setup.workdir))
-        sure = preflight.check(job, setup.splits, batch, program.params, setup.evals)
+        sure = preflight.check(job, setup.splits, batch, program.params, setup.programs, setup.evals)
     compiled = Compiled(program.step, _compile_context(setup.log))
     compiled.start(sharding.with_shardings(program.shapes, program.shardings), batch)  # beside what follows
     with setup.log.watch(f"restoring step {setup.start}" if setup.start else "initializing the parameters"):

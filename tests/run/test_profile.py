@@ -32,7 +32,7 @@ def recorded(workdir):
 def setup(workdir, said, resumed=0, start=2, steps=3):
     fields = SimpleNamespace(start=start, steps=steps)
     log = SimpleNamespace(pause=lambda: jax.named_scope("pause"), message=said.append, warn=said.append)
-    return Setup(SimpleNamespace(config=SimpleNamespace(profile=fields)), workdir, {}, None, resumed, 6, log, {})
+    return Setup(SimpleNamespace(config=SimpleNamespace(profile=fields)), workdir, {}, None, resumed, 6, log, {}, None)
 
 
 def add(state, batch):
