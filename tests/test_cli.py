@@ -20,11 +20,8 @@ SHORT = ["--config.steps=4", "--config.batch_size=8", "--config.log_every=2", "-
 CONFIGS = {
     "igpt_digits.py": TINY_GPT,
     "igpt_mnist.py": [*TINY_GPT, "--config.data.name=digits", "--config.data.num_colors=4"],
-    "igpt_mnist.py:xxs": ["--config.data.name=digits", "--config.data.num_colors=4", "--config.model.depth=2"],
     "mnist.py": ["--config.data.name=digits"],
     "igpt_cifar.py": [*TINY_GPT, "--config.data.num_colors=8"],
-    "igpt_cifar.py:xxs": ["--config.data.num_colors=8", "--config.model.depth=2"],
-    "igpt_cifar.py:s": [*TINY_GPT, "--config.data.num_colors=8"],
     "igpt_cifar_classify.py": [*TINY_GPT, "--config.data.num_colors=8"],
     "vit_digits.py": ["--config.model.width=16", "--config.model.depth=2"],
     "vit_cifar.py": ["--config.model.width=18", "--config.model.depth=2", "--config.data.augment=imagenet"],
