@@ -8,7 +8,7 @@ from jtasks.config import Config
 from jtasks.data import pipeline
 from jtasks.distributed import processes
 from jtasks.errors import ConfigError, DataError
-from jtasks.run import own
+from jtasks.run import identity
 from jtasks.run.job import Job, make_files
 
 
@@ -57,7 +57,7 @@ def of_name(job: Job, name: str, workdir: pathlib.Path) -> Evaluation:
         there = ", ".join(config.evals) or "none: give config.evals = dict(NAME=dict(data=dict(...)))"
         raise ConfigError(f"--eval={name} is not among config.evals, which has {there}")
     chosen = config.evals[name]
-    own_job = job._replace(config=own.with_own_assets(variants.with_data(config, chosen.data), workdir))
+    own_job = job._replace(config=identity.with_own_assets(variants.with_data(config, chosen.data), workdir))
     processes.on_first_process(lambda: make_files(own_job.config, own_job.task))
     try:
         examples = own_job.examples(chosen.split)

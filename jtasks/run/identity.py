@@ -1,4 +1,7 @@
-"""The identity of a run: the config, assets and data that it has recorded, and may not change midway."""
+"""The identity of a run: the config, assets and data that it has recorded, and may not change midway.
+
+With what is recorded, the folder of a run serves new inputs without its training data.
+"""
 
 import json
 import pathlib
@@ -6,17 +9,19 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import ml_collections
 
 from jtasks import config as configs
 from jtasks import storage, task
 from jtasks.config import Config
 from jtasks.console import say, warn
-from jtasks.data import fingerprint
+from jtasks.data import assets as asset_files
+from jtasks.data import fingerprint, tokenizer_files
 from jtasks.data.fingerprint import Prints
 from jtasks.errors import ConfigError
 from jtasks.run import names
-from jtasks.run.workdir import DATA, FILES, OWN, read_json, record_file
+from jtasks.run.workdir import BATCH, DATA, FILES, OWN, read_json, record_file
 from jtasks.writing import check_name
 
 # The fields that identify a run: another value would change its batches or its model midway.
@@ -46,6 +51,25 @@ def own_names(config: Config, workdir: pathlib.Path) -> Config:
         return config
     full = ml_collections.ConfigDict(config)
     full.data.tokenizer = str(workdir)
+    return Config(full)
+
+
+def with_own_assets(config: Config, workdir: pathlib.Path) -> Config:
+    """Return the config of the run with the tokenizers and the class names that the run has stored.
+
+    With these, a task needs no training data: `config.data.tokenizer` is the run's folder,
+    `config.data.target_tokenizer` a file in it, and `config.data.labels`, if the task has such a field and it is empty,
+    holds the names in labels.json.
+    """
+    full = ml_collections.ConfigDict(config)
+    if "tokenizer" in full.data and (workdir / tokenizer_files.FILE).is_file():
+        full.data.tokenizer = str(workdir.absolute())
+    if full.data.get("target_tokenizer") and (own := workdir.absolute() / tokenizer_files.TARGET_FILE).is_file():
+        full.data.target_tokenizer = str(own)
+    names = asset_files.read(workdir / asset_files.LABELS)
+    if not full.data.get("labels", "absent") and isinstance(names, list):
+        with full.unlocked():
+            full.data.labels = tuple(map(str, names))
     return Config(full)
 
 
@@ -161,6 +185,27 @@ def record_data(data: Mapping[str, Prints], workdir: pathlib.Path, *, fresh: boo
 def recorded_splits(workdir: pathlib.Path) -> frozenset[str]:
     """Return the splits that the run has used."""
     return frozenset(read_json(workdir / DATA))
+
+
+def record_batch(batch: Mapping[str, jax.Array], workdir: pathlib.Path) -> None:
+    """Write batch.json, the dtype and shape of one row of each entry, from which the parameters' shapes follow."""
+    rows = {name: [array.dtype.name, list(array.shape[1:])] for name, array in sorted(batch.items())}
+    record_file(workdir, BATCH, json.dumps(rows) + "\n")
+
+
+def stored_batch(workdir: pathlib.Path, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return the entries of a batch of the run with this number of rows.
+
+    Raises:
+      ConfigError: the run has no batch.json, or it is damaged.
+    """
+    if not (workdir / BATCH).is_file():
+        raise ConfigError(f"{workdir / BATCH} is missing, which a run writes at its start: restore it from a copy")
+    try:
+        entries = read_json(workdir / BATCH).items()
+        return {name: jax.ShapeDtypeStruct((rows, *shape), jax.numpy.dtype(kind)) for name, (kind, shape) in entries}
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{workdir / BATCH} is damaged ({error}): restore it from a copy") from error
 
 
 def _is_own(tokenizer: Any, workdir: pathlib.Path) -> bool:

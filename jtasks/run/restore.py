@@ -11,7 +11,7 @@ from jtasks.config import Config, freeze
 from jtasks.data import fingerprint, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import CheckpointError, ConfigError
-from jtasks.run import adapter, checkpoint, checkpoint_files, identity, own, records, workdir
+from jtasks.run import adapter, checkpoint, checkpoint_files, identity, records, workdir
 from jtasks.run.job import Job, load_task, prepare
 
 # Evaluation is exact for any batch size, so a smaller machine may evaluate a run of a larger one.
@@ -70,7 +70,7 @@ class SavedRun(NamedTuple):
 
     def entries(self, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the entries of a batch with this number of rows."""
-        return own.stored_batch(self.workdir, rows)
+        return identity.stored_batch(self.workdir, rows)
 
 
 def open_run(config: Config, folder: pathlib.Path, which: str = "newest") -> SavedRun:
@@ -114,7 +114,7 @@ def open_alone(
         return _choose(config, folder, which)
 
     step = processes.broadcast_from_first(compare)
-    job = Job(load_task(config), own.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
+    job = Job(load_task(config), identity.with_own_assets(config, folder), sharding.make_mesh(config.mesh))
     return SavedRun(job, folder, step)
 
 

@@ -39,6 +39,7 @@ from jtasks.run.identity import (
     compare_data,
     own_names,
     record_assets,
+    record_batch,
     record_config,
     record_data,
     recorded_splits,
@@ -47,7 +48,6 @@ from jtasks.run.job import SPLITS, Job, prepare, require_same_data, sees_one_fil
 from jtasks.run.log import Log
 from jtasks.run.loggers import Logger, find
 from jtasks.run.names import pin_names
-from jtasks.run.own import record_batch
 from jtasks.run.programs import Programs
 from jtasks.run.records import EVALUATED, HISTORY, WATCHED
 from jtasks.run.step import Batch, State, StepOutput
