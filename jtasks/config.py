@@ -260,7 +260,7 @@ def _check_length(config: Mapping[str, Any]) -> None:
 
 
 def _check_adapter(config: Mapping[str, Any]) -> None:
-    """Refuse an adapter without a base, and fields of no adapter."""
+    """Refuse an adapter without a base, and fields of an adapter without its kind."""
     fields = config["adapter"]
     usual = {name: FIELDS[f"adapter.{name}"].default for name in fields}
     if not fields["kind"] and (idle := [name for name in fields if fields[name] != usual[name]]):

@@ -45,7 +45,7 @@ class Lasting(io.TextIOWrapper):
 
 
 def open_descriptors() -> None:
-    """Open the closed ones of descriptors 0, 1 and 2: else a checkpoint's file gets the number and C++'s messages."""
+    """Open descriptors 0, 1 and 2 if closed: else a checkpoint's file gets such a number, and C++'s messages."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

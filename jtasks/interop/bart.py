@@ -66,7 +66,7 @@ NEEDED: Mapping[str, Any] = {
 
 
 def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-    """Return config.json with what the tensors say: the embeddings, and whether there is a bias of the logits.
+    """Complete config.json from the tensors: the embeddings, and whether there is a bias of the logits.
 
     Raises:
       CheckpointError: encoder and decoder have embeddings of their own, and config.json says they share one.

@@ -28,7 +28,7 @@ OTHERS: Mapping[str, Any] = {
 
 
 def read(folder: pathlib.Path) -> dict[str, Any]:
-    """Return what the folder says of decoding: generation_config.json, or in older folders config.json."""
+    """Return the folder's decoding settings: generation_config.json, or in older folders config.json."""
     path = folder / FILE
     return files.read_json(path) if path.exists() else files.read_config(folder)
 

@@ -43,7 +43,7 @@ NEEDED: Mapping[str, Any] = {**bart.NEEDED, "positions": POSITIONS, "position_of
 
 
 def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-    """Return config.json with what the tensors say: whether the head is tied, and has a bias.
+    """Complete config.json from the tensors: whether the head is tied, and has a bias.
 
     Raises:
       CheckpointError: embeddings that config.json says are shared differ, or positions are not sinusoidal.

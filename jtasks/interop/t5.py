@@ -53,7 +53,7 @@ NEEDED: Mapping[str, Any] = {
 
 
 def resolve(config: Mapping[str, Any], where: Mapping[str, pathlib.Path]) -> dict[str, Any]:
-    """Return config.json with what the tensors say: whether the head is the embedding, whatever config.json says.
+    """Complete config.json from the tensors: whether the head is the embedding, whatever config.json says.
 
     `tie_word_embeddings` of config.json says whether the decoder's output is scaled, if `scale_decoder_outputs` does
     not: version 1.1 has neither the scale nor a tied head.

@@ -45,7 +45,7 @@ def predictions(problem: str, logits: jax.Array) -> dict[str, jax.Array]:
 
 
 def answer(problem: str, output: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return the name of the predicted class, or of all classes that an example has; of a number there is no more."""
+    """Return the name of the predicted class, or of all classes that an example has; a regression adds nothing."""
     if problem == NUMBER:
         return {}
     if problem == SINGLE:

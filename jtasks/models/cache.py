@@ -66,7 +66,7 @@ def start(
 def unstack(blocks: nn.Module) -> Cache:
     """Return the parameters of each layer of a stack as `layers`, for a cache that many calls of `extend` use.
 
-    Made outside a loop over tokens they are copied once, and not for each token.
+    Made outside a loop over tokens, they are copied once instead of for each token.
     """
     params = blocks.variables["params"]
     layers = (jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(blocks.depth))

@@ -15,7 +15,7 @@ KINDS = ("video", "caption", "questioner", "answerer")  # of positions
 
 
 class Prompt(NamedTuple):
-    """What comes before the answer."""
+    """The inputs before the answer."""
 
     video: jax.Array  # [b, f, features]
     frames: jax.Array  # [b] number of valid ones

@@ -36,7 +36,7 @@ def optimizer(optim: Any, steps: int, params: Any) -> tuple[optax.GradientTransf
     Otherwise, as for sgd, adam and rmsprop, `weight_decay * params` is added to the clipped gradient, which is L2
     regularization (adadelta and lars do so themselves). Frozen parameters get updates of 0, and have no optimizer
     state, unless other layers of the same scanned stack are trained. Last, updates, weight decay included, are
-    multiplied by the layer's factor of the learning rate (see `layerwise.rates`) and by that of the first of `factors`
+    multiplied by the layer's factor of the learning rate (see `layerwise.rates`) and by the first of `factors`
     whose regex matches. Until a parameter's `unfreeze` its updates are 0 and its gradient does not count in the clipped
     norm, but the optimizer follows its gradients, so that the first update has moments of many gradients.
 
@@ -128,7 +128,7 @@ def trainable(optim: Any, params: Any) -> Any:
 
 
 def _factors(pairs: Any, params: Any) -> Any:
-    """Return the factor of the learning rate of each parameter: that of the first pair whose regex matches, else 1."""
+    """Return the factor of the learning rate of each parameter, by the first pair whose regex matches, else 1."""
     factors = jax.tree.map(lambda leaf: 1.0, params)
     for regex, factor in reversed(pairs):
         hits = _mask("factors", regex, params)

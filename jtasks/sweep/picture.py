@@ -85,7 +85,7 @@ def _panel(records: Sequence[Mapping[str, Any]], field: str, metric: str, mode: 
 
 
 def _axis(values: Sequence[Any], *, few: bool = False) -> Axis:
-    """Return an axis for values: logarithmic if they are far apart, one place each if they are no numbers.
+    """Return an axis for values: logarithmic if they are far apart, one place each if they are not numbers.
 
     `few` labels only the ends and the middle; otherwise up to five values are labeled.
     """
