@@ -19,6 +19,10 @@ def run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str]
     """Run a command; return its result, or None if it is on stdout already or for the first process to print."""
     overrides = config_overrides(rest)
     check_flags(arguments, flags)
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise errors.ConfigError("the current folder has been deleted: change to another one") from None
     workdir = workdir_path(flags)
     environment.silence_libraries()
     environment.silence_libtpu()

@@ -198,7 +198,7 @@ def decode(data: bytes, where: str, line: int = 1) -> str:
     Raises:
       DataError: a byte is not UTF-8, or is zero.
     """
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if line == 1 and data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(
             f"{where} is in UTF-16 or UTF-32: expected text in UTF-8; convert it, such as by iconv -t UTF-8"
         )

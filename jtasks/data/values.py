@@ -1,7 +1,6 @@
 """Checks of values in data files: nothing becomes text or a number by guessing."""
 
 import json
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from jtasks.errors import DataError
 
 Check = Callable[[Any, str], Any]  # a value and its place in the file -> the value, or a DataError
 
+LARGEST = 3.4028234e38  # of float32, which numbers become
 BLANKS = " \t\r\f\v"  # what an empty line may hold; no-break and ideographic blanks are ordinary characters
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -98,7 +98,7 @@ def labels(value: Any, where: str) -> list[str]:
 
 
 def number(value: Any, where: str) -> float:
-    """Return a finite number, also from text such as "3.8"; DataError for any other value."""
+    """Return a number that float32 holds, also from text such as "3.8"; DataError for any other value."""
     if isinstance(value, str):
         try:
             value = float(value)
@@ -106,8 +106,8 @@ def number(value: Any, where: str) -> float:
             raise DataError(f"{where}: expected a number, not {value!r:.80}") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: expected a number, not {describe(value)}")
-    if not math.isfinite(value):
-        raise DataError(f"{where}: expected a finite number, not {value}")
+    if not abs(value) <= LARGEST:
+        raise DataError(f"{where}: expected a finite number of at most {LARGEST:.4g}, not {value!s:.80}")
     return float(value)
 
 

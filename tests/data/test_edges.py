@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from jtasks import console, data
-from jtasks.data import targets, text
+from jtasks.data import targets, text, values
 from jtasks.errors import ConfigError, DataError
 
 NFC, NFD = "caf\xe9", "cafe\u0301"
@@ -70,6 +70,12 @@ def test_a_file_without_a_column_of_text_or_compressed_says_so(name, content, me
 def test_labels_in_two_unicode_forms_are_refused():
     with pytest.raises(DataError, match=r"config.data.label='kind' has the classes 'cafe\\u0301' and 'caf\\xe9'"):
         targets.class_names((), [NFC, "b", NFD], "single_label", "kind")
+
+
+@pytest.mark.parametrize("number", ["1e39", -1e300, 10**400, float("nan")])
+def test_a_number_that_float32_does_not_hold_is_refused(number):
+    with pytest.raises(DataError, match=r"row 3: expected a finite number of at most 3.403e\+38, not"):
+        values.number(number, "row 3")
 
 
 def test_classes_without_training_pictures_and_files_that_are_passed_over_are_told_once(tmp_path, capfd):
