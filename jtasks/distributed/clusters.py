@@ -108,7 +108,7 @@ def _slices(environ: Environment, hosts: list[str], worker: int, slices: Environ
 
 
 def _slurm(environ: Environment) -> Cluster | None:
-    """Detect a task of srun. A shell inside an allocation has some of the variables, but is not a task, or is the only one."""
+    """Detect a task of srun. A shell inside an allocation has some of the variables without being one of several."""
     names = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
     job, process, local, tasks = (_integer(environ, name) for name in names)
     nodes = environ.get("SLURM_STEP_NODELIST", "")
