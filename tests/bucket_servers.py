@@ -113,12 +113,15 @@ class Wire:
 
 
 class Gate:
-    """A port before a server: `rule(method, path)` gives (status, type, content), or None to ask the server."""
+    """A port before a server: `rule(method, path)` gives (status, type, content), or None to ask the server.
+
+    Each answer takes `delay` seconds more.
+    """
 
     def __init__(self, address):
         gate = self
         self.rule = lambda method, path: None
-        self.requests = []
+        self.requests, self.delay = [], 0.0
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -126,6 +129,7 @@ class Gate:
             def do_GET(self):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 gate.requests.append((self.command, self.path))
+                time.sleep(gate.delay)
                 answer = gate.rule(self.command, self.path)
                 status, headers, content = self.ask(body) if answer is None else (answer[0], {}, answer[2])
                 headers |= {"Content-Type": answer[1]} if answer else {}

@@ -57,16 +57,21 @@ def tidy(url: str) -> str:
     return f"{scheme}://{'/'.join(parts)}"
 
 
-def listing(url: str, patience: float | None = None) -> dict[str, Object]:
+def listing(url: str, patience: float | None = None, *, is_folder: bool = False) -> dict[str, Object]:
     """Return all objects below a folder by name relative to it; {"": ...} if the address is of one object.
 
-    Leaves out names that are no paths below the folder, such as `a//b` and `../a`.
+    Leaves out names that are no paths below the folder, such as `a//b` and `../a`. With `is_folder`, does not look for
+    an object of this name, which takes two more requests if the folder is empty.
     """
 
     def objects() -> dict[str, Object]:
-        files, path = _open(url)
-        found = files.find(path, detail=True)
-        names = {str(name).removeprefix(path): info for name, info in found.items() if info["type"] == "file"}
+        store, path = _open(url)
+        parent, slash, name = path.rpartition("/")
+        alone = is_folder and slash
+        found = store.find(parent if alone else path, detail=True, prefix=f"{name}/" if alone else "")
+        # `folder/` is an object of the vendors' consoles, which says that somebody made the folder.
+        files = {str(name): info for name, info in found.items() if info["type"] == "file" and name[-1:] != "/"}
+        names = {name.removeprefix(path): info for name, info in files.items()}
         return {name.removeprefix("/"): _object(info) for name, info in names.items() if name[:1] in ("", "/")}
 
     # Of an empty folder both stores say that it is empty; what is missing is the bucket.

@@ -102,7 +102,8 @@ def _acquire(url: str, started: str, on_loss: Callable[[], None], tell: Callable
         if dead and not _await_lapse(url, dead, tell):
             continue
         if bucket.create(_object(url, dead + 1), _encode(content)):
-            if _numbers(url)[-1:] == [dead + 1] and set(_numbers(url)) <= {*numbers, dead + 1}:
+            now = _numbers(url)
+            if now[-1:] == [dead + 1] and {*now} <= {*numbers, dead + 1}:
                 return Lease(url, dead + 1, content, on_loss)
             bucket.remove(_object(url, dead + 1))  # two took over at once, from different states
             time.sleep(random.random())
@@ -157,7 +158,7 @@ def _is_dead_here(content: dict[str, Any]) -> bool:
 
 
 def _numbers(url: str, patience: float | None = None) -> list[int]:
-    names = bucket.listing(f"{url}/{FOLDER}", patience)
+    names = bucket.listing(f"{url}/{FOLDER}", patience, is_folder=True)
     return sorted(int(name) for name in names if name.isascii() and name.isdigit())
 
 

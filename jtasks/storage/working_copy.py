@@ -121,7 +121,7 @@ class Copy:
         """Download the files of a checkpoint that are not here."""
         with self._guard:
             url = f"{self.url}/{folder.relative_to(self.path).as_posix()}"
-            objects = bucket.listing(url)
+            objects = bucket.listing(url, is_folder=True)
             if MARK not in objects:  # deleted since, by the run that trains
                 shutil.rmtree(folder, ignore_errors=True)
                 return
@@ -137,7 +137,7 @@ class Copy:
             name = folder.relative_to(self.path).as_posix()
             self._known.pop(f"{name}/{MARK}", None)
             url = f"{self.url}/{name}"
-            files = [file for file in bucket.listing(url) if file]
+            files = list(bucket.listing(url, is_folder=True))
             if MARK in files:
                 bucket.remove(f"{url}/{MARK}")
             list(bucket.each(bucket.remove, ((f"{url}/{file}",) for file in files if file != MARK)))
@@ -168,7 +168,7 @@ class Copy:
 
     def clear_unfinished(self, tell: Callable[[str], None]) -> None:
         """Remove the checkpoints in the bucket whose upload did not end, and say so."""
-        objects = bucket.listing(f"{self.url}/{CHECKPOINTS}")
+        objects = bucket.listing(f"{self.url}/{CHECKPOINTS}", is_folder=True)
         whole = {name.partition("/")[0] for name in objects if name.endswith(f"/{MARK}")}
         partial = [name for name in objects if name.partition("/")[0] not in whole]
         for step in sorted({name.partition("/")[0] for name in partial}):

@@ -18,11 +18,20 @@ def test_an_object_of_any_name_is_written_listed_read_and_removed(url, name):
     bucket.write(f"{folder}/deep/{name}", b"22")
     bucket.write(f"{url}/{name}beside", b"3")
     assert {key: found.size for key, found in bucket.listing(folder).items()} == {"one": 1, f"deep/{name}": 2}
+    assert bucket.listing(folder, is_folder=True) == bucket.listing(folder)
+    assert not bucket.listing(f"{folder}/one", is_folder=True)
     assert bucket.read(f"{folder}/one") == b"1"
     bucket.remove(f"{folder}/one")
     bucket.remove(f"{folder}/one")
     assert list(bucket.listing(folder)) == [f"deep/{name}"]
     assert [found.size for found in bucket.listing(f"{folder}/deep/{name}").values()] == [2]
+
+
+def test_an_empty_folder_takes_one_request_where_no_file_of_its_name_is_meant(s3, gate_of_s3):
+    assert bucket.listing(f"{s3}/empty", is_folder=True) == {}
+    assert len(gate_of_s3.requests) == 1
+    assert bucket.listing(f"{s3}/empty") == {}
+    assert len(gate_of_s3.requests) > 2
 
 
 def test_of_many_that_create_an_object_one_succeeds(url):

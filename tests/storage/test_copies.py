@@ -72,10 +72,12 @@ def test_a_name_that_leaves_the_folder_is_not_downloaded(s3):
     import boto3
 
     client = boto3.client("s3")
-    for key in ("../out", "a/../../out", "a//b", "fine"):
+    for key in ("../out", "a/../../out", "a//b", "fine", "", "folder/"):
         client.put_object(Bucket="bucket", Key=f"{s3.removeprefix('s3://bucket/')}/{key}", Body=b"1")
     folder = storage.open_copy(s3)
     assert [path.name for path in folder.rglob("*")] == ["fine"]
+    assert [path.name for path in storage.local(f"{s3}/").iterdir()] == ["fine"]  # not the object that stands for it
+    assert not storage.open_copy(f"{s3}/folder").exists()
 
 
 def test_a_checkpoint_counts_once_its_checksums_are_there(url):

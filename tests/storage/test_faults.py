@@ -116,3 +116,17 @@ def test_of_a_damaged_checkpoint_in_a_bucket_the_older_one_counts_as_on_a_disk(u
     copies._copies.clear()
     with pytest.raises(CheckpointError, match="no undamaged checkpoint is left in"):
         checkpoint_files.newest(storage.open_copy(f"{url}/truncated") / "checkpoints", print)
+
+
+@pytest.mark.slow
+def test_a_store_that_takes_two_seconds_for_each_answer_holds_the_run_up_and_changes_nothing(
+    s3, gate_of_s3, tmp_path, capsys
+):
+    gate_of_s3.delay = 2.0
+    with storage.closing():
+        result = loop.train(LINEAR | {"steps": 8}, f"{s3}/run")
+    gate_of_s3.delay = 0.0
+    assert result == loop.train(LINEAR | {"steps": 8}, tmp_path / "run")
+    assert saved(f"{s3}/run") == [4, 8]
+    assert not bucket.listing(f"{s3}/run/.lock")
+    assert "WARNING" not in capsys.readouterr().err
