@@ -89,6 +89,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "smoke": dict(layers=2, width=16, heads=2, prompt=6, vocab=50, batch=2, beams=2, shortest=2, longest=4),
     },
+    "greedy": {
+        "xs": dict(layers=6, width=256, heads=8, prompt=32, vocab=8000, batch=1, beams=1, shortest=64, longest=64),
+        "gpt2": dict(layers=12, width=768, heads=12, prompt=32, vocab=50257, batch=1, beams=1, shortest=64, longest=64),
+        "smoke": dict(layers=2, width=16, heads=2, prompt=6, vocab=50, batch=1, beams=1, shortest=4, longest=4),
+    },
     "arrays": {"xs": dict(batch=128, images=60_000, size=28, channels=1), "smoke": dict(batch=8, images=64, size=8)},
     "sequence": {"xs": dict(batch=128, images=60_000, size=28), "smoke": dict(batch=8, images=64, size=8)},
     "pictures": {

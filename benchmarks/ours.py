@@ -19,8 +19,8 @@ def setup(orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         import sources
 
         return sources.ours(case, size)
-    if case == "beam":
-        return beam(size, orders)
+    if case in ("beam", "greedy"):
+        return search(size, orders)
     from jtasks import config as configs
     from jtasks import task
     from jtasks.distributed import sharding
@@ -158,8 +158,8 @@ def vit(size: dict[str, Any], random: np.random.Generator) -> dict[str, np.ndarr
     return {"image": images, "label": random.integers(0, size["classes"], n, np.int32)}
 
 
-def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return a beam search from random prompts with a GPT-2 of random weights, compiled as one program."""
+def search(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a search from random prompts with a GPT-2 of random weights, compiled as one program."""
     from jtasks import models
 
     longest = size["longest"]
@@ -179,11 +179,11 @@ def beam(size: dict[str, Any], orders: dict[str, Any]) -> tuple[Any, dict[str, A
 
     options = {"num_beams": size["beams"], "min_len": size["shortest"], "max_len": longest}
 
-    def search(variables: Any, prompts: jax.Array) -> Any:
+    def outputs_of(variables: Any, prompts: jax.Array) -> Any:
         return models.search(model, variables["params"], (prompts,), options, eos=1, pad=2)
 
     begun = time.perf_counter()
-    run = jax.jit(search).lower(variables, prompts).compile()
+    run = jax.jit(outputs_of).lower(variables, prompts).compile()
     compiled = time.perf_counter() - begun
 
     def work(count: int) -> None:

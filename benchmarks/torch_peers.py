@@ -265,7 +265,7 @@ def mnist(size: dict[str, Any], orders: dict[str, Any]) -> Work:
     return work
 
 
-def beam(size: dict[str, Any], orders: dict[str, Any]) -> Work:
+def search(size: dict[str, Any], orders: dict[str, Any]) -> Work:
     import transformers
 
     device = orders["device"]
@@ -305,7 +305,7 @@ def pairs(size: dict[str, Any], orders: dict[str, Any]) -> Work:
     return trainer(model, eight(lambda: torch_pairs.batch(size), orders["device"]), loss, orders)
 
 
-CASES = {"igpt": igpt, "bert": bert, "mnist": mnist, "vit": vit, "clip": clip, "beam": beam}
+CASES = {"igpt": igpt, "bert": bert, "mnist": mnist, "vit": vit, "clip": clip, "beam": search, "greedy": search}
 CASES |= dict.fromkeys([f"{case}{search}" for case in ("t5", "marian") for search in ("", "_greedy", "_beam")], pairs)
 
 if __name__ == "__main__":

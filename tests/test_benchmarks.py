@@ -11,7 +11,7 @@ from front_door import ROOT
 SMOKE = ["--preset=smoke", "--rounds=1", "--count=1"]
 CASES = {
     "step.py": ["igpt", "bert", "mnist", "vit", "clip", "t5"],
-    "decode.py": ["beam", "marian_beam"],
+    "decode.py": ["greedy", "marian_beam"],
     "memory.py": ["memory igpt", "memory bert"],
     "data.py": ["data arrays", "data sequence", "data pictures", "data windows"],
 }
