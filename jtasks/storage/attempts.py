@@ -45,6 +45,8 @@ _BAD_ADDRESS = re.compile(
 )
 _PAGE = re.compile(r"<html|<!doctype|An error occurred \(\) when", re.I)  # an answer without a code of the store
 
+_UNABLE = re.compile(r"NotImplemented|501")
+
 _reached: set[str] = set()  # buckets that have answered
 
 
@@ -130,6 +132,8 @@ def refusal(url: str, verb: str, error: BaseException, *, no_bucket: bool = Fals
             f"{url} cannot be {verb}: the credentials do not allow it ({why}): let them list, read, write and delete"
             " in this bucket, or check its name"
         )
+    if has(_UNABLE):
+        return f"{url} cannot be {verb}: the store is not able to ({why}): it must write an object only if it is absent"
     if has(_BAD_ADDRESS):
         return f"{url} cannot be {verb}: a wrong address or region of the store ({why}): check {SETTINGS[scheme]}"
     return ""

@@ -53,6 +53,12 @@ def test_refused_credentials_are_an_error_of_the_user_at_once(url, gate, place, 
     assert time.monotonic() - begun < 40
 
 
+def test_a_store_that_cannot_write_an_object_only_if_it_is_absent_is_refused(s3, gate_of_s3):
+    gate_of_s3.rule = lambda method, path: s3_error(501, "NotImplemented", "a header") if method == "PUT" else None
+    with pytest.raises(ConfigError, match=r"cannot be written: the store is not able to \(a header\)"):
+        bucket.create(f"{s3}/lock", b"1")
+
+
 def test_a_page_of_a_proxy_is_no_store_and_no_data(url, gate, place):
     for status in (200, 403, 503):
         gate.rule = lambda method, path, status=status: (status, *PAGE)
