@@ -138,17 +138,21 @@ def check_model(fields: Mapping[str, Any], prefix: str = "config.model.") -> Non
     check_heads(fields, prefix)
 
 
-def check_against_data(fields: Mapping[str, Any], needed: Mapping[str, Any], prefix: str = "config.model.") -> None:
+def check_against_data(fields: Mapping[str, Any], needed: Mapping[str, Any]) -> None:
     """Raise ConfigError if a shipped task's model is too small for the ids, positions or classes of the data."""
     for name in COUNTS & needed.keys():
         if fields.get(name) is not None and fields[name] < needed[name]:
-            raise ConfigError(f"{prefix}{name}={fields[name]} must be at least {needed[name]}: the data has that many")
+            raise ConfigError(
+                f"config.model.{name}={fields[name]} must be at least {needed[name]}: the data has that many"
+            )
     palette, colors = fields.get("palette") or needed.get("palette"), fields.get("num_colors")
     if palette and colors is not None and colors != len(palette):
-        raise ConfigError(f"{prefix}num_colors={colors} must be {len(palette)}, the colors of the palette")
+        raise ConfigError(f"config.model.num_colors={colors} must be {len(palette)}, the colors of the palette")
     shape = fields.get("shape")
     if shape is not None and "shape" in needed and shape != needed["shape"]:
-        raise ConfigError(f"{prefix}shape={shape} must be {needed['shape']}, the data's: config.data.size changes it")
+        raise ConfigError(
+            f"config.model.shape={shape} must be {needed['shape']}, the data's: config.data.size changes it"
+        )
 
 
 def check_module(module: Any) -> None:

@@ -45,13 +45,13 @@ def least_padding(lengths: np.ndarray, most: int = MOST) -> tuple[Lengths, ...]:
     return tuple(dict.fromkeys(tuple(shapes[point].tolist()) for point in reversed(chain)))
 
 
-def halved(limits: Sequence[int], count: int = 4) -> tuple[Lengths, ...]:
-    """Return buckets that depend on no data: the longest lengths, their halves, and so on.
+def halved(limits: Sequence[int]) -> tuple[Lengths, ...]:
+    """Return four buckets that depend on no data: the longest lengths, their halves, and so on.
 
     >>> halved((256, 32))
     ((32, 4), (64, 8), (128, 16), (256, 32))
     """
-    return tuple(dict.fromkeys(tuple(-(-limit >> power) for limit in limits) for power in reversed(range(count))))
+    return tuple(dict.fromkeys(tuple(-(-limit >> power) for limit in limits) for power in (3, 2, 1, 0)))
 
 
 def given(buckets: Sequence[int], limits: Sequence[int]) -> tuple[Lengths, ...]:
