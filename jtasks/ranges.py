@@ -92,7 +92,7 @@ MODEL = {
     "activation_dropout": Field(float, "[0, 1)"),
 }
 TOWERS = ("image_", "text_")  # prefixes of the fields of a model with two towers
-STACK = ("width", "depth", "heads", "mlp_dim", "activation", "epsilon")  # those fields
+STACK = ("width", "depth", "heads", "mlp_dim", "activation", "epsilon", "dropout", "attention_dropout")  # those fields
 MODEL |= {f"{tower}{name}": MODEL[name] for tower in TOWERS for name in STACK}
 
 COUNTS = {"vocab", "max_length", "classes", "labels"}  # at least as large as in the data

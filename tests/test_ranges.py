@@ -19,6 +19,12 @@ from jtasks.tasks import igpt
 
 SHAKESPEARE, AVSD = ("--config=configs/shakespeare_char.py",), ("--config=configs/avsd.py:small",)
 BAD = [
+    (
+        ["--config=configs/blip_vqa.py"],
+        "model.image_dropout=-1",
+        "config.model.image_dropout must be in [0, 1), not -1.0",
+    ),
+    (["--config=configs/clip_emoji.py"], "model.std=(0.2,0)", "config.model.std must be above 0, not 0"),
     (DIGITS, "epochs=nan", "config.epochs is nan"),
     (DIGITS, "epochs=inf", "config.epochs must be finite and at least 0"),
     (DIGITS, "steps=3e9", "config.steps must be in [0, 2e9], not 3000000000"),

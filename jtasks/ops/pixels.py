@@ -12,8 +12,8 @@ from jtasks.ranges import Field
 # Fields of config.model and config.data of a task whose model reads pictures, for its `defaults`.
 FIELDS = {
     "model.shape": Field(tuple, "[1, inf)"),  # height and width, filled from the data, as are all of config.model's
-    "model.mean": Field(tuple),  # per channel, of pixels multiplied by `rescale`
-    "model.std": Field(tuple),
+    "model.mean": Field(tuple, "(-inf, inf)"),  # per channel, of pixels multiplied by `rescale`
+    "model.std": Field(tuple, "(0, inf)"),
     "model.rescale": Field(float, "(0, inf)"),
     "model.resize": Field(tuple, "[0, inf)"),  # fields of an `examples.Resize`, filled from a Hugging Face folder
     "data.white": Field(float, "(0, inf)", 255.0),  # the highest pixel
