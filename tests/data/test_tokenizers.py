@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jtasks.data import encoding, tokenizers
+from jtasks.data import encoding, tokenizer_training, tokenizers
 from jtasks.data.tokenizers import Corpus
 from jtasks.errors import ConfigError, DataError
 
@@ -346,7 +346,7 @@ def test_added_tokens_keep_their_ids(form, vocabulary, beside):
 
 def test_clips_vocabulary_and_merges_are_its_tokenizer(tmp_path):
     """The ids are those of CLIPTokenizer in transformers 5.24 for the same files."""
-    chars, start, end = tokenizers.byte_chars(), "<|startoftext|>", "<|endoftext|>"
+    chars, start, end = tokenizer_training.byte_chars(), "<|startoftext|>", "<|endoftext|>"
     pieces = [*chars, *(f"{char}</w>" for char in chars), "ca", "cat</w>", "th", "the</w>", start, end]
     (tmp_path / "vocab.json").write_text(json.dumps(numbered(pieces)), encoding="utf-8")
     (tmp_path / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\nt h\nth e</w>\n", encoding="utf-8")
@@ -368,7 +368,7 @@ def test_clips_vocabulary_and_merges_are_its_tokenizer(tmp_path):
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_gpt2s_vocabulary_and_merges_are_a_tokenizer(end, tmp_path):
-    pieces = [*tokenizers.byte_chars(), "he", "Ġhe", "<|endoftext|>"]
+    pieces = [*tokenizer_training.byte_chars(), "he", "Ġhe", "<|endoftext|>"]
     (tmp_path / "vocab.json").write_text(json.dumps(numbered(pieces)), encoding="utf-8")
     (tmp_path / "merges.txt").write_text(end.join(["#version: 0.2", "h e", "Ġ he", ""]), encoding="utf-8", newline="")
     tokenizer = tokenizers.load(str(tmp_path))
