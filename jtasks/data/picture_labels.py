@@ -7,6 +7,7 @@ file `labels.csv` for all pictures, whose column `split` may tell their splits. 
 
 import functools
 import pathlib
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -99,10 +100,11 @@ def _file(path: pathlib.Path, identity: str, target: Target, split: str) -> list
     """Return the rows of a file, [] if it has no labels; a picture in several rows has the classes of all of them."""
     rows: dict[str, _Row] = {}
     for row in _parse(path, target, split):
-        known = rows.get(row.file)
+        file = posixpath.normpath(row.file)  # ./a.png is a.png
+        known = rows.get(file)
         if known and (target.problem != targets.MULTI or known.split != row.split):
             raise DataError(f"{row.where}: the picture {row.file!r} occurs in {known.where} too; expected it once")
-        rows[row.file] = known._replace(label=list(dict.fromkeys(known.label + row.label))) if known else row
+        rows[file] = known._replace(label=list(dict.fromkeys(known.label + row.label))) if known else row
     return list(rows.values())
 
 

@@ -47,9 +47,8 @@ def compare(job: Job, params: Any, batch: Any) -> None:
     functions, rng = batch_gradient.functions(job.task, job.config), jax.random.key(0)
     whole = sharding.replicated_sharding(job.mesh)
     real = int(jax.jit(jnp.count_nonzero, out_shardings=whole)(batch["mask"]))
-    rows = max(
-        real // count_microbatches(job.config), 1
-    )  # no padding: a loss that ignores the mask trains all the same
+    # Without padding: a task trains by its terms even if the loss that it returns ignores the mask.
+    rows = max(real // count_microbatches(job.config), 1)
 
     def both(params: Any, batch: Any) -> Any:
         (kept,) = jnp.nonzero(batch["mask"], size=real)
