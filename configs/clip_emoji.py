@@ -8,8 +8,8 @@ make the style of a drawing matter less.
 
 Measured, 6.7 minutes of processor time on two shared cores: of 196 test pictures with 300 names, 30.3 % of the names
 find their picture among the first ten (chance 5.1 %), and 29.1 % of the pictures find one of their names; the median
-ranks are 25.5 and 34.5. The same test pictures changed, names and then pictures that find theirs (the standard errors are
-about 2.6 and 3.2 points):
+ranks are 25.5 and 34.5. The same test pictures changed, names and then pictures that find theirs (the standard errors
+are about 2.6 and 3.2 points):
 
   24 of 32 pixels wide, 20, 16   31.7 27.6, 31.0 27.6, 29.3 20.4 %
   gray                           28.0 25.0 %
