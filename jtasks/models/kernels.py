@@ -44,7 +44,9 @@ def on_tpu(
     from jtasks.models import tpu_attention
 
     b, heads, _, width, t = fused.shape
-    block, scale = block_size(t), scale or width**-0.5
+    block, scale = block_size(t, BLOCK), scale or width**-0.5
+    if fused.dtype == jnp.float32 and not tpu_attention.fits(fused.shape, fused.dtype, block):
+        block = block_size(t, BLOCK // 2)
     if padding := -t % block:
         if segment_ids is None and not causal:  # causal attention hides later keys anyway
             segment_ids = jnp.ones((b, t), jnp.int32)
@@ -63,13 +65,13 @@ def on_tpu(
     return kernel(fused, segment_ids)[..., :t]
 
 
-def block_size(t: int) -> int:
-    """Return the smallest multiple of TILE with which the fewest blocks of at most BLOCK cover t positions.
+def block_size(t: int, most: int) -> int:
+    """Return the smallest multiple of TILE with which the fewest blocks of at most `most` cover t positions.
 
-    >>> [block_size(t) for t in (100, 512, 640, 1025)]
+    >>> [block_size(t, 512) for t in (100, 512, 640, 1025)]
     [128, 512, 384, 384]
     """
-    blocks = math.ceil(t / BLOCK)
+    blocks = math.ceil(t / most)
     return math.ceil(t / blocks / TILE) * TILE
 
 

@@ -91,7 +91,8 @@ def fits(shape: tuple[int, ...], dtype: jax.typing.DTypeLike, block: int) -> boo
     """Return whether a core's memory holds the backward pass of one head of arrays of a shape [b, h, 3, d, t]."""
     d, t = -(-shape[3] // 16) * 16, shape[4]
     buffers = 2 * (2 * 3 * d * t + 2 * d * block) * jnp.dtype(dtype).itemsize  # two of each, for what comes next
-    return buffers + 2 * d * t * 4 + 6 * block * block * 4 <= BYTES
+    parts = 30 * d * block * 4 if dtype == jnp.float32 else 0  # bfloat16 parts of the factors of exact products
+    return buffers + parts + 2 * d * t * 4 + 6 * block * block * 4 <= BYTES
 
 
 def _cost(fused: jax.Array, causal: bool, block: int, products: int) -> pl.CostEstimate:

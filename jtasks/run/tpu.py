@@ -126,6 +126,11 @@ def run(config: Config, topology: str, efficiency: float) -> tuple[dict[str, Any
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        if kernel := re.search(r"memory space vmem while allocating on stack for %([\w.-]+)", str(error)):
+            raise ConfigError(
+                f"--topology={topology}: the kernel {kernel[1]} needs more memory of a core than the compiler gives it:"
+                " try --config.precision=bfloat16"
+            ) from error
         total = tpu_memory.needed(str(error), sum(arguments.values()))
         change = tpu_memory.advice(planned, total, chip.hbm)
         return facts | {"fits": False, "hbm_bytes": total, "refusal": _refusal(str(error)), "advice": change}, ""
