@@ -25,7 +25,7 @@ def needed(message: str, arguments: int) -> int | None:
 
 
 def advice(planned: Planned, total: int | None, chip: float) -> str:
-    """Return the changes of the config that need less memory.
+    """Return the changes of the config that need less memory, first those that should be enough.
 
     Args:
       planned: the step that does not fit.
@@ -35,18 +35,20 @@ def advice(planned: Planned, total: int | None, chip: float) -> str:
     config, mesh, arguments = planned.job.config, planned.job.mesh, planned.arguments()
     state, gradient = sum(arguments.values()), arguments["parameters"]
     temporary = None if total is None else total - state
-    changes = []
+    changes, divided = [], 1.0
     if state + gradient > USABLE * chip / 2 and mesh.shape["fsdp"] < mesh.size:
         count = _fsdp(mesh.shape["fsdp"], mesh.size, (state + gradient) / (USABLE * chip / 2))
+        divided = mesh.shape["fsdp"] / count
         changes.append(f"--config.mesh.fsdp={count}, which divides parameters and optimizer among chips")
     elif state + gradient > USABLE * chip:
         changes.append("a topology of more chips, and --config.mesh.fsdp as large")
+    if parts := _accumulate(planned, temporary, gradient * divided, USABLE * chip - state * divided):
+        with_fsdp = "with it " if divided < 1 else ""
+        changes.append(f"{with_fsdp}--config.accumulate={parts}, which takes parts of the batch one after the other")
     if config.precision == "float32":
         changes.append("--config.precision=bfloat16")
     if config.model.get("remat") is False:
         changes.append("--config.model.remat=True")
-    if parts := _accumulate(planned, temporary, gradient, USABLE * chip - state):
-        changes.append(f"--config.accumulate={parts}, which takes parts of the batch one after the other")
     return "; ".join([*changes, "a smaller config.batch_size"])
 
 
@@ -56,7 +58,7 @@ def _fsdp(now: int, chips: int, times: float) -> int:
     return min(fits, default=chips)
 
 
-def _accumulate(planned: Planned, temporary: int | None, gradient: int, free: float) -> int | None:
+def _accumulate(planned: Planned, temporary: int | None, gradient: float, free: float) -> int | None:
     """Return a number of microbatches with which the temporaries fit, None if there is none that does more."""
     config: Config = planned.job.config
     now = count_microbatches(config)

@@ -146,17 +146,13 @@ def test_a_plan_of_a_model_in_a_folder_says_which_sizes_it_needs(config, message
 @pytest.mark.parametrize(
     ("fields", "devices", "gigabytes", "advice"),
     [  # 5.4 GB of parameters, gradient and LAMB's two moments
-        (["batch_size=4096"], 4, 200, "bfloat16; --config.accumulate=32, which takes parts"),
-        (["batch_size=8"], 4, 200, "bfloat16; --config.accumulate=2, which takes parts"),
+        (["batch_size=4096"], 4, 200, "--config.accumulate=32, which takes parts of the batch one after the other; --"),
+        (["batch_size=8"], 4, 200, "--config.accumulate=2, which takes"),
         (["batch_size=4", "precision=bfloat16"], 4, 200, "a smaller config.batch_size"),
-        (["model.width=2048", "batch_size=4"], 8, 40, "--config.mesh.fsdp=4, which divides parameters"),
-        (["model.width=2048", "batch_size=4", "mesh.fsdp=4", "mesh.data=1"], 4, 200, "--config.precision=bfloat16"),
-        (
-            ["model.remat=False", "batch_size=4"],
-            4,
-            20,
-            "bfloat16; --config.model.remat=True; a smaller",
-        ),
+        (["model.width=2048", "batch_size=64"], 8, 80, "--config.mesh.fsdp=4, which divides parameters and optimizer"),
+        (["model.width=2048", "batch_size=64"], 8, 80, "among chips; with it --config.accumulate=8"),
+        (["model.width=2048", "batch_size=4", "mesh.fsdp=4", "mesh.data=1"], 4, 200, "--config.precision=bfloat16; a"),
+        (["model.remat=False", "batch_size=4"], 4, 20, "bfloat16; --config.model.remat=True; a smaller"),
     ],
 )
 def test_a_step_that_does_not_fit_gets_advice_by_what_takes_the_memory(fields, devices, gigabytes, advice):
