@@ -5,7 +5,8 @@
 cold  `python main.py --config=configs/igpt_cifar.py ...` with nothing in the cache: fits the palette, compiles
 warm  the same command once more in another workdir: palette and programs are in the cache
 
-The time is taken until the record of the first step stands in metrics.jsonl; pictures of CIFAR-10's size are made.
+The time is taken until the record of the first step stands in metrics.jsonl, in seconds and in the processor's of all
+threads; pictures of CIFAR-10's size are made. `phases.py` tells where the time goes.
 The peer is `import torch`, and the first step of its igpt program. Prints one JSON line a case.
 """
 
@@ -13,15 +14,24 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 from common import ROOT, parser, sizes, start_peer, write_data
 
 CASES = ("import", "cold", "warm")
+
+
+class Start(NamedTuple):
+    """The cost of one start."""
+
+    seconds: float
+    processor: float  # seconds of all threads, in user code and in the system
 
 
 def main() -> None:
@@ -34,7 +44,7 @@ def main() -> None:
         show("import", ours, theirs, {"python_alone_s": round(bare, 3)})
     if {"cold", "warm"} & set(cases):
         peers = [first_step_of_peer(flags) for _ in range(flags.rounds)]
-        cold, warm = [], []
+        cold, warm = list[Start](), list[Start]()
         for number in range(flags.rounds if "cold" in cases else 1):
             with tempfile.TemporaryDirectory() as folder:
                 write_data(pathlib.Path(folder))
@@ -42,9 +52,9 @@ def main() -> None:
                 turns = flags.rounds if "warm" in cases and number == 0 else 0
                 warm += [first_step(flags, pathlib.Path(folder)) for _ in range(turns)]
         if "cold" in cases:
-            show("cold", cold, peers, {})
+            show("cold", [start.seconds for start in cold], peers, processor(cold))
         if "warm" in cases:
-            show("warm", warm, peers, {})
+            show("warm", [start.seconds for start in warm], peers, processor(warm))
 
 
 def show(case: str, ours: list[float], theirs: list[float | None], more: dict[str, float]) -> None:
@@ -54,6 +64,10 @@ def show(case: str, ours: list[float], theirs: list[float | None], more: dict[st
     peer = round(other, 3) if other else None
     record = {"case": f"startup {case}", "jtasks_s": round(mine, 3), "peer_s": peer, "ratio": ratio, **more}
     print(json.dumps(record | {"jtasks_all": [round(s, 3) for s in ours]}), flush=True)
+
+
+def processor(starts: list[Start]) -> dict[str, float]:
+    return {"jtasks_processor_s": round(statistics.median(start.processor for start in starts), 3)}
 
 
 def imported(python: str, module: str) -> float | None:
@@ -66,8 +80,8 @@ def imported(python: str, module: str) -> float | None:
     return time.perf_counter() - begun
 
 
-def first_step(flags: argparse.Namespace, data: pathlib.Path) -> float:
-    """Return the seconds until a run records its first step, which ends the run. The cache is beside the data."""
+def first_step(flags: argparse.Namespace, data: pathlib.Path) -> Start:
+    """Return the cost until a run records its first step, which ends the run. The cache is beside the data."""
     _, size = sizes("igpt", flags.preset)
     model = {"width": size["width"], "depth": size["layers"], "heads": size["heads"]}
     fields = {"batch_size": size["batch"], "log_every": 1, "eval_every": 0, "save_every": 0, "show_count": 0}
@@ -77,7 +91,9 @@ def first_step(flags: argparse.Namespace, data: pathlib.Path) -> float:
         command = [sys.executable, "main.py", "--config=configs/igpt_cifar.py", f"--workdir={workdir}"]
         command += [f"--config.{name}={value}" for name, value in fields.items()]
         places = {"XDG_CACHE_HOME": str(data / "cache"), "JTASKS_DATA": str(data), "JAX_PLATFORMS": flags.device}
-        begun = time.perf_counter()
+        places |= {"PYTHONDONTWRITEBYTECODE": ""}  # the second start finds modules compiled, as those of a user
+        usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+        begun, before = time.perf_counter(), usage.ru_utime + usage.ru_stime
         with (pathlib.Path(workdir) / "stderr").open("w+") as errors:
             run = subprocess.Popen(command, cwd=ROOT, env=os.environ | places, stdout=errors, stderr=errors)
             try:
@@ -86,10 +102,12 @@ def first_step(flags: argparse.Namespace, data: pathlib.Path) -> float:
                         errors.seek(0)
                         raise SystemExit(f"the run ended before its first step:\n{errors.read()}")
                     time.sleep(0.01)
-                return time.perf_counter() - begun
+                seconds = time.perf_counter() - begun
             finally:
                 run.kill()
                 run.wait()
+            usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+            return Start(seconds, usage.ru_utime + usage.ru_stime - before)
 
 
 def stepped(workdir: pathlib.Path) -> bool:

@@ -56,11 +56,16 @@ def test_a_peer_that_answers_is_compared(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_start_is_timed():
+def test_the_start_is_timed(tmp_path):
     found, _ = benchmark("startup.py", "import", "warm", "--preset=smoke", "--rounds=1", "--peer-python=/nowhere")
     by_case = {record["case"]: record for record in found}
     assert by_case["startup import"]["python_alone_s"] > 0 and by_case["startup import"]["peer_s"] is None
     assert by_case["startup warm"]["jtasks_s"] > 0.5  # the whole of JAX, a config and a step
+    assert by_case["startup warm"]["jtasks_processor_s"] > 0.5
+    linear = ROOT / "tests/data_tasks/linear.py"
+    (phases,), _ = benchmark("phases.py", f"--cache={tmp_path}", f"--config={linear}", "--config.log_every=1")
+    assert phases["imports"] > phases["trace of init"] > 0
+    assert sum(phases.values()) == pytest.approx(2 * phases["all"], abs=0.1)
 
 
 @pytest.mark.slow
