@@ -175,23 +175,32 @@ def _read(folder: pathlib.Path, wanted: Mapping[str, Any], saved: Mapping[str, A
     # A damaged file may stop one process: none waits for another here.
     alone = multiprocessing_options({jax.process_index()})
     handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=gigabytes(max(HOST_BYTES, *sizes.values())), **alone)
-    arrays: dict[str, jax.Array] = {}
-    with plain(folder.parent) as place, ocp.Checkpointer(handler, **alone) as checkpointer:
-        for names in _groups(sizes):
-            part = {name: like[name] for name in names}
-            arguments = ocp.args.PyTreeRestore(
-                part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
-            )
-            arrays |= jax.block_until_ready(checkpointer.restore(place / folder.name, args=arguments))
-            gc.collect(0)  # JAX then lets go of the host's copies of arrays that are on their devices
-    return arrays
+    # Two groups of half the bytes are read at once: at the end of one, which waits for a last chunk, no core is idle.
+    at_once = 2 if max(sizes.values(), default=0) <= HOST_BYTES // 2 else 1
+
+    def read(names: list[str]) -> dict[str, jax.Array]:
+        part = {name: like[name] for name in names}
+        arguments = ocp.args.PyTreeRestore(
+            part, restore_args=ocp.checkpoint_utils.construct_restore_args(part), partial_restore=True
+        )
+        arrays: dict[str, jax.Array] = jax.block_until_ready(checkpointer.restore(place / folder.name, args=arguments))
+        gc.collect(0)  # JAX then lets go of the host's copies of arrays that are on their devices
+        return arrays
+
+    with (
+        plain(folder.parent) as place,
+        ocp.Checkpointer(handler, **alone) as checkpointer,
+        concurrent.futures.ThreadPoolExecutor(at_once, "restore") as pool,
+    ):
+        parts = list(pool.map(read, _groups(sizes, HOST_BYTES // at_once)))
+    return {name: array for part in parts for name, array in part.items()}
 
 
-def _groups(sizes: Mapping[str, int]) -> list[list[str]]:
-    """Group names in their order: a group is full once it has HOST_BYTES."""
+def _groups(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Group names in their order: a group is full once it has `limit` bytes."""
     groups: list[list[str]] = [[]]
     for name, size in sizes.items():
-        if groups[-1] and sum(sizes[n] for n in groups[-1]) + size > HOST_BYTES:
+        if groups[-1] and sum(sizes[n] for n in groups[-1]) + size > limit:
             groups.append([])
         groups[-1].append(name)
     return groups

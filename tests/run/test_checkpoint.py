@@ -63,6 +63,15 @@ def test_a_state_comes_back_bit_for_bit_onto_any_number_of_devices(folder, devic
     assert len(restored.params["scale"].sharding.device_set) == devices
 
 
+@pytest.mark.parametrize(("shards", "limit"), [(2, 128), (1, 128)])  # of the largest array, of 128 bytes
+def test_small_groups_are_read_two_at_once_and_of_large_arrays_one(folder, monkeypatch, shards, limit):
+    group, limits = checkpoint._groups, []
+    monkeypatch.setattr(checkpoint, "_groups", lambda sizes, most: limits.append(most) or group(sizes, most))
+    monkeypatch.setattr(checkpoint, "HOST_BYTES", shards * limit)
+    assert_same(checkpoint.restore(folder / "5", placed(jax.devices()[:2]), verify=True), state(1, 5))
+    assert limits == [limit]
+
+
 @pytest.mark.parametrize("least", [16, 2**22])  # bytes: some arrays in slices, all by one device
 def test_a_state_that_all_devices_hold_is_saved_once_whoever_saves_what(least, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_writer, "SLICE_BYTES", least)
@@ -95,6 +104,7 @@ def test_any_flipped_bit_of_any_file_is_found_named_and_the_one_before_is_used(f
 
 def test_a_flipped_bit_of_a_large_file_is_found_while_it_is_restored_and_the_one_before_is_used(folder, monkeypatch):
     monkeypatch.setattr(checkpoint_files, "SMALL", 100)
+    monkeypatch.setattr(checkpoint, "HOST_BYTES", 256)  # two groups at once
     path = max((folder / "5" / "ocdbt.process_0" / "d").iterdir(), key=lambda path: path.stat().st_size)
     content = bytearray(path.read_bytes())
     for position in (0, len(content) // 2, len(content) - 1):  # Orbax refuses some of these, and reads others as data
