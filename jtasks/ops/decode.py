@@ -87,7 +87,7 @@ def filter_logits(
     check(_DRAW, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     if isinstance(temperature, int | float) and temperature == 0:
         raise ConfigError("temperature=0 has no distribution to draw from; `sample` takes the likeliest token instead")
-    logits = logits / temperature
+    logits = logits / jnp.maximum(temperature, 1e-30)  # all of them overflow below, and a draw takes the likeliest here
     if top_k:
         threshold = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < threshold, -jnp.inf, logits)

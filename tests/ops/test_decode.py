@@ -75,6 +75,12 @@ def keys(n, seed=0):
     return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(n))
 
 
+@pytest.mark.parametrize("temperature", [1e-30, 1e-39, 1e-45, 1e-300])
+def test_a_temperature_so_low_that_logits_overflow_takes_the_likeliest(temperature):
+    logits = decode.filter_logits(jnp.array([1.0, 5.0, 2.0]), temperature=temperature)
+    assert {int(jax.random.categorical(jax.random.key(seed), logits)) for seed in range(8)} == {1}
+
+
 def test_temperature_zero_takes_the_likeliest_each_time():
     table = np.random.default_rng(0).normal(size=(VOCAB, VOCAB))
     first = np.random.default_rng(1).normal(size=(4, VOCAB)).astype(np.float32)
