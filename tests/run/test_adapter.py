@@ -88,7 +88,7 @@ def test_matching_names_the_nearest_layer_and_refuses_a_rank_without_use():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"adapter": {"kind": "lora"}}, r"say which, by config\.init_from=RUN or config\.init_from=hf:NAME"),
+        ({"adapter": {"kind": "lora"}}, r"give those, config\.init_from=RUN or config\.init_from=hf:NAME"),
         ({"adapter": {"rank": 4}}, r"config\.adapter\.rank=4 has no effect without config\.adapter\.kind=\"lora\""),
         ({"adapter": {"kind": "lore"}}, r"config\.adapter\.kind must be .*, did you mean lora\?"),
         ({"adapter": {"match": "("}}, r"config\.adapter\.match"),
