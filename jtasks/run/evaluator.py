@@ -33,8 +33,9 @@ class Evaluator:
         self.steps, self.log, self.end = setup.steps, setup.log, end
         self.evaluations = evaluations.of_splits(setup.job, setup.splits) | setup.evals
         self.programs = setup.programs
+        warn_once = functools.cache(setup.log.warn)  # the same example may be bad in every evaluation
         self.evaluate = functools.cache(
-            lambda job: evaluate.make(job, poll, setup.log.watch, self.programs.metrics(job), setup.log.warn)
+            lambda job: evaluate.make(job, poll, setup.log.watch, self.programs.metrics(job), warn_once)
         )
         self.predictors = functools.cache(
             lambda job: evaluate.predictors(job, poll, setup.log.watch, self.programs.predictions(job))
