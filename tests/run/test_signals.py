@@ -51,7 +51,7 @@ def eval_fn(params, batch, config):
     def called(x):
         hold("evaluation")
         return x
-    if pathlib.Path(os.environ.get("WORKDIR", ""), "environment.json").exists():  # it is traced before step 1 too
+    if pathlib.Path(os.environ.get("WORKDIR", ""), "environment.json").exists():  # a resumed run
         hold("evaluation compile")
     if os.environ.get("HOLD") == "evaluation":
         jax.debug.callback(called, batch["mask"])
@@ -138,10 +138,13 @@ def test_a_second_signal_ends_it_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("place", "saved"), [("compile", []), ("evaluation compile", [1]), ("evaluation", [5]), ("data", None)]
+    ("place", "saved"), [("compile", []), ("evaluation compile", [5, 7]), ("evaluation", [5]), ("data", None)]
 )
 def test_a_signal_is_answered_wherever_the_run_is(place, saved, tmp_path):
     path, workdir = tmp_path / "holding.py", tmp_path / "run"
+    if place == "evaluation compile":  # of a resumed run, beside its second step: a fresh one traces it before step 1
+        path.write_text(HOLDING.format(tests=str(ROOT / "tests")))
+        run(f"--config={path}", f"--workdir={workdir}", "--config.steps=5")
     code, errors = signalled(held(path, workdir, place), signal.SIGTERM)
     assert code == 75, errors
     steps = checkpoint_files.saved_steps(workdir / "checkpoints")
