@@ -88,7 +88,9 @@ def run_steps(setup: Setup, state: State, step: Step, stop: Stop) -> dict[str, f
                 hooks.preview(now, outputs)
                 state = hooks.after_step(state, now)
                 if now == hooks.steps:
-                    break  # config.stop may end the run early
+                    if outputs:  # config.stop may end the run early
+                        hooks.log_outputs(state, now, outputs)
+                    break
             hooks.finish()
             hooks.write_report()
         return result(log, hooks.steps)

@@ -138,6 +138,7 @@ def test_a_run_stops_at_the_same_step_with_the_same_bits_however_often_it_is_kil
     best = min(losses, key=lambda step: losses[step])
     assert result["step"] == best + 8 == max(losses) < 40
     assert {"test/worst", "valid/worst", "steep/loss", "flat/worst"} <= result.keys()
+    assert max(records(whole, "train")) == result["step"], "the metrics of the last training steps are lost"
     for step in (7, 12, 13, 18, 20):
         train_until_killed(config, parts, step)
     assert train(config, parts) == result == train(config, parts)
