@@ -169,7 +169,7 @@ GOOD = "import ml_collections\ndef get_config():\n  c = ml_collections.ConfigDic
         ([*DIGITS, "--config.optim.name=adamm"], 2, "did you mean adam"),
         ([*DIGITS, "--config.optim.schedule=cosinus"], 2, "did you mean cosine"),
         ([*DIGITS, "--config.shares=3,1"], 2, "has 2 numbers, but config.mesh.data has 8 devices"),
-        ([*DIGITS, "--config.mesh.fsdp=8", "--config.sharding=(('head', ('fsdp',)), ('head', 'x'))"], 2, "no axis"),
+        ([*DIGITS, "--config.mesh.fsdp=8", "--config.sharding=(('head', ('fsdp',)), ('head', 'x'))"], 2, "not an axis"),
         ([*DIGITS, "--config.data.name=digit"], 2, "digits"),
         ([*DIGITS, "--config.data.name=cifar10", "--config.data.dir=/nowhere"], 1, "cifar-10-binary.tar.gz"),
         ([*DIGITS, "--config.data.palette=/nowhere.npy"], 2, "no palette at /nowhere.npy"),

@@ -204,15 +204,18 @@ def _using(rules: Rules) -> Iterator[None]:
         _RULES.reset(token)
 
 
-def params_after(params: Any, earlier: Any, mesh: Mesh | None, rules: Rules, *, names: Any = None) -> Any:
-    """Return the parameters, sharded by the rules; CPUs gather them only after the replicated arrays `earlier`.
+def params_after(
+    params: Any, earlier: Any, mesh: Mesh | None, rules: Rules, *, divided: bool = False, names: Any = None
+) -> Any:
+    """Return the parameters, sharded by the rules; CPUs gather them only after the arrays `earlier`.
 
-    `names` are all parameters that the rules are about, if `params` are only some of them.
+    The arrays `earlier` are replicated, or `divided` like a batch. `names` are all parameters that the rules are about,
+    if `params` are only some of them.
     """
     if mesh is None or mesh.size == 1:
         return params
     specs = jax.tree.map(lambda sharding: sharding.spec, shardings(params, names or params, mesh, rules))
-    return after(params, specs, earlier, PartitionSpec(), mesh)
+    return after(params, specs, earlier, _batch_spec(mesh) if divided else PartitionSpec(), mesh)
 
 
 def constrain_params(params: Any, mesh: Mesh | None, rules: Rules = (), *, names: Any = None) -> Any:
