@@ -146,9 +146,12 @@ def test_wandb_continues_the_run_that_a_resumed_run_began(tmp_path, monkeypatch,
     name = (tmp_path / "wandb" / "id").read_text()
     folders = list((tmp_path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and all(folder.name.endswith(f"-{name}") for folder in folders)
+    words = (b"train/loss", b"valid/loss", b"valid/words")
     for folder in folders:
-        content = (folder / f"run-{name}.wandb").read_bytes()
-        assert b"train/loss" in content and b"valid/loss" in content and b"valid/words" in content
+        until = time.monotonic() + 30  # wandb's own process may write the file after run.finish has returned
+        while missing := [word for word in words if word not in (folder / f"run-{name}.wandb").read_bytes()]:
+            assert time.monotonic() < until, missing
+            time.sleep(0.1)
         assert len(list(folder.glob("files/media/images/valid/digits*.png"))) == 1
     assert "failed" not in capsys.readouterr().err
 
