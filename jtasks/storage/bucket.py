@@ -68,9 +68,9 @@ def listing(url: str, patience: float | None = None, *, is_folder: bool = False)
         store, path = _open(url)
         parent, slash, name = path.rpartition("/")
         alone = is_folder and slash
-        found = store.find(parent if alone else path, detail=True, prefix=f"{name}/" if alone else "")
+        entries = store.find(parent if alone else path, detail=True, prefix=f"{name}/" if alone else "")
         # `folder/` is an object of the vendors' consoles, which says that somebody made the folder.
-        files = {str(name): info for name, info in found.items() if info["type"] == "file" and name[-1:] != "/"}
+        files = {str(name): info for name, info in entries.items() if info["type"] == "file" and name[-1:] != "/"}
         names = {name.removeprefix(path): info for name, info in files.items()}
         return {name.removeprefix("/"): _object(info) for name, info in names.items() if name[:1] in ("", "/")}
 
@@ -221,7 +221,7 @@ def _filesystem(scheme: str) -> Any:
         import fsspec
 
         os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")  # it asks for each bucket's kind first
-        # A listing must be of now, trying again is done by `attempts`, and a new connection reads the credentials anew.
+        # Listings are not cached, `attempts` does the retries, and each new connection reads the credentials again.
         options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
         if scheme == "s3":
             options["config_kwargs"] = {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 1}}
@@ -244,7 +244,7 @@ def _filesystem(scheme: str) -> Any:
 
 
 def _attempt(url: str, verb: str, action: Callable[[], T], *, absent: Any = RAISE, patience: float | None = None) -> T:
-    """Call `attempts.attempt`; after a refusal the next operation connects anew, perhaps with renewed credentials."""
+    """Call `attempts.attempt`; after a refusal the next operation reads the credentials again."""
     try:
         return attempts.attempt(url, verb, action, absent=absent, patience=patience)
     except ConfigError:
