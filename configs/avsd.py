@@ -3,8 +3,7 @@
   python main.py --config=configs/avsd.py[:PRESET] --workdir=runs/avsd
 
 config.data.dir must hold AVSD's files of dialogues, and for each of config.data.features a folder with VIDEO.npy
-[time, width]. The default preset also needs a Hugging Face folder `gpt2` in the working directory (config.json,
-model.safetensors, tokenizer.json).
+[time, width]. The default preset begins with the smallest published GPT-2, `:small` from scratch.
 
 The default is LAVIS's dialogue_avsd_ft.yaml, field by field:
 
@@ -31,7 +30,7 @@ the last turn of each dialogue, which here is config.data.turns = "last".
 
 | preset | model | from |
 |---|---|---|
-| `gpt2` (default) | GPT-2, 12 layers of 768, and 6.5 million for the video | pre-trained weights |
+| `gpt2` (default) | GPT-2, 12 layers of 768, and 6.5 million for the video | the smallest published GPT-2 |
 | `small` | 3 layers of 128, 2,000 BPE tokens, 0.9 million | scratch, on a CPU, on text alone or made features |
 
 Measured, on two busy CPU cores (some 55 examples/s), 2,373 dialogues with 22,281 turns and text alone: `:small` has a
@@ -52,8 +51,8 @@ def get_config(preset: str = "gpt2") -> ml_collections.ConfigDict:
     config.seed, config.epochs, config.batch_size = 42, 20.0, 16
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
     config.best = "valid/perplexity"
-    config.init_from = "hf:gpt2"
-    config.data = dict(tokenizer="gpt2/tokenizer.json", features=("i3d_flow", "i3d_rgb", "vggish"))
+    config.init_from = "hf:openai-community/gpt2"
+    config.data = dict(tokenizer=config.init_from, features=("i3d_flow", "i3d_rgb", "vggish"))
     config.model = dict(width=768, depth=12, heads=12, tied=True, epsilon=1e-5, dropout=0.1, attention_dropout=0.1)
     config.optim = dict(name="adamw", lr=1e-5, schedule="cosine", weight_decay=0.05, decay_mask="(kernel|embedding)$")
     config.beam = dict(num_beams=5, max_len=20, min_len=5)

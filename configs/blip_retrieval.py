@@ -5,8 +5,8 @@
 The data are pictures with captions in any form of `jtasks/data/caption_files.py`: COCO's or Flickr30K's files with
 Karpathy's splits, or own ones. Presets:
 
-- `coco` (default): a BLIP of transformers with the folder's sizes, --config.init_from=hf:FOLDER
-  --config.data.tokenizer=FOLDER.
+- `coco` (default): the published BLIP for retrieval. Another one, with its sizes: --config.init_from=hf:NAME
+  --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
 - `small`: a small model from scratch on 64x64 pictures.
 
 | LAVIS | value | here |
@@ -45,11 +45,12 @@ def get_config(preset: str = "coco") -> ml_collections.ConfigDict:
     config.seed, config.epochs, config.batch_size, config.log_every = 42, 30.0, 256, 50
     config.eval_every, config.save_every = 1000, 500
     config.best, config.best_mode = "valid/text_found", "max"
-    config.data = dict(tokenizer="vocab.txt", length=35, size=384, augment="imagenet", area=0.5, flip=True)
+    config.data = dict(length=35, size=384, augment="imagenet", area=0.5, flip=True)
     config.optim = dict(name="adamw", lr=2e-5, schedule="cosine", weight_decay=0.04, decay_mask="(kernel|embedding)$")
     if preset == "coco":
         towers = [f"{tower}_{size}" for tower in ("image", "text") for size in SIZES]
         config.model = dict.fromkeys(("patch", "max_length", "embed_dim", *towers))  # None: taken from the folder
+        config.init_from = config.data.tokenizer = "hf:Salesforce/blip-itm-base-coco"
         config.accumulate, config.k_test = 8, 256
         return config
     if preset != "small":

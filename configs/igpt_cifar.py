@@ -14,8 +14,8 @@ Measured, on two CPU cores and CIFAR-10 rebuilt from JPEG: `:xxs --config.steps=
 (some 25 images/s) and reaches 1.270 nats per pixel on the test images; 16 equally likely colors have 2.773. The other
 presets need an accelerator and have not been measured yet.
 
-The preset `hf` takes the model from `--config.init_from=hf:FOLDER`, an ImageGPT of transformers. Its palette comes from
-the clusters in FOLDER/preprocessor_config.json, or else from --config.data.palette.
+The preset `hf` takes the model from `--config.init_from`, an ImageGPT of transformers, by default the smallest published
+one. Its palette comes from the clusters in the folder's preprocessor_config.json, or else from --config.data.palette.
 """
 
 import ml_collections
@@ -43,6 +43,7 @@ def get_config(preset: str = "xs") -> ml_collections.ConfigDict:
     config.data = dict(name="cifar10", num_colors=colors, crop=4, flip=True)
     config.model = dict(width=width, depth=depth, heads=heads, remat=depth > 8)
     if preset == "hf":
+        config.init_from = "hf:openai/imagegpt-small"
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.0125, b2=0.95)
     config.optim.update(weight_decay=0.01, decay_mask="kernel$")

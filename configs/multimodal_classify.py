@@ -12,8 +12,8 @@ Own files are .json, .jsonl, .csv or .tsv: `image` (and `image2`, or a list of t
 - `snli_ve`: whether a photograph entails a sentence, contradicts it, or neither: LAVIS's ve_train.json, or the official
   snli_ve_train.jsonl, with Flickr30K's photographs.
 
-`nlvr2` and `snli_ve` begin with a BLIP for retrieval, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER. They
-have LAVIS's values (nlvr_ft.yaml, snli_ve_ft.yaml):
+`nlvr2` and `snli_ve` begin with the published BLIP for retrieval, or another one, --config.init_from=hf:NAME
+--config.data.tokenizer=hf:NAME. They have LAVIS's values (nlvr_ft.yaml, snli_ve_ft.yaml):
 
 | LAVIS | nlvr2 | snli_ve | here |
 |---|---|---|---|
@@ -56,9 +56,11 @@ def get_config(preset: str = "easy") -> ml_collections.ConfigDict:
     if preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is none of {', '.join(PRESETS)}")
     config.eval_every = config.save_every = 1000
-    config.data = dict(tokenizer="vocab.txt", length=35, size=384, augment="imagenet", area=0.5, flip=preset != "nlvr2")
+    config.init_from = "hf:Salesforce/blip-itm-base-coco"
+    config.data = dict(tokenizer=config.init_from, length=35, size=384)
+    config.data.update(augment="imagenet", area=0.5, flip=preset != "nlvr2")
     config.model = dict.fromkeys(("patch", *(f"{tower}_{size}" for tower in ("image", "text") for size in SIZES)))
-    config.model.max_length = None
+    config.model.update(max_length=None, pictures=2 if preset == "nlvr2" else 1)
     if preset == "nlvr2":
         config.epochs, config.batch_size = 15.0, 16
         config.data.labels = ("False", "True")

@@ -5,8 +5,8 @@
 The official files are read from $JTASKS_DATA or --config.data.dir, or downloaded. Presets:
 
 - `base` (default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: a BERT of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
-  Devlin et al. 2019 report an F1 of 88.5 on version 1.1 with the published BERT base; not measured here yet.
+- `hf`: the published BERT base, for which Devlin et al. 2019 report an F1 of 88.5 on version 1.1; not measured here yet.
+  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
 - `v2`, `hf-v2`: `base` and `hf` on version 2.0, which has questions without an answer.
 - `small`: a small encoder that can train from scratch.
 
@@ -16,12 +16,14 @@ epochs (240 steps) on 40 of its 48 articles, F1 18.2 (exact 10.7) on these and 7
 
 import ml_collections
 
+BERT = "hf:google-bert/bert-base-uncased"
+
 # width, layers, heads, tokenizer, batch tokens, epochs, learning rate, max_length
 PRESETS = {
     "base": (768, 12, 12, "vocab.txt", 384 * 32, 2.0, 3e-5, 512),
-    "hf": (0, 0, 0, "vocab.txt", 384 * 32, 2.0, 3e-5, None),
+    "hf": (0, 0, 0, BERT, 384 * 32, 2.0, 3e-5, None),
     "v2": (768, 12, 12, "vocab.txt", 384 * 48, 2.0, 5e-5, 512),
-    "hf-v2": (0, 0, 0, "vocab.txt", 384 * 48, 2.0, 5e-5, None),
+    "hf-v2": (0, 0, 0, BERT, 384 * 48, 2.0, 5e-5, None),
     "small": (128, 2, 4, "wordpiece:8000", 384 * 16, 4.0, 5e-4, None),
 }
 
@@ -41,6 +43,7 @@ def get_config(preset: str = "base") -> ml_collections.ConfigDict:
     config.model = dict(width=width, depth=depth, heads=heads, max_length=max_length)
     config.model.classifier_dropout = 0.0
     if preset.startswith("hf"):
+        config.init_from = tokenizer
         config.model.update(dict.fromkeys(FROM_FOLDER))  # None: taken from the folder
     config.optim = dict(name="adamw", lr=lr, schedule="linear", warmup=0.1)
     config.optim.update(weight_decay=0.01, decay_mask="kernel$", clip=1.0)

@@ -6,7 +6,7 @@ The data is GLUE's STS-B.zip or its contents, in $JTASKS_DATA or --config.data.d
 header go by their numbers: --config.data.text=0 --config.data.text_pair=1 --config.data.label=2. Presets:
 
 - `scratch` (default): a small encoder and a vocabulary, both learned from the training pairs alone.
-- `hf`: a BERT of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
+- `hf`: the published BERT base, or another one, as in configs/sst2.py.
 
 Evaluation has Pearson's and Spearman's correlation of a whole split. No preset has been measured yet.
 """

@@ -7,8 +7,9 @@ DIR holds tables, here train.jsonl and dev.jsonl of SciTLDR (Cachola et al. 2020
 and so on (`jtasks/data/parallel.py`). Presets:
 
 - `small` (default): from scratch, on a CPU.
-- `t5`: a T5 of transformers with the folder's sizes, --config.init_from=hf:FOLDER --config.data.tokenizer=FOLDER.
-- `bart`: a BART of transformers in the same way.
+- `t5`: the smallest published T5. Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME,
+  a name on the hub or a folder.
+- `bart`: BART base, or another one in the same way.
 
 Measured, on SciTLDR's 619 dev papers (F1 of ROUGE with stemming): `small` after its 623 steps on 1,992 papers, in 6
 minutes of processor time, has a perplexity of 273.7. It writes nearly the same sentence for every paper ("We propose a
@@ -45,7 +46,7 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
         config.optim.update(lr=2e-3, schedule="cosine", warmup=0.1, b2=0.98)
         return config
     config.epochs, config.batch_size = 5.0, 32
-    config.data.tokenizer = "tokenizer.json"
+    config.init_from = config.data.tokenizer = "hf:google-t5/t5-small" if preset == "t5" else "hf:facebook/bart-base"
     config.model = dict(dropout=0.1)
     config.optim.update(lr=3e-5, schedule="linear", warmup=0.1)
     if preset == "t5":

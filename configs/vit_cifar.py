@@ -6,7 +6,7 @@ r"""A vision transformer on CIFAR-10, or on any images with --config.data.name=f
 |---|---|---|---|---|---|---|
 | `tiny` (default) | 32 | 4 | 192 | 6 | 3 | 2.7 million |
 | `base` | 224 | 16 | 768 | 12 | 12 | 86 million |
-| `hf` | as in --config.init_from=hf:FOLDER, a ViT of transformers |
+| `hf` | as in --config.init_from, a ViT of transformers, by default the published ViT-B/16 of 224 pixels |
 
 `--config.data.augment=igpt` pads, crops by `data.crop` pixels and mirrors. `imagenet` mirrors and scales up a random
 part, at least the fraction `data.area` of the image. Stronger augmentation, for long training, is a matter of fields:
@@ -42,6 +42,7 @@ def get_config(preset: str = "tiny") -> ml_collections.ConfigDict:
         activation="gelu", epsilon=1e-12, dropout=0.0 if preset == "hf" else 0.1, remat=preset == "base"
     )
     if preset == "hf":
+        config.init_from = "hf:google/vit-base-patch16-224"
         config.model.update(dict.fromkeys(FROM_FOLDER))
     config.optim = dict(name="adamw", lr=lr, schedule="cosine", warmup=0.05, clip=1.0)
     config.optim.update(weight_decay=0.05, decay_mask="kernel$")

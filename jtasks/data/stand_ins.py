@@ -5,6 +5,9 @@ set; only the size of pictures is not assumed, since most of the cost depends on
 """
 
 import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -105,12 +108,27 @@ def tokenizer(config: Config, field: str = "tokenizer", vocab: str = "vocab") ->
     return spec
 
 
+def model_folder(config: Mapping[str, Any]) -> pathlib.Path:
+    """Return a Hugging Face folder with this config.json and no weights, stored once in the user's cache folder."""
+    text = json.dumps(config, indent=2)
+    return _stored("models", f"made-{_digest(text)}/config.json", lambda: text).parent
+
+
 def _made(size: int) -> str:
     """Return the file of a made tokenizer of a given size, stored once in the user's cache folder."""
-    name = f"made-{size}-{hashlib.blake2b(repr((SPECIAL, SENTINELS)).encode(), digest_size=4).hexdigest()}.json"
-    places = files.places(None, "tokenizers", name)
+    name = f"made-{size}-{_digest(repr((SPECIAL, SENTINELS)))}.json"
+    return str(_stored("tokenizers", name, lambda: _tokenizer(size).to_str()))
+
+
+def _stored(kind: str, name: str, make: Callable[[], str]) -> pathlib.Path:
+    """Return the path of a made file, which is stored if absent."""
+    places = files.places(None, kind, name)
     stored = next((path for path in places if path.exists()), None)
-    return str(stored or files.store(places, _tokenizer(size).to_str().encode(), "tokenizer"))
+    return stored or files.store(places, make().encode(), kind.removesuffix("s"))
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
 
 
 def _tokenizer(size: int) -> "Tokenizer":

@@ -28,6 +28,11 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     return read_json(folder / CONFIG)
 
 
+def has_weights(folder: pathlib.Path) -> bool:
+    """Return whether the folder has files of weights, or names them."""
+    return (folder / INDEX).exists() or (folder / WEIGHTS).exists()
+
+
 def where(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     """Return the file of each tensor by name.
 

@@ -88,14 +88,15 @@ def complete(values: Mapping[str, Any], model: Mapping[str, Any], folder: str) -
 def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read the folder's config.json and the fields of our model.
 
-    As in transformers, weights that config.json ties stay separate if the files hold both and they differ.
+    As in transformers, weights that config.json ties stay separate if the files hold both and they differ. A folder
+    without weights has a model too.
 
     Raises:
       CheckpointError: config.json lacks a field, has an odd one, or describes more weights than the files hold.
     """
     config = files.read_config(folder)
     family = family_of(config)
-    where = files.where(folder)
+    where = files.where(folder) if files.has_weights(folder) else {}
     if family in PAIRS:
         config = family.resolve(config, where)
     for name, source in family.TIED:
@@ -132,7 +133,7 @@ def read(folder: pathlib.Path) -> tuple[dict[str, Any], dict[str, Any]]:
         depth = fields[f"{tower}depth"] if f"{tower}depth" in fields else fields["encoder_depth"]
         table = 0 if tower == "image_" else width * fields.get("vocab", 0)
         uneven = width % heads and fields.get("positions") != "relative"  # T5's heads have a width of their own
-        if table + width * depth * mlp_dim > size or uneven:
+        if (where and table + width * depth * mlp_dim > size) or uneven:
             raise CheckpointError(
                 f"{folder / files.CONFIG} does not go with the weights beside it: {tower}width {width}, {tower}heads"
                 f" {heads}, {tower}depth {depth}, and {size:,} bytes of weights"

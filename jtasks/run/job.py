@@ -19,7 +19,7 @@ from jtasks.data.batch_plan import BatchPlan
 from jtasks.distributed import processes, sharding
 from jtasks.distributed.shares import check_shares
 from jtasks.errors import ConfigError, DataError
-from jtasks.interop import fitting, model_config
+from jtasks.interop import files, fitting, model_config
 from jtasks.run import names
 
 SPLITS = ("train", "valid", "test")
@@ -263,6 +263,8 @@ def fill(
         config = mixture.with_labels(config, task.load(config.task), fields)
     if pretrained and config.init_from.startswith(hub.PREFIX):
         folder = str(hub.model_folder(config.init_from, *hub.SETTINGS, *hub.WEIGHTS))
+        if model_args is None:
+            files.where(storage.local(folder))  # no weights: told before the data is read
     if folder and "model.encoder_depth" in fields:
         config = Config(config.to_dict() | {"model": _without_defaults(config.model, fields)})
     if folder and config.data.get("size", 0) is None and (size := model_config.image_size(folder)):

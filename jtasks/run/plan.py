@@ -8,6 +8,7 @@ that are sharded by an all-reduce; the compilers for GPU and TPU send half of th
 """
 
 import math
+import pathlib
 from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -20,9 +21,10 @@ from jtasks import config as configs
 from jtasks import task
 from jtasks.config import Config
 from jtasks.console import format_si
-from jtasks.data import pipeline, stand_ins
+from jtasks.data import hub, pipeline, stand_ins
 from jtasks.distributed import sharding
 from jtasks.errors import ConfigError
+from jtasks.interop import model_config, published
 from jtasks.run import flops, hlo, programs
 from jtasks.run.hlo import Collective
 from jtasks.run.job import Job, fill, prepare, total_steps
@@ -30,6 +32,7 @@ from jtasks.run.programs import Programs
 
 EXAMPLES = 100_000  # in an epoch, if the data is not read
 SIZES = ("width", "image_width", "text_width")  # fields of config.model that a Hugging Face folder may fill
+TEXT = ("vocab", "target_vocab", "max_length")  # fields that the texts have otherwise
 
 
 class Hardware(NamedTuple):
@@ -92,18 +95,33 @@ def abstract(config: Config, devices: Sequence[jax.Device] | None = None) -> Pla
 def without_data(config: Config, module: ModuleType, mesh: Mesh) -> tuple[Job, dict[str, np.ndarray]]:
     """Return a task's job and its `made_example`; the config alone gives what the data would.
 
-    One source stands for all of config.data.mix.
+    One source stands for all of config.data.mix. Of a Hugging Face model only config.json is needed.
     """
     full = config.to_dict()
     data = full["data"] | ({"mix": {}, "sources": {}} if config.data.mix else {})
+    unset = any(config.model.get(name, 0) is None for name in SIZES)
+    if unset and config.init_from.startswith(hub.PREFIX):
+        folder = described(config.init_from)
+        theirs = model_config.model_fields(folder)
+        known = {name: theirs[name] for name in TEXT if config.model.get(name, 0) is None and name in theirs}
+        full |= {"init_from": f"{hub.PREFIX}{folder}", "model": full["model"] | known}
+        config = Config(full)
     if hasattr(module, "texts"):
         data["tokenizer"] = stand_ins.tokenizer(config)
         if data.get("target_tokenizer"):
             data["target_tokenizer"] = stand_ins.tokenizer(config, "target_tokenizer", "target_vocab")
     config = Config(full | {"data": data})
-    unset = any(config.model.get(name, 0) is None for name in SIZES)
     config = fill(config, module, pretrained=unset, model_args=lambda config: module.made_example(config)[0])
     return Job(module, config, mesh), module.made_example(config)[1]
+
+
+def described(model: str) -> pathlib.Path:
+    """Return a folder with the config.json of a Hugging Face model, `hf:NAME` or `hf:FOLDER`; without weights."""
+    name = hub.parse(model)
+    known = published.CONFIGS.get(name.repo) if name and not name.revision else None
+    if known is None or hub.local(model).is_dir():
+        return hub.model_folder(model, *hub.SETTINGS)
+    return stand_ins.model_folder(known)
 
 
 def run(config: Config, hardware: Hardware) -> dict[str, Any]:
