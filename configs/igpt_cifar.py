@@ -14,8 +14,8 @@ Measured, on two CPU cores and CIFAR-10 rebuilt from JPEG: `:xxs --config.steps=
 (some 25 images/s) and reaches 1.270 nats per pixel on the test images; 16 equally likely colors have 2.773. The other
 presets need an accelerator and have not been measured yet.
 
-The preset `hf` takes the model from `--config.init_from`, an ImageGPT of transformers, by default the smallest published
-one. Its palette comes from the clusters in the folder's preprocessor_config.json, or else from --config.data.palette.
+The preset `hf` takes the model from `--config.init_from`, by default the smallest published ImageGPT. Its palette comes
+from the clusters in the folder's preprocessor_config.json, or else from --config.data.palette.
 """
 
 import ml_collections

@@ -5,8 +5,8 @@
 The official files are read from $JTASKS_DATA or --config.data.dir, or downloaded. Presets:
 
 - `base` (default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: the published BERT base, for which Devlin et al. 2019 report an F1 of 88.5 on version 1.1; not measured here yet.
-  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
+- `hf`: the published BERT base, which has an F1 of 88.5 on version 1.1 by Devlin et al. 2019; not measured here yet.
+  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, on the hub or a folder.
 - `v2`, `hf-v2`: `base` and `hf` on version 2.0, which has questions without an answer.
 - `small`: a small encoder that can train from scratch.
 

@@ -6,8 +6,8 @@ The data is GLUE's SST-2.zip or its contents, in $JTASKS_DATA or --config.data.d
 
 - `scratch` (default): a small encoder and a vocabulary, both learned from the training phrases alone.
 - `base`: BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
-- `hf`: the published BERT base. Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME,
-  a name on the hub or a folder.
+- `hf`: the published BERT base. Another one, with its sizes: --config.init_from=hf:NAME
+  --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
 
 Measured, `scratch` on two CPU cores shared with other work: accuracy 90.05 % (F1 91.07, Matthews 0.798) on 6,735
 phrases held out from GLUE's 67,349, after 3 epochs of the other 60,614 (1,707 steps) in 17 minutes. Batches by length

@@ -7,8 +7,8 @@ DIR holds tables, here train.jsonl and dev.jsonl of SciTLDR (Cachola et al. 2020
 and so on (`jtasks/data/parallel.py`). Presets:
 
 - `small` (default): from scratch, on a CPU.
-- `t5`: the smallest published T5. Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME,
-  a name on the hub or a folder.
+- `t5`: the smallest published T5. Another one, with its sizes: --config.init_from=hf:NAME
+  --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
 - `bart`: BART base, or another one in the same way.
 
 Measured, on SciTLDR's 619 dev papers (F1 of ROUGE with stemming): `small` after its 623 steps on 1,992 papers, in 6

@@ -6,7 +6,7 @@ The data is SWAG's train.csv and val.csv, or JSONL with the same fields, in $JTA
 
 - `base` (default): BERT base from a run of configs/bert.py, --config.init_from=RUN --config.data.tokenizer=RUN.
 - `hf`: the published BERT base, for which Devlin et al. 2019 report 81.6 % on SWAG's dev set; not measured here yet.
-  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
+  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, on the hub or a folder.
 - `race`: `base` on RACE as JSONL with the fields article, question, options and answer.
 - `small`: a small encoder that can train from scratch.
 """

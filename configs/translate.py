@@ -12,7 +12,7 @@ write translations of new sentences, and those of the test split with their BLEU
 
 - `small` (default): from scratch, on a CPU.
 - `t5`: the smallest published T5; it needs the task in words, --config.data.prefix='translate English to German: '.
-  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, a name on the hub or a folder.
+  Another one, with its sizes: --config.init_from=hf:NAME --config.data.tokenizer=hf:NAME, on the hub or a folder.
 - `marian`: OPUS-MT from English to German, or another Marian in the same way, without a prefix.
 
 Measured, `small` on 50,000 English-Japanese pairs of 4 to 16 words, whose texts have a blank between tokens: 71 minutes
@@ -57,8 +57,8 @@ def get_config(preset: str = "small") -> ml_collections.ConfigDict:
         return config
     config.epochs, config.batch_tokens = 3.0, 8192
     config.eval_every, config.save_every, config.log_every = 1000, 500, 50
-    name = "google-t5/t5-small" if preset == "t5" else "Helsinki-NLP/opus-mt-en-de"
-    config.init_from = config.data.tokenizer = f"hf:{name}"
+    config.init_from = "hf:google-t5/t5-small" if preset == "t5" else "hf:Helsinki-NLP/opus-mt-en-de"
+    config.data.tokenizer = config.init_from
     config.model = dict(dropout=0.1)
     config.optim.update(lr=3e-4 if preset == "t5" else 2e-5, schedule="linear", warmup=500)
     config.beam.max_len, config.score.bleu_tokenize = 127, "13a"

@@ -4,6 +4,8 @@ import functools
 import importlib.util
 import json
 import math
+import re
+import shutil
 
 import jax
 import pytest
@@ -11,10 +13,13 @@ import tiny
 from front_door import DIGITS, run
 
 from jtasks import config as configs
-from jtasks.errors import ConfigError
-from jtasks.run import plan, tpu, tpu_memory
+from jtasks import shipped
+from jtasks.errors import CheckpointError, ConfigError
+from jtasks.interop import model_config, published
+from jtasks.run import job, plan, tpu, tpu_memory
 from jtasks.run.hlo import Collective
 from jtasks.run.plan import Hardware
+from jtasks.tasks import classify
 
 
 def test_the_time_of_a_step_lies_between_full_overlap_and_none():
@@ -30,10 +35,10 @@ def test_the_time_of_a_step_lies_between_full_overlap_and_none():
 def test_hetseqs_speed_up_on_2_nodes_predicts_those_on_4_and_8_to_5_percent():
     """Ding et al. 2021 train BERT on nodes of 4 GPUs; a ring's sum of the gradient is what limits them."""
     bandwidth = 1 / (2 / 1.72 - 1)  # gigabytes a second at which 2 nodes sum a gradient of one and reach 1.72
-    for nodes, published in {2: 1.72, 4: 3.22, 8: 5.94}.items():
+    for nodes, reached in {2: 1.72, 4: 3.22, 8: 5.94}.items():
         gradient = Collective("all-reduce", nodes, 10**9, 1)
         times = plan.times(1.0, [gradient], Hardware(bandwidth_gbs=bandwidth, latency_us=0))
-        assert nodes * times["efficiency"] == pytest.approx(published, rel=0.05)
+        assert nodes * times["efficiency"] == pytest.approx(reached, rel=0.05)
 
 
 @functools.cache
@@ -140,7 +145,42 @@ def test_a_plan_without_data_assumes_what_only_the_data_has_and_says_so(config, 
 )
 def test_a_plan_of_a_model_in_a_folder_says_which_sizes_it_needs(config, message, tmp_path):
     with pytest.raises(ConfigError, match=message):
-        plan.abstract(configs.load(config, [f"--config.data.dir={tmp_path}"]))
+        plan.abstract(configs.load(config, [f"--config.data.dir={tmp_path}", "--config.init_from="]))
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [  # what model.num_parameters() of transformers says of the published models
+        ("sst2:hf", 109_482_240 + 2 * 769),  # BertModel, and a head
+        ("lm_text:gpt2", 124_439_808),
+        ("summarize:t5", 60_506_624),
+        ("summarize:bart", 139_420_416),
+        ("clip_captions:clip", 151_277_313),
+        ("clip_captions:siglip", 203_155_970),
+        ("vit_cifar:hf", 85_798_656 + 10 * 769),
+    ],
+)
+def test_a_plan_of_a_published_model_needs_neither_network_nor_folder(
+    config, parameters, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "empty"))
+    assert plan.abstract(configs.load(config, [f"--config.data.dir={tmp_path}"])).parameters == parameters
+    assert "WARNING" not in capsys.readouterr().err
+
+
+def test_the_sizes_of_each_published_model_that_a_preset_names_are_known():
+    texts = [path.read_text() for path in shipped.paths().values()]
+    assert {name for text in texts for name in re.findall(r'"hf:([^"]+)"', text)} == set(published.CONFIGS)
+
+
+def test_a_plan_reads_config_json_alone_but_a_run_needs_the_weights(shared, tmp_path):
+    shutil.copy(shared / "golden" / "bert_sequence_classification" / "config.json", tmp_path)
+    fields = [f"init_from=hf:{tmp_path}", "data.dir=/nowhere", "data.length=32", "data.buckets=(32,)"]
+    config = configs.load("sst2:hf", [f"--config.{field}" for field in fields])
+    assert plan.abstract(config).job.config.model.width == model_config.model_fields(tmp_path)["width"]
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors"):
+        job.fill(config, classify)
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_the_presets_are_the_published_sizes_or_a_folders(monkeypatch):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 86_567_656  # ViT-B/16 for ImageNet
     message = r"not set: config\.model\.width, config\.model\.depth, config\.model\.heads; give them, or"
     with pytest.raises(ConfigError, match=message):
-        job.prepare(configs.load("configs/vit_cifar.py:hf", ["--config.data.name=digits"]))
+        job.prepare(configs.load("configs/vit_cifar.py:hf", ["--config.data.name=digits", "--config.init_from="]))
 
 
 def test_what_the_data_and_a_folder_fill_in_is_a_config_again():
