@@ -16,12 +16,10 @@ from jtasks.console import warn
 from jtasks.data import mixture, pipeline
 from jtasks.distributed import processes, sharding
 from jtasks.errors import ConfigError, DataError
-from jtasks.faults import Fault, explain, require, some
-from jtasks.metrics import F1, TERM, Loss, Mean
-from jtasks.run import evaluate, evaluations, predict, records, returned_loss
+from jtasks.faults import Fault, explain
+from jtasks.run import evaluate, evaluations, predict, results, returned_loss
 from jtasks.run.evaluations import Evaluation
 from jtasks.run.job import Job
-from jtasks.tree import by_name, leaf_name
 
 # Errors that a mistake in a function raises, whatever numbers the function gets.
 MISTAKES = (AttributeError, ConfigError, DataError, ImportError, NameError, NotImplementedError, TypeError)
@@ -71,7 +69,7 @@ def check(
 def check_params(params: Any) -> None:
     """Raise ConfigError unless init returned only arrays, each with a path of its own."""
     with _as_config_error():
-        require_arrays(params)
+        results.require_arrays(params)
 
 
 @contextlib.contextmanager
@@ -112,23 +110,6 @@ def check_watched(config: Config, names: Mapping[str, set[str]]) -> None:
             raise ConfigError(f"config.{group}.metric={of}/{metric}: expected one of {', '.join(there)}")
 
 
-def require_arrays(params: Any) -> None:
-    """Raise a Fault unless the parameters, any pytree, are only arrays with distinct paths."""
-    hint = (
-        'return a pytree of arrays, such as model.init(rng, x)["params"]; nnx.to_pure_dict(nnx.state(model, nnx.Param))'
-        " makes one of a Flax NNX module, equinox.partition(model, equinox.is_array)[0] of an Equinox module"
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    wrong = [
-        f"{leaf_name(p) or 'it'} is {kind(x)}" for p, x in leaves if not hasattr(x, "shape") or not hasattr(x, "dtype")
-    ]
-    require(not wrong, f"init's result is {kind(params)}, in which {some(wrong)}", hint)
-    require(bool(leaves), f"init's result is {kind(params)} without arrays", hint)
-    names = [leaf_name(path) for path, _ in leaves]
-    twice = sorted({path for path in names if names.count(path) > 1})
-    require(not twice, f"init's result has {some(twice)} twice", "a / in a name looks like a level below: rename it")
-
-
 def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> bool:
     """Trace the loss once; raise a Fault if its result breaks the contract.
 
@@ -139,15 +120,16 @@ def check_loss(task: ModuleType, config: Config, params: Any, batch: Any) -> boo
     if hasattr(task, "loss_fn"):
         loss = lambda p, b, rng: task.loss_fn(p, b, rng, config)  # noqa: E731
         result, jaxpr = _trace(task, "loss_fn", params, batch, loss, rng)
-        _check_result("loss_fn", result)
+        results.check_loss_result("loss_fn", result)
         sure = returned_loss.is_sum(jaxpr)
     if hasattr(task, "batch_loss_fn"):
         embed = lambda p, b, rng: task.embed_fn(p, b, rng, config)  # noqa: E731
-        check_embeddings(_trace(task, "embed_fn", params, batch, embed, rng)[0], len(next(iter(batch.values()))))
-        embeddings = jax.eval_shape(embed, params, batch, rng)
+        traced, _ = _trace(task, "embed_fn", params, batch, embed, rng)
+        results.check_embeddings(traced, len(next(iter(batch.values()))))
+        embeddings = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), traced)
         loss = lambda p, b, embeddings: task.batch_loss_fn(p, embeddings, b, config)  # noqa: E731
         result, jaxpr = _trace(task, "batch_loss_fn", params, batch, loss, embeddings)
-        _check_result("batch_loss_fn", result)
+        results.check_loss_result("batch_loss_fn", result)
         sure = returned_loss.is_sum(jaxpr)
     return sure
 
@@ -160,106 +142,18 @@ def _trace(
     Raises:
       Fault: the function changes or keeps what it gets.
     """
-    results: list[Any] = []
+    returned: list[Any] = []
 
     def traced(params: Any, batch: Any, argument: Any) -> Any:
         mine = jax.tree.map(lambda x: x, params), dict(batch)
-        results.append(function(*mine, argument))
-        require_unchanged(name, (params, batch), mine)
-        leaves = [leaf for leaf in jax.tree.leaves(results[-1]) if hasattr(leaf, "dtype")]
-        return [*returned_loss.outputs(results[-1]), *leaves]
+        returned.append(function(*mine, argument))
+        results.require_unchanged(name, (params, batch), mine)
+        leaves = [leaf for leaf in jax.tree.leaves(returned[-1]) if hasattr(leaf, "dtype")]
+        return [*returned_loss.outputs(returned[-1]), *leaves]
 
     jaxpr = jax.make_jaxpr(traced)(params, batch, argument)
-    require_no_leak(task, name)
-    return results[0], jaxpr
-
-
-def _check_result(name: str, result: Any) -> None:
-    hint = "return (loss, metrics): a scalar and a dict of jtasks.metrics.Mean"
-    require(isinstance(result, tuple) and len(result) == 2, f"{name} returned {kind(result)}", hint)
-    loss, metrics = result
-    traced = hasattr(loss, "shape") and not isinstance(loss, np.ndarray | np.generic)
-    detail = f"{name}'s loss is {kind(loss)}, so it has no gradient"
-    require(traced, detail, "compute it with jax.numpy from params; no float(), .item() or numpy on the way")
-    shape = f"{name}'s loss is {loss.dtype}{list(loss.shape)}, not a float32 scalar"
-    require(loss.shape == () and loss.dtype == np.float32, shape, "return jtasks.metrics.total(metrics)")
-    check_metrics(metrics, name)
-
-
-def check_embeddings(embeddings: Any, rows: int) -> None:
-    """Raise a Fault unless embed_fn returned float arrays of `rows` rows by name, as batch_loss_fn needs them."""
-    hint = "return {name: float array [b, d]}, one row an example; what is no float is in the batch that the loss gets"
-    named = isinstance(embeddings, Mapping) and bool(embeddings) and all(isinstance(name, str) for name in embeddings)
-    require(named, f"embed_fn returned {kind(embeddings)}", hint)
-    for name, value in embeddings.items():
-        form = hasattr(value, "shape") and value.shape[:1] == (rows,) and jax.numpy.issubdtype(value.dtype, np.floating)
-        require(form, f"embed_fn's {name!r} is {kind(value)}, for {rows} examples", hint)
-
-
-def check_metric_name(name: str, function: str) -> None:
-    """Raise a Fault if a metric or a score has a name that a record cannot hold, or that the library uses itself."""
-    require(
-        bool(name.strip()) and name.isprintable(),
-        f"{function} calls a metric {name!r}",
-        "give the metric a name of printable characters",
-    )
-    require(
-        not records.OWN.fullmatch(name),
-        f"{function} calls a metric {name!r}, which the library measures itself",
-        "give the metric another name",
-    )
-
-
-def check_metrics(metrics: Any, function: str) -> None:
-    """Raise a Fault if the metrics that a function returned break the contract."""
-    require(
-        isinstance(metrics, Mapping),
-        f"{function}'s metrics are {kind(metrics)}",
-        'return a dict of means: {"loss": Loss.of(values, batch["mask"])}',
-    )
-    for metric, mean in metrics.items():
-        hint = f'write "{metric}": Mean.of(values [b], batch["mask"]), from jtasks.metrics: sums and counts, no means'
-        require(isinstance(metric, str), f"{function} calls a metric {metric!r}, which is no text", hint)
-        check_metric_name(metric, function)
-        require(isinstance(mean, Mean), f"{function}'s metric {metric!r} is {kind(mean)}, not a Mean", hint)
-        for part, number in (("total", mean.total), ("count", mean.count)):
-            text = f"{function}'s metric {metric!r} has a {part} of shape {list(np.shape(number))}, not a scalar"
-            require(np.shape(number) == () or isinstance(mean, F1), text, hint)
-    require(
-        "loss" in metrics or any(isinstance(mean, Loss) for mean in metrics.values()),
-        f"{function}'s metrics have no term of the loss; they are {', '.join(metrics) or 'none'}",
-        f"make each term of the loss {TERM}",
-    )
-    losses = [metric for metric, mean in metrics.items() if isinstance(mean, Loss)]
-    require(
-        not losses or "loss" not in metrics or "loss" in losses,
-        f"{function}'s metric 'loss' is no Loss, but {some(losses)} {'are' if len(losses) > 1 else 'is'}",
-        "leave it out: the metric loss is the sum of the terms",
-    )
-
-
-def require_unchanged(function: str, before: tuple[Any, Any], after: tuple[Any, Any]) -> None:
-    """Raise a Fault if a function changed its arguments params and batch."""
-    for argument, old, new in zip(("params", "batch"), before, after, strict=True):
-        a, b = (by_name(t) for t in (old, new))
-        changed = sorted(path for path in a.keys() | b.keys() if a.get(path) is not b.get(path))
-        detail = f"{function} changes its argument {argument}: {some(changed)}"
-        require(not changed, detail, f'work on a copy: {argument} = {argument} | {{"{(changed or [""])[0]}": ...}}')
-
-
-def require_no_leak(task: ModuleType, function: str) -> None:
-    """Raise a Fault if a traced function left arrays in its module."""
-    kinds = (jax.core.Tracer, list, dict, tuple, Mean)
-    held = {k: jax.tree.leaves(v) for k, v in vars(task).items() if isinstance(v, kinds) and not k.startswith("__")}
-    leaked = [k for k, leaves in held.items() if any(isinstance(leaf, jax.core.Tracer) for leaf in leaves)]
-    detail = f"{function} stores traced arrays in the module's variable {some(leaked)}"
-    require(not leaked, detail, "return the arrays instead, for example among the metrics: a traced array has no value")
-
-
-def kind(value: Any) -> str:
-    """Describe an unexpected value by its type and shape."""
-    shape = getattr(value, "shape", None)
-    return f"a {type(value).__name__}" if shape is None else f"an array {value.dtype}{list(shape)}"
+    results.require_no_leak(task, name)
+    return returned[0], jaxpr
 
 
 def _check_split(
@@ -270,7 +164,7 @@ def _check_split(
     try:
         metrics = programs.metrics(job).shapes(params, batch)
         for name in metrics:
-            check_metric_name(name, "eval_fn")
+            results.check_metric_name(name, "eval_fn")
         names = {"loss", *metrics}
         names |= {f"{source}/{name}" for source in mixture.parts(examples) for name in names}
         if hasattr(job.task, "predict_fn"):
@@ -278,7 +172,7 @@ def _check_split(
             if taken := sorted(names & scores):
                 raise Fault(f"score_fn and eval_fn both return {taken[0]!r}", "give the score another name")
             for name in scores:
-                check_metric_name(name, "score_fn")
+                results.check_metric_name(name, "score_fn")
             names |= scores
     except Exception as error:
         if difference := _differences(train, batch):

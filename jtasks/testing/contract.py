@@ -19,7 +19,8 @@ from jtasks.distributed import sharding
 from jtasks.faults import CONTRACT, Fault, explain, require, some
 from jtasks.run import plan
 from jtasks.run.job import SPLITS, Job, fill, make_files
-from jtasks.run.preflight import check_loss, check_metrics, kind, require_arrays, require_no_leak, require_unchanged
+from jtasks.run.preflight import check_loss
+from jtasks.run.results import check_metrics, kind, require_arrays, require_no_leak, require_unchanged
 from jtasks.testing.subject import Subject, Tree, key, mesh_of, pick, same, small, unequal, variables
 from jtasks.tree import leaf_name
 

@@ -11,7 +11,7 @@ from jtasks.data import buckets, pipeline
 from jtasks.data.lazy import Lazy
 from jtasks.errors import DataError
 from jtasks.faults import require, some
-from jtasks.run.preflight import kind
+from jtasks.run.results import kind
 from jtasks.task import sequence_keys
 from jtasks.testing.padding import short_rows
 from jtasks.testing.result import Skip
