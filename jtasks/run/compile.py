@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jaxlib
 
 from jtasks.distributed import processes
 
@@ -16,9 +17,10 @@ from jtasks.distributed import processes
 _QUICK = {
     "xla_backend_optimization_level": 1,
     "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
 }
+if jaxlib.version.__version_info__ < (0, 11, 1):  # later versions have one way to compile, and refuse the option
+    _QUICK["xla_cpu_use_fusion_emitters"] = False
 
 
 def quick_options(mesh: jax.sharding.Mesh) -> dict[str, Any]:
