@@ -1,4 +1,4 @@
-"""The process of the command: signals, exit codes, and what is printed of a result or an error.
+"""The process of the command: exit codes, and what is printed of a result or an error.
 
 What each --mode does: see `modes`.
 """
@@ -7,16 +7,22 @@ import argparse
 import contextlib
 import errno
 import os
-import signal
 import sys
 import threading
 import traceback
 from collections.abc import Sequence
-from types import FrameType
 
 from jtasks import console, environment, errors, modes, shipped, storage
 from jtasks.errors import EXIT_STOPPED
-from jtasks.flags import check_flags, config_overrides, make_parser, run_folders, user_path, workdir_path
+from jtasks.flags import (
+    check_flags,
+    config_overrides,
+    make_parser,
+    require_writable,
+    run_folders,
+    user_path,
+    workdir_path,
+)
 
 SMALLER = (
     "a device's memory is full: a smaller config.batch_size, more config.accumulate, config.model.remat=True or"
@@ -35,9 +41,6 @@ def main() -> None:
     console.settle()
     environment.use_huge_pages()
     environment.collect_rarely()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
-            signal.signal(number, _stop)  # while there is nothing to save; training installs its own handlers
     code = run(sys.argv[1:])
     compiling = any(thread.name.startswith("compiler") for thread in threading.enumerate())
     if code == EXIT_STOPPED or (code != EXIT_DONE and compiling):
@@ -137,19 +140,6 @@ def _absent_field_message(error: BaseException) -> str:
     )
 
 
-def _stop(number: int, frame: FrameType | None) -> None:
-    text = f"{signal.Signals(number).name}: stopped; run the same command again"
-    for other in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(other, signal.SIG_DFL)  # a second signal ends the process at once
-    with contextlib.suppress(OSError, ValueError):
-        print(text, file=sys.stderr, flush=True)
-    if tell := getattr(
-        sys.modules.get("jtasks.distributed.processes"), "report_failure", None
-    ):  # the module may be half imported
-        tell(EXIT_STOPPED, text)  # other processes end with the same code
-    os._exit(EXIT_STOPPED)
-
-
 def _fail(code: int, text: str, trace: str = "") -> int:
     from jtasks.distributed import processes
 
@@ -169,6 +159,8 @@ def _report(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[
             raise errors.ConfigError("--mode=report shows what runs have recorded: it takes no --config")
         with storage.closing():
             output = None if flags.output is None else user_path("--output", flags.output)
+            if flags.runs is None or output is not None:
+                require_writable(flags, output)
             if flags.runs is None:
                 path = page.write(workdir_path(flags), output)
             else:

@@ -3,8 +3,11 @@
 import contextlib
 import gc
 import os
+import signal
 import sys
 from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # signals that ask a run to stop
 
 # What libtpu asks the cloud for. Where it gets no answer, it writes two long lines to stderr.
 NO_CLOUD = {"TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost"}
@@ -15,11 +18,15 @@ def use_huge_pages() -> None:
 
     XLA's CPU backend allocates new scratch memory for each step, and the kernel can take longer to clear pages of
     4 KiB than XLA to compute: benchmarks/README.md has the figures.
+
+    Signals wait meanwhile: while Python starts, it answers Ctrl-C with a traceback.
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
     if sys.platform == "linux" and "glibc.malloc.hugetlb" not in tunables:
         os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         os.execv(sys.executable, sys.orig_argv)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
 
 
 def collect_rarely() -> None:

@@ -14,10 +14,10 @@ from types import FrameType
 from typing import Any
 
 from jtasks.distributed import processes
+from jtasks.environment import STOPPING
 from jtasks.errors import EXIT_STOPPED
 
 GRACE_SECONDS = 5.0
-STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 REPEAT_SECONDS = 1.0  # a scheduler signals all processes of a job, and a parent among them passes the signal on
 
 
