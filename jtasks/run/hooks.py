@@ -156,7 +156,7 @@ class Hooks:
         Raises:
           CheckpointError: the newest checkpoint could not be written.
         """
-        self._wait_for_save()
+        self.checkpoints.wait()
         if self.save_error is not None:
             raise self.save_error
         # The last evaluation may have found a better checkpoint.
@@ -242,7 +242,7 @@ class Hooks:
         if not processes.alone():  # the other processes may not know, and would wait for this one
             raise error
         if not self.stop.requested:
-            self.log.warn(f"{error}; training goes on, and the newest good checkpoint is kept")
+            self.log.warn(f"{error}; earlier checkpoints are kept")
 
     def _expendable_steps(self, steps: list[int]) -> list[int]:
         """Return the saved `steps` that are neither among the newest nor the best by config.best or config.evals."""

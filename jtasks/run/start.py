@@ -120,7 +120,8 @@ def set_up(config: Config, workdir: pathlib.Path, damaged: Collection[int] = ())
         steps = start
     openers = {name: functools.partial(logger, job.config, workdir, start) for name, logger in loggers.items()}
     log = Log(workdir, start=start, steps=steps, count=plan.count, loggers=openers, writer=processes.first())
-    recall_evaluations(log, folder / str(start))
+    if start:
+        recall_evaluations(log, folder / str(start))
     steps = start if processes.broadcast_from_first(lambda: is_stopped(job.config, log, start)) else steps
     return Setup(job, workdir, splits, plan, start, steps, log, evals, evaluate.programs(log.watch))
 

@@ -160,16 +160,16 @@ def catches(process: subprocess.Popen, number: signal.Signals) -> bool:
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.5, 1.5])
-def test_a_signal_while_the_run_is_still_starting_says_75_too(after, tmp_path):
-    process = start(
-        *LONG, f"--workdir={tmp_path}", GLIBC_TUNABLES="glibc.malloc.hugetlb=1", PACE=PACE
-    )  # it starts but once
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("after", [0.0, 0.02, 0.1, 0.25, 0.5, 1.5])  # seconds: it starts twice, for huge pages
+def test_a_signal_while_the_run_is_still_starting_says_75_too(after, number, tmp_path):
+    process = start(*LONG, f"--workdir={tmp_path}", GLIBC_TUNABLES="", PACE=PACE)
     while not catches(process, signal.SIGTERM):  # before, the interpreter itself is starting
         time.sleep(0.01)
     time.sleep(after)
-    code, errors = signalled(process, signal.SIGTERM)
+    code, errors = signalled(process, number)
     assert code == 75, errors
+    assert "Traceback" not in errors
 
 
 def test_a_second_run_in_one_workdir_is_refused_and_the_first_goes_on(tmp_path):
@@ -199,6 +199,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_ends_non_zero(tmp_path):
     found = limited(20_000, *arguments, "--config.steps=6")
     assert found.returncode == 1, found.stderr
     assert "WARNING: step 4 was not saved in" in found.stderr
+    assert "earlier checkpoints are kept" in found.stderr
+    assert found.stderr.count("step 6 was not saved in") == 1  # the error that the run ends with
     assert "step 6/6" in found.stderr
     assert checkpoint_files.newest(tmp_path / "checkpoints", pytest.fail) == 2
     result, errors = run(*arguments, "--config.steps=6")

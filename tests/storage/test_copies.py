@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import time
@@ -179,6 +180,13 @@ def test_a_run_whose_workdir_was_taken_over_ends_and_changes_nothing(s3, place):
         signal.signal(signal.SIGINT, before)
     assert "taken over by process 1 on moon" in failure.value.__notes__[0]
     assert list(bucket.listing(f"{s3}/run")) == [".lock/000001", ".lock/000002"]
+
+
+def test_a_fresh_run_asks_for_no_checkpoint(s3, gate_of_s3):
+    loop.train(LINEAR | {"steps": 2}, f"{s3}/run")
+    asked = [path for method, path in gate_of_s3.requests if method == "GET"]
+    assert asked
+    assert not [path for path in asked if re.search("checkpoints(%2F|/)0", path)]
 
 
 def test_data_is_downloaded_once_and_again_when_it_changes(url, tmp_path, monkeypatch):
