@@ -14,6 +14,7 @@ from jtasks.errors import ConfigError
 MODES = ("train", "eval", "watch", "predict", "embed", "probe", "show", "report", "export", "check", "plan")
 READING = ("eval", "predict", "embed", "probe", "show", "export")  # modes that take a --checkpoint
 ANSWERING = ("predict", "embed")  # modes that take an --input
+WRITING = ("watch", "predict", "embed", "show", "report", "export")  # modes that write to DIR or to an --output
 FORMATS = ("jsonl", "csv", "tsv", "lines")
 FIELDS = ("--config.", "--sweep.")  # before the name of a field of the config
 NUMBERS = {
@@ -279,6 +280,17 @@ def user_path(flag: str, text: str) -> pathlib.Path:
         return pathlib.Path(text).expanduser()
     except RuntimeError:
         raise ConfigError(f"{flag}={text}: there is no such user's home folder") from None
+
+
+def require_writable(flags: argparse.Namespace, output: pathlib.Path | None) -> None:
+    """Raise ConfigError, before anything is computed, if the store refuses what the mode writes to a bucket."""
+    if flags.mode not in WRITING:
+        return
+    try:
+        storage.require_writable(output or workdir_path(flags))
+    except ConfigError as error:
+        hint = "; or write elsewhere, with --output=PATH" if output is None and flags.mode != "watch" else ""
+        raise ConfigError(f"{error}{hint}") from error
 
 
 def _check_once(arguments: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jtasks import console, environment, errors
-from jtasks.flags import check_flags, config_overrides, is_pretrained, user_path, workdir_path
+from jtasks.flags import check_flags, config_overrides, is_pretrained, require_writable, user_path, workdir_path
 
 
 def run(arguments: Sequence[str], flags: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any] | None:
@@ -88,8 +88,11 @@ def _join(flags: argparse.Namespace) -> None:
 
 
 def _run_mode(flags: argparse.Namespace, config: Any, workdir: pathlib.Path) -> dict[str, Any]:
+    from jtasks.distributed import processes
+
     which, split = _checkpoint(flags), flags.split or "test"
     output = None if flags.output is None else user_path("--output", flags.output)
+    processes.on_first_process(lambda: require_writable(flags, output))
     if flags.mode == "train":
         from jtasks.run.loop import train
 
@@ -150,6 +153,8 @@ def _answer(flags: argparse.Namespace, overrides: Sequence[str], workdir: pathli
     from jtasks.run import answer
 
     output = None if flags.output is None else user_path("--output", flags.output)
+    if output is not None:
+        require_writable(flags, output)
     source = flags.input if flags.input == "-" else str(user_path("--input", flags.input))
     counts = answer.run(
         lambda: _open_model(flags, overrides, workdir),

@@ -146,12 +146,11 @@ def _write_token(path: pathlib.Path, *, make: bool) -> str:
             os.fsync(file.fileno())
         storage.send_file(path)
         return ""
-    except OSError as error:
+    except (OSError, ConfigError) as error:
         _remove(path)
+        reason = getattr(error, "strerror", None) or error
         hint = "" if make else f"; where all set the same {SECRET}, it may be read-only"
-        return (
-            f"--workdir={path.parent} cannot be written to ({error.strerror}): the processes of a run meet there{hint}"
-        )
+        return f"--workdir={path.parent} cannot be written to ({reason}): the processes of a run meet there{hint}"
 
 
 def _remove(path: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ credentials and endpoint from where the vendors' own tools take them. What each 
 """
 
 import concurrent.futures
+import contextlib
 import fnmatch
 import functools
 import inspect
@@ -15,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
-from jtasks.errors import ConfigError
+from jtasks.errors import ConfigError, StorageError
 from jtasks.storage import attempts
 from jtasks.storage.attempts import NO_BUCKET, NO_STORE, RAISE
 
@@ -23,6 +24,7 @@ T = TypeVar("T")
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs"}
 AT_ONCE = 16  # transfers at the same time
+TRIAL = ".writable.tmp"  # no working copy takes an object of this name
 
 
 class Object(NamedTuple):
@@ -131,6 +133,18 @@ def write(url: str, content: bytes, patience: float | None = None) -> None:
         files.pipe_file(path, content)
 
     _attempt(url, "written", pipe, absent=NO_BUCKET, patience=patience)
+
+
+def require_writable(folder: str) -> None:
+    """Raise ConfigError if the store refuses to write below a folder, by an object that is removed again."""
+
+    def pipe() -> None:
+        files, path = _open(f"{folder}/{TRIAL}")
+        files.pipe_file(path, b"")
+
+    _attempt(folder, "written to", pipe, absent=NO_BUCKET)
+    with contextlib.suppress(ConfigError, StorageError):  # keys that may not delete leave this one empty object
+        remove(f"{folder}/{TRIAL}", 0)
 
 
 def create(url: str, content: bytes) -> bool:

@@ -44,6 +44,12 @@ def outbox(url: str) -> pathlib.Path:
     return copy.path / name
 
 
+def require_writable(path: pathlib.Path) -> None:
+    """Raise ConfigError if the store refuses to write where a path in a working copy is sent."""
+    if copy := _of(path):
+        bucket.require_writable(copy.url)
+
+
 def locked(
     folder: pathlib.Path, started: str, on_loss: Callable[[], None], tell: Callable[[str], None]
 ) -> contextlib.AbstractContextManager[None] | None:
@@ -115,7 +121,7 @@ def receive_file(path: pathlib.Path) -> None:
 def remove_file(path: pathlib.Path) -> None:
     """Remove one file from the bucket, if it is in a working copy."""
     if url := url_of(path):
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, ConfigError):
             bucket.remove(url)
 
 

@@ -9,10 +9,12 @@ import sys
 import time
 
 import bucket_servers
+import front_door
 import pytest
 from bucket_servers import PAGE, gs_error, s3_error
 
 from jtasks.errors import ConfigError, StorageError
+from jtasks.run import loop
 from jtasks.storage import attempts, bucket, copies
 
 LINEAR = pathlib.Path(__file__).parents[1] / "data_tasks/linear.py"
@@ -126,7 +128,7 @@ def test_nothing_is_left_of_a_workdir_that_cannot_be_opened(s3, gate_of_s3, tmp_
 
 
 # Each role that the address of a bucket may have, in one process: code and messages of every command.
-ROLES = """
+ATTEMPT = """
 import contextlib, io, json, sys
 from jtasks import cli
 import jtasks
@@ -138,6 +140,12 @@ def attempt(*words):
     print(json.dumps([*words[:2], code, text.getvalue()]), flush=True)
 
 url, linear, folder = sys.argv[1:]
+"""
+
+# Every command with an address.
+ROLES = (
+    ATTEMPT
+    + """
 data = [f"--config.data.{split}={url}/{split}.tsv" for split in ("train", "valid")]
 attempt(f"--config={linear}", f"--workdir={url}/run")
 for mode in ("train", "eval", "predict", "show", "watch", "export", "report", "probe"):
@@ -160,6 +168,7 @@ for place in (f"{url}/run", f"{url}/run/checkpoints/4"):
     except jtasks.errors.ConfigError as error:
         print(json.dumps(["load", place, 2, f"error: {error}"]))
 """
+)
 
 
 def test_every_role_of_an_address_has_one_message_and_leaves_nothing(s3, gate_of_s3, tmp_path):
@@ -184,3 +193,63 @@ def test_every_role_of_an_address_has_one_message_and_leaves_nothing(s3, gate_of
         assert "Traceback" not in text, (words, text)
     assert not list((tmp_path / "tmp").iterdir())
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+# Commands that write to a bucket, with a run that somebody else has made, and two that only read it.
+READER = (
+    ATTEMPT
+    + """
+for mode in ("predict", "embed", "show", "export", "watch", "report"):
+    attempt(f"--mode={mode}", f"--workdir={url}/run")
+attempt("--mode=predict", f"--output={url}/out.csv", f"--workdir={url}/run")
+attempt("--mode=predict", f"--output={url}/out.csv", f"--workdir={url}/run", f"--input={linear}")
+attempt("--mode=report", f"--output={url}/all.html", f"--runs={url}/run")
+attempt("--mode=report", f"--output={folder}/page.html", f"--workdir={url}/run")
+attempt("--mode=eval", f"--workdir={url}/run", "--split=valid")
+"""
+)
+
+
+TRAINED = {"task": str(LINEAR), "steps": 2, "batch_size": 8, "data": {"threads": 1}, "model": {"width": 3}}
+
+
+def test_keys_that_may_only_read_are_told_before_anything_is_computed(url, gate, tmp_path):
+    loop.train(TRAINED, f"{url}/run")
+    copies._copies.clear()
+    before = bucket.listing(url)
+    denied = DENIED[url[:2]]
+    gate.rule = lambda method, path: denied if method in ("PUT", "POST", "DELETE") else None
+    (tmp_path / "pages").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", READER, url, LINEAR, tmp_path / "pages"], capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    *refused, report, evaluated = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(refused) == 9
+    for *words, code, text in refused:
+        errors = [line for line in text.splitlines() if line.startswith("error: ")]
+        assert (code, len(errors)) == (2, 1), (words, code, text)
+        assert f"error: {url}" in text, (words, text)
+        assert "cannot be written to: the credentials do not allow it" in text, (words, text)
+        elsewhere = "--mode=watch" not in words and f"--output={url}" not in str(words)
+        assert ("write elsewhere, with --output=PATH" in text) == elsewhere, (words, text)
+    assert (report[2], evaluated[2]) == (0, 0), (report, evaluated)
+    assert bucket.listing(url) == before
+    gate.rule = lambda method, path: denied if method == "DELETE" else None
+    bucket.require_writable(f"{url}/run")  # to write is enough
+
+
+def test_processes_that_meet_in_a_folder_that_they_may_only_read_are_all_told(s3, gate_of_s3):
+    loop.train(TRAINED, f"{s3}/run")
+    copies._copies.clear()
+    gate_of_s3.rule = lambda method, path: DENIED["s3"] if method in ("PUT", "POST", "DELETE") else None
+    place = [f"--workdir={s3}/run", "--mode=eval", "--split=valid", "--num-processes=2"]
+    place += [f"--coordinator=127.0.0.1:{bucket_servers.free_port()}"]
+    for secret, code in (("", 2), ("of both", 0)):  # with a secret of their own they need no token there
+        running = [front_door.start(*place, f"--process-id={i}", JTASKS_SECRET=secret) for i in range(2)]
+        ends = [(process.communicate(timeout=300)[1], process.returncode) for process in running]
+        for errors, ended in ends:
+            assert ended == code, ends
+            assert ("cannot be written to" in errors) == (code == 2), errors
+            assert ("do not allow it (Access Denied)" in errors) == (code == 2), errors
+            assert "Traceback" not in errors
