@@ -17,6 +17,8 @@ read -r -a hosts <<<"$1"
 shift
 folder=${FOLDER:-$PWD}
 port=${PORT:-$((20000 + RANDOM % 10000))}
+# A machine that is gone says nothing more: without these options, ssh would wait for it for hours.
+connect=(ssh -o BatchMode=yes -o ConnectTimeout=15 -o ServerAliveInterval=15)
 state=$(mktemp -d)
 trap 'rm -rf "$state"' EXIT
 
@@ -25,7 +27,7 @@ start() { # one process; its lines get the host's name, and its exit code goes t
   local host=${hosts[$1]} command
   command="cd $(printf %q "$folder") && echo jtasks-pid \$\$ && exec $(printf %q "${PYTHON:-python}") main.py$(printf ' %q' "${@:2}")"
   command+=" --coordinator=${hosts[0]#*@}:$port --num-processes=${#hosts[@]} --process-id=$1"
-  ssh -o BatchMode=yes "$host" "$command" 2>&1 </dev/null | while IFS= read -r line; do
+  "${connect[@]}" "$host" "$command" 2>&1 </dev/null | while IFS= read -r line; do
     # Ours comes before all that the run prints: what looks like it later is the run's, and no number is to be killed.
     if [[ ! -e $state/$1.pid && $line =~ ^jtasks-pid\ ([0-9]{1,10})$ ]]; then
       echo "${BASH_REMATCH[1]}" >"$state/$1.pid"
@@ -40,7 +42,7 @@ signal() { # send it to all that still run
   local i
   for i in "${!hosts[@]}"; do
     if [ -s "$state/$i.pid" ] && [ ! -s "$state/$i.code" ]; then
-      ssh -o BatchMode=yes "${hosts[$i]}" "kill -$1 '$(cat "$state/$i.pid")'" </dev/null 2>/dev/null
+      "${connect[@]}" "${hosts[$i]}" "kill -$1 '$(cat "$state/$i.pid")'" </dev/null 2>/dev/null
     fi
   done
 }

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,20 +131,52 @@ def test_the_job_set_gives_each_pod_its_place():
     assert workers["replicas"] == 1
 
 
-def test_skypilot_gives_each_machine_its_place_and_starts_again_only_what_was_stopped(fakes):
+def test_skypilot_gives_each_machine_its_place_and_starts_again_only_what_was_stopped(fakes, tmp_path):
     task = yaml.safe_load((LAUNCH / "skypilot.yaml").read_text())
     recovery = task["resources"]["job_recovery"]
     assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [cli.EXIT_STOPPED]}
     env = fakes(python='env | grep ^JAX_ >"$LOG"\nprintf "%s\\n" "$@"')
+    (tmp_path / "jtasks-env").symlink_to(tmp_path)  # its bin has the python
     for rank in range(task["num_nodes"]):
         sky = {"SKYPILOT_NODE_IPS": "10.0.0.1\n10.0.0.2", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": str(rank)}
         command = ["bash", "-c", task["run"]]
-        place = {"WORKDIR": "s3://a b/c"}
+        place = {"WORKDIR": "s3://a b/c", "HOME": str(tmp_path)}
         output = subprocess.run(command, env=env | sky | place, check=True, stdout=subprocess.PIPE, text=True).stdout
-        environment = dict(line.split("=", 1) for line in pathlib.Path(env["LOG"]).read_text().splitlines())
-        assert detect(environment) == Cluster("the environment", "10.0.0.1:55527", 2, rank)
+        variables = dict(line.split("=", 1) for line in pathlib.Path(env["LOG"]).read_text().splitlines())
+        assert detect(variables) == Cluster("the environment", "10.0.0.1:55527", 2, rank)
         flags, overrides = make_parser().parse_known_args(output.splitlines()[1:])
         assert (flags.workdir, overrides) == ("s3://a b/c", ["--config.data.shared=False"])
+
+
+LOADED = """
+import contextlib, json, sys
+with contextlib.redirect_stdout(sys.stderr):
+    import sky
+    from sky.skylet import log_lib
+    task = sky.Task.from_yaml_config(json.load(sys.stdin), env_overrides=json.loads(sys.argv[1]))
+    (resources,) = task.resources
+print(json.dumps([resources.job_recovery, log_lib.make_task_bash_script(task.run, task.envs)]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("sky") is None, reason="SkyPilot is not installed")
+def test_skypilot_itself_reads_its_recipe_and_asks_for_the_folder(tmp_path):
+    python = pathlib.Path(shutil.which("sky")).resolve().with_name("python")
+    recipe = json.dumps(yaml.safe_load((LAUNCH / "skypilot.yaml").read_text()))
+    env = {**os.environ, "HOME": str(tmp_path), "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
+
+    def load(envs):
+        command = [str(python), "-c", LOADED, json.dumps(envs)]
+        return subprocess.run(command, input=recipe, env=env, capture_output=True, text=True, cwd=tmp_path)
+
+    read = load([["WORKDIR", "s3://a b/c"]])
+    assert read.returncode == 0, read.stderr
+    recovery, run = json.loads(read.stdout)
+    assert recovery == {"max_restarts_on_errors": 0, "recover_on_exit_codes": [cli.EXIT_STOPPED], "strategy": None}
+    assert "\nexport WORKDIR='s3://a b/c'\n" in run
+    without = load([])
+    assert (without.returncode, "Environment variable 'WORKDIR' is None" in without.stderr) == (1, True)
 
 
 def test_the_image_holds_the_program():
@@ -151,6 +184,10 @@ def test_the_image_holds_the_program():
     copied = [path for line in re.findall(r"^COPY (.*) \S+$", words, re.MULTILINE) for path in line.split()]
     assert {"jtasks", "configs", "main.py", "pyproject.toml"} <= set(copied)
     assert all((ROOT / path).exists() for path in copied)
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    everything, *kept, compiled = [line for line in lines if not line.startswith("#")]
+    assert (everything, compiled) == ("*", "**/__pycache__")
+    assert set(kept) == {f"!{path.split('/')[0]}" for path in copied}
 
 
 LOCAL_SSH = 'while [ "$1" = -o ]; do shift 2; done\nshift\nexec bash -c "$1"'  # ssh -o OPTION HOST COMMAND
@@ -230,15 +267,26 @@ def test_what_a_run_prints_in_the_form_of_its_number_is_never_executed(tmp_path,
     assert not (tmp_path / "executed").exists()
 
 
-GCLOUD = 'HOME=$(dirname "$LOG") exec bash -c "${8#--command=}"'
+GCLOUD = 'HOME=$(dirname "$LOG") exec bash -c "${9#--command=}"'
 
 
 def test_a_tpu_slice_runs_the_command_on_all_workers_and_tells_its_exit_code(tmp_path, fakes):
     (tmp_path / "main.py").write_text("import sys; print(sys.argv[1:]); sys.exit(75)")
-    env = fakes(gcloud=f'echo "${{@:1:7}}" >"$LOG"\n{GCLOUD}') | {"FOLDER": str(tmp_path)}
+    env = fakes(gcloud=f'printf "%s\\n" "${{@:1:8}}" >"$LOG"\n{GCLOUD}') | {"FOLDER": str(tmp_path)}
     found = script("tpu-vm.sh", "pod", "zone-a", "--workdir=a b", "it's $1", env=env)
     assert (found.returncode, found.stdout) == (75, """['--workdir=a b', "it's $1"]\n"""), found.stderr
-    assert pathlib.Path(env["LOG"]).read_text() == "compute tpus tpu-vm ssh pod --zone=zone-a --worker=all\n"
+    words = ["compute", "tpus", "tpu-vm", "ssh", "pod", "--zone=zone-a", "--worker=all"]
+    assert pathlib.Path(env["LOG"]).read_text().splitlines() == [*words, "--ssh-flag=-o ServerAliveInterval=15"]
+
+
+def test_a_run_on_a_tpu_slice_that_ended_while_the_connection_was_lost_is_not_started_again(tmp_path, fakes):
+    (tmp_path / "main.py").write_text("import sys; open('starts', 'a').write('x'); print('failed'); sys.exit(1)")
+    again = f'bash -c "${{9#--command=}}" >/dev/null\n{GCLOUD}'  # as gcloud does after ssh's exit code 255
+    env = fakes(gcloud=f'export HOME=$(dirname "$LOG")\n{again}') | {"FOLDER": str(tmp_path)}
+    for starts in ("x", "xx"):  # the same command, given again, starts it again
+        found = script("tpu-vm.sh", "pod", "zone-a", "x", env=env)
+        assert (found.returncode, found.stdout) == (1, "failed\n"), found.stderr
+        assert (tmp_path / "starts").read_text() == starts
 
 
 def test_a_run_on_a_tpu_slice_outlives_the_connection_and_ctrl_c_stops_it(tmp_path, fakes):
