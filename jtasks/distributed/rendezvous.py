@@ -11,6 +11,7 @@ import hmac
 import json
 import selectors
 import socket
+import sys
 import time
 from collections.abc import Callable
 
@@ -50,12 +51,14 @@ def accept_peers(
         waiting.register(server, selectors.EVENT_READ)
         try:
             while not hall.complete():
-                hall.check_keyless(SEE_SECONDS)
+                hall.tell_keyless()
                 left = deadline - time.monotonic()
                 if left <= 0:
-                    hall.check_keyless(0)
                     missing = [i for i in range(1, processes) if i not in hall.members]
-                    raise TrainingError(f"{_list(missing)} of {processes} never came within {seconds:g} s")
+                    text = f"{_list(missing)} of {processes} never came within {seconds:g} s"
+                    if claims := hall.keyless_claims():
+                        raise ConfigError(f"{text}. {_other_key_message(claims, source)}")
+                    raise TrainingError(text)
                 for selected, _ in waiting.select(min(left, 1.0)):
                     if selected.data is None:
                         _admit(server, waiting, hall, left)
@@ -185,6 +188,7 @@ class _Hall:
         self.processes, self.key, self.source, self.job = processes, key, source, job
         self.members: dict[int, Connection] = {}
         self.keyless: dict[int, tuple[float, str]] = {}  # time of the first claim, and host
+        self.told = False
 
     def complete(self) -> bool:
         """Return whether all processes are here, after removing those that left again."""
@@ -194,12 +198,16 @@ class _Hall:
             del self.members[gone]
         return len(self.members) == self.processes - 1
 
-    def check_keyless(self, seconds: float) -> None:
-        """Raise ConfigError if only a process without the key has claimed an index, for at least `seconds`."""
-        now = time.monotonic()
-        claims = [(i, host) for i, (since, host) in sorted(self.keyless.items()) if i not in self.members]
-        if any(now - self.keyless[i][0] >= seconds for i, _ in claims):
-            raise ConfigError(_other_key_message(claims, self.source))
+    def keyless_claims(self, seconds: float = 0) -> list[tuple[int, str]]:
+        """Return index and host of those that are not here, and that a process without the key claimed to be."""
+        before = time.monotonic() - seconds
+        return [(i, host) for i, (at, host) in sorted(self.keyless.items()) if i not in self.members and at <= before]
+
+    def tell_keyless(self) -> None:
+        """Print once that a process lacks the key. It may be a stranger, for whom nobody's wait ends."""
+        if not self.told and (claims := self.keyless_claims(SEE_SECONDS / 2)):
+            self.told = True
+            print(f"WARNING: {_other_key_message(claims, self.source)}; waiting on", file=sys.stderr, flush=True)
 
     def greet(self, connection: Connection) -> bool:
         """Admit a process that reports; returns False if it left again or is a stranger."""

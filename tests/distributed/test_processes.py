@@ -412,7 +412,7 @@ def test_a_shell_in_an_allocation_trains_alone(tmp_path):
 
 @pytest.mark.slow
 def test_two_folders_of_one_name_are_no_shared_folder(tmp_path):
-    address = [*RUN, f"--coordinator={free_address()}", "--num-processes=2", "--config.steps=2"]
+    address = [*RUN, f"--coordinator={free_address()}", "--num-processes=2", "--config.steps=2", "--timeout=15"]
     running = [start(*address, f"--process-id={i}", f"--workdir={tmp_path / str(i)}") for i in range(2)]
     for code, output, errors in finish(running):
         assert (code, output) == (2, "")

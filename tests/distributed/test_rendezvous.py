@@ -149,7 +149,7 @@ def test_a_port_in_use_and_an_address_without_one_are_told():
 def test_who_lacks_the_key_is_named_on_both_sides_and_a_late_key_is_waited_for(monkeypatch):
     monkeypatch.setattr(rendezvous, "SEE_SECONDS", 1.0)
     port = free_port()
-    for error in meet(gathering(port, 2, 30), joining(port, 1, 2, 30, key=b"another folder's")):
+    for error in meet(gathering(port, 2, 3), joining(port, 1, 2, 30, key=b"another folder's")):
         assert isinstance(error, ConfigError)
         assert f"process 1 on {socket.gethostname()}" in str(error)
     keys = iter([b"", b""])  # as a file that a network file system shows late
@@ -157,6 +157,33 @@ def test_who_lacks_the_key_is_named_on_both_sides_and_a_late_key_is_waited_for(m
     (first,), second = meet(gathering(port, 2), (*joining(port, 1, 2)[:5], lambda: next(keys, KEY)))
     assert (first.process, second.process) == (1, 0)
     first.sock.close(), second.sock.close()
+
+
+def claim_then_join(port: int, process: int, processes: int):
+    """What a process gets that joins after a stranger has claimed to be each of the members."""
+    time.sleep(0.2)
+    for claimed in range(1, processes):
+        hello = {"process": claimed, "processes": processes, "host": "x", "job": "", "proof": "00"}
+        with socket.create_connection(("localhost", port)) as sock:
+            connections.Connection(sock).send(hello)
+    time.sleep(1)
+    join, *arguments = joining(port, process, processes)
+    return join(*arguments)
+
+
+def test_a_stranger_who_claims_to_be_a_member_ends_nobody_s_wait(monkeypatch, capsys):
+    monkeypatch.setattr(rendezvous, "SEE_SECONDS", 0.4)
+    port = free_port()
+    (first,), second = meet(gathering(port, 2), (claim_then_join, port, 1, 2))
+    assert (first.process, second.process) == (1, 0)
+    first.sock.close(), second.sock.close()
+    port = free_port()
+    for error in meet(gathering(port, 3, 3), (claim_then_join, port, 2, 3)):
+        assert isinstance(error, ConfigError)
+        assert str(error).startswith("process 1 of 3 never came within 3 s. process 1 on x: does not see")
+    said = capsys.readouterr().err
+    assert said.count("WARNING: process 1 on x: does not see what process 0 wrote there: the key; waiting on") == 1
+    assert said.count("WARNING: process 1 on x, process 2 on x: does not see") == 1
 
 
 def test_processes_of_two_jobs_on_one_port_do_not_mix(monkeypatch):
