@@ -75,12 +75,6 @@ def shape(config: Config) -> tuple[int, int]:
     raise ConfigError("the pictures of the data may have any size: set config.data.size")
 
 
-def pixels(config: Config, channels: int = 3) -> dict[str, Any]:
-    """Return the usual normalization of pixels, as `model_args` does."""
-    half = (0.5,) * channels
-    return {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
-
-
 def text(length: int, *names: str) -> dict[str, np.ndarray]:
     """Return a text of BERT that fills its length, [length]: `tokens`, and `segment_ids` and others by name."""
     return {"tokens": np.zeros(length, np.int32), **{name: np.ones(length, np.uint8) for name in names}}

@@ -10,6 +10,7 @@ from jtasks.errors import DataError
 Check = Callable[[Any, str], Any]  # a value and its place in the file -> the value, or a DataError
 
 LARGEST = 3.4028234e38  # of float32, which numbers become
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)  # not Python's 1_000
 BLANKS = " \t\r\f\v"  # what an empty line may hold; no-break and ideographic blanks are ordinary characters
 _KINDS = {str: "text", int: "a whole number", bool: "true or false", list: "a list", dict: "an object"}
 
@@ -100,10 +101,9 @@ def labels(value: Any, where: str) -> list[str]:
 def number(value: Any, where: str) -> float:
     """Return a number that float32 holds, also from text such as "3.8"; DataError for any other value."""
     if isinstance(value, str):
-        try:
-            value = float(value)
-        except ValueError:
-            raise DataError(f"{where}: expected a number, not {value!r:.80}") from None
+        if not NUMBER.fullmatch(value.strip(BLANKS)):
+            raise DataError(f"{where}: expected a number, not {value!r:.80}")
+        value = float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"{where}: expected a number, not {describe(value)}")
     if not abs(value) <= LARGEST:

@@ -31,6 +31,15 @@ FIELDS = {
 }
 
 
+def usual(config: Any, channels: int = 3) -> dict[str, Any]:
+    """Return the usual normalization as fields of config.model: levels from -1 to 1, and pictures as they are.
+
+    A Hugging Face folder can set other ones.
+    """
+    half = (0.5,) * channels
+    return {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
+
+
 def for_training(batch: dict[str, jax.Array], options: Any) -> jax.Array:
     """Return the images of a batch, augmented as `options` (config.data) says.
 

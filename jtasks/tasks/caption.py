@@ -108,16 +108,14 @@ def model_args(config: Config) -> dict[str, Any]:
     caption; longer ones are then refused.
     """
     height, width = config.model.get("shape") or _shape(config)
-    half = (0.5,) * 3
     prompt = tuple(tokenizers.encode(tokenizers.of(config, texts), [config.data.prompt])[0].ids)
     length = 1 + len(prompt) + max(config.data.max_caption_tokens, config.beam.max_len)
     if config.model.fusion == "prefix":
         patch = config.model.patch or 1
         length += 1 + (height // patch) * (width // patch)
-    usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
     marks = {"begin": _special(config, BEGIN), "prompt": prompt, "end": _special(config, END)}
     positions = {"max_length": length} if config.model.max_length is None else {}
-    return {"shape": (height, width), **positions, **usual, **marks}
+    return {"shape": (height, width), **positions, **pixels.usual(config), **marks}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

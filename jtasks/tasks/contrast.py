@@ -93,12 +93,11 @@ def model_args(config: Config) -> dict[str, Any]:
         train = captioned.read("train", config)
         assert train is not None  # captioned.read finds train or raises
         shape = train[0]["image"].shape[:2]
-    usual = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "rescale": 1 / config.data.white, "resize": None}
     length = {} if config.data.length is None else {"max_length": config.data.length}
     tokenizer = tokenizers.of(config, texts)
     end = _end(tokenizer)
     pad = next(filter(None, (tokenizer.token_to_id(name) for name in ("[PAD]", "<pad>"))), end)
-    return {"shape": shape, "end": end, "pad": pad, **length, **usual}
+    return {"shape": shape, "end": end, "pad": pad, **length, **pixels.usual(config)}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

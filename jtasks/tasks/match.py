@@ -92,24 +92,20 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Return the number of positions, the pictures' shape (h, w), and the normalization of pixels.
-
-    `resize`, how pictures reach that shape, is None; a Hugging Face folder can set it.
-    """
+    """Return the number of positions, the pictures' shape (h, w), and the normalization of pixels."""
     shape = config.model.shape
     if not shape:  # a Hugging Face folder has it, and may be used without data
         rows = captioned.read("train", config)
         assert rows is not None  # `read` raises without a train split
         shape = rows[0]["image"].shape[:2]
-    usual = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "rescale": 1 / config.data.white, "resize": None}
-    return {"max_length": config.data.length, "shape": shape, **usual}
+    return {"max_length": config.data.length, "shape": shape, **pixels.usual(config)}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return the values of `model_args` and the arrays of an example, from the config alone."""
     shape, length = stand_ins.shape(config), config.data.length
     texts = {name: array[None] for name, array in stand_ins.text(length, "segment_ids").items()}
-    values = {"max_length": length, "shape": shape, **stand_ins.pixels(config)}
+    values = {"max_length": length, "shape": shape, **pixels.usual(config)}
     return values, {"image": np.zeros((*shape, 3), np.uint8), **texts, "count": np.array(1, np.int32)}
 
 

@@ -90,17 +90,12 @@ def examples(inputs: Sequence[Any], config: Config) -> dict[str, np.ndarray]:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Return the numbers of positions, classes and pictures, the pictures' shape (h, w), and their normalization.
-
-    `resize`, how pictures reach that shape, is None; a Hugging Face folder can set it.
-    """
+    """Return the numbers of positions, classes and pictures, the pictures' shape (h, w), and their normalization."""
     rows = picture_texts.read("train", config)
     assert rows is not None  # `read` raises without a train split
     count, *shape, channels = rows[0]["image"].shape
-    half = (0.5,) * channels
-    usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
     own = {"max_length": config.data.length, "classes": len(_classes(config)), "pictures": count}
-    return {**own, "shape": tuple(shape), **usual}
+    return {**own, "shape": tuple(shape), **pixels.usual(config, channels)}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -109,7 +104,7 @@ def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     count = count or stand_ins.assumed("pictures", 2, "the data has one or two pictures an example")
     sizes = {"max_length": length, "classes": stand_ins.classes(config), "pictures": count, "shape": shape}
     example = {"image": np.zeros((count, *shape, 3), np.uint8), **stand_ins.text(length, "segment_ids")}
-    return sizes | stand_ins.pixels(config), example | {"label": np.array(0, np.int32)}
+    return sizes | pixels.usual(config), example | {"label": np.array(0, np.int32)}
 
 
 def assets(config: Config) -> dict[str, str]:

@@ -47,13 +47,18 @@ def dataset(split: str, config: Config) -> dict[str, np.ndarray] | None:
     """Return the windows of `conll.windows`; None without a file. Untagged words can be predicted for.
 
     Raises:
-      DataError: a file is absent or damaged, or has entities of unknown types.
+      DataError: a file is absent or damaged, train has no entity, or another split has entities of unknown types.
     """
     sentences, tags = _sentences(split, config), conll.classes(_types(config))
     if sentences is None:
         return None
     if split == "train" and not sentences[0].tags:
         raise DataError(f"{config.data.train} has words without tags, which training needs")
+    if split == "train" and len(tags) == 1:
+        raise DataError(
+            f"{config.data.train} has no entity: all words have the tag O, so there is nothing to learn; the tags come"
+            f" from column config.data.tag={config.data.tag}"
+        )
     if unknown := sorted({tag for sentence in sentences for tag in sentence.tags} - set(tags)):
         raise DataError(f"the {split} split has the tags {unknown}, which train lacks; name all in config.data.labels")
     return conll.windows(tokenizers.of(config, texts), sentences, tags, config.data.length)

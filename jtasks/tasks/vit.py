@@ -54,15 +54,10 @@ def needs_partner(config: Config) -> bool:
 
 
 def model_args(config: Config) -> dict[str, Any]:
-    """Return the number of classes, the images' shape (h, w), and the normalization of pixels.
-
-    `resize`, how images reach that shape, is None; a Hugging Face folder can set it.
-    """
+    """Return the number of classes, the images' shape (h, w), and the normalization of pixels."""
     h, w, channels = pipeline.example(dataset("train", config), 0)["image"].shape
-    half = (0.5,) * channels
     classes = data.class_names(config.data.name, folder=config.data.dir, target=targets.of(config))
-    usual = {"mean": half, "std": half, "rescale": 1 / config.data.white, "resize": None}
-    return {"classes": len(classes), "shape": (h, w), **usual}
+    return {"classes": len(classes), "shape": (h, w), **pixels.usual(config, channels)}
 
 
 def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -71,7 +66,7 @@ def made_example(config: Config) -> tuple[dict[str, Any], dict[str, np.ndarray]]
     values = {
         "classes": stand_ins.target_classes(config),
         "shape": image.shape[:2],
-        **stand_ins.pixels(config, image.shape[2]),
+        **pixels.usual(config, image.shape[2]),
     }
     return values, {"image": image, "label": stand_ins.label(config)}
 

@@ -101,16 +101,13 @@ def model_args(config: Config) -> dict[str, Any]:
 
     A model that has its positions already, as one of Hugging Face without a run, cuts longer questions.
     """
-    data, half = config.data, (0.5,) * 3
+    data = config.data
     longest = max(data.max_question_tokens, 2 + data.max_answer_tokens, 1 + config.beam.max_len)
     tokenizer = tokenizers.of(config, texts)
     filled = {
         "shape": config.model.get("shape") or _shape(config),
         **({"max_length": longest} if config.model.max_length is None else {}),
-        "mean": half,
-        "std": half,
-        "rescale": 1 / data.white,
-        "resize": None,
+        **pixels.usual(config),
         "begin": tokenizers.special(tokenizer, *BEGIN),
         "end": tokenizers.special(tokenizer, *END),
     }

@@ -125,3 +125,6 @@ def test_words_without_tags_are_predicted_for_and_shown_but_not_evaluated(tmp_pa
     (tmp_path / "train.conll").write_text((tmp_path / "valid.conll").read_text())
     with pytest.raises(DataError, match=r"train.conll has words without tags, which training needs"):
         TAG.dataset("train", made.config)
+    (tmp_path / "train.conll").write_text("all\tO\noutside\tO\n")
+    with pytest.raises(DataError, match=r"train.conll has no entity: all words have the tag O"):
+        TAG.dataset("train", made.config)
