@@ -79,6 +79,7 @@ def test_slurm_queues_again_what_was_stopped_and_nothing_else(code, expected, st
         ("slurm.sbatch", "--workdir=run %a", job | array, "7_3", "--workdir=run 3"),
         ("slurm-sweep.sbatch", "--sweep.seed=0,1", job | array, "7_3", "--sweep.seed=0,1 --sweep-index=3"),
         ("slurm.sbatch", "-x", job | container, "7", "-x"),
+        ("slurm-sweep.sbatch", "-x", job | array | container, "7_3", "-x --sweep-index=3"),
     ]
     for name, argument, names, queues, words in calls:
         assert script(name, argument, env=env | names).returncode == expected

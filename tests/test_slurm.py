@@ -1,6 +1,7 @@
 """The recipes for SLURM on its real controller; skipped where SLURM's daemons are not installed."""
 
 import contextlib
+import csv
 import os
 import pathlib
 import shutil
@@ -83,6 +84,21 @@ def test_of_an_array_only_the_task_that_was_stopped_queues_again(slurm, tmp_path
     shared = slurm.submit(*tasks, "launch/slurm.sbatch", "--workdir=runs/one", PYTHON=str(stub))
     assert slurm.await_state(f"{shared}_0", "FAILED")["ExitCode"] == "2:0"
     assert "folders of their own" in (tmp_path / "0.log").read_text()
+
+
+def test_a_sweep_as_an_array_goes_on_where_one_of_its_tasks_was_stopped(slurm, tmp_path):
+    runs = [*LINEAR, "--config.steps=400", "--config.log_every=20", "--config.save_every=400", "--sweep.seed=0,1"]
+    tasks = ["--array=0-1", "--cpus-per-task=1", f"--output={tmp_path}/%a.log"]
+    job = slurm.submit(*tasks, "launch/slurm-sweep.sbatch", *runs, f"--workdir={tmp_path / 'sweep'}", PACE="0.005")
+    await_step(slurm, tmp_path / "sweep" / "seed=1", 20)
+    slurm.run("scancel", "--signal=TERM", f"{job}_1")
+    ended = [slurm.await_state(f"{job}_{i}", "COMPLETED")["Restarts"] for i in range(2)]
+    assert ended == ["0", "1"]
+    with open(tmp_path / "sweep" / "sweep.csv", newline="") as file:
+        assert [(row["seed"], row["state"], row["step"]) for row in csv.DictReader(file)] == [
+            ("0", "done", "400"),
+            ("1", "done", "400"),
+        ]
 
 
 @pytest.mark.parametrize("fault", ["no data", "killed"])
