@@ -53,7 +53,10 @@ def store(paths: Sequence[pathlib.Path], content: bytes, what: str) -> pathlib.P
             return path
         except OSError as error:  # a read-only folder of shared data
             reason = error
-    raise DataError(f"the {what} cannot be stored beside the data or in the user's cache folder: {reason}")
+    raise DataError(
+        f"the {what} cannot be stored beside the data or in the user's cache folder ({reason}):"
+        " set XDG_CACHE_HOME to a folder that can be written"
+    )
 
 
 def identity(paths: Sequence[pathlib.Path], *options: object) -> str:

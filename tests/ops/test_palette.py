@@ -165,7 +165,7 @@ def test_no_place_for_the_palette_is_an_error(tmp_path, monkeypatch):
     for name in ("cache", "data"):
         (tmp_path / name).write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(DataError, match="cannot be stored beside the data or in the user's cache"):
+    with pytest.raises(DataError, match="set XDG_CACHE_HOME to a folder that can be written"):
         palettes.prepare(lambda: tiny.digits(50, "train"), options(tmp_path / "data"), seed=0)
 
 
