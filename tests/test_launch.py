@@ -191,7 +191,8 @@ def test_the_image_holds_the_program():
     assert set(kept) == {f"!{path.split('/')[0]}" for path in copied}
 
 
-LOCAL_SSH = 'while [ "$1" = -o ]; do shift 2; done\nshift\nexec bash -c "$1"'  # ssh -o OPTION HOST COMMAND
+# ssh -o OPTION HOST COMMAND
+LOCAL_SSH = 'while [ "$1" = -o ]; do echo "$2" >>"$LOG"; shift 2; done\nshift\nexec bash -c "$1"'
 
 
 def test_a_list_of_hosts_trains_as_one_run(tmp_path, fakes):
@@ -237,6 +238,8 @@ def test_ctrl_c_stops_all_hosts_and_one_that_fails_decides_the_exit_code(tmp_pat
     assert found.returncode == 3
     assert "b ended with exit code 3" in found.stderr
     assert sorted(found.stdout.splitlines()) == ["a: here 0 it's one", "b: here 1 it's one"]
+    # A machine that is gone ends its ssh.
+    assert {"ServerAliveInterval=15", "ConnectTimeout=15"} <= set(pathlib.Path(env["LOG"]).read_text().splitlines())
 
     command = ["bash", str(LAUNCH / "ssh-hosts.sh"), "a b", "x"]
     running = at_a_terminal(command, env)
