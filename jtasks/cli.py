@@ -87,7 +87,7 @@ def run(arguments: Sequence[str]) -> int:
     except errors.ClosedOutputError:
         return EXIT_CLOSED_OUTPUT
     except signals.Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        print("\n".join([str(stopped), *_notes(stopped)]), file=sys.stderr)
         return EXIT_STOPPED
     except BaseException as error:  # also a task's SystemExit, whose exit code is not the run's
         from jtasks.distributed import processes

@@ -11,9 +11,9 @@ import pytest
 from front_door import DIGITS, LINEAR, ROOT, TINY_GPT, records, run
 from PIL import Image
 
-from jtasks import cli
+from jtasks import cli, modes
 from jtasks import config as configs
-from jtasks.run import checkpoint
+from jtasks.run import checkpoint, signals
 from jtasks.run.loop import train
 
 SHORT = ["--config.steps=4", "--config.batch_size=8", "--config.log_every=2", "--config.show_count=2"]
@@ -275,3 +275,14 @@ def test_names_from_files_command_no_terminal(tmp_path, capfd):
     written = capfd.readouterr().err
     assert "error: " in written and r"\x1b" in written
     assert not set("\x1b\x07\x9b\u202e\r") & set(written)
+
+
+def test_what_a_stopped_run_could_not_send_to_its_bucket_is_printed(monkeypatch, capsys):
+    def stop(*_):
+        stopped = signals.Stopped("stopped at step 3 of 9")
+        stopped.add_note("what is not in the bucket is in /kept")
+        raise stopped
+
+    monkeypatch.setattr(modes, "run", stop)
+    assert cli.run(["--config=mnist", "--workdir=run"]) == 75
+    assert capsys.readouterr().err == "stopped at step 3 of 9\nwhat is not in the bucket is in /kept\n"
