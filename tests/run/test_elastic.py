@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import socket
 import subprocess
 
@@ -47,7 +48,9 @@ def predict_fn(params, batch, rng, config): return {"first": (batch["x"] @ param
 """
 
 
-def train(task: pathlib.Path, workdir: pathlib.Path, steps: int, devices: list[int], *fields: str) -> str:
+def train(
+    task: pathlib.Path, workdir: pathlib.Path, steps: int, devices: list[int], *fields: str, program: object = "main.py"
+) -> str:
     """Train to a step on processes that hold so many devices each; returns what the first said."""
     arguments = [f"--config={task}", f"--workdir={workdir}", f"--config.steps={steps}", *fields]
     if len(devices) == 1:
@@ -56,7 +59,7 @@ def train(task: pathlib.Path, workdir: pathlib.Path, steps: int, devices: list[i
         found.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{found.getsockname()[1]}"
     joint = [*arguments, f"--coordinator={address}", f"--num-processes={len(devices)}"]
-    running = [start(*joint, f"--process-id={i}", devices=n, NPROC="8") for i, n in enumerate(devices)]
+    running = [start(*joint, f"--process-id={i}", program=program, devices=n, NPROC="8") for i, n in enumerate(devices)]
     try:
         ends = [process.communicate(timeout=240) for process in running]
     except subprocess.TimeoutExpired:
@@ -123,6 +126,33 @@ def test_a_run_goes_on_on_any_devices(layouts, task, alone, tmp_path):
         said = train(task, tmp_path, 5 * part, devices, *fields)
         assert part == 1 or f"resumed from step {5 * (part - 1)}" in said
     same(tmp_path, alone)
+
+
+# The command, with so little host memory that a restore reads the state in several groups, two of them at once.
+GROUPS = """
+import sys
+from jtasks.run import checkpoint
+checkpoint.HOST_BYTES = 1024
+group = checkpoint._groups
+def groups(sizes, limit):
+    found = group(sizes, limit)
+    print(f"{len(found)} groups", file=sys.stderr)
+    return found
+checkpoint._groups = groups
+from jtasks.__main__ import main
+main()
+"""
+
+
+@pytest.mark.slow
+def test_processes_restore_a_state_in_groups_onto_another_mesh(task, alone, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(GROUPS)
+    layouts = ([2, 2], mesh(data=1, fsdp=4)), ([1, 1], mesh(data=1, fsdp=2)), ([2, 2], mesh(data=1, fsdp=2, tensor=2))
+    for part, (devices, fields) in enumerate(layouts, 1):
+        said = train(task, tmp_path / "run", 5 * part, devices, *fields, program=program)
+        assert part == 1 or re.search(r"^([4-9]|\d\d) groups$", said, re.M), said
+    same(tmp_path / "run", alone)
 
 
 @pytest.mark.slow
