@@ -187,6 +187,8 @@ def _resolve(reference: FieldReference, name: str) -> Any:
         return reference.get()
     except RequiredValueError:
         raise ConfigError(f"{name} is required and not set: give it as --{name}=VALUE or in the config file") from None
+    except RecursionError:  # told by `_refuse_recursion`
+        raise
     except Exception as error:
         raise ConfigError(f"{name} follows from other fields, but {type(error).__name__}: {error}") from error
 

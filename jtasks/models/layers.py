@@ -19,10 +19,18 @@ Cache = dict[str, Any]  # arrays, see models/cache.py
 HEADS = "heads"  # checkpoint_name of queries, keys and values, which the CPU saves in place of their product
 NORMAL = nn.initializers.normal(0.02)
 
+
+@jax.custom_jvp
+def _erf(x: jax.Array) -> jax.Array:
+    """Compute the error function; the derivatives of JAX's own ones fail in a shard_map that checks types."""
+    return jax.lax.erf(x)
+
+
+_erf.defjvps(lambda tangent, _, x: 2 / math.sqrt(math.pi) * (tangent * jnp.exp(-x * x)))
+
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's
-    # BERT's and ViT's, as in torch; the erfc of jax.nn.gelu has no derivative in a shard_map that checks types.
-    "gelu": lambda x: 0.5 * x * (1 + jax.lax.erf(x * math.sqrt(0.5))),
+    "gelu": lambda x: 0.5 * x * (1 + _erf(x * math.sqrt(0.5))),  # BERT's and ViT's, as in torch
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),  # ImageGPT's
     "relu": nn.relu,
     "silu": nn.silu,

@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import warnings
 from types import SimpleNamespace
 
 import jax
@@ -24,9 +25,11 @@ def run(workdir, **window):
 def recorded(workdir):
     """The step numbers in the traces of a run."""
     files = sorted(workdir.glob("profile/plugins/profile/*/*.xplane.pb"))
-    planes = [plane for file in files for plane in jax.profiler.ProfileData.from_file(str(file)).planes]
-    events = [event for plane in planes for line in plane.lines for event in line.events]
-    return sorted({dict(event.stats)["step_num"] for event in events if event.name == "train"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # as an error, that of JAX's own types ends Python 3.13
+        planes = [plane for file in files for plane in jax.profiler.ProfileData.from_file(str(file)).planes]
+        events = [event for plane in planes for line in plane.lines for event in line.events]
+        return sorted({dict(event.stats)["step_num"] for event in events if event.name == "train"})
 
 
 def setup(workdir, said, resumed=0, start=2, steps=3):
