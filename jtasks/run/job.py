@@ -199,7 +199,12 @@ def prepare(config: Config, *, pretrained: bool = True, devices: Sequence[jax.De
     config = names.pin_names(config, source=pretrained)
     if sees_one_file_system(config):
         processes.on_first_process(lambda: make_files(config, module))
-        return Job(module, fill(config, module, pretrained=pretrained), mesh)
+        try:
+            return Job(module, fill(config, module, pretrained=pretrained), mesh)
+        except (ConfigError, DataError) as error:
+            if not processes.first():  # which has just made all files
+                error.add_note("if the machines share no folder: --config.data.shared=False, each prepares its data")
+            raise
     with storage.machine_lock("prepare"):  # the first process of each machine makes the files, the others find them
         make_files(config, module)
     job = Job(module, fill(config, module, pretrained=pretrained), mesh)
